@@ -1,0 +1,17 @@
+"""The errors that a user of atlasseg can cause, and can mend."""
+
+
+class AtlasSegError(Exception):
+    """Base of every error that atlasseg raises on purpose."""
+
+
+class InputError(AtlasSegError, ValueError):
+    """What was given cannot be used: the message says what it was, what was wanted, and where."""
+
+
+class GeometryError(InputError):
+    """Volumes that must share a grid or overlap in space do not."""
+
+
+class MissingLibraryError(AtlasSegError, ImportError):
+    """An optional library is not installed: the message names the extra that brings it."""
