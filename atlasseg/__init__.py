@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from atlasseg.atlases.library import AtlasLibrary as AtlasLibrary
     from atlasseg.io import read_image as read_image
 
-__all__ = [*sorted(_LAZY), "__version__"]  # noqa: PLE0604
+__all__ = [*sorted(_LAZY), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

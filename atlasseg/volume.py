@@ -132,7 +132,9 @@ class _Volume:
         """The same volume with other values on the same grid."""
         new = replace(self, array=np.asarray(array))
         if new.shape != self.shape:
-            raise GeometryError(f"{self.name or 'volume'}: values of shape {new.shape} do not fit the grid {self.shape}")
+            raise GeometryError(
+                f"{self.name or 'volume'}: values of shape {new.shape} do not fit the grid {self.shape}"
+            )
         return new
 
     def cropped(self, start: ArrayLike, stop: ArrayLike) -> Self:
@@ -281,7 +283,8 @@ class ProbabilityMap:
         background : (I, J, K) int
             The certain label of every voxel that has no entry.
         voxels, labels, values : (E,)
-            Flat voxel index, label, and weight (0 or more) of each entry; a voxel whose weights are all 0 keeps `background`.
+            Flat voxel index, label, and weight (0 or more) of each entry; a voxel whose weights are all 0
+            keeps `background`.
         label_values : sequence of int
             Labels to list beside those that occur.
         """
@@ -318,7 +321,9 @@ class ProbabilityMap:
         )
 
     @classmethod
-    def from_dense(cls, probabilities: NDArray[np.floating[Any]], labels: ArrayLike, affine: Float64, *, name: str = "") -> ProbabilityMap:
+    def from_dense(
+        cls, probabilities: NDArray[np.floating[Any]], labels: ArrayLike, affine: Float64, *, name: str = ""
+    ) -> ProbabilityMap:
         """From (I, J, K, L) weights, 0 or more, of the L `labels` in their order; each voxel is scaled to sum 1.
 
         A voxel whose weights are all 0 becomes certain background (0).
@@ -329,7 +334,13 @@ class ProbabilityMap:
         voxels, columns = np.nonzero(flat > 0)
         background = np.zeros(shape, np.int32)
         return cls.from_entries(
-            background, affine, voxels, label_values[columns], flat[voxels, columns], label_values=label_values, name=name
+            background,
+            affine,
+            voxels,
+            label_values[columns],
+            flat[voxels, columns],
+            label_values=label_values,
+            name=name,
         )
 
     @classmethod
