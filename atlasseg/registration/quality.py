@@ -1,0 +1,146 @@
+"""How regular a transform is: its Jacobian determinant on a grid, where it folds, and how unevenly it stretches.
+
+The determinant of the Jacobian of a map of space is the volume, after the map, of a unit volume before it. Where it
+is zero or below, the map has folded and is no deformation of an anatomy. The standard deviation of its logarithm
+(SDlogJ) says how unevenly volumes change: Leow et al., "Statistical properties of Jacobian maps and the realization of
+unbiased large-deformation nonlinear image registration", IEEE TMI 26(6), 2007; both are the regularity measures of the
+Learn2Reg challenge (Hering et al., IEEE TMI 42(3), 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.volume import Float32, Float64, Grid, Mask
+
+if TYPE_CHECKING:
+    from atlasseg.transforms import Transform
+
+DETERMINANT_FLOOR = 1e-9
+"""Determinants below this count as this in SDlogJ, so that a folded voxel weighs heavily instead of being left out."""
+
+SLAB_VOXELS = 500_000
+"""About as many voxels are mapped at once: bounds the memory, changes no value."""
+
+
+@dataclass(frozen=True)
+class DeformationQuality:
+    """The regularity of a transform over the voxels of a grid, or of a mask on it.
+
+    Parameters
+    ----------
+    voxels : int
+        Number of voxels measured.
+    jacobian_min, jacobian_max, jacobian_mean : float
+        Range and mean of the Jacobian determinant, in mm^3 of output per mm^3 of input: 1 where volume is kept.
+    folded_share : float
+        Share of the voxels, 0 to 1, whose determinant is 0 or less. A mirror image counts as folded everywhere.
+    sd_log_jacobian : float
+        Standard deviation of the determinant's natural logarithm (SDlogJ); 0 for every affine map that is no mirror.
+    """
+
+    voxels: int
+    jacobian_min: float
+    jacobian_max: float
+    jacobian_mean: float
+    folded_share: float
+    sd_log_jacobian: float
+
+    def __str__(self) -> str:
+        return (
+            f"Jacobian {self.jacobian_min:.3g} to {self.jacobian_max:.3g}, folded {100 * self.folded_share:.3g} % of "
+            f"{self.voxels} voxels, SDlogJ {self.sd_log_jacobian:.3g}"
+        )
+
+
+def jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
+    """Jacobian determinant of a transform at every voxel centre of a grid.
+
+    Derivatives are central differences between neighbouring voxel centres, one-sided on the faces of the grid, taken
+    along the grid's own axes and referred to millimetres by its affine; an affine transform is therefore exact on any
+    grid, oblique or anisotropic.
+
+    Parameters
+    ----------
+    transform : Transform
+        Maps (N, 3) RAS+ mm points to RAS+ mm points.
+    grid : Grid
+        Where to measure; at least 2 voxels along each axis.
+
+    Returns
+    -------
+    (I, J, K) float32
+        The determinant, dimensionless.
+
+    Raises
+    ------
+    GeometryError
+        An axis of the grid has a single voxel.
+    InputError
+        The transform maps a voxel to NaN or infinity.
+    """
+    from atlasseg.registration._jacobian import determinants
+
+    if min(grid.shape) < 2:
+        raise GeometryError(f"a Jacobian needs at least 2 voxels along each axis, got a grid of shape {grid.shape}")
+    planes, rows, columns = grid.shape
+    per_voxel_mm3 = float(np.linalg.det(grid.affine[:3, :3]))
+    step = max(1, SLAB_VOXELS // (rows * columns))
+    out = np.empty(grid.shape, np.float32)
+    for start in range(0, planes, step):
+        stop = min(start + step, planes)
+        first, last = max(start - 1, 0), min(stop + 1, planes)
+        mapped = _mapped_planes(transform, grid, first, last)
+        out[start:stop] = determinants(mapped)[start - first : stop - first] / per_voxel_mm3
+    return out
+
+
+def _mapped_planes(transform: Transform, grid: Grid, first: int, last: int) -> Float64:
+    """(last - first, J, K, 3) where the voxel centres of planes `first` to `last` go, in mm."""
+    shape = (last - first, *grid.shape[1:])
+    index = np.indices(shape, dtype=np.float64).reshape(3, -1).T
+    index[:, 0] += first
+    points_mm = np.asarray(transform(index @ grid.affine[:3, :3].T + grid.affine[:3, 3]), dtype=np.float64)
+    if not np.isfinite(points_mm).all():
+        raise InputError(f"the transform maps {int((~np.isfinite(points_mm)).any(1).sum())} voxels to NaN or infinity")
+    return np.ascontiguousarray(points_mm.reshape(*shape, 3))
+
+
+def deformation_quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> DeformationQuality:
+    """The regularity of a transform on a grid, optionally only inside a mask.
+
+    Parameters
+    ----------
+    transform : Transform
+        Maps (N, 3) RAS+ mm points to RAS+ mm points, such as a registration's moving_from_fixed.
+    grid : Grid
+        Where to measure: of a registration, the fixed image's.
+    mask : Mask, optional
+        Measure only inside; it must lie on `grid`. Derivatives still use neighbours outside it.
+
+    Raises
+    ------
+    GeometryError
+        The mask is not on the grid, or an axis has a single voxel.
+    InputError
+        The mask is empty, or the transform gives NaN.
+    """
+    if mask is not None:
+        if not mask.grid.matches(grid):
+            raise GeometryError(f"mask {mask.name!r} of shape {mask.shape} is not on the grid of shape {grid.shape}")
+        if not mask.array.any():
+            raise InputError(f"mask {mask.name!r} is empty: there is no voxel to measure")
+    jacobian = jacobian_determinant(transform, grid)
+    measured = (jacobian.reshape(-1) if mask is None else jacobian[mask.array]).astype(np.float64)
+    return DeformationQuality(
+        voxels=int(measured.size),
+        jacobian_min=float(measured.min()),
+        jacobian_max=float(measured.max()),
+        jacobian_mean=float(measured.mean()),
+        folded_share=float((measured <= 0).mean()),
+        sd_log_jacobian=float(np.log(np.maximum(measured, DETERMINANT_FLOOR)).std()),
+    )
