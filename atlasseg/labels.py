@@ -1,0 +1,409 @@
+"""What labels mean: a table of values, names, colours and groups, and the text formats that carry one.
+
+Tables are recognised by their content, not by their file name: BIDS TSV (``index``, ``name``, ...), CSV with the same
+columns, ITK-SNAP label descriptions, and FreeSurfer colour tables. Writing to disk is in :mod:`atlasseg.io`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from atlasseg.errors import InputError
+
+Color = tuple[int, int, int]
+TableFormat = Literal["bids", "csv", "itk-snap", "freesurfer"]
+
+_OKABE_ITO: tuple[Color, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+_SHADES = (0.0, -0.35, 0.45, -0.55, 0.65)  # toward black below 0, toward white above
+
+_VALUE_COLUMNS = ("index", "value", "id", "label")
+_NAME_COLUMNS = ("name", "structure", "label")
+_COLOR_COLUMNS = ("color", "colour")
+_NOTHING = ("", "n/a")
+_NO_LABEL = "Clear Label"  # what ITK-SNAP calls background
+
+_ITK_SNAP_LINE = re.compile(r'^\s*(-?\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+[\d.]+\s+[01]\s+[01]\s+"(.*)"\s*$')
+_FREESURFER_LINE = re.compile(r"^\s*(-?\d+)\s+(\S+)\s+(\d+)\s+(\d+)\s+(\d+)\s+\d+\s*$")
+
+
+def default_color(value: int) -> Color:
+    """Colour of a label that was given none: the same for a value in every table, as (R, G, B) in 0..255.
+
+    The seven colours of Okabe and Ito (2008), which people with any form of colour blindness tell apart, come in five
+    shades each, so that neighbouring values differ in hue and values seven apart in lightness.
+    Background (0) is black; the colours repeat after 35 values.
+    """
+    if value == 0:
+        return (0, 0, 0)
+    red, green, blue = _OKABE_ITO[(value - 1) % len(_OKABE_ITO)]
+    shade = _SHADES[(value - 1) // len(_OKABE_ITO) % len(_SHADES)]
+    end = 255 if shade > 0 else 0
+
+    def mixed(channel: int) -> int:
+        return round(channel + abs(shade) * (end - channel))
+
+    return mixed(red), mixed(green), mixed(blue)
+
+
+@dataclass(frozen=True)
+class Label:
+    """One row of a label table.
+
+    Parameters
+    ----------
+    value : int
+        The number in the volumes.
+    name : str
+        Not empty, on one line.
+    color : (R, G, B) in 0..255, optional
+    group : str, optional
+        Structure of structures, for figures over groups of labels.
+    abbreviation : str, optional
+    mapping : int, optional
+        The value of the same structure in a standard numbering (BIDS).
+    not_annotated_in : frozenset of str
+        Ids of the atlases in which nobody drew this label.
+
+    Raises
+    ------
+    InputError
+        The name is empty or holds a tab or a line break, or a colour is outside 0..255.
+    """
+
+    value: int
+    name: str
+    color: Color | None = None
+    group: str | None = None
+    abbreviation: str | None = None
+    mapping: int | None = None
+    not_annotated_in: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or re.search(r"[\t\r\n]", self.name):
+            raise InputError(f"label {self.value}: a name on one line without tabs is wanted, got {self.name!r}")
+        if self.color is not None and (len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color)):
+            raise InputError(f"label {self.value} ({self.name}): a colour is three numbers in 0..255, got {self.color}")
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Labels in the order of their file, each value and each name once.
+
+    Raises
+    ------
+    InputError
+        A value or a name occurs twice.
+    """
+
+    labels: tuple[Label, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        names: dict[str, int] = {}
+        values: dict[int, str] = {}
+        for label in self.labels:
+            if label.value in values:
+                raise InputError(f"label {label.value} is listed twice: as {values[label.value]!r} and {label.name!r}")
+            if label.name in names:
+                raise InputError(f"the name {label.name!r} is given to two labels: {names[label.name]} and {label.value}")
+            values[label.value] = label.name
+            names[label.name] = label.value
+
+    @classmethod
+    def from_values(cls, values: Iterable[int]) -> LabelTable:
+        """A table of `values`, ascending and without background, with default names and colours."""
+        return cls().completed(values)
+
+    @cached_property
+    def _by_value(self) -> dict[int, Label]:
+        return {label.value: label for label in self.labels}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Label]:
+        return {label.name: label for label in self.labels}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[Label]:
+        return iter(self.labels)
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._by_value
+
+    def __getitem__(self, value: int) -> Label:
+        """The row of `value`.
+
+        Raises
+        ------
+        InputError
+            The table has no such label.
+        """
+        if value not in self._by_value:
+            raise InputError(f"the label table has no label {value}; it has {_listed(self._by_value)}")
+        return self._by_value[value]
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every value, in the order of the table."""
+        return tuple(self._by_value)
+
+    @property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Values of each group, in the order of the table."""
+        out: dict[str, tuple[int, ...]] = {}
+        for label in self.labels:
+            if label.group is not None:
+                out[label.group] = (*out.get(label.group, ()), label.value)
+        return out
+
+    def name(self, value: int) -> str:
+        """Name of `value`; of a value that is not listed, ``background`` (0) or ``label 7``."""
+        if value in self._by_value:
+            return self._by_value[value].name
+        return "background" if value == 0 else f"label {value}"
+
+    def color(self, value: int) -> Color:
+        """Colour of `value` as (R, G, B) in 0..255: its own, or :func:`default_color`."""
+        listed = self._by_value.get(value)
+        return listed.color if listed is not None and listed.color is not None else default_color(value)
+
+    def value(self, name: str) -> int:
+        """Value of the label called `name`.
+
+        Raises
+        ------
+        InputError
+            The table has no such name.
+        """
+        if name not in self._by_name:
+            raise InputError(f"the label table has no label called {name!r}; it has {_listed(self._by_name)}")
+        return self._by_name[name].value
+
+    def not_annotated_in(self, atlas_id: str) -> frozenset[int]:
+        """Values that nobody drew in the atlas of that id, as far as this table says."""
+        return frozenset(label.value for label in self.labels if atlas_id in label.not_annotated_in)
+
+    def completed(self, values: Iterable[int]) -> LabelTable:
+        """This table, followed by every one of `values` that it lacks, ascending; background (0) is not added."""
+        missing = sorted({int(value) for value in values} - {0, *self._by_value})
+        return LabelTable((*self.labels, *(Label(value, self.name(value), default_color(value)) for value in missing)))
+
+
+def read_label_table(path: str | Path) -> LabelTable:
+    """Label table of a BIDS TSV, CSV, ITK-SNAP or FreeSurfer file, recognised by its content.
+
+    Raises
+    ------
+    InputError
+        The file is absent, is not text, is in none of these formats, or has a faulty line: the message names file and line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: a label table must be text in UTF-8 ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{path}: the label table cannot be read: {error.strerror or error}") from error
+    return parse_label_table(text, source=str(path))
+
+
+def parse_label_table(text: str, *, source: str = "label table") -> LabelTable:
+    """Label table from text in any of the known formats.
+
+    Parameters
+    ----------
+    text : str
+        The content of the file.
+    source : str
+        Its name, for messages.
+
+    Raises
+    ------
+    InputError
+        The text is in none of the formats, or has a faulty line: the message holds `source` and the line's number.
+    """
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    content = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
+    if not content:
+        raise InputError(f"{source}: the label table is empty")
+    first = content[0][1]
+    for pattern, parse in ((_ITK_SNAP_LINE, _from_itk_snap), (_FREESURFER_LINE, _from_freesurfer)):
+        if pattern.match(first):
+            rows = _matched(content, pattern, parse, source)
+            return _table([row for row in rows if row[1].value != 0 or row[1].name != _NO_LABEL], source)
+    for delimiter in "\t,;":
+        header = [cell.strip().lower() for cell in next(csv.reader([first], delimiter=delimiter))]
+        value = next((column for column in _VALUE_COLUMNS if column in header), None)
+        name = next((column for column in _NAME_COLUMNS if column in header and column != value), None)
+        if value is not None and name is not None:
+            renamed = ["index" if column == value else "name" if column == name else column for column in header]
+            return _table(_from_columns(content[1:], renamed, delimiter, source), source)
+    raise InputError(
+        f"{source}, line {content[0][0]}: not a label table that is known (BIDS TSV or CSV with columns 'index' and 'name', "
+        f"ITK-SNAP, FreeSurfer): {first.strip()[:60]!r}"
+    )
+
+
+def format_label_table(table: LabelTable, format: TableFormat = "bids") -> str:
+    """Text of `table` in a format: ``bids`` (TSV) and ``csv`` keep every column, the others value, name and colour.
+
+    Every label gets a colour. FreeSurfer names hold no spaces, so these become ``_``; in ITK-SNAP names ``"`` becomes ``'``.
+
+    Raises
+    ------
+    InputError
+        Two names become the same in the FreeSurfer format, or the format is unknown.
+    """
+    if format == "bids":
+        return _delimited(table, "\t")
+    if format == "csv":
+        return _delimited(table, ",")
+    if format == "itk-snap":
+        rows = ["# ITK-SnAP Label Description File", "# IDX  R G B  A VIS MSH  LABEL", f'0 0 0 0 0 0 0 "{_NO_LABEL}"']
+        for label in table:
+            if label.value != 0:
+                red, green, blue = table.color(label.value)
+                name = label.name.replace('"', "'")
+                rows.append(f'{label.value} {red} {green} {blue} 1 1 1 "{name}"')
+        return "\n".join(rows) + "\n"
+    if format == "freesurfer":
+        short = LabelTable(tuple(replace(label, name=re.sub(r"\s+", "_", label.name.strip())) for label in table))
+        rows = ["# No. LabelName R G B A"]
+        rows += [f"{x.value} {x.name} {' '.join(str(part) for part in short.color(x.value))} 0" for x in short]
+        return "\n".join(rows) + "\n"
+    raise InputError(f"unknown format of a label table: {format!r}; there are bids, csv, itk-snap, freesurfer")
+
+
+def _listed(items: Iterable[object], most: int = 12) -> str:
+    every = [str(item) for item in items]
+    shown = ", ".join(every[:most]) or "none"
+    return shown if len(every) <= most else f"{shown} and {len(every) - most} more"
+
+
+def _table(rows: Sequence[tuple[int, Label]], source: str) -> LabelTable:
+    lines: dict[int | str, int] = {}
+    for number, label in rows:
+        for key in (label.value, label.name):
+            if key in lines:
+                what = "value" if isinstance(key, int) else "name"
+                raise InputError(f"{source}, line {number}: the {what} {key!r} was given in line {lines[key]} already")
+            lines[key] = number
+    return LabelTable(tuple(label for _, label in rows))
+
+
+def _matched(
+    content: Sequence[tuple[int, str]], pattern: re.Pattern[str], parse: Callable[[re.Match[str]], Label], source: str
+) -> list[tuple[int, Label]]:
+    rows = []
+    for number, line in content:
+        match = pattern.match(line)
+        if match is None:
+            raise InputError(f"{source}, line {number}: not like the lines before it: {line.strip()[:60]!r}")
+        rows.append((number, _at_line(source, number, lambda found=match: parse(found))))
+    return rows
+
+
+def _at_line(source: str, number: int, make: Callable[[], Label]) -> Label:
+    try:
+        return make()
+    except ValueError as error:
+        raise InputError(f"{source}, line {number}: {error}") from error
+
+
+def _from_itk_snap(match: re.Match[str]) -> Label:
+    value, red, green, blue = (int(part) for part in match.groups()[:4])
+    return Label(value, match[5].strip(), (red, green, blue))
+
+
+def _from_freesurfer(match: re.Match[str]) -> Label:
+    red, green, blue = (int(part) for part in match.groups()[2:])
+    return Label(int(match[1]), match[2], (red, green, blue))
+
+
+def _from_columns(
+    content: Sequence[tuple[int, str]], header: Sequence[str], delimiter: str, source: str
+) -> list[tuple[int, Label]]:
+    rows = []
+    for number, line in content:
+        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+        if len(cells) != len(header):
+            raise InputError(f"{source}, line {number}: {len(header)} columns are wanted ({', '.join(header)}), got {len(cells)}")
+        row = {column: cell for column, cell in zip(header, cells, strict=True) if cell.lower() not in _NOTHING}
+        rows.append((number, _at_line(source, number, lambda found=row: _from_row(found))))
+    return rows
+
+
+def _from_row(row: dict[str, str]) -> Label:
+    if "index" not in row or "name" not in row:
+        raise InputError("both a value and a name are wanted")
+    mapping = row.get("mapping")
+    color = next((row[column] for column in _COLOR_COLUMNS if column in row), None)
+    return Label(
+        _whole(row["index"], "value"),
+        row["name"],
+        _hex(color) if color is not None else _channels(row),
+        row.get("group"),
+        row.get("abbreviation"),
+        None if mapping is None else _whole(mapping, "mapping"),
+        frozenset(part.strip() for part in re.split("[,;]", row.get("not_annotated_in", "")) if part.strip()),
+    )
+
+
+def _whole(text: str, column: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"a whole number is wanted as {column}, got {text!r}") from None
+
+
+def _hex(text: str) -> Color:
+    if not re.fullmatch(r"#?[0-9a-fA-F]{6}", text):
+        raise InputError(f"a colour like #E69F00 is wanted, got {text!r}")
+    digits = text.removeprefix("#")
+    return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:], 16)
+
+
+def _channels(row: dict[str, str]) -> Color | None:
+    for names in (("r", "g", "b"), ("red", "green", "blue")):
+        if all(name in row for name in names):
+            red, green, blue = (_whole(row[name], name) for name in names)
+            return red, green, blue
+    return None
+
+
+def _delimited(table: LabelTable, delimiter: str) -> str:
+    out = io.StringIO()
+    columns = ["index", "name", "color"]
+    columns += [column for column in ("abbreviation", "mapping", "group") if any(getattr(x, column) is not None for x in table)]
+    columns += ["not_annotated_in"] if any(label.not_annotated_in for label in table) else []
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(columns)
+    for label in table:
+        red, green, blue = table.color(label.value)
+        cells: dict[str, object] = {
+            "index": label.value,
+            "name": label.name,
+            "color": f"#{red:02X}{green:02X}{blue:02X}",
+            "abbreviation": label.abbreviation,
+            "mapping": label.mapping,
+            "group": label.group,
+            "not_annotated_in": ";".join(sorted(label.not_annotated_in)) or None,
+        }
+        writer.writerow(["n/a" if cells[column] is None else cells[column] for column in columns])
+    return out.getvalue()
