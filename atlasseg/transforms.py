@@ -96,7 +96,9 @@ class Affine(Transform):
     def __post_init__(self) -> None:
         matrix = np.array(self.matrix, dtype=np.float64)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], (0, 0, 0, 1)):
-            raise GeometryError(f"an affine transform must be a finite 4x4 matrix ending in 0 0 0 1, got {self.matrix!r}")
+            raise GeometryError(
+                f"an affine transform must be a finite 4x4 matrix ending in 0 0 0 1, got {self.matrix!r}"
+            )
         if np.linalg.det(matrix[:3, :3]) == 0:
             raise GeometryError(f"an affine transform must be invertible, got {matrix.tolist()}")
         object.__setattr__(self, "matrix", matrix)
