@@ -10,25 +10,19 @@ Learn2Reg challenge (Hering et al., IEEE TMI 42(3), 2023).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.transforms import Transform, slabs
 from atlasseg.volume import Float32, Float64, Grid, Mask
-
-if TYPE_CHECKING:
-    from atlasseg.transforms import Transform
 
 DETERMINANT_FLOOR = 1e-9
 """Determinants below this count as this in SDlogJ, so that a folded voxel weighs heavily instead of being left out."""
 
-SLAB_VOXELS = 500_000
-"""About as many voxels are mapped at once: bounds the memory, changes no value."""
-
 
 @dataclass(frozen=True)
-class DeformationQuality:
+class RegistrationQuality:
     """The regularity of a transform over the voxels of a grid, or of a mask on it.
 
     Parameters
@@ -87,30 +81,25 @@ def jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
 
     if min(grid.shape) < 2:
         raise GeometryError(f"a Jacobian needs at least 2 voxels along each axis, got a grid of shape {grid.shape}")
-    planes, rows, columns = grid.shape
     per_voxel_mm3 = float(np.linalg.det(grid.affine[:3, :3]))
-    step = max(1, SLAB_VOXELS // (rows * columns))
     out = np.empty(grid.shape, np.float32)
-    for start in range(0, planes, step):
-        stop = min(start + step, planes)
-        first, last = max(start - 1, 0), min(stop + 1, planes)
-        mapped = _mapped_planes(transform, grid, first, last)
-        out[start:stop] = determinants(mapped)[start - first : stop - first] / per_voxel_mm3
+    for start, stop in slabs(grid):
+        first, last = max(start - 1, 0), min(stop + 1, grid.shape[0])  # with a neighbour on either side
+        mapped_mm = _mapped_mm(transform, grid.cropped((first, 0, 0), (last, *grid.shape[1:])))
+        out[start:stop] = determinants(mapped_mm)[start - first : stop - first] / per_voxel_mm3
     return out
 
 
-def _mapped_planes(transform: Transform, grid: Grid, first: int, last: int) -> Float64:
-    """(last - first, J, K, 3) where the voxel centres of planes `first` to `last` go, in mm."""
-    shape = (last - first, *grid.shape[1:])
-    index = np.indices(shape, dtype=np.float64).reshape(3, -1).T
-    index[:, 0] += first
-    points_mm = np.asarray(transform(index @ grid.affine[:3, :3].T + grid.affine[:3, 3]), dtype=np.float64)
-    if not np.isfinite(points_mm).all():
-        raise InputError(f"the transform maps {int((~np.isfinite(points_mm)).any(1).sum())} voxels to NaN or infinity")
-    return np.ascontiguousarray(points_mm.reshape(*shape, 3))
+def _mapped_mm(transform: Transform, grid: Grid) -> Float64:
+    """(I, J, K, 3) where the voxel centres of a grid go."""
+    points_mm = np.ascontiguousarray(transform.on_grid(grid))
+    lost = ~np.isfinite(points_mm).all(axis=-1)
+    if lost.any():
+        raise InputError(f"the transform takes {int(lost.sum())} voxels of the grid to NaN or infinity")
+    return points_mm
 
 
-def deformation_quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> DeformationQuality:
+def quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> RegistrationQuality:
     """The regularity of a transform on a grid, optionally only inside a mask.
 
     Parameters
@@ -136,7 +125,7 @@ def deformation_quality(transform: Transform, grid: Grid, *, mask: Mask | None =
             raise InputError(f"mask {mask.name!r} is empty: there is no voxel to measure")
     jacobian = jacobian_determinant(transform, grid)
     measured = (jacobian.reshape(-1) if mask is None else jacobian[mask.array]).astype(np.float64)
-    return DeformationQuality(
+    return RegistrationQuality(
         voxels=int(measured.size),
         jacobian_min=float(measured.min()),
         jacobian_max=float(measured.max()),

@@ -1,0 +1,134 @@
+"""Which registrations failed: those whose similarity to the target falls far below the rest of the library's.
+
+A registration that went to the wrong place still returns a transform. What gives it away is how much less its warped
+atlas looks like the target than the other atlases do, measured with the robust z-score of Iglewicz & Hoaglin: distance
+from the median in units of the median absolute deviation, which one or several failures cannot inflate.
+
+References
+----------
+.. [1] Iglewicz, B., Hoaglin, D. C. (1993). How to detect and handle outliers. ASQC Quality Press (modified z-score,
+   threshold 3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlasseg.errors import InputError
+
+NORMAL_SD_PER_MAD = 1.4826
+"""Standard deviation of a normal distribution whose median absolute deviation is 1."""
+
+SMALLEST_LIBRARY = 4
+"""With fewer atlases the spread says nothing, and only `floor` is applied."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be made of one registration.
+
+    Parameters
+    ----------
+    keep : bool
+        False where the registration failed.
+    weight : float
+        0 (failed) to 1 (as good as the others): how much the atlas should count.
+    reason : str
+        Why it is not kept or counts less, in plain words with the figures; empty where there is nothing to say.
+    z : float
+        Robust z-score of its similarity in the library, negative below the median; NaN in a library too small for it.
+    """
+
+    keep: bool
+    weight: float = 1.0
+    reason: str = ""
+    z: float = float("nan")
+
+
+def find_failures(
+    similarities: Sequence[float],
+    *,
+    names: Sequence[str] | None = None,
+    threshold: float = 3.5,
+    doubt: float = 2.5,
+    floor: float = 0.05,
+    least_spread: float = 0.05,
+) -> list[Verdict]:
+    """Judge the registrations of one target by the similarity each atlas reached.
+
+    A registration has failed where its similarity is NaN, or below `floor`, or has a robust z-score below
+    ``-threshold``. Between ``-doubt`` and ``-threshold`` its weight falls linearly from 1 to 0. Where not one atlas
+    reaches `floor` there is none to prefer: all are kept, and each reason says so.
+
+    Parameters
+    ----------
+    similarities : (N,) sequence of float
+        Higher is better, one an atlas: such as the mean local correlation in the target's mask, 0 to 1.
+    names : (N,) sequence of str, optional
+        Names of the atlases, for messages.
+    threshold, doubt : float
+        Robust standard deviations below the median; ``0 <= doubt <= threshold``.
+    floor : float
+        The least similarity that a registration can have reached. Unrelated noise has a mean squared local
+        correlation of about 0.01 in boxes of 5 voxels a side.
+    least_spread : float
+        The robust standard deviation is taken as at least this share of the median, so that in a library of atlases
+        that are all nearly alike a trifle is no failure.
+
+    Returns
+    -------
+    list of Verdict
+        In the order given.
+
+    Raises
+    ------
+    InputError
+        There are not as many names as similarities, or `doubt` and `threshold` are not in order.
+
+    Examples
+    --------
+    >>> verdicts = find_failures([0.52, 0.49, 0.55, 0.21, 0.51], names=list("abcde"))
+    >>> [v.keep for v in verdicts]
+    [True, True, True, False, True]
+    >>> verdicts[3].reason
+    'similarity 0.21 is 10.1 robust standard deviations below the median 0.51 of 5 atlases'
+    """
+    values = np.asarray(similarities, dtype=np.float64)
+    named = [str(n) for n in range(values.size)] if names is None else list(names)
+    if values.ndim != 1 or len(named) != values.size:
+        raise InputError(f"one name a similarity is wanted, got {len(named)} names and {values.shape} similarities")
+    if not 0 <= doubt <= threshold:
+        raise InputError(f"doubt and threshold must satisfy 0 <= doubt <= threshold, got {doubt} and {threshold}")
+    known = values[np.isfinite(values)]
+    if known.size == 0 or known.max() < floor:
+        best = (
+            f"the best, {named[int(np.nanargmax(values))]}, {known.max():.2g}"
+            if known.size
+            else "none overlaps the target"
+        )
+        reason = f"no atlas reaches the similarity {floor:g} ({best}): none could be preferred, all are kept"
+        return [Verdict(keep=True, reason=reason) for _ in named]
+    middle = float(np.median(known))
+    spread = max(NORMAL_SD_PER_MAD * float(np.median(np.abs(known - middle))), least_spread * abs(middle), 1e-12)
+    judged = known.size >= SMALLEST_LIBRARY
+    return [_verdict(v, middle, spread, known.size, judged, threshold, doubt, floor) for v in values.tolist()]
+
+
+def _verdict(
+    value: float, middle: float, spread: float, count: int, judged: bool, threshold: float, doubt: float, floor: float
+) -> Verdict:
+    z = (value - middle) / spread if judged else float("nan")
+    if not np.isfinite(value):
+        return Verdict(False, 0.0, "its similarity could not be measured: it does not overlap the target", z)
+    if value < floor:
+        return Verdict(False, 0.0, f"similarity {value:.2g} is below the floor {floor:g}", z)
+    if not judged or z >= -doubt:
+        return Verdict(True, 1.0, "", z)
+    below = f"{-z:.1f} robust standard deviations below the median {middle:.2g} of {count} atlases"
+    if z < -threshold:
+        return Verdict(False, 0.0, f"similarity {value:.2g} is {below}", z)
+    weight = (z + threshold) / (threshold - doubt) if threshold > doubt else 1.0
+    return Verdict(True, weight, f"similarity {value:.2g} is {below}: it counts {weight:.2f}", z)
