@@ -1,0 +1,466 @@
+"""Exhaustive patch search by running box sums.
+
+For one offset of the search window, the product of the target and the shifted candidate is summed over every
+patch at once by running sums along two axes and a short sum along the third, so that a patch costs a few operations
+whatever its size. With the sums of the candidate and of its square, taken once, this gives each patch's correlation or
+squared difference exactly (in double precision). The work goes tile by tile, each tile small enough for the cache, and
+only around the voxels that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numba
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError
+from atlasseg.volume import Bool, Float32, Float64, Int32, Int64
+
+Radius = int | tuple[int, int, int]
+Measure = Literal["correlation", "ssd"]
+Result = TypeVar("Result")
+
+TILE = (12, 12, 48)
+"""Voxels of a tile: its working arrays stay in a second-level cache, its rows are long enough for vector instructions."""
+
+TIE = 1e-6
+"""A patch is better than an earlier one only by more than this, in units of correlation: rounding must not choose."""
+
+CONSTANT = 1e-5
+"""A patch is constant where its standard deviation is below this part of its root mean square."""
+
+
+@dataclass(frozen=True, eq=False)
+class BestPatches:
+    """The best patch of each candidate for each voxel.
+
+    Parameters
+    ----------
+    voxels : (V,) int64
+        Ascending flat (C order) indices of the voxels.
+    offsets : (O, 3) int64
+        The search window, by growing distance.
+    chosen : (V, N) int16
+        Row of `offsets` that takes the voxel to the centre of each candidate's best patch; -1 where the candidate has none.
+    scores : (V, N) float64
+        Correlation summed over channels, or ``-SSD``; -inf where there is none.
+    """
+
+    voxels: Int64
+    offsets: Int64
+    chosen: NDArray[np.int16]
+    scores: Float64
+
+
+@dataclass(frozen=True, eq=False)
+class NearestPatches:
+    """The `k` best patches of all candidates together, for each voxel, best first.
+
+    Parameters
+    ----------
+    voxels : (V,) int64
+        Ascending flat (C order) indices of the voxels.
+    offsets : (O, 3) int64
+        The search window, by growing distance.
+    candidate : (V, k) int32
+        Which candidate each patch comes from; -1 where there are fewer than `k`.
+    chosen : (V, k) int32
+        Row of `offsets` of each patch; -1 where there are fewer.
+    scores : (V, k) float64
+        Correlation summed over channels, or ``-SSD``; -inf where there are fewer.
+    """
+
+    voxels: Int64
+    offsets: Int64
+    candidate: Int32
+    chosen: Int32
+    scores: Float64
+
+
+def best_patches(
+    target: Float32,
+    candidates: Sequence[Float32],
+    where: Bool,
+    *,
+    patch_radius: Radius = 2,
+    search_radius: Radius = 3,
+    measure: Measure = "correlation",
+    inside: Sequence[Bool | None] | None = None,
+) -> BestPatches:
+    """Find, for each voxel and candidate, the patch of the search window that is most like the target's.
+
+    Parameters
+    ----------
+    target : (C, I, J, K) float32
+        Intensities, channels first.
+    candidates : N arrays (C, I, J, K) float32
+        On the target's grid.
+    where : (I, J, K) bool
+        Voxels to search for.
+    patch_radius, search_radius : int or three ints
+        In voxels: a patch has ``2 r + 1`` voxels along an axis. Beyond the grid, intensities are the nearest voxel's;
+        the centre of a patch stays on the grid.
+    measure : {'correlation', 'ssd'}
+        Pearson correlation (the squared difference of patches of mean 0 and standard deviation 1, upside down; 0 where
+        a patch is constant), or the plain sum of squared differences. Channels add up.
+    inside : N arrays (I, J, K) bool or None
+        Where a patch of each candidate may be centred; None is everywhere.
+
+    Returns
+    -------
+    BestPatches
+        Of equally good patches, the one of smallest offset.
+    """
+    setting = _Setting(target, where, patch_radius, search_radius, measure)
+    chosen = np.full((setting.voxels.size, len(candidates)), -1, np.int16)
+    scores = np.full((setting.voxels.size, len(candidates)), -np.inf)
+    covered = _covered(inside, len(candidates), where.shape)
+
+    def search(box: Box) -> None:
+        rows = setting.rows(box)
+        tile = setting.target_tile(box)
+        for n, candidate in enumerate(candidates):
+            score, code = setting.empty(box, 1)
+            setting.search(box, tile, candidate, covered[n], 0, score, code)
+            chosen[rows[1], n] = code[0][rows[0]]
+            scores[rows[1], n] = setting.true_score(tile, score[0])[rows[0]]
+
+    each_tile(search, tiles(where, TILE))
+    return BestPatches(setting.voxels, setting.offsets, chosen, scores)
+
+
+def nearest_patches(
+    target: Float32,
+    candidates: Sequence[Float32],
+    where: Bool,
+    *,
+    count: int,
+    patch_radius: Radius = 2,
+    search_radius: Radius = 3,
+    measure: Measure = "ssd",
+    inside: Sequence[Bool | None] | None = None,
+) -> NearestPatches:
+    """Find, for each voxel, the `count` patches of all candidates and offsets that are most like the target's.
+
+    The arguments are those of `best_patches`. Equally good patches come in the order of the candidates, then of the
+    offsets' length.
+    """
+    if count < 1:
+        raise InputError(f"the number of patches must be at least 1, got {count}")
+    setting = _Setting(target, where, patch_radius, search_radius, measure)
+    codes = np.full((setting.voxels.size, count), -1, np.int32)
+    scores = np.full((setting.voxels.size, count), -np.inf)
+    covered = _covered(inside, len(candidates), where.shape)
+
+    def search(box: Box) -> None:
+        rows = setting.rows(box)
+        tile = setting.target_tile(box)
+        score, code = setting.empty(box, count)
+        for n, candidate in enumerate(candidates):
+            setting.search(box, tile, candidate, covered[n], n * len(setting.offsets), score, code)
+        for m in range(count):
+            codes[rows[1], m] = code[m][rows[0]]
+            scores[rows[1], m] = setting.true_score(tile, score[m])[rows[0]]
+
+    each_tile(search, tiles(where, TILE))
+    number = len(setting.offsets)
+    found = codes >= 0
+    which, offset = np.where(found, codes // number, -1), np.where(found, codes % number, -1)
+    return NearestPatches(setting.voxels, setting.offsets, which.astype(np.int32), offset.astype(np.int32), scores)
+
+
+Box = tuple[Int64, Int64]
+"""Start and stop of a tile, each (3,)."""
+
+TargetTile = tuple[Float64, Float64, Float64]
+"""Intensities of the target around a tile, and the two arrays of `statistics`."""
+
+
+class _Setting:
+    """What every tile of one search shares."""
+
+    def __init__(self, target: Float32, where: Bool, patch_radius: Radius, search_radius: Radius, measure: Measure) -> None:
+        if measure not in ("correlation", "ssd"):
+            raise InputError(f"measure must be 'correlation' or 'ssd', got {measure!r}")
+        self.target = np.ascontiguousarray(target, np.float32)
+        self.where = where
+        self.patch = radius_of(patch_radius, "patch_radius")
+        self.window = radius_of(search_radius, "search_radius")
+        self.offsets = offsets_by_length(search_radius)
+        self.correlation = measure == "correlation"
+        self.voxels = np.flatnonzero(where)
+        self._number = np.full(where.shape, -1, np.int64)
+        self._number.reshape(-1)[self.voxels] = np.arange(self.voxels.size)
+
+    def rows(self, box: Box) -> tuple[Bool, Int64]:
+        """Which voxels of a tile are wanted, and their rows in the result."""
+        inside = tuple(slice(a, b) for a, b in zip(*box, strict=True))
+        return self.where[inside], self._number[inside][self.where[inside]]
+
+    def target_tile(self, box: Box) -> TargetTile:
+        values = load_tile(self.target, box[0] - self.patch, box[1] + self.patch)
+        return values, *statistics(values, self.patch, self.correlation, True)
+
+    def empty(self, box: Box, count: int) -> tuple[Float64, Int32]:
+        shape = (count, *(box[1] - box[0]))
+        return np.full(shape, -np.inf), np.full(shape, -1, np.int32)
+
+    def search(self, box: Box, tile: TargetTile, candidate: Float32, covered: Bool, code: int, score: Float64, codes: Int32) -> None:
+        margin = self.patch + self.window
+        values = load_tile(np.ascontiguousarray(candidate, np.float32), box[0] - margin, box[1] + margin)
+        centre, scale = statistics(values, self.patch, self.correlation, False)
+        forbid_outside(scale, covered, box[0] - self.window)
+        wanted = self.where[box[0][0] : box[1][0], box[0][1] : box[1][1], box[0][2] : box[1][2]].any(axis=2)
+        search_tile(*tile, values, centre, scale, self.offsets + self.window, self.patch, wanted, code, score, codes)
+
+    def true_score(self, tile: TargetTile, score: Float64) -> Float64:
+        """From the kernel's scale, in which ties are judged, to correlation or ``-SSD``."""
+        if self.correlation:
+            return score
+        energy = 2 / tile[2][0]
+        zero = tile[2][0] == 2
+        return np.where(zero, score, (score - 1) * energy)
+
+
+def radius_of(radius: Radius, name: str) -> Int64:
+    """(3,) a radius in voxels, given as one number or three.
+
+    Raises
+    ------
+    InputError
+        It is not one or three whole numbers, 0 or more.
+    """
+    given = np.asarray(radius)
+    if given.dtype.kind not in "iu" or given.shape not in ((), (3,)) or given.min() < 0:
+        raise InputError(f"{name} must be one or three whole numbers of voxels, 0 or more, got {radius!r}")
+    return np.broadcast_to(given.astype(np.int64), (3,)).copy()
+
+
+def offsets_by_length(radius: Radius) -> Int64:
+    """(O, 3) every offset within a radius along each axis, by growing length, then in lexicographic order."""
+    reach = radius_of(radius, "search_radius")
+    window = np.stack(np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij"), -1).reshape(-1, 3)
+    return window[np.argsort((window**2).sum(axis=1), kind="stable")]
+
+
+def tiles(where: Bool, size: tuple[int, int, int]) -> list[Box]:
+    """Boxes of at most `size` voxels that hold every voxel of `where` once, each shrunk to the voxels it holds."""
+    boxes = []
+    shape = where.shape
+    for corner in np.ndindex(*[-(-n // s) for n, s in zip(shape, size, strict=True)]):
+        start = np.array(corner) * np.array(size)
+        part = where[tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))]
+        if part.any():
+            held = [np.flatnonzero(part.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
+            boxes.append((start + [h[0] for h in held], start + [h[-1] + 1 for h in held]))
+    return boxes
+
+
+def each_tile(task: Callable[[Box], Result], boxes: Sequence[Box]) -> list[Result]:
+    """Run a task that releases the interpreter's lock on every tile, on as many threads as numba may use, in order."""
+    with ThreadPoolExecutor(max_workers=numba.get_num_threads()) as pool:
+        return list(pool.map(task, boxes))
+
+
+def _covered(inside: Sequence[Bool | None] | None, count: int, shape: tuple[int, ...]) -> list[Bool]:
+    everywhere = np.broadcast_to(True, shape)
+    given = [None] * count if inside is None else list(inside)
+    return [np.ascontiguousarray(everywhere if each is None else each) for each in given]
+
+
+@njit(cache=True, nogil=True)
+def load_tile(volume: Float32, start: Int64, stop: Int64) -> Float64:
+    """(C, i, j, k) the box from `start` to `stop` of a (C, I, J, K) volume; beyond its edge, the nearest voxel."""
+    channels, n0, n1, n2 = volume.shape
+    out = np.empty((channels, stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]))
+    for c in range(channels):
+        for i in range(out.shape[1]):
+            x = min(max(i + start[0], 0), n0 - 1)
+            for j in range(out.shape[2]):
+                y = min(max(j + start[1], 0), n1 - 1)
+                for k in range(out.shape[3]):
+                    z = min(max(k + start[2], 0), n2 - 1)
+                    out[c, i, j, k] = volume[c, x, y, z]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def forbid_outside(scale: Float64, inside: Bool, start: Int64) -> None:
+    """Make a score NaN, which never wins, for patches that are centred outside the grid or outside `inside`."""
+    n0, n1, n2 = inside.shape
+    for i in range(scale.shape[1]):
+        x = i + start[0]
+        for j in range(scale.shape[2]):
+            y = j + start[1]
+            for k in range(scale.shape[3]):
+                z = k + start[2]
+                if x < 0 or y < 0 or z < 0 or x >= n0 or y >= n1 or z >= n2 or not inside[x, y, z]:
+                    scale[:, i, j, k] = np.nan
+
+
+@njit(cache=True, nogil=True)
+def box_sums(values: Float64, patch: Int64) -> Float64:
+    """(i, j, k) sums of a (i + 2 p0, j + 2 p1, k + 2 p2) array over boxes of radius p."""
+    n0, n1, n2 = values.shape[0] - 2 * patch[0], values.shape[1] - 2 * patch[1], values.shape[2] - 2 * patch[2]
+    first = np.zeros((n0, values.shape[1], values.shape[2]))
+    for i in range(n0):
+        for m in range(2 * patch[0] + 1):
+            first[i] += values[i + m]
+    out = np.zeros((n0, n1, n2))
+    row = np.empty(values.shape[2])
+    for i in range(n0):
+        for j in range(n1):
+            row[:] = 0.0
+            for m in range(2 * patch[1] + 1):
+                row += first[i, j + m]
+            for m in range(2 * patch[2] + 1):
+                out[i, j] += row[m : m + n2]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool) -> tuple[Float64, Float64]:
+    """The two arrays (C, i, j, k) by which `search_tile` turns a sum of products into a score.
+
+    With products summed to s, the score is ``(s - centre_T centre_A) scale_T scale_A``. For a correlation, centre_T is the
+    target's mean, centre_A the candidate's sum, and the scales are 1 over the root of the summed squared deviations, 0 for
+    a constant patch. For a squared difference, it is ``1 - SSD / (sum of T^2)``.
+    """
+    channels = values.shape[0]
+    count = (2 * patch[0] + 1) * (2 * patch[1] + 1) * (2 * patch[2] + 1)
+    n0, n1, n2 = values.shape[1] - 2 * patch[0], values.shape[2] - 2 * patch[1], values.shape[3] - 2 * patch[2]
+    centre = np.empty((channels, n0, n1, n2))
+    scale = np.empty((channels, n0, n1, n2))
+    for c in range(channels):
+        total = box_sums(values[c], patch)
+        squares = box_sums(values[c] * values[c], patch)
+        if correlation:
+            centre[c] = total / count if of_target else total
+            for i in range(n0):
+                for j in range(n1):
+                    for k in range(n2):
+                        deviation = squares[i, j, k] - total[i, j, k] * total[i, j, k] / count
+                        constant = deviation <= CONSTANT * CONSTANT * squares[i, j, k]
+                        scale[c, i, j, k] = 0.0 if constant else 1.0 / np.sqrt(deviation)
+        elif of_target:
+            centre[c] = 0.5
+            scale[c] = squares
+        else:
+            centre[c] = squares
+            scale[c] = 1.0
+    if of_target and not correlation:
+        for i in range(n0):
+            for j in range(n1):
+                for k in range(n2):
+                    energy = scale[:, i, j, k].sum()
+                    scale[:, i, j, k] = 2.0 / energy if energy > 0 else 2.0
+    return centre, scale
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def search_tile(
+    target: Float64,
+    target_centre: Float64,
+    target_scale: Float64,
+    values: Float64,
+    centre: Float64,
+    scale: Float64,
+    shifts: Int64,
+    patch: Int64,
+    wanted: Bool,
+    code: int,
+    score: Float64,
+    codes: Int32,
+) -> None:
+    """Go through the offsets and keep the best `score.shape[0]` patches of every voxel of a tile, best first.
+
+    `target` is (C, n + 2 patch), its statistics (C, n), `values` (C, n + 2 patch + 2 window) and its statistics
+    (C, n + 2 window); `shifts` are offsets plus the window's radius. `score` and `codes` (M, n) are
+    updated in place: code `code` + row of `shifts`. Rows of the tile that are not `wanted` (i, j) are skipped.
+    """
+    channels = target.shape[0]
+    levels, n0, n1, n2 = score.shape
+    p0, p1, p2 = patch[0], patch[1], patch[2]
+    width = n2 + 2 * p2
+    depth = 2 * p0 + 1
+    planes = np.zeros((channels, depth, n1, width))  # the last sums along j, one a plane of the patch
+    running = np.zeros((channels, n1, width))  # their sum
+    line = np.zeros(width)
+    total = np.zeros(n2)
+    value = np.zeros(n2)
+    for shift in range(shifts.shape[0]):
+        d0, d1, d2 = shifts[shift, 0], shifts[shift, 1], shifts[shift, 2]
+        here = code + shift
+        planes[:] = 0.0
+        running[:] = 0.0
+        for i in range(n0 + 2 * p0):
+            slot = i % depth
+            for c in range(channels):
+                target_plane = target[c, i]
+                plane = values[c, i + d0]
+                line[:] = 0.0
+                for j in range(2 * p1):
+                    t = target_plane[j]
+                    a = plane[j + d1, d2 : d2 + width]
+                    for k in range(width):
+                        line[k] += t[k] * a[k]
+                for j in range(n1):
+                    t = target_plane[j + 2 * p1]
+                    a = plane[j + 2 * p1 + d1, d2 : d2 + width]
+                    old_t = target_plane[j]
+                    old_a = plane[j + d1, d2 : d2 + width]
+                    old = planes[c, slot, j]
+                    run = running[c, j]
+                    for k in range(width):
+                        s = line[k] + t[k] * a[k]
+                        run[k] += s - old[k]
+                        old[k] = s
+                        line[k] = s - old_t[k] * old_a[k]
+            if i < 2 * p0:
+                continue
+            x = i - 2 * p0
+            for j in range(n1):
+                if not wanted[x, j]:
+                    continue
+                value[:] = 0.0
+                for c in range(channels):
+                    run = running[c, j]
+                    if p2 == 2:  # the usual patch, unrolled
+                        for k in range(n2):
+                            total[k] = run[k] + run[k + 1] + run[k + 2] + run[k + 3] + run[k + 4]
+                    else:
+                        total[:] = 0.0
+                        for m in range(2 * p2 + 1):
+                            part = run[m : m + n2]
+                            for k in range(n2):
+                                total[k] += part[k]
+                    tc = target_centre[c, x, j]
+                    ts = target_scale[c, x, j]
+                    ac = centre[c, x + d0, j + d1, d2 : d2 + n2]
+                    az = scale[c, x + d0, j + d1, d2 : d2 + n2]
+                    for k in range(n2):
+                        value[k] += (total[k] - tc[k] * ac[k]) * (ts[k] * az[k])
+                if levels == 1:
+                    best = score[0, x, j]
+                    index = codes[0, x, j]
+                    for k in range(n2):
+                        better = value[k] > best[k] + TIE
+                        best[k] = value[k] if better else best[k]
+                        index[k] = here if better else index[k]
+                else:
+                    worst = score[levels - 1, x, j]
+                    for k in range(n2):
+                        if value[k] > worst[k] + TIE:
+                            m = levels - 1
+                            while m > 0 and value[k] > score[m - 1, x, j, k] + TIE:
+                                score[m, x, j, k] = score[m - 1, x, j, k]
+                                codes[m, x, j, k] = codes[m - 1, x, j, k]
+                                m -= 1
+                            score[m, x, j, k] = value[k]
+                            codes[m, x, j, k] = here
