@@ -1,0 +1,358 @@
+"""The votes of the candidates, held only where they are not of one mind.
+
+Most voxels of most atlases agree, so a fusion has to think about a few percent of the volume. `Votes.gather` finds
+these *active* voxels once; `Votes.cast` turns weights there into a :class:`~atlasseg.volume.ProbabilityMap`. Memory
+grows with active voxels times candidates, never with voxels times labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.volume import Atlas, Bool, Float32, Grid, Image, Int32, Int64, LabelMap, ProbabilityMap
+
+MOST_CANDIDATES = 1 << 16
+
+
+def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
+    """Refuse candidates that no fusion can use.
+
+    Raises
+    ------
+    InputError
+        There is no candidate.
+    GeometryError
+        A candidate is not on the target's grid: the message names it.
+    """
+    if not candidates:
+        raise InputError("a fusion needs at least one candidate, got none")
+    if len(candidates) > MOST_CANDIDATES:
+        raise InputError(f"a fusion takes at most {MOST_CANDIDATES} candidates, got {len(candidates)}")
+    for atlas in candidates:
+        if not target.grid.matches(atlas.image.grid):
+            raise GeometryError(
+                f"atlas {atlas.id!r} is not on the grid of the target {target.name!r}: shapes {atlas.image.shape} and "
+                f"{target.shape}, affines {atlas.image.affine.tolist()} and {target.affine.tolist()}; "
+                "propagate it onto the target first"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """What each candidate says at the voxels where they are not unanimous.
+
+    An entry is one candidate's vote (or fraction of a vote) for one label; a slot is one of the labels that have a
+    vote at a voxel. Both are lists per active voxel, as in a CSR matrix.
+
+    Parameters
+    ----------
+    grid : Grid
+        The target's.
+    certain : (I, J, K) int32
+        The label on which all agree; meaningless at the active voxels. Background (0) where no candidate's field of
+        view reaches.
+    voxels : (M,) int64
+        Ascending flat (C order) indices of the active voxels.
+    entry_offsets : (M + 1,) int64
+        Where each active voxel's entries begin and end.
+    entry_candidates, entry_slots : (E,) int32
+        Who votes, and for which slot (counted from the voxel's first).
+    entry_fractions : (E,) float32
+        How much of the vote, in (0, 1].
+    slot_offsets : (M + 1,) int64
+        Where each active voxel's slots begin and end.
+    slot_labels : (S,) int32
+        Index into `label_values` of each slot, ascending within a voxel.
+    label_values : (L,) int32
+        Every label that a candidate speaks of, ascending.
+    unknown : (N, L) bool
+        Labels that nobody drew in a candidate.
+    """
+
+    grid: Grid
+    certain: Int32
+    voxels: Int64
+    entry_offsets: Int64
+    entry_candidates: Int32
+    entry_slots: Int32
+    entry_fractions: Float32
+    slot_offsets: Int64
+    slot_labels: Int32
+    label_values: Int32
+    unknown: Bool
+
+    @classmethod
+    def gather(cls, target: Image, candidates: Sequence[Atlas], *, hard: bool = False) -> Votes:
+        """Collect the votes of `candidates`, which must be on the grid of `target`.
+
+        Parameters
+        ----------
+        target : Image
+            The scan to be segmented.
+        candidates : sequence of Atlas
+            Outside its `mask` a candidate does not vote.
+        hard : bool
+            Replace fractions by the most probable label.
+
+        Raises
+        ------
+        InputError, GeometryError
+            See `check_candidates`.
+        """
+        check_candidates(target, candidates)
+        grid = target.grid
+        size = int(np.prod(grid.shape))
+        volumes = [atlas.segmentation if hard else atlas.labels for atlas in candidates]
+        masks = [
+            None if atlas.mask is None else np.ascontiguousarray(atlas.mask.array).reshape(-1) for atlas in candidates
+        ]
+        modes = [_mode(volume) for volume in volumes]
+
+        certain = np.zeros(size, np.int32)
+        covered = np.zeros(size, np.bool_)
+        active = np.zeros(size, np.bool_)
+        for volume, mode, mask in zip(volumes, modes, masks, strict=True):
+            if mask is None:
+                active |= covered & (mode != certain)
+                certain[~covered] = mode[~covered]
+                covered[:] = True
+            else:
+                active |= covered & mask & (mode != certain)
+                new = mask & ~covered
+                certain[new] = mode[new]
+                covered |= mask
+            if isinstance(volume, ProbabilityMap):
+                spread = volume.voxels
+                active[spread if mask is None else spread[mask[spread]]] = True
+        voxels = np.flatnonzero(active)
+        every = set().union(
+            *(
+                volume.values.tolist() if isinstance(volume, LabelMap) else volume.label_values.tolist()
+                for volume in volumes
+            )
+        )
+        every |= set(np.unique(certain[~covered]).tolist())
+        label_values = np.array(sorted(every), np.int32)
+        unknown = np.array(
+            [[value != 0 and value in atlas.not_annotated for value in label_values.tolist()] for atlas in candidates]
+        )
+
+        counts = np.zeros(voxels.size, np.int64)
+        per_candidate = []
+        for volume, mask in zip(volumes, masks, strict=True):
+            count, first = _entry_counts(volume, mask, voxels)
+            per_candidate.append((count, first))
+            counts += count
+        entry_offsets = np.concatenate(([0], np.cumsum(counts)))
+        entry_candidates = np.empty(entry_offsets[-1], np.int32)
+        entry_labels = np.empty(entry_offsets[-1], np.int32)
+        entry_fractions = np.empty(entry_offsets[-1], np.float32)
+        filled = entry_offsets[:-1].copy()
+        nothing = (np.zeros(0, np.int32), np.zeros(0, np.float32))
+        for index, (volume, mode, (count, first)) in enumerate(zip(volumes, modes, per_candidate, strict=True)):
+            labels, values = (volume.labels, volume.values) if isinstance(volume, ProbabilityMap) else nothing
+            _fill(
+                index, np.searchsorted(label_values, mode[voxels]), count, first,
+                np.searchsorted(label_values, labels), values, filled, entry_candidates, entry_labels, entry_fractions,
+            )  # fmt: skip
+        slot_counts, slots = _slots(entry_offsets, entry_labels)
+        slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))
+        slot_labels = _slot_labels(entry_offsets, entry_labels, slots, slot_offsets)
+        return cls(
+            grid, certain.reshape(grid.shape), voxels, entry_offsets, entry_candidates, slots, entry_fractions,
+            slot_offsets, slot_labels, label_values, unknown,
+        )  # fmt: skip
+
+    def cast(self, weights: NDArray[np.floating] | None = None, *, name: str = "") -> ProbabilityMap:
+        """Let the candidates vote.
+
+        The background votes of a candidate in which some labels were not annotated may be any of these labels: they
+        are shared out in proportion to the votes, at this voxel, of the candidates that know all of them, and stay
+        background where none does.
+
+        Parameters
+        ----------
+        weights : (N,) or (N, M) floating, optional
+            Weight of each candidate, 0 or more, everywhere or at each active voxel; equal where absent. Where all the
+            weights of a voxel's voters are 0, they count equally.
+        name : str
+            Name of the map.
+        """
+        n = self.unknown.shape[0]
+        given = np.ones((n, 1), np.float32) if weights is None else np.asarray(weights, np.float32)
+        given = np.ascontiguousarray(given.reshape(n, -1))
+        if given.shape[1] not in (1, self.voxels.size):
+            raise InputError(
+                f"weights of shape {given.shape} do not fit {n} candidates at {self.voxels.size} active voxels"
+            )
+        ignorant = self.unknown.any(axis=1)
+        overlap = self.unknown.astype(np.float32)
+        knows = (overlap @ overlap.T) == 0
+        sums = _tally(
+            given, self.entry_offsets, self.entry_candidates, self.entry_slots, self.entry_fractions,
+            self.slot_offsets, self.slot_labels, int(np.searchsorted(self.label_values, 0)),
+            ignorant, knows, self.unknown,
+        )  # fmt: skip
+        return self.map_of(sums, name=name)
+
+    def map_of(self, slot_values: NDArray[np.floating], *, name: str = "") -> ProbabilityMap:
+        """The map whose label weights (0 or more, any scale) at the active voxels are `slot_values`, of shape (S,)."""
+        mode, probability, kept = _normalised(
+            np.asarray(slot_values, np.float64), self.slot_offsets, self.slot_labels, self.label_values
+        )
+        whole = self.certain.reshape(-1).copy()
+        whole[self.voxels] = mode
+        listed = kept > 1
+        chosen = np.repeat(listed, np.diff(self.slot_offsets)) & (probability > 0)
+        return ProbabilityMap(
+            whole.reshape(self.grid.shape),
+            self.voxels[listed],
+            np.concatenate(([0], np.cumsum(kept[listed]))),
+            self.label_values[self.slot_labels[chosen]],
+            probability[chosen],
+            self.grid.affine,
+            self.label_values,
+            name,
+        )
+
+
+def _mode(volume: LabelMap | ProbabilityMap) -> Int32:
+    array = volume.array if isinstance(volume, LabelMap) else volume.mode
+    return np.ascontiguousarray(array).reshape(-1)
+
+
+def _entry_counts(volume: LabelMap | ProbabilityMap, mask: Bool | None, voxels: Int64) -> tuple[Int64, Int64]:
+    """Entries of one candidate at each active voxel, and where they begin in its map (-1: its one certain label)."""
+    count = np.ones(voxels.size, np.int64)
+    first = np.full(voxels.size, -1, np.int64)
+    if isinstance(volume, ProbabilityMap) and volume.voxels.size:
+        row = np.minimum(np.searchsorted(volume.voxels, voxels), volume.voxels.size - 1)
+        spread = volume.voxels[row] == voxels
+        first[spread] = volume.offsets[row[spread]]
+        count[spread] = np.diff(volume.offsets)[row[spread]]
+    if mask is not None:
+        count[~mask[voxels]] = 0
+    return count, first
+
+
+@njit(cache=True, parallel=True)
+def _fill(index, mode, count, first, labels, values, filled, entry_candidates, entry_labels, entry_fractions):  # type: ignore[no-untyped-def]
+    for m in prange(count.size):
+        for e in range(count[m]):
+            at = filled[m] + e
+            entry_candidates[at] = index
+            entry_labels[at] = mode[m] if first[m] < 0 else labels[first[m] + e]
+            entry_fractions[at] = 1.0 if first[m] < 0 else values[first[m] + e]
+        filled[m] += count[m]
+
+
+@njit(cache=True, parallel=True)
+def _slots(entry_offsets, entry_labels):  # type: ignore[no-untyped-def]
+    """Number of different labels at each voxel, and the rank of each entry's label among them."""
+    counts = np.zeros(entry_offsets.size - 1, np.int64)
+    slots = np.zeros(entry_labels.size, np.int32)
+    for m in prange(counts.size):
+        begin, end = entry_offsets[m], entry_offsets[m + 1]
+        different = np.empty(end - begin, np.int32)
+        n = 0
+        for e in range(begin, end):
+            label = entry_labels[e]
+            at = n
+            while at > 0 and different[at - 1] > label:
+                at -= 1
+            if at > 0 and different[at - 1] == label:
+                continue
+            for later in range(n, at, -1):
+                different[later] = different[later - 1]
+            different[at] = label
+            n += 1
+        counts[m] = n
+        for e in range(begin, end):
+            slots[e] = np.searchsorted(different[:n], entry_labels[e])
+    return counts, slots
+
+
+@njit(cache=True, parallel=True)
+def _slot_labels(entry_offsets, entry_labels, slots, slot_offsets):  # type: ignore[no-untyped-def]
+    labels = np.empty(slot_offsets[-1], np.int32)
+    for m in prange(slot_offsets.size - 1):
+        for e in range(entry_offsets[m], entry_offsets[m + 1]):
+            labels[slot_offsets[m] + slots[e]] = entry_labels[e]
+    return labels
+
+
+@njit(cache=True, parallel=True)
+def _tally(  # type: ignore[no-untyped-def]
+    weights,
+    entry_offsets,
+    entry_candidates,
+    entry_slots,
+    entry_fractions,
+    slot_offsets,
+    slot_labels,
+    background,
+    ignorant,
+    knows,
+    unknown,
+):
+    sums = np.zeros(slot_labels.size, np.float64)
+    per_voxel = weights.shape[1] > 1
+    for m in prange(slot_offsets.size - 1):
+        column = np.int64(m) if per_voxel else np.int64(0)
+        begin, end, slot = entry_offsets[m], entry_offsets[m + 1], slot_offsets[m]
+        total = 0.0
+        for e in range(begin, end):
+            total += weights[entry_candidates[e], column]
+        equal = not total > 0
+        for e in range(begin, end):
+            i = entry_candidates[e]
+            weight = entry_fractions[e] * (1.0 if equal else weights[i, column])
+            label = slot_labels[slot + entry_slots[e]]
+            if not ignorant[i] or label != background:
+                sums[slot + entry_slots[e]] += weight
+                continue
+            known = 0.0
+            for f in range(begin, end):
+                j = entry_candidates[f]
+                other = slot_labels[slot + entry_slots[f]]
+                if knows[i, j] and (other == background or unknown[i, other]):
+                    known += entry_fractions[f] * (1.0 if equal else weights[j, column])
+            if not known > 0:
+                sums[slot + entry_slots[e]] += weight
+                continue
+            for f in range(begin, end):
+                j = entry_candidates[f]
+                other = slot_labels[slot + entry_slots[f]]
+                if knows[i, j] and (other == background or unknown[i, other]):
+                    share = entry_fractions[f] * (1.0 if equal else weights[j, column]) / known
+                    sums[slot + entry_slots[f]] += weight * share
+    return sums
+
+
+@njit(cache=True, parallel=True)
+def _normalised(sums, slot_offsets, slot_labels, label_values):  # type: ignore[no-untyped-def]
+    """Most probable label (ties to the smallest), probabilities, and how many are above 0, at each voxel."""
+    count = slot_offsets.size - 1
+    mode = np.empty(count, np.int32)
+    kept = np.zeros(count, np.int64)
+    probability = np.zeros(sums.size, np.float32)
+    for m in prange(count):
+        begin, end = slot_offsets[m], slot_offsets[m + 1]
+        total = 0.0
+        for s in range(begin, end):
+            total += sums[s]
+        best = begin
+        for s in range(begin, end):
+            probability[s] = sums[s] / total
+            if probability[s] > probability[best]:
+                best = s
+            if probability[s] > 0:
+                kept[m] += 1
+        mode[m] = label_values[slot_labels[best]]
+    return mode, probability, kept
