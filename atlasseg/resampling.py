@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from atlasseg.errors import InputError
-from atlasseg.transforms import EDGE_VOXELS, Affine, Transform, slabs
+from atlasseg.transforms import EDGE_VOXELS, Affine, Transform, inverse_matrix, slabs
 from atlasseg.volume import Float64, Grid, Image, Int32, LabelMap, Mask, ProbabilityMap
 
 ImageInterpolation = Literal["linear", "cubic", "nearest"]
@@ -167,7 +167,7 @@ def resample_fractions(
         mode, source = labels.mode, labels
         row = np.full(mode.shape, -1, np.int32)
         row.reshape(-1)[labels.voxels] = np.arange(labels.voxels.size, dtype=np.int32)
-    inverse = np.linalg.inv(labels.affine)
+    inverse = inverse_matrix(labels.affine)
     size, sigma = _footprint(interpolation, sigma_voxels)
     widest = size**3 * max(1, int(np.diff(source.offsets).max(initial=1)))
     rows = (row, source.offsets, source.labels, source.values)
@@ -209,7 +209,7 @@ def coverage(volume_grid: Grid, grid: Grid, transform: Transform | None = None) 
         Takes points of `grid` to points of `volume_grid`, RAS+ mm.
     """
     inside = np.empty(grid.shape, bool)
-    inverse, last = np.linalg.inv(volume_grid.affine), np.array(volume_grid.shape) - 1
+    inverse, last = inverse_matrix(volume_grid.affine), np.array(volume_grid.shape) - 1
     for start, stop, points in _slabs_of_points(grid, Affine.identity() if transform is None else transform):
         index = points @ inverse[:3, :3].T + inverse[:3, 3]
         near = (index >= -EDGE_VOXELS) & (index <= last + EDGE_VOXELS)
@@ -258,7 +258,7 @@ def _resample_image(
     source = smooth(image, _antialias_sigma_mm(image, grid, transform)) if antialias else image
     channels = np.ascontiguousarray(source.channels)
     fills = channels.min(axis=(0, 1, 2)) if fill is None else np.full(channels.shape[3], fill, np.float32)
-    inverse = np.linalg.inv(image.affine)
+    inverse = inverse_matrix(image.affine)
     out = np.empty((*grid.shape, channels.shape[3]), np.float32)
     if interpolation == "cubic":
         splines = [
@@ -279,7 +279,7 @@ def _antialias_sigma_mm(image: Image, grid: Grid, transform: Transform) -> Float
     moved = transform(steps)
     voxel = np.linalg.inv(image.affine[:3, :3]) @ (moved[1:] - moved[0]).T  # (3, 3) a voxel of `grid`, in own voxels
     wanted = np.linalg.norm(voxel, axis=1)
-    return np.sqrt(np.maximum(wanted**2 - 1, 0)) / FWHM_PER_SIGMA * image.spacing_mm
+    return np.asarray(np.sqrt(np.maximum(wanted**2 - 1, 0)) / FWHM_PER_SIGMA * image.spacing_mm)
 
 
 def _fill_cubic(
@@ -297,7 +297,7 @@ def _fill_cubic(
 def _resample_labels(
     labels: Int32, affine: Float64, grid: Grid, transform: Transform, interpolation: str, sigma_voxels: float
 ) -> Int32:
-    inverse = np.linalg.inv(affine)
+    inverse = inverse_matrix(affine)
     size, sigma = _footprint(interpolation, sigma_voxels)
     nothing = (np.zeros((1, 1, 1), np.int32), np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
     out = np.empty(grid.shape, np.int32)
@@ -409,7 +409,7 @@ def _count_fractions(points, inverse, mode, row, offsets, entry_labels, entry_va
 
 @numba.njit(cache=True, parallel=True)
 def _fill_fractions(points, inverse, mode, row, offsets, entry_labels, entry_values, size, sigma, widest, starts):  # type: ignore[no-untyped-def]
-    """Labels and fractions, summing to 1, of points that are known to have several; of point n from ``starts[n]`` on."""
+    """Labels and fractions, summing to 1, of points known to have several; of point n from ``starts[n]`` on."""
     out_labels, out_values = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
     for chunk in numba.prange((points.shape[0] + CHUNK - 1) // CHUNK):
         x, first, taps = np.empty(3), np.empty(3, np.int64), np.empty((3, size))

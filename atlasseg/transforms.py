@@ -62,7 +62,7 @@ class Transform(ABC):
         """The transform that takes every point back."""
 
     def __matmul__(self, first: Transform) -> Transform:
-        """This transform after `first`; neighbouring affines are folded into one."""
+        """The transform that applies `first` and then this one; neighbouring affines are folded into one."""
         parts: list[Transform] = []
         for part in (*_parts(self), *_parts(first)):
             if parts and isinstance(part, Affine) and isinstance(parts[-1], Affine):
@@ -116,15 +116,18 @@ class Affine(Transform):
         return cls(matrix)
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
+        """(..., 3) where the points go."""
         points, shape = _as_points(points_mm)
-        return _affine_points(points, self.matrix).reshape(shape)
+        moved: Float64 = _affine_points(points, self.matrix)
+        return moved.reshape(shape)
 
     def __invert__(self) -> Affine:
-        inverse = np.linalg.inv(self.matrix)
+        inverse = inverse_matrix(self.matrix)
         inverse[3] = (0, 0, 0, 1)
         return Affine(inverse)
 
     def on_grid(self, grid: Grid) -> Float64:
+        """(I, J, K, 3) where the voxels go."""
         return grid_points(Grid(grid.shape, self.matrix @ grid.affine))
 
 
@@ -163,13 +166,16 @@ class DisplacementField(Transform):
         return Grid(_shape3(self.displacement_mm), self.affine)
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
+        """(..., 3) where the points go."""
         points, shape = _as_points(points_mm)
-        return _displaced_linear(points, self.displacement_mm, np.linalg.inv(self.affine)).reshape(shape)
+        moved: Float64 = _displaced_linear(points, self.displacement_mm, inverse_matrix(self.affine))
+        return moved.reshape(shape)
 
     def __invert__(self) -> Transform:
         return Inverse(self)
 
     def on_grid(self, grid: Grid) -> Float64:
+        """(I, J, K, 3) where the voxels go."""
         if grid.shape == self.grid.shape and np.array_equal(grid.affine, self.affine):
             return grid_points(grid) + self.displacement_mm
         return self(grid_points(grid))
@@ -239,14 +245,17 @@ class BSplineField(Transform):
         return Grid((a, b, c), affine)
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
+        """(..., 3) where the points go."""
         points, shape = _as_points(points_mm)
-        return _displaced_cubic(points, self.coefficients_mm, np.linalg.inv(self.affine)).reshape(shape)
+        moved: Float64 = _displaced_cubic(points, self.coefficients_mm, inverse_matrix(self.affine))
+        return moved.reshape(shape)
 
     def __invert__(self) -> Transform:
         return Inverse(self)
 
     def on_grid(self, grid: Grid) -> Float64:
-        index = np.linalg.inv(self.affine) @ grid.affine  # voxel to index of control point
+        """(I, J, K, 3) where the voxels go."""
+        index = inverse_matrix(self.affine) @ grid.affine  # voxel to index of control point
         steps = index[:3, :3]
         axes = np.abs(steps).argmax(axis=1)  # the axis of the grid that runs along each axis of the control grid
         along = np.zeros((3, 3))
@@ -259,7 +268,8 @@ class BSplineField(Transform):
         points = np.empty((*grid.shape, 3))
         by_control_axis = points.transpose((*axes.tolist(), 3))  # a view: filling it fills `points`
         _add_separable(by_control_axis, self.coefficients_mm, *firsts, *weights)
-        return _add_grid_points(points, grid.affine)
+        _add_grid_points(points, grid.affine)
+        return points
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +289,7 @@ class Inverse(Transform):
     transform: Transform
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
+        """(..., 3) where the points go."""
         target, shape = _as_points(points_mm)
         best = target.copy()
         away = self.transform(best) - target
@@ -298,7 +309,7 @@ class Inverse(Transform):
             active = active[error[active] > INVERSE_TOLERANCE_MM]
         if active.size:
             logger.warning(
-                "the inverse of a transform was not found at %d of %d points (up to %.3g mm off): it folds or jumps there",
+                "the inverse of a transform was not found at %d of %d points (up to %.3g mm off): it folds there",
                 active.size,
                 len(target),
                 error[active].max(),
@@ -326,6 +337,7 @@ class Chain(Transform):
         object.__setattr__(self, "transforms", flat)
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
+        """(..., 3) where the points go."""
         points = np.asarray(points_mm, np.float64)
         for transform in reversed(self.transforms):
             points = transform(points)
@@ -335,9 +347,11 @@ class Chain(Transform):
         return Chain(tuple(~transform for transform in reversed(self.transforms)))
 
     def on_grid(self, grid: Grid) -> Float64:
+        """(I, J, K, 3) where the voxels go."""
         rest = list(self.transforms)
-        while rest and isinstance(rest[-1], Affine):  # an affine takes a grid to a grid
-            grid = Grid(grid.shape, rest.pop().matrix @ grid.affine)
+        while rest and isinstance(last := rest[-1], Affine):  # an affine takes a grid to a grid
+            grid = Grid(grid.shape, last.matrix @ grid.affine)
+            rest.pop()
         points = rest.pop().on_grid(grid) if rest else grid_points(grid)
         return Chain(tuple(rest))(points)
 
@@ -356,7 +370,14 @@ def to_displacement_field(transform: Transform, grid: Grid) -> DisplacementField
 
 def grid_points(grid: Grid) -> Float64:
     """(I, J, K, 3) float64 centres of the voxels in RAS+ mm."""
-    return _add_grid_points(np.zeros((*grid.shape, 3)), grid.affine)
+    points = np.zeros((*grid.shape, 3))
+    _add_grid_points(points, grid.affine)
+    return points
+
+
+def inverse_matrix(matrix: Float64) -> Float64:
+    """(4, 4) inverse of an affine matrix."""
+    return np.asarray(np.linalg.inv(matrix), np.float64)
 
 
 def slabs(grid: Grid, voxels: int = 1 << 19) -> Iterable[tuple[int, int]]:
@@ -424,7 +445,6 @@ def _add_grid_points(out, m):  # type: ignore[no-untyped-def]
             for k in range(out.shape[2]):
                 for a in range(3):
                     out[i, j, k, a] += m[a, 0] * i + m[a, 1] * j + m[a, 2] * k + m[a, 3]
-    return out
 
 
 @numba.njit(cache=True, parallel=True)
