@@ -1,0 +1,79 @@
+"""The command ``atlasseg``: one file a command, each a thin layer over a function of the package."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from atlasseg import __version__
+from atlasseg.cli import atlases, compare, doctor, evaluate, fuse, methods, register, run
+from atlasseg.errors import AtlasSegError
+
+
+class _Commands(TyperGroup):
+    """Turns what the user can mend into one line and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AtlasSegError as error:
+            typer.echo(f"atlasseg: error: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("atlasseg: interrupted; what was finished is kept, nothing is half-written", err=True)
+            raise typer.Exit(130) from None
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The order of a first visit, not of the alphabet."""
+        return list(self.commands)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="atlasseg",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=(
+        "Start with [bold]atlasseg run pipelines/quickstart.toml[/bold]; look at a dataset of your own with "
+        "[bold]atlasseg doctor DIR[/bold].\n\nExit status: 0 all done; 1 some targets failed, each named with its "
+        "reason; 2 the request itself was wrong; 130 interrupted."
+    ),
+)
+run.add_to(app)
+compare.add_to(app)
+evaluate.add_to(app)
+doctor.add_to(app)
+methods.add_to(app)
+register.add_to(app)
+fuse.add_to(app)
+app.add_typer(atlases.app, name="atlases")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"atlasseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def atlasseg(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done, not only what is wrong.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+) -> None:
+    """Atlas-based 3-D segmentation: from a scan and a library of labelled scans to a segmentation with its uncertainty."""
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", force=True)
+    logging.captureWarnings(True)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()

@@ -1,0 +1,47 @@
+"""``atlasseg evaluate``: one segmentation against its reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    segmentation: Annotated[Path, typer.Argument(help="Label map to measure.")],
+    reference: Annotated[Path, typer.Argument(help="Label map that is taken for the truth, on the same grid.")],
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Label table: names, and groups that are measured as one.")
+    ] = None,
+    tolerance_mm: Annotated[float, typer.Option("--tolerance", min=0, help="Of the surface Dice, in mm.")] = 1.0,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the long table (label, metric, value) here.")] = None,
+) -> None:
+    """Measure a segmentation: overlap, surface distances, volumes.
+
+    Every label of the reference counts: one that the segmentation misses gets the worst value of each measure.
+
+    [bold]Example[/bold]
+
+    atlasseg evaluate out/t1/t1_desc-joint_dseg.nii.gz targets/labels/t1.nii.gz --out t1.tsv
+    """
+    from rich.console import Console
+
+    from atlasseg import io
+    from atlasseg.cli._tables import as_table
+    from atlasseg.cohort.outputs import write_table
+    from atlasseg.evaluation import evaluate as measure
+
+    table = None if labels is None else io.read_label_table(labels)
+    rows = measure(
+        io.read_label_map(segmentation), io.read_label_map(reference), table=table, surface_tolerance_mm=tolerance_mm
+    )
+    if out is not None:
+        write_table(rows, out)
+    wide = rows.pivot_table(index=["label", "name"], columns="metric", values="value", sort=False, dropna=False)
+    Console().print(as_table(wide.reset_index()))

@@ -1,0 +1,54 @@
+"""``atlasseg fuse``: candidates that are already on the target's grid, on files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atlasseg.cli._options import Device, DeviceName
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("fuse")(fuse)
+
+
+def fuse(
+    target: Annotated[Path, typer.Argument(help="The scan.")],
+    candidates: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with images/ and labels/ already on the scan's grid.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Segmentation to write.")],
+    method: Annotated[
+        str, typer.Option("--method", help="Fusion method; see [cyan]atlasseg methods fusion[/].")
+    ] = "local_weighted",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
+    ] = None,
+    entropy: Annotated[Path | None, typer.Option(help="Also write where to look: entropy in bits.")] = None,
+    probabilities: Annotated[
+        Path | None, typer.Option(help="Also write the probabilities, 4-D, a label a volume.")
+    ] = None,
+    device: Device = DeviceName.auto,
+) -> None:
+    """Fuse candidates that some other tool has registered.
+
+    [bold]Example[/bold]
+
+    atlasseg fuse target.nii.gz warped/ --method joint --set beta=2 --out target_dseg.nii.gz
+    """
+    from atlasseg import io
+    from atlasseg.cohort.stages import fuse_files
+    from atlasseg.volume import Image
+
+    fused = fuse_files(target, candidates, out, method=method, settings=settings or (), device=device.value)
+    scan = io.read_image(target)
+    typer.echo(f"wrote {out}")
+    if entropy is not None:
+        io.write_image(Image(fused.entropy(), scan.affine), entropy, like=scan)
+        typer.echo(f"wrote {entropy}")
+    if probabilities is not None:
+        io.write_probability_map(fused, probabilities, like=scan)
+        typer.echo(f"wrote {probabilities}")

@@ -1,0 +1,62 @@
+"""``atlasseg register``: one scan onto another, on files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atlasseg.cli._options import Device, DeviceName
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("register")(register)
+
+
+def register(
+    fixed: Annotated[Path, typer.Argument(help="The scan whose grid the result is on (the target).")],
+    moving: Annotated[Path, typer.Argument(help="The scan that is brought onto it (the atlas).")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Transform to write: .h5, .tfm, .mat (affine) or .nii.gz (field).")
+    ],
+    steps: Annotated[
+        str, typer.Option("--steps", help="Registration methods in order, with commas; see [cyan]atlasseg methods[/].")
+    ] = "affine,ffd",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A parameter of a step; repeatable.")
+    ] = None,
+    fixed_mask: Annotated[Path | None, typer.Option(help="Where in the fixed scan similarity is measured.")] = None,
+    moving_mask: Annotated[Path | None, typer.Option(help="Where in the moving scan similarity is measured.")] = None,
+    warped: Annotated[Path | None, typer.Option(help="Also write the moving scan on the fixed scan's grid.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label map of the moving scan, to be carried over ...")] = None,
+    warped_labels: Annotated[Path | None, typer.Option(help="... and written here.")] = None,
+    device: Device = DeviceName.auto,
+) -> None:
+    """Register MOVING to FIXED and write the transform, in ITK's format, which ANTs and Slicer apply as well.
+
+    [bold]Example[/bold]
+
+    atlasseg register target.nii.gz atlas.nii.gz --out atlas_to_target.h5 --warped atlas_on_target.nii.gz
+    """
+    from atlasseg.cohort.stages import register_files
+    from atlasseg.errors import InputError
+
+    if (labels is None) != (warped_labels is None):
+        raise InputError("--labels and --warped-labels go together")
+    quality, similarity = register_files(
+        fixed,
+        moving,
+        out,
+        steps=[step.strip() for step in steps.split(",")],
+        settings=settings or (),
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        warped=warped,
+        labels=labels,
+        warped_labels=warped_labels,
+        device=device.value,
+    )
+    typer.echo(f"local correlation {similarity:.4f}; {quality}")
+    typer.echo(f"wrote {out}")

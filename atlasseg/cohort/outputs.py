@@ -1,0 +1,174 @@
+"""What a run writes for a target: a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlasseg import __version__, io
+from atlasseg.errors import InputError
+from atlasseg.labels import LabelTable
+from atlasseg.pipeline import Segmentation
+from atlasseg.recipe import Recipe
+from atlasseg.volume import Atlas, Image, LabelMap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LIBRARIES = ("atlasseg", "numpy", "scipy", "nibabel", "SimpleITK", "numba", "antspyx", "torch")
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python, atlasseg and the libraries that results depend on, of those installed."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    found["atlasseg"] = __version__
+    return found
+
+
+def dataset_description(recipe: Recipe) -> dict[str, Any]:
+    """BIDS ``dataset_description.json`` of a derivative made by `recipe`."""
+    return {
+        "Name": f"atlasseg {recipe.name}",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "atlasseg", "Version": __version__, "Description": f"recipe {recipe.name}"}],
+        "SourceDatasets": [{"URL": str(path)} for path in (*recipe.data.targets, recipe.data.atlases) if path],
+        "Recipe": recipe.text,
+        "SoftwareVersions": software_versions(),
+    }
+
+
+def volumes(labels: LabelMap, table: LabelTable) -> pd.DataFrame:
+    """Voxels and volume in mm^3 of every label of the table or the map, background left out."""
+    import pandas as pd
+
+    voxel_mm3 = abs(float(np.linalg.det(labels.affine[:3, :3])))
+    values, counts = np.unique(labels.array, return_counts=True)
+    voxels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    every = sorted({*(entry.value for entry in table), *voxels} - {0})
+    return pd.DataFrame(
+        {
+            "label": every,
+            "name": [table.name(value) for value in every],
+            "voxels": [voxels.get(value, 0) for value in every],
+            "volume_mm3": [voxels.get(value, 0) * voxel_mm3 for value in every],
+        }
+    )
+
+
+def atlas_rows(result: Segmentation) -> pd.DataFrame:
+    """One row an atlas: similarity, regularity of its registration, whether it voted, and why not."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "atlas": c.atlas.id,
+                "similarity": round(c.similarity, 6),
+                "jacobian_min": round(c.quality.jacobian_min, 4),
+                "jacobian_max": round(c.quality.jacobian_max, 4),
+                "folded_percent": round(100 * c.quality.folded_share, 5),
+                "sd_log_jacobian": round(c.quality.sd_log_jacobian, 5),
+                "voted": "yes" if c.verdict.keep else "no",
+                "reason": c.verdict.reason,
+            }
+            for c in result.alignment.candidates
+        ]
+    )
+
+
+def write_segmentation(
+    folder: Path,
+    target: str,
+    scan: Image,
+    result: Segmentation,
+    recipe: Recipe,
+    table: LabelTable,
+    sources: Sequence[str],
+) -> None:
+    """Write labels, label table, sidecar, volumes, atlas table and what else `recipe.output` asks for into `folder`."""
+    stem = f"{target}_desc-{recipe.fusion.method.name.replace('_', '')}"
+    io.write_label_map(result.labels, folder / f"{stem}_dseg.nii.gz", like=scan)
+    io.write_label_table(table, folder / f"{stem}_dseg.tsv")
+    voted = [c.atlas.id for c in result.alignment.candidates if c.verdict.keep]
+    sidecar = {
+        "Sources": [*sources],
+        "Atlases": voted,
+        "FusionMethod": recipe.fusion.method.name,
+        "FusionParameters": {
+            p.name: recipe.fusion.method.arguments.get(p.name, p.default)
+            for p in recipe.fusion.method.method.parameters
+        },
+        "Recipe": recipe.text,
+        "SoftwareVersions": software_versions(),
+    }
+    io.write_json(sidecar, folder / f"{stem}_dseg.json")
+    write_table(volumes(result.labels, table), folder / f"{target}_volumes.tsv")
+    write_table(atlas_rows(result), folder / f"{target}_atlases.tsv")
+    if recipe.output.entropy:
+        entropy = Image(result.probabilities.entropy(), scan.affine)
+        io.write_image(entropy, folder / f"{stem}_entropy.nii.gz", like=scan)
+    if recipe.output.probabilities:
+        io.write_probability_map(result.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan)
+    if recipe.output.transforms:
+        from atlasseg.transforms import write_transform
+
+        for candidate in result.alignment.candidates:
+            name = f"{target}_from-scan_to-{candidate.atlas.id}_mode-points_xfm.h5"
+            write_transform(candidate.transform, folder / name, grid=result.alignment.target.grid)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A TSV file as BIDS has it: tabs, ``n/a`` for what is not known."""
+    io.write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n", float_format="%.6g"), path)
+
+
+def discard_partial(final: Path) -> None:
+    """Remove what an interrupted `whole_folder` may have left beside `final`."""
+    shutil.rmtree(_aside(final), ignore_errors=True)
+
+
+def _aside(final: Path) -> Path:
+    return final.parent / f".{final.name}.partial"
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to write into that takes the name `final` when the block ends well, and vanishes when it does not.
+
+    A folder of that name from an earlier run is replaced in one step, and kept if the block fails.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written; the message names it and the cause.
+    """
+    aside = _aside(final)
+    old = final.parent / f".{final.name}.old"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        aside.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise InputError(f"{final}: cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

@@ -1,0 +1,117 @@
+"""One stage on files: what the commands ``register`` and ``fuse`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from atlasseg import io, similarity
+from atlasseg.atlases.library import read_library
+from atlasseg.errors import InputError
+from atlasseg.recipe import Recipe, parse_recipe, with_device
+from atlasseg.registration.quality import RegistrationQuality, quality
+from atlasseg.resampling import resample
+from atlasseg.transforms import Transform, write_transform
+from atlasseg.volume import ProbabilityMap
+
+
+def register_files(
+    fixed: Path,
+    moving: Path,
+    out: Path,
+    *,
+    steps: Sequence[str],
+    settings: Sequence[str] = (),
+    fixed_mask: Path | None = None,
+    moving_mask: Path | None = None,
+    warped: Path | None = None,
+    labels: Path | None = None,
+    warped_labels: Path | None = None,
+    device: str = "auto",
+) -> tuple[RegistrationQuality, float]:
+    """Register `moving` to `fixed` and write the transform to `out`.
+
+    Parameters
+    ----------
+    fixed, moving : path
+        Scans.
+    out : path
+        Transform file: .h5, .tfm, .mat or .nii.gz.
+    steps : sequence of str
+        Registration methods, in order.
+    settings : sequence of str
+        ``"method.key=value"`` each.
+    fixed_mask, moving_mask : path, optional
+        Where similarity is measured.
+    warped : path, optional
+        Where the moving scan on the fixed scan's grid is written.
+    labels, warped_labels : path, optional
+        A label map of the moving scan, and where it is written on the fixed scan's grid.
+    device : str
+        "auto", "cpu" or "cuda".
+
+    Returns
+    -------
+    quality : RegistrationQuality
+        Jacobian range, folded share and SDlogJ on the fixed grid.
+    similarity : float
+        Mean local correlation of the warped and the fixed scan.
+    """
+    recipe = _recipe({"registration": {"steps": list(steps)}}, [f"registration.{s}" for s in settings], device)
+    target, source = io.read_image(fixed), io.read_image(moving)
+    masks = [None if path is None else io.read_mask(path) for path in (fixed_mask, moving_mask)]
+    transforms: Sequence[Transform] | None = None
+    for step in recipe.registration.steps:
+        transforms = step(target, [source], initial=transforms, fixed_mask=masks[0], moving_masks=[masks[1]])
+    if transforms is None:
+        raise InputError("--steps names no method")
+    transform = transforms[0]
+    write_transform(transform, out, grid=target.grid)
+    carried = resample(source, target.grid, transform)
+    if warped is not None:
+        io.write_image(carried, warped, like=target)
+    if labels is not None and warped_labels is not None:
+        label_map = io.read_label_map(labels)
+        io.write_label_map(resample(label_map, target.grid, transform), warped_labels, like=target)
+    value = similarity.local_correlation(target.array, carried.array, mask=masks[0].array if masks[0] else None)
+    return quality(transform, target.grid, mask=masks[0]), value
+
+
+def fuse_files(
+    target: Path, candidates: Path, out: Path, *, method: str, settings: Sequence[str] = (), device: str = "auto"
+) -> ProbabilityMap:
+    """Fuse candidates that lie in a dataset folder, on the target's grid, and write the segmentation to `out`.
+
+    Parameters
+    ----------
+    target : path
+        The scan.
+    candidates : path
+        Folder with ``images/`` and ``labels/``: atlases that were already carried onto the target's grid.
+    out : path
+        Label map to write.
+    method : str
+        Fusion method.
+    settings : sequence of str
+        ``"key=value"`` each: its parameters.
+    device : str
+        "auto", "cpu" or "cuda".
+
+    Raises
+    ------
+    GeometryError
+        A candidate is on another grid.
+    """
+    recipe = _recipe({"fusion": {"method": method}}, [f"fusion.{method}.{s}" for s in settings], device)
+    scan = io.read_image(target)
+    library = read_library(candidates)
+    fused: ProbabilityMap = recipe.fusion.method(scan, [library.read(id_) for id_ in library.ids])
+    io.write_label_map(fused.label_map(), out, like=scan)
+    return fused
+
+
+def _recipe(tables: dict[str, dict[str, object]], settings: Sequence[str], device: str) -> Recipe:
+    """A recipe of one stage, from a command's options."""
+    return with_device(
+        parse_recipe({"fusion": {"method": "majority"}, **tables}, overrides=settings, where="--set"), device
+    )

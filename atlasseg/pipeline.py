@@ -1,0 +1,202 @@
+"""The stages in their order, for one scan: nouns in, nouns out, no files.
+
+::
+
+    scan -> preprocess -> register -> propagate -> fuse -> labels with their probabilities
+
+:mod:`atlasseg.cohort` runs this over many scans and writes what comes out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+import numpy as np
+
+from atlasseg import similarity
+from atlasseg.errors import InputError
+from atlasseg.preprocessing.crop import box_around
+from atlasseg.preprocessing.foreground import foreground
+from atlasseg.propagation import propagate
+from atlasseg.recipe import Preprocessing, Recipe, Step
+from atlasseg.registration.outliers import Verdict, find_failures
+from atlasseg.registration.quality import RegistrationQuality, quality
+from atlasseg.transforms import Transform
+from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+"""Told the name of each stage as it begins."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An atlas carried onto the target's grid, and how well that went.
+
+    `similarity` is the mean local correlation with the target, from 0 to 1, where both are known.
+    """
+
+    atlas: Atlas
+    transform: Transform
+    similarity: float
+    quality: RegistrationQuality
+    verdict: Verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """A scan with every atlas on its grid, ready to be fused any number of ways.
+
+    `target` is the preprocessed scan, perhaps cropped; `start` is the voxel of the scan's own `grid` where it begins.
+    """
+
+    target: Image
+    candidates: tuple[Candidate, ...]
+    grid: Grid
+    start: tuple[int, int, int]
+    label_values: tuple[int, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What comes out for one scan, on its own grid."""
+
+    labels: LabelMap
+    probabilities: ProbabilityMap
+    alignment: Alignment
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def segment(
+    scan: Image, atlases: Sequence[Atlas], recipe: Recipe, *, mask: Mask | None = None, progress: Progress | None = None
+) -> Segmentation:
+    """Segment a scan with a library of atlases.
+
+    Parameters
+    ----------
+    scan : Image
+        What to segment.
+    atlases : sequence of Atlas
+        One (single or probabilistic) or many; each on its own grid.
+    recipe : Recipe
+        Methods and parameters of the stages.
+    mask : Mask, optional
+        Where in the scan similarity is measured, on its grid.
+    progress : callable, optional
+        Told the name of each stage as it begins.
+
+    Raises
+    ------
+    InputError
+        There is no atlas, or a stage cannot use what it was given; the message names the volume and the cause.
+    """
+    alignment = align(scan, atlases, recipe, mask=mask, progress=progress)
+    return fuse(alignment, recipe.fusion.method, progress=progress)
+
+
+def align(
+    scan: Image, atlases: Sequence[Atlas], recipe: Recipe, *, mask: Mask | None = None, progress: Progress | None = None
+) -> Alignment:
+    """Preprocess, register and propagate: everything that comes before fusion. Parameters as for `segment`."""
+    if not atlases:
+        raise InputError(f"{scan.name or 'scan'}: there is no atlas to segment it with")
+    seconds: dict[str, float] = {}
+
+    with _stage("preprocess", seconds, progress):
+        target = _preprocessed(scan, recipe.preprocessing.steps, None)
+        images = [_preprocessed(atlas.image, recipe.preprocessing.steps, target) for atlas in atlases]
+        target_mask = _mask(target, mask, recipe.preprocessing)
+        atlas_masks = [_mask(i, a.mask, recipe.preprocessing) for i, a in zip(images, atlases, strict=True)]
+
+    with _stage("register", seconds, progress):
+        start = (0, 0, 0)
+        transforms: Sequence[Transform] | None = None
+        for number, step in enumerate(recipe.registration.steps):
+            transforms = step(target, images, initial=transforms, fixed_mask=target_mask, moving_masks=atlas_masks)
+            if number == 0 and recipe.preprocessing.crop_margin_mm is not None:
+                margin_mm = recipe.preprocessing.crop_margin_mm
+                first, end = box_around([a.segmentation for a in atlases], transforms, target.grid, margin_mm=margin_mm)
+                start = (int(first[0]), int(first[1]), int(first[2]))
+                target = target.cropped(first, end)
+                target_mask = target_mask and target_mask.cropped(first, end)
+        if transforms is None:
+            raise InputError(f"recipe {recipe.name}: [registration] steps is empty; name at least one method")
+
+    with _stage("propagate", seconds, progress):
+        carried = [
+            propagate(
+                replace(atlas, image=image),
+                transform,
+                target.grid,
+                interpolation=recipe.propagation.interpolation,
+                fractions=recipe.propagation.fractions,
+            )
+            for atlas, image, transform in zip(atlases, images, transforms, strict=True)
+        ]
+        candidates = _judged(target, target_mask, carried, transforms, drop=recipe.registration.drop_failed)
+
+    labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
+    return Alignment(target, candidates, scan.grid, start, tuple(int(v) for v in labels), seconds)
+
+
+def fuse(alignment: Alignment, method: Step, *, progress: Progress | None = None) -> Segmentation:
+    """Fuse the candidates that did not fail, and bring the result back onto the scan's own grid."""
+    seconds = dict(alignment.seconds)
+    with _stage("fuse", seconds, progress):
+        voters = [c.atlas for c in alignment.candidates if c.verdict.keep]
+        fused: ProbabilityMap = method(alignment.target, voters)
+        probabilities = fused.embedded(alignment.grid, alignment.start)
+    return Segmentation(probabilities.label_map(), probabilities, alignment, seconds)
+
+
+def _preprocessed(image: Image, steps: Sequence[Step], reference: Image | None) -> Image:
+    """Run `steps` in order; one that matches to a reference is for the atlases, whose reference is the target."""
+    for step in steps:
+        if reference is not None or not step.method.takes("reference"):
+            image = step(image, reference=reference)
+    return image
+
+
+def _mask(image: Image, given: Mask | None, preprocessing: Preprocessing) -> Mask | None:
+    """Where similarity is to be measured."""
+    if preprocessing.mask == "foreground":
+        return foreground(image)
+    return given if preprocessing.mask == "given" else None
+
+
+def _judged(
+    target: Image, mask: Mask | None, carried: Sequence[Atlas], transforms: Sequence[Transform], *, drop: bool
+) -> tuple[Candidate, ...]:
+    """Measure every candidate against the target, and find those whose registration failed."""
+    region = np.ones(target.shape, bool) if mask is None else mask.array
+    alike = []
+    for atlas in carried:
+        known = region if atlas.mask is None else region & atlas.mask.array
+        pairs = zip(np.moveaxis(target.channels, 3, 0), np.moveaxis(atlas.image.channels, 3, 0), strict=True)
+        values = [similarity.local_correlation(f, w, mask=known) for f, w in pairs] if known.any() else [0.0]
+        alike.append(float(np.mean(values)))
+    verdicts = find_failures(alike, names=[atlas.id for atlas in carried])
+    candidates = []
+    for atlas, transform, value, verdict in zip(carried, transforms, alike, verdicts, strict=True):
+        if not verdict.keep:
+            log.warning("%s: atlas %s %s: %s", target.name, atlas.id, "left out" if drop else "kept", verdict.reason)
+            verdict = verdict if drop else replace(verdict, keep=True)
+        candidates.append(Candidate(atlas, transform, value, quality(transform, target.grid, mask=mask), verdict))
+    return tuple(candidates)
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float], progress: Progress | None) -> Iterator[None]:
+    """Announce a stage and time it."""
+    if progress is not None:
+        progress(name)
+    begun = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - begun

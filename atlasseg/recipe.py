@@ -1,0 +1,315 @@
+"""Recipes: TOML to checked keyword arguments.
+
+A recipe has one table a stage. Its keys are the fields of the dataclasses below; a table inside it named after a
+method holds that method's own parameters, checked against the method's signature::
+
+    [data]
+    atlases = "../sample_data/atlases"     # paths are relative to the recipe's folder
+    targets = "../sample_data/targets"
+    out = "../out/quickstart"
+
+    [registration]
+    steps = ["affine", "ffd"]
+    [registration.ffd]
+    spacing_voxels = 4
+
+    [fusion]
+    method = "local_weighted"
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from atlasseg import methods
+from atlasseg.errors import InputError
+
+
+@dataclass(frozen=True)
+class Step:
+    """A method of a stage with the parameters that the recipe gives it; the others keep their defaults."""
+
+    method: methods.Method
+    arguments: Mapping[str, Any]
+
+    def __call__(self, *data: Any, **given: Any) -> Any:
+        """Call the method; of `given`, what it has no parameter for is left out."""
+        taken = {name: value for name, value in given.items() if self.method.takes(name)}
+        return self.method.function(*data, **self.arguments, **taken)
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method.name
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the volumes are."""
+
+    atlases: Path | None = None
+    targets: tuple[Path, ...] = ()
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to the scans, target and atlases alike, before they are registered.
+
+    `mask` says where similarity is measured: in the masks beside the scans where there are any ("given"), in a
+    foreground found in each scan ("foreground"), or everywhere ("none"). With `crop_margin_mm` the target is cropped,
+    after the first registration step, to where the atlases' labels land plus that margin.
+    """
+
+    steps: tuple[Step, ...] = ()
+    mask: Literal["given", "foreground", "none"] = "given"
+    crop_margin_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Steps that run one after the other, each from the last one's result.
+
+    With `drop_failed` an atlas whose registration failed, by the library's own distribution, does not vote.
+    """
+
+    steps: tuple[Step, ...] = ()
+    drop_failed: bool = True
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """How labels are carried over: interpolation, and whether fractions or one label a voxel reach the fusion."""
+
+    interpolation: Literal["linear", "gaussian", "nearest"] = "linear"
+    fractions: bool = True
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How the candidates become one segmentation."""
+
+    method: Step
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How results are measured where a target has a reference."""
+
+    surface_tolerance_mm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written beside segmentation, label table and volumes."""
+
+    entropy: bool = True
+    probabilities: bool = False
+    transforms: bool = False
+    report: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `text` is what it says, overrides included, as TOML."""
+
+    fusion: Fusion
+    data: Data = field(default_factory=Data)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    registration: Registration = field(default_factory=Registration)
+    propagation: Propagation = field(default_factory=Propagation)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    output: Output = field(default_factory=Output)
+    name: str = "recipe"
+    text: str = ""
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "preprocessing": Preprocessing,
+    "registration": Registration,
+    "propagation": Propagation,
+    "fusion": Fusion,
+    "evaluation": Evaluation,
+    "output": Output,
+}
+
+
+def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a TOML recipe.
+
+    Parameters
+    ----------
+    path : path
+        The TOML file.
+    overrides : sequence of str
+        ``"stage.key=value"`` or ``"stage.method.key=value"``, the value as TOML writes it (a bare word is a string).
+        ``"fusion.beta=3"`` sets `beta` of the chosen fusion method.
+
+    Raises
+    ------
+    InputError
+        The file is absent or no TOML; a table, key, method or value is not what it should be. The message names
+        the file, the key, what was given and what was wanted.
+    """
+    file = Path(path)
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: there is no such recipe") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as a TOML recipe: {error}") from error
+    return parse_recipe(tables, overrides=overrides, where=str(file), base=file.parent, name=file.stem)
+
+
+def parse_recipe(
+    tables: Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    where: str = "recipe",
+    base: Path | None = None,
+    name: str = "recipe",
+) -> Recipe:
+    """Check a recipe given as nested tables, as TOML or a dictionary holds them.
+
+    Parameters
+    ----------
+    tables : mapping
+        Section name to its table.
+    overrides : sequence of str
+        As for `read_recipe`.
+    where : str
+        What messages call it.
+    base : path, optional
+        Folder that its relative paths start from; the current one where None.
+    name : str
+        The recipe's name in results.
+    """
+    import tomli_w
+
+    merged = _overridden(tables, overrides, where)
+    sections = {}
+    for title, table in merged.items():
+        if title not in SECTIONS:
+            raise InputError(f"{where}: there is no table [{title}]{methods.suggestion(title, SECTIONS)}")
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {title} must be a table [{title}], got {table!r}")
+        sections[title] = _section(SECTIONS[title], title, table, where)
+    if "fusion" not in sections:
+        raise InputError(f'{where}: the table [fusion] with method = "..." is missing')
+    if base is not None and "data" in sections:
+        data = sections["data"]
+        sections["data"] = Data(
+            None if data.atlases is None else base / data.atlases,
+            tuple(base / target for target in data.targets),
+            None if data.out is None else base / data.out,
+        )
+    return Recipe(**sections, name=name, text=tomli_w.dumps(merged))
+
+
+def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """A deep copy of `tables` with the overrides in it."""
+    merged: dict[str, Any] = json.loads(json.dumps(tables, default=str))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = key.strip().split(".")
+        if not equals or len(path) not in (2, 3) or not all(path):
+            raise InputError(f"--set {override}: write it as stage.key=value or stage.method.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        if path[0] not in SECTIONS:
+            raise InputError(f"--set {override}: there is no stage {path[0]!r}{methods.suggestion(path[0], SECTIONS)}")
+        table = merged.setdefault(path[0], {})
+        if len(path) == 2 and path[0] == "fusion" and path[1] != "method" and "method" in table:
+            path.insert(1, table["method"])
+        if len(path) == 3:
+            table = table.setdefault(path[1], {})
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {path[0]}.{path[1]} is no table, so --set {override} cannot set a key in it")
+        table[path[-1]] = value
+    return merged
+
+
+def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
+    """One dataclass from its table."""
+    hints = typing.get_type_hints(kind)
+    has_methods = title in methods.VERBS
+    arguments: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in hints:
+            if hints[key] is Step:
+                arguments[key] = _step(title, key, value, table, where)
+            elif hints[key] == tuple[Step, ...]:
+                chosen = _checked(tuple[str, ...], value, f"{where}: [{title}] {key}")
+                arguments[key] = tuple(_step(title, key, method, table, where) for method in chosen)
+            else:
+                if title == "data" and key == "targets" and isinstance(value, str):
+                    value = [value]
+                arguments[key] = _checked(hints[key], value, f"{where}: [{title}] {key}")
+        elif has_methods and isinstance(value, dict):
+            _step(title, key, key, table, where)  # also checked where the method is not in use
+        else:
+            known = [*hints, *(methods.names(title) if has_methods else ())]
+            raise InputError(f"{where}: [{title}] has no key {key!r}{methods.suggestion(key, known)}")
+    missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    for name in missing:
+        if name not in arguments:
+            raise InputError(f"{where}: [{title}] lacks the key {name!r}")
+    return kind(**arguments)
+
+
+def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) -> Step:
+    """A method with its own table of parameters checked against its signature."""
+    if not isinstance(name, str):
+        raise InputError(f"{where}: [{stage}] {key}: the name of a method is wanted, got {name!r}")
+    try:
+        method = methods.get(stage, name)
+    except InputError as error:
+        raise InputError(f"{where}: [{stage}] {key}: {error}") from None
+    given = table.get(name, {})
+    parameters = {p.name: p for p in method.parameters}
+    arguments = {}
+    for parameter, value in given.items():
+        if parameter not in parameters:
+            raise InputError(
+                f"{where}: [{stage}.{name}] has no parameter {parameter!r}{methods.suggestion(parameter, parameters)}"
+            )
+        hint = parameters[parameter].annotation
+        arguments[parameter] = _checked(hint, value, f"{where}: [{stage}.{name}] {parameter}")
+    return Step(method, arguments)
+
+
+def _checked(hint: Any, value: Any, what: str) -> Any:
+    """`value` as the type that `hint` asks for, strictly: a number in quotes is no number."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    config = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=config)
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        wanted = "; or ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
+        raise InputError(f"{what}: {wanted}, got {value!r}") from None
+
+
+def with_device(recipe: Recipe, device: str) -> Recipe:
+    """The recipe with `device` ("auto", "cpu" or "cuda") given to every method that asks for one and was not told."""
+
+    def told(step: Step) -> Step:
+        if step.method.takes("device") and "device" not in step.arguments:
+            return Step(step.method, {**step.arguments, "device": device})
+        return step
+
+    return replace(
+        recipe,
+        registration=replace(recipe.registration, steps=tuple(map(told, recipe.registration.steps))),
+        fusion=Fusion(told(recipe.fusion.method)),
+    )
