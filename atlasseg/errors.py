@@ -15,3 +15,7 @@ class GeometryError(InputError):
 
 class MissingLibraryError(AtlasSegError, ImportError):
     """An optional library is not installed: the message names the extra that brings it."""
+
+
+class OutputError(AtlasSegError, OSError):
+    """A result cannot be written (no space, no permission): the message names the file and the reason."""

@@ -120,7 +120,9 @@ class LabelTable:
             if label.value in values:
                 raise InputError(f"label {label.value} is listed twice: as {values[label.value]!r} and {label.name!r}")
             if label.name in names:
-                raise InputError(f"the name {label.name!r} is given to two labels: {names[label.name]} and {label.value}")
+                raise InputError(
+                    f"the name {label.name!r} is given to two labels: {names[label.name]} and {label.value}"
+                )
             values[label.value] = label.name
             names[label.name] = label.value
 
@@ -217,7 +219,9 @@ def read_label_table(path: str | Path) -> LabelTable:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: a label table must be text in UTF-8 ({error.reason} at byte {error.start})") from error
+        raise InputError(
+            f"{path}: a label table must be text in UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: the label table cannot be read: {error.strerror or error}") from error
     return parse_label_table(text, source=str(path))
@@ -343,7 +347,9 @@ def _from_columns(
     for number, line in content:
         cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
         if len(cells) != len(header):
-            raise InputError(f"{source}, line {number}: {len(header)} columns are wanted ({', '.join(header)}), got {len(cells)}")
+            raise InputError(
+                f"{source}, line {number}: {len(header)} columns are wanted ({', '.join(header)}), got {len(cells)}"
+            )
         row = {column: cell for column, cell in zip(header, cells, strict=True) if cell.lower() not in _NOTHING}
         rows.append((number, _at_line(source, number, lambda found=row: _from_row(found))))
     return rows
@@ -390,7 +396,9 @@ def _channels(row: dict[str, str]) -> Color | None:
 def _delimited(table: LabelTable, delimiter: str) -> str:
     out = io.StringIO()
     columns = ["index", "name", "color"]
-    columns += [column for column in ("abbreviation", "mapping", "group") if any(getattr(x, column) is not None for x in table)]
+    columns += [
+        column for column in ("abbreviation", "mapping", "group") if any(getattr(x, column) is not None for x in table)
+    ]
     columns += ["not_annotated_in"] if any(label.not_annotated_in for label in table) else []
     writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
     writer.writerow(columns)

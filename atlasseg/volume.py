@@ -91,7 +91,8 @@ class Grid:
 class Origin:
     """What must be kept of the file that a volume came from, so that a result can be written like it.
 
-    `sform_code`, `qform_code` and `qform` are NIfTI's; `dtype` is the type on disk, as NumPy names it.
+    `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm) and `version` (1 or 2) are NIfTI's, as is `unit`, the name that
+    the header gives to the length that is taken for the millimetre; `dtype` is the type on disk, as NumPy names it.
     """
 
     path: Path | None = None
@@ -99,6 +100,16 @@ class Origin:
     sform_code: int = 1
     qform_code: int = 1
     qform: tuple[tuple[float, ...], ...] | None = None
+    version: int = 1
+    unit: str = "mm"
+
+    def cropped(self, start: ArrayLike) -> Origin:
+        """The same for a volume that begins at voxel `start`: its qform moves along."""
+        if self.qform is None:
+            return self
+        qform = np.array(self.qform)
+        qform[:3, 3] += qform[:3, :3] @ np.asarray(start)
+        return replace(self, qform=tuple(tuple(row) for row in qform.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +151,8 @@ class _Volume:
     def cropped(self, start: ArrayLike, stop: ArrayLike) -> Self:
         """The part ``[start:stop]``, on its own grid; indices are voxels and must lie inside."""
         box = tuple(slice(int(a), int(b)) for a, b in zip(np.asarray(start), np.asarray(stop), strict=True))
-        return replace(self, array=self.array[box], affine=self.grid.cropped(start, stop).affine)
+        affine = self.grid.cropped(start, stop).affine
+        return replace(self, array=self.array[box], affine=affine, origin=self.origin.cropped(start))
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,6 +391,16 @@ class ProbabilityMap:
     def dense(self) -> Float32:
         """(I, J, K, L) float32 in the order of `label_values`: for small maps, since memory is voxels times labels."""
         return np.stack([self.probability(int(label)) for label in self.label_values], axis=-1)
+
+    def embedded(self, grid: Grid, start: ArrayLike) -> ProbabilityMap:
+        """The same map as the part, from voxel `start` on, of a larger `grid` that is certain background elsewhere."""
+        begin = np.asarray(start, dtype=np.int64)
+        mode = np.zeros(grid.shape, np.int32)
+        mode[tuple(slice(b, b + n) for b, n in zip(begin, self.shape, strict=True))] = self.mode
+        moved = np.stack(np.unravel_index(self.voxels, self.shape)) + begin[:, None]
+        voxels = np.ravel_multi_index(tuple(moved), grid.shape).astype(np.int64)
+        every = np.union1d(self.label_values, 0).astype(np.int32)
+        return replace(self, mode=mode, voxels=voxels, affine=grid.affine, label_values=every)
 
     def confidence(self) -> Float32:
         """(I, J, K) float32 probability of the label in `mode`."""
