@@ -27,7 +27,7 @@ Measure = Literal["correlation", "ssd"]
 Result = TypeVar("Result")
 
 TILE = (12, 12, 48)
-"""Voxels of a tile: its working arrays stay in a second-level cache, its rows are long enough for vector instructions."""
+"""Voxels of a tile: its working arrays stay in the cache, and its rows are long enough for vector instructions."""
 
 TIE = 1e-6
 """A patch is better than an earlier one only by more than this, in units of correlation: rounding must not choose."""
@@ -47,7 +47,7 @@ class BestPatches:
     offsets : (O, 3) int64
         The search window, by growing distance.
     chosen : (V, N) int16
-        Row of `offsets` that takes the voxel to the centre of each candidate's best patch; -1 where the candidate has none.
+        Row of `offsets` that takes the voxel to the centre of each candidate's best patch; -1 where it has none.
     scores : (V, N) float64
         Correlation summed over channels, or ``-SSD``; -inf where there is none.
     """
@@ -88,8 +88,8 @@ def best_patches(
     candidates: Sequence[Float32],
     where: Bool,
     *,
-    patch_radius: Radius = 2,
-    search_radius: Radius = 3,
+    patch_radius_voxels: Radius = 2,
+    search_radius_voxels: Radius = 3,
     measure: Measure = "correlation",
     inside: Sequence[Bool | None] | None = None,
 ) -> BestPatches:
@@ -103,7 +103,7 @@ def best_patches(
         On the target's grid.
     where : (I, J, K) bool
         Voxels to search for.
-    patch_radius, search_radius : int or three ints
+    patch_radius_voxels, search_radius_voxels : int or three ints
         In voxels: a patch has ``2 r + 1`` voxels along an axis. Beyond the grid, intensities are the nearest voxel's;
         the centre of a patch stays on the grid.
     measure : {'correlation', 'ssd'}
@@ -117,7 +117,7 @@ def best_patches(
     BestPatches
         Of equally good patches, the one of smallest offset.
     """
-    setting = _Setting(target, where, patch_radius, search_radius, measure)
+    setting = _Setting(target, where, patch_radius_voxels, search_radius_voxels, measure)
     chosen = np.full((setting.voxels.size, len(candidates)), -1, np.int16)
     scores = np.full((setting.voxels.size, len(candidates)), -np.inf)
     covered = _covered(inside, len(candidates), where.shape)
@@ -141,8 +141,8 @@ def nearest_patches(
     where: Bool,
     *,
     count: int,
-    patch_radius: Radius = 2,
-    search_radius: Radius = 3,
+    patch_radius_voxels: Radius = 2,
+    search_radius_voxels: Radius = 3,
     measure: Measure = "ssd",
     inside: Sequence[Bool | None] | None = None,
 ) -> NearestPatches:
@@ -153,7 +153,7 @@ def nearest_patches(
     """
     if count < 1:
         raise InputError(f"the number of patches must be at least 1, got {count}")
-    setting = _Setting(target, where, patch_radius, search_radius, measure)
+    setting = _Setting(target, where, patch_radius_voxels, search_radius_voxels, measure)
     codes = np.full((setting.voxels.size, count), -1, np.int32)
     scores = np.full((setting.voxels.size, count), -np.inf)
     covered = _covered(inside, len(candidates), where.shape)
@@ -185,14 +185,16 @@ TargetTile = tuple[Float64, Float64, Float64]
 class _Setting:
     """What every tile of one search shares."""
 
-    def __init__(self, target: Float32, where: Bool, patch_radius: Radius, search_radius: Radius, measure: Measure) -> None:
+    def __init__(
+        self, target: Float32, where: Bool, patch_radius_voxels: Radius, search_radius_voxels: Radius, measure: Measure
+    ) -> None:
         if measure not in ("correlation", "ssd"):
             raise InputError(f"measure must be 'correlation' or 'ssd', got {measure!r}")
         self.target = np.ascontiguousarray(target, np.float32)
         self.where = where
-        self.patch = radius_of(patch_radius, "patch_radius")
-        self.window = radius_of(search_radius, "search_radius")
-        self.offsets = offsets_by_length(search_radius)
+        self.patch = radius_of(patch_radius_voxels, "patch_radius_voxels")
+        self.window = radius_of(search_radius_voxels, "search_radius_voxels")
+        self.offsets = offsets_by_length(search_radius_voxels)
         self.correlation = measure == "correlation"
         self.voxels = np.flatnonzero(where)
         self._number = np.full(where.shape, -1, np.int64)
@@ -211,7 +213,9 @@ class _Setting:
         shape = (count, *(box[1] - box[0]))
         return np.full(shape, -np.inf), np.full(shape, -1, np.int32)
 
-    def search(self, box: Box, tile: TargetTile, candidate: Float32, covered: Bool, code: int, score: Float64, codes: Int32) -> None:
+    def search(
+        self, box: Box, tile: TargetTile, candidate: Float32, covered: Bool, code: int, score: Float64, codes: Int32
+    ) -> None:
         margin = self.patch + self.window
         values = load_tile(np.ascontiguousarray(candidate, np.float32), box[0] - margin, box[1] + margin)
         centre, scale = statistics(values, self.patch, self.correlation, False)
@@ -244,7 +248,7 @@ def radius_of(radius: Radius, name: str) -> Int64:
 
 def offsets_by_length(radius: Radius) -> Int64:
     """(O, 3) every offset within a radius along each axis, by growing length, then in lexicographic order."""
-    reach = radius_of(radius, "search_radius")
+    reach = radius_of(radius, "search_radius_voxels")
     window = np.stack(np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij"), -1).reshape(-1, 3)
     return window[np.argsort((window**2).sum(axis=1), kind="stable")]
 
@@ -257,7 +261,7 @@ def tiles(where: Bool, size: tuple[int, int, int]) -> list[Box]:
         start = np.array(corner) * np.array(size)
         part = where[tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))]
         if part.any():
-            held = [np.flatnonzero(part.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
+            held = [np.flatnonzero(part.any(axis=rest)) for rest in ((1, 2), (0, 2), (0, 1))]
             boxes.append((start + [h[0] for h in held], start + [h[-1] + 1 for h in held]))
     return boxes
 
@@ -328,9 +332,9 @@ def box_sums(values: Float64, patch: Int64) -> Float64:
 def statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool) -> tuple[Float64, Float64]:
     """The two arrays (C, i, j, k) by which `search_tile` turns a sum of products into a score.
 
-    With products summed to s, the score is ``(s - centre_T centre_A) scale_T scale_A``. For a correlation, centre_T is the
-    target's mean, centre_A the candidate's sum, and the scales are 1 over the root of the summed squared deviations, 0 for
-    a constant patch. For a squared difference, it is ``1 - SSD / (sum of T^2)``.
+    With products summed to s, the score is ``(s - centre_T centre_A) scale_T scale_A``. For a correlation, centre_T is
+    the target's mean, centre_A the candidate's sum, and the scales are 1 over the root of the summed squared
+    deviations, 0 for a constant patch. For a squared difference, it is ``1 - SSD / (sum of T^2)``.
     """
     channels = values.shape[0]
     count = (2 * patch[0] + 1) * (2 * patch[1] + 1) * (2 * patch[2] + 1)
