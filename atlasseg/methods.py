@@ -101,7 +101,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'? There are: ..."`` for a name that is not among `known`."""
     every = sorted(known)
     close = difflib.get_close_matches(name, every, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ";"
+    guess = f"; did you mean {close[0]!r}?" if close else "."
     return f"{guess} There are: {', '.join(every) or 'none'}"
 
 

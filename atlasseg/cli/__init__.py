@@ -35,12 +35,12 @@ app = typer.Typer(
     cls=_Commands,
     name="atlasseg",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "Start with [bold]atlasseg run pipelines/quickstart.toml[/bold]; look at a dataset of your own with "
-        "[bold]atlasseg doctor DIR[/bold].\n\nExit status: 0 all done; 1 some targets failed, each named with its "
+        "Start with `atlasseg run pipelines/quickstart.toml`; look at a dataset of your own with "
+        "`atlasseg doctor DIR`.\n\nExit status: 0 all done; 1 some targets failed, each named with its "
         "reason; 2 the request itself was wrong; 130 interrupted."
     ),
 )
@@ -68,7 +68,7 @@ def atlasseg(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done, not only what is wrong.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
 ) -> None:
-    """Atlas-based 3-D segmentation: from a scan and a library of labelled scans to a segmentation with its uncertainty."""
+    """Atlas-based 3-D segmentation: from labelled scans and a new one to a segmentation with its uncertainty."""
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", force=True)
     logging.captureWarnings(True)

@@ -20,9 +20,9 @@ def doctor(
 
     Exit status 0 where nothing is wrong, 1 where something would fail a run.
 
-    [bold]Example[/bold]
+    **Example**
 
-    atlasseg doctor sample_data/atlases
+    - `atlasseg doctor sample_data/atlases`
     """
     from rich.console import Console
     from rich.table import Table

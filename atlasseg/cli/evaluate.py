@@ -26,9 +26,9 @@ def evaluate(
 
     Every label of the reference counts: one that the segmentation misses gets the worst value of each measure.
 
-    [bold]Example[/bold]
+    **Example**
 
-    atlasseg evaluate out/t1/t1_desc-joint_dseg.nii.gz targets/labels/t1.nii.gz --out t1.tsv
+    - `atlasseg evaluate out/t1/t1_desc-joint_dseg.nii.gz targets/labels/t1.nii.gz --out t1.tsv`
     """
     from rich.console import Console
 

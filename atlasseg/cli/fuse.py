@@ -22,7 +22,7 @@ def fuse(
     ],
     out: Annotated[Path, typer.Option("--out", help="Segmentation to write.")],
     method: Annotated[
-        str, typer.Option("--method", help="Fusion method; see [cyan]atlasseg methods fusion[/].")
+        str, typer.Option("--method", help="Fusion method; see atlasseg methods fusion.")
     ] = "local_weighted",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
@@ -35,9 +35,9 @@ def fuse(
 ) -> None:
     """Fuse candidates that some other tool has registered.
 
-    [bold]Example[/bold]
+    **Example**
 
-    atlasseg fuse target.nii.gz warped/ --method joint --set beta=2 --out target_dseg.nii.gz
+    - `atlasseg fuse target.nii.gz warped/ --method joint --set beta=2 --out target_dseg.nii.gz`
     """
     from atlasseg import io
     from atlasseg.cohort.stages import fuse_files

@@ -20,13 +20,11 @@ def methods(
 ) -> None:
     """List the methods of each stage; of one stage, with parameters, defaults and references.
 
-    [bold]Examples[/bold]
+    **Examples**
 
-    atlasseg methods
-
-    atlasseg methods fusion
-
-    atlasseg methods fusion joint
+    - `atlasseg methods`
+    - `atlasseg methods fusion`
+    - `atlasseg methods fusion joint`
     """
     from rich.console import Console
     from rich.markup import escape

@@ -22,7 +22,7 @@ def register(
         Path, typer.Option("--out", help="Transform to write: .h5, .tfm, .mat (affine) or .nii.gz (field).")
     ],
     steps: Annotated[
-        str, typer.Option("--steps", help="Registration methods in order, with commas; see [cyan]atlasseg methods[/].")
+        str, typer.Option("--steps", help="Registration methods in order, with commas; see atlasseg methods.")
     ] = "affine,ffd",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A parameter of a step; repeatable.")
@@ -36,9 +36,9 @@ def register(
 ) -> None:
     """Register MOVING to FIXED and write the transform, in ITK's format, which ANTs and Slicer apply as well.
 
-    [bold]Example[/bold]
+    **Example**
 
-    atlasseg register target.nii.gz atlas.nii.gz --out atlas_to_target.h5 --warped atlas_on_target.nii.gz
+    - `atlasseg register target.nii.gz atlas.nii.gz --out atlas_to_target.h5 --warped atlas_on_target.nii.gz`
     """
     from atlasseg.cohort.stages import register_files
     from atlasseg.errors import InputError

@@ -41,13 +41,11 @@ def run(
     segmentation on the scan's own grid, its volumes, an entropy map (where to look), and a report for a browser.
     Targets that come with labels are evaluated against them.
 
-    [bold]Examples[/bold]
+    **Examples**
 
-    atlasseg run pipelines/quickstart.toml
-
-    atlasseg run pipelines/hippocampus.toml --targets scan.nii.gz --out results
-
-    atlasseg run pipelines/hippocampus.toml --set fusion.method=joint --set registration.ffd.spacing_voxels=4
+    - `atlasseg run pipelines/quickstart.toml`
+    - `atlasseg run pipelines/hippocampus.toml --targets scan.nii.gz --out results`
+    - `atlasseg run pipelines/hippocampus.toml --set fusion.method=joint --set registration.ffd.spacing_voxels=4`
     """
     from rich.console import Console
 

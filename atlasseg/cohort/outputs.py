@@ -17,7 +17,7 @@ from atlasseg.errors import InputError
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Segmentation
 from atlasseg.recipe import Recipe
-from atlasseg.volume import Atlas, Image, LabelMap
+from atlasseg.volume import Image, LabelMap
 
 if TYPE_CHECKING:
     import pandas as pd

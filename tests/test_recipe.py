@@ -1,0 +1,113 @@
+"""Recipes: what is wrong is named, with the file, the key, what was given and what there is."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from atlasseg.errors import InputError
+from atlasseg.recipe import parse_recipe, read_recipe, with_device
+
+PIPELINES = Path(__file__).parents[1] / "pipelines"
+LEAST = {"fusion": {"method": "majority"}}
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_that_is_shipped_is_sound(path):
+    recipe = read_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.data.atlases is not None and recipe.data.targets and recipe.data.out is not None
+    assert recipe.registration.steps
+
+
+def test_parameters_reach_the_method_and_others_keep_their_defaults():
+    recipe = parse_recipe({"fusion": {"method": "local_weighted", "local_weighted": {"power": 3}}})
+    assert recipe.fusion.method.name == "local_weighted"
+    assert recipe.fusion.method.arguments == {"power": 3.0}
+
+
+def test_paths_start_from_the_recipe(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[data]\natlases = "lib"\ntargets = ["a.nii.gz", "/b"]\nout = "../o"\n[fusion]\nmethod = "majority"\n')
+    data = read_recipe(path).data
+    assert data.atlases == tmp_path / "lib"
+    assert data.targets == (tmp_path / "a.nii.gz", Path("/b"))
+    assert data.out == tmp_path / "../o"
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"fusoin": {}, **LEAST}, r"no table \[fusoin\]; did you mean 'fusion'\?"),
+        ({"fusion": {"method": "majorty"}}, r"\[fusion\] method: fusion has no method 'majorty'; did you mean 'majority'"),
+        ({"fusion": {"methd": "majority"}}, r"\[fusion\] has no key 'methd'; did you mean 'method'"),
+        ({"fusion": {}}, r"\[fusion\] lacks the key 'method'"),
+        ({}, r"the table \[fusion\]"),
+        ({"fusion": "majority"}, r"must be a table \[fusion\], got 'majority'"),
+        ({"fusion": {"method": 3}}, "the name of a method is wanted, got 3"),
+        (
+            {"fusion": {"method": "local_weighted", "local_weighted": {"pwer": 2}}},
+            r"\[fusion.local_weighted\] has no parameter 'pwer'; did you mean 'power'",
+        ),
+        (
+            {"fusion": {"method": "local_weighted", "local_weighted": {"power": "2"}}},
+            r"\[fusion.local_weighted\] power: .*valid number.*got '2'",
+        ),
+        ({"fusion": {"method": "majority", "local_weighted": {"pwer": 2}}}, "no parameter 'pwer'"),
+        ({**LEAST, "registration": {"steps": "itk_affine"}}, r"\[registration\] steps: .*got 'itk_affine'"),
+        ({**LEAST, "registration": {"steps": ["afine"]}}, "no method 'afine'"),
+        ({**LEAST, "preprocessing": {"mask": "brain"}}, r"\[preprocessing\] mask: .*'given'.*got 'brain'"),
+        ({**LEAST, "evaluation": {"surface_tolerance_mm": float("nan")}}, "surface_tolerance_mm"),
+    ],
+)
+def test_bad_recipes(tables, message):
+    with pytest.raises(InputError, match=f"r.toml: .*{message}"):
+        parse_recipe(tables, where="r.toml")
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.toml: there is no such recipe"):
+        read_recipe(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("[fusion\n")
+    with pytest.raises(InputError, match=r"broken\.toml: cannot be read as a TOML recipe: .*line 1"):
+        read_recipe(tmp_path / "broken.toml")
+
+
+def test_overrides():
+    recipe = parse_recipe(
+        {"fusion": {"method": "majority"}},
+        overrides=["fusion.method=local_weighted", "fusion.power=3", "output.report=false", 'registration.steps=["syn"]'],
+    )
+    assert recipe.fusion.method.name == "local_weighted"
+    assert recipe.fusion.method.arguments == {"power": 3.0}
+    assert recipe.output.report is False
+    assert [step.name for step in recipe.registration.steps] == ["syn"]
+    assert "local_weighted" in recipe.text and "power = 3" in recipe.text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fusion.method", "stage.key=value"),
+        ("fusion=majority", "stage.key=value"),
+        ("fusio.method=x", "no stage 'fusio'; did you mean 'fusion'"),
+        ("fusion.method.x=3", "is no table"),
+        ("fusion.sft=true", "no parameter 'sft'; did you mean 'soft'"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(InputError, match=message):
+        parse_recipe(LEAST, overrides=[override])
+
+
+def test_a_recipe_travels_to_other_processes():
+    recipe = parse_recipe({"fusion": {"method": "local_weighted", "local_weighted": {"power": 3}}})
+    again = pickle.loads(pickle.dumps(recipe))
+    assert again.text == recipe.text and again.fusion.method.arguments == recipe.fusion.method.arguments
+
+
+def test_the_device_goes_to_those_that_ask_for_one():
+    recipe = parse_recipe({"fusion": {"method": "majority"}, "registration": {"steps": ["itk_affine"]}})
+    told = with_device(recipe, "cpu")
+    for step in (*told.registration.steps, told.fusion.method):
+        assert ("device" in step.arguments) == step.method.takes("device")
