@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit, prange
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.transforms import Transform, slabs
@@ -77,8 +78,6 @@ def jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
     InputError
         The transform maps a voxel to NaN or infinity.
     """
-    from atlasseg.registration._jacobian import determinants
-
     if min(grid.shape) < 2:
         raise GeometryError(f"a Jacobian needs at least 2 voxels along each axis, got a grid of shape {grid.shape}")
     per_voxel_mm3 = float(np.linalg.det(grid.affine[:3, :3]))
@@ -86,7 +85,7 @@ def jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
     for start, stop in slabs(grid):
         first, last = max(start - 1, 0), min(stop + 1, grid.shape[0])  # with a neighbour on either side
         mapped_mm = _mapped_mm(transform, grid.cropped((first, 0, 0), (last, *grid.shape[1:])))
-        out[start:stop] = determinants(mapped_mm)[start - first : stop - first] / per_voxel_mm3
+        out[start:stop] = _determinants(mapped_mm)[start - first : stop - first] / per_voxel_mm3
     return out
 
 
@@ -133,3 +132,39 @@ def quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> Re
         folded_share=float((measured <= 0).mean()),
         sd_log_jacobian=float(np.log(np.maximum(measured, DETERMINANT_FLOOR)).std()),
     )
+
+
+@njit(cache=True, parallel=True)
+def _determinants(mapped_mm: Float64) -> Float64:
+    """Determinant of the derivative of a map with respect to the voxel index.
+
+    Parameters
+    ----------
+    mapped_mm : (I, J, K, 3) float64
+        Where each voxel centre goes; at least 2 voxels along each axis.
+
+    Returns
+    -------
+    (I, J, K) float64
+        In mm^3 a voxel, by central differences, one-sided on the faces.
+    """
+    planes, rows, columns = mapped_mm.shape[:3]
+    out = np.empty((planes, rows, columns))
+    for i in prange(planes):
+        i0, i1 = max(i - 1, 0), min(i + 1, planes - 1)
+        for j in range(rows):
+            j0, j1 = max(j - 1, 0), min(j + 1, rows - 1)
+            for k in range(columns):
+                k0, k1 = max(k - 1, 0), min(k + 1, columns - 1)
+                a0 = mapped_mm[i1, j, k, 0] - mapped_mm[i0, j, k, 0]
+                a1 = mapped_mm[i1, j, k, 1] - mapped_mm[i0, j, k, 1]
+                a2 = mapped_mm[i1, j, k, 2] - mapped_mm[i0, j, k, 2]
+                b0 = mapped_mm[i, j1, k, 0] - mapped_mm[i, j0, k, 0]
+                b1 = mapped_mm[i, j1, k, 1] - mapped_mm[i, j0, k, 1]
+                b2 = mapped_mm[i, j1, k, 2] - mapped_mm[i, j0, k, 2]
+                c0 = mapped_mm[i, j, k1, 0] - mapped_mm[i, j, k0, 0]
+                c1 = mapped_mm[i, j, k1, 1] - mapped_mm[i, j, k0, 1]
+                c2 = mapped_mm[i, j, k1, 2] - mapped_mm[i, j, k0, 2]
+                volume = a0 * (b1 * c2 - b2 * c1) - a1 * (b0 * c2 - b2 * c0) + a2 * (b0 * c1 - b1 * c0)
+                out[i, j, k] = volume / ((i1 - i0) * (j1 - j0) * (k1 - k0))
+    return out

@@ -1,0 +1,155 @@
+"""Blocks of one image found again in another: landmarks without anyone to place them.
+
+References
+----------
+.. [1] Ourselin, S., Roche, A., Prima, S., Ayache, N. (2000). Block matching: a general framework to improve robustness
+   of rigid registration of medical images. MICCAI, LNCS 1935, 557-566.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit, prange
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from atlasseg.volume import Bool, Float32, Float64, Int64
+
+FLAT_BLOCK = 1e-6
+"""A block whose variance is below this share of the image's has nothing to be found again by."""
+
+
+def textured_blocks(image: Float32, allowed: Bool, *, count: int, radius_voxels: int) -> Int64:
+    """Centres of blocks spread evenly over the image, in each neighbourhood the one with the largest variance.
+
+    Parameters
+    ----------
+    image : (I, J, K) float32
+    allowed : (I, J, K) bool
+        Where centres may lie; those whose block would leave the image are left out.
+    count : int
+        About how many: the allowed voxels are divided into that many cubes, each giving one block at most.
+    radius_voxels : int
+        Blocks have ``2 radius_voxels + 1`` voxels a side.
+
+    Returns
+    -------
+    (B, 3) int64
+        Voxel indices in C order of their cubes.
+    """
+    size = 2 * radius_voxels + 1
+    values = image.astype(np.float64) - float(image.mean())
+    mean = ndimage.uniform_filter(values, size)
+    variance = ndimage.uniform_filter(values**2, size) - mean**2
+    usable = allowed & inside(image.shape, radius_voxels) & (variance > FLAT_BLOCK * values.var())
+    voxels = np.argwhere(usable)
+    if not len(voxels):
+        return np.zeros((0, 3), np.int64)
+    edge = max(1, round((len(voxels) / count) ** (1 / 3)))
+    cube = np.ravel_multi_index(tuple((voxels // edge).T), tuple(n // edge + 1 for n in image.shape))
+    order = np.lexsort((-variance[usable], cube))  # stable, so that ties go to the first voxel
+    first = np.unique(cube[order], return_index=True)[1]
+    centres: Int64 = voxels[order[first]].astype(np.int64)
+    return centres
+
+
+def inside(shape: tuple[int, ...], margin_voxels: int) -> Bool:
+    """(I, J, K) True where a voxel has at least `margin_voxels` others on every side."""
+    keep = np.zeros(shape, bool)
+    keep[tuple(slice(margin_voxels, max(n - margin_voxels, margin_voxels)) for n in shape)] = True
+    return keep
+
+
+def match_blocks(
+    fixed: Float32, moving: Float32, centres: Int64, known: Bool, *, radius_voxels: int, search_voxels: int
+) -> tuple[Float64, Float64]:
+    """Where each block of the fixed image is found in the moving image.
+
+    The block is compared by correlation with every block of the moving image whose centre is at most `search_voxels`
+    away along each axis; the best offset is refined by a parabola along each axis.
+
+    Parameters
+    ----------
+    fixed, moving : (I, J, K) float32
+        On one grid.
+    centres : (B, 3) int64
+        Of the blocks of the fixed image, each wholly inside it.
+    known : (I, J, K) bool
+        Where the moving image is known; a block that is not wholly known is not compared.
+    radius_voxels, search_voxels : int
+        Half size of the blocks and of the search window.
+
+    Returns
+    -------
+    offsets : (B, 3) float64
+        From each block to its match, in voxels.
+    correlations : (B,) float64
+        Of the match, -1 to 1; NaN where a block has no match at all.
+    """
+    size = 2 * radius_voxels + 1
+    whole = ndimage.minimum_filter(known, size, mode="constant", cval=False)
+    offsets, correlations = _match(fixed, moving, centres, whole, radius_voxels, search_voxels)
+    return offsets, correlations
+
+
+@njit(cache=True)
+def _correlation(fixed, moving, i, j, k, a, b, c, radius):  # type: ignore[no-untyped-def]
+    """Correlation of the block of `fixed` around (i, j, k) with that of `moving` around (a, b, c); 0 where flat."""
+    n = (2 * radius + 1) ** 3
+    sf = sm = sff = smm = sfm = 0.0
+    origin_f, origin_m = fixed[i, j, k], moving[a, b, c]
+    for di in range(-radius, radius + 1):
+        for dj in range(-radius, radius + 1):
+            for dk in range(-radius, radius + 1):
+                f = np.float64(fixed[i + di, j + dj, k + dk] - origin_f)
+                m = np.float64(moving[a + di, b + dj, c + dk] - origin_m)
+                sf += f
+                sm += m
+                sff += f * f
+                smm += m * m
+                sfm += f * m
+    product = (sff - sf * sf / n) * (smm - sm * sm / n)
+    return (sfm - sf * sm / n) / np.sqrt(product) if product > 0 else 0.0
+
+
+@njit(cache=True, parallel=True)
+def _match(fixed, moving, centres, whole, radius, search):  # type: ignore[no-untyped-def]
+    count, width = len(centres), 2 * search + 1
+    shape = fixed.shape
+    offsets = np.zeros((count, 3))
+    correlations = np.full(count, np.nan)
+    for block in prange(count):
+        i, j, k = centres[block]
+        scores = np.full((width, width, width), -np.inf)
+        best = np.array([-1, -1, -1])
+        highest, nearest = -np.inf, 0
+        for p in range(width):
+            for q in range(width):
+                for r in range(width):
+                    a, b, c = i + p - search, j + q - search, k + r - search
+                    outside = a < 0 or b < 0 or c < 0 or a >= shape[0] or b >= shape[1] or c >= shape[2]
+                    if outside or not whole[a, b, c]:
+                        continue
+                    score = _correlation(fixed, moving, i, j, k, a, b, c, radius)
+                    scores[p, q, r] = score
+                    length = (p - search) ** 2 + (q - search) ** 2 + (r - search) ** 2
+                    if score > highest or (score == highest and length < nearest):
+                        highest, nearest = score, length
+                        best[0], best[1], best[2] = p, q, r
+        if highest == -np.inf:
+            continue
+        correlations[block] = highest
+        for axis in range(3):
+            offsets[block, axis] = best[axis] - search
+            if 0 < best[axis] < width - 1:
+                lower, upper = best.copy(), best.copy()
+                lower[axis] -= 1
+                upper[axis] += 1
+                before = scores[lower[0], lower[1], lower[2]]
+                after = scores[upper[0], upper[1], upper[2]]
+                bend = before - 2 * highest + after
+                if np.isfinite(bend) and bend < 0:
+                    offsets[block, axis] += 0.5 * (before - after) / bend
+    return offsets, correlations

@@ -1,0 +1,392 @@
+"""Thin plate spline through landmarks: given by hand, or found by block matching with trimming.
+
+References
+----------
+.. [1] Bookstein, F. L. (1989). Principal warps: thin-plate splines and the decomposition of deformations. IEEE PAMI
+   11(6), 567-585.
+.. [2] Rohr, K., et al. (2001). Landmark-based elastic registration using approximating thin-plate splines. IEEE TMI
+   20(6), 526-534 (the smoothing, equations 8 to 10).
+.. [3] Ourselin, S., et al. (2000). Block matching: a general framework to improve robustness of rigid registration of
+   medical images. MICCAI, LNCS 1935, 557-566.
+.. [4] Rippa, S. (1999). An algorithm for selecting a good value for the parameter c in radial basis function
+   interpolation. Advances in Computational Mathematics 11, 193-210 (leave-one-out residuals, equation 13).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import ArrayLike
+from scipy import linalg
+
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.registration._block_matching import match_blocks, textured_blocks
+from atlasseg.registration._coarse import coarser, first_channel
+from atlasseg.resampling import coverage, resample
+from atlasseg.transforms import Affine, Transform
+from atlasseg.volume import Bool, Float64, Image, Mask
+
+logger = logging.getLogger(__name__)
+
+INVERSE_TOLERANCE_MM = 1e-6
+"""The inverse has converged at a point when the spline brings it back to within this distance."""
+
+INVERSE_MAX_ITERATIONS = 50
+"""Newton steps of the inverse, after which a point is given up."""
+
+TRIMMING_ROUNDS = 5
+"""Concentration steps of the least trimmed squares, unless the landmarks kept stop changing before."""
+
+FEWEST_LANDMARKS = 8
+"""With fewer matched blocks than this a level is skipped."""
+
+
+@dataclass(frozen=True, eq=False)
+class ThinPlateSpline(Transform):
+    """``x -> A x + b + sum_i w_i |x - p_i|``, the interpolant of least bending energy in three dimensions.
+
+    Parameters
+    ----------
+    landmarks_mm : (M, 3) float64
+        p, RAS+ mm.
+    weights : (M, 3) float64
+        w, dimensionless.
+    affine : Affine
+        A and b: the spline far away from all landmarks.
+    """
+
+    landmarks_mm: Float64
+    weights: Float64
+    affine: Affine
+
+    def __post_init__(self) -> None:
+        landmarks = np.ascontiguousarray(self.landmarks_mm, dtype=np.float64)
+        weights = np.ascontiguousarray(self.weights, dtype=np.float64)
+        if landmarks.ndim != 2 or landmarks.shape[1] != 3 or weights.shape != landmarks.shape:
+            raise InputError(f"landmarks and weights must both be (M, 3), got {landmarks.shape} and {weights.shape}")
+        object.__setattr__(self, "landmarks_mm", landmarks)
+        object.__setattr__(self, "weights", weights)
+
+    def __call__(self, points_mm: ArrayLike) -> Float64:
+        """Where the points go: (..., 3) to (..., 3), RAS+ mm; each costs M distances."""
+        points = np.asarray(points_mm, dtype=np.float64)
+        flat = np.ascontiguousarray(points.reshape(-1, 3))
+        mapped: Float64 = _spline(flat, self.landmarks_mm, self.weights, self.affine.matrix)
+        return mapped.reshape(points.shape)
+
+    def __invert__(self) -> Transform:
+        return InverseThinPlateSpline(self)
+
+
+@dataclass(frozen=True, eq=False)
+class InverseThinPlateSpline(Transform):
+    """The inverse of a thin plate spline, found point by point by Newton's method with the exact derivative.
+
+    A step that takes the point farther from its goal is halved. Where the spline folds a point has several inverses
+    and one is found, or none: the nearest found is kept, and the log says for how many points and how far off.
+    """
+
+    spline: ThinPlateSpline
+
+    def __call__(self, points_mm: ArrayLike) -> Float64:
+        """Where the points come from: (..., 3) to (..., 3), RAS+ mm."""
+        points = np.asarray(points_mm, dtype=np.float64)
+        goals = np.ascontiguousarray(points.reshape(-1, 3))
+        spline = self.spline
+        found, missed_mm = _newton(
+            goals, (~spline.affine)(goals), spline.landmarks_mm, spline.weights, spline.affine.matrix
+        )
+        lost = missed_mm > INVERSE_TOLERANCE_MM
+        if lost.any():
+            logger.warning(
+                "the inverse of a thin plate spline was not found at %d of %d points (up to %.3g mm off): it folds",
+                lost.sum(),
+                len(goals),
+                missed_mm.max(),
+            )
+        inverse: Float64 = found.reshape(points.shape)
+        return inverse
+
+    def __invert__(self) -> Transform:
+        return self.spline
+
+
+def from_landmarks(fixed_points: ArrayLike, moving_points: ArrayLike, *, smoothing: float = 0.0) -> ThinPlateSpline:
+    """The thin plate spline that takes points of the fixed image to those of the moving image.
+
+    With ``U(r) = r``, ``K_ij = U(|p_i - p_j|)`` and P the rows ``(1, p_i)``, it solves
+    ``[[K - smoothing I, P], [P', 0]] [w; a] = [q; 0]``.
+
+    Parameters
+    ----------
+    fixed_points, moving_points : (M, 3)
+        p and q, RAS+ mm, at least 4 that are not in one plane.
+    smoothing : float
+        0 to pass through every landmark; larger values (mm) trade distance from the landmarks for less bending, up to
+        the least-squares affine at infinity.
+
+    Raises
+    ------
+    InputError
+        The two lists do not pair up, a coordinate is not finite, `smoothing` is negative, there are fewer than 4
+        landmarks, all lie in one plane, or two share a place while `smoothing` is 0.
+    """
+    fixed, moving = _paired(fixed_points, moving_points, smoothing)
+    return _fitted(fixed, moving, smoothing)[0]
+
+
+def _paired(fixed_points: ArrayLike, moving_points: ArrayLike, smoothing: float) -> tuple[Float64, Float64]:
+    fixed, moving = (np.asarray(points, dtype=np.float64) for points in (fixed_points, moving_points))
+    if fixed.ndim != 2 or fixed.shape[1:] != (3,) or fixed.shape != moving.shape:
+        raise InputError(f"landmarks must pair up as (M, 3) and (M, 3), got {fixed.shape} and {moving.shape}")
+    bad = np.flatnonzero(~(np.isfinite(fixed).all(1) & np.isfinite(moving).all(1)))
+    if bad.size:
+        raise InputError(f"landmark {bad[0]} has a coordinate that is NaN or infinite")
+    if not smoothing >= 0:
+        raise InputError(f"smoothing must be 0 or more, got {smoothing}")
+    spread = np.linalg.svd(fixed - fixed.mean(0), compute_uv=False) if len(fixed) else np.zeros(3)
+    if len(fixed) < 4 or spread[-1] <= 1e-9 * spread[0]:
+        raise InputError(f"a thin plate spline needs at least 4 landmarks that are not in one plane, got {len(fixed)}")
+    if smoothing == 0 and len(np.unique(fixed, axis=0)) < len(fixed):
+        raise InputError("two landmarks share one place in the fixed image: give a smoothing above 0, or drop one")
+    return fixed, moving
+
+
+def _fitted(fixed: Float64, moving: Float64, smoothing: float) -> tuple[ThinPlateSpline, Float64]:
+    """The spline, and (M,) how far each landmark lies from the spline through all the others, in mm (Rippa, eq. 13)."""
+    centre = fixed.mean(0)
+    scale = float(np.abs(fixed - centre).max())
+    p = (fixed - centre) / scale
+    count = len(p)
+    system = np.zeros((count + 4, count + 4))
+    system[:count, :count] = np.linalg.norm(p[:, None] - p[None], axis=2) - smoothing / scale * np.eye(count)
+    system[:count, count] = system[count, :count] = 1
+    system[:count, count + 1 :] = p
+    system[count + 1 :, :count] = p.T
+    inverse = linalg.inv(system)
+    solution = inverse[:, :count] @ moving
+    weights, offset, linear = solution[:count], solution[count], solution[count + 1 :].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left_out_mm = np.linalg.norm(weights / np.diag(inverse)[:count, None], axis=1)
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear / scale
+    matrix[:3, 3] = offset - matrix[:3, :3] @ centre
+    return ThinPlateSpline(fixed, weights / scale, Affine(matrix)), left_out_mm
+
+
+def trimmed(fixed_points: Float64, moving_points: Float64, *, trim: float, smoothing: float) -> Bool:
+    """Which landmarks agree with each other: least trimmed squares by concentration steps.
+
+    In turn a spline is fitted to the landmarks kept, and those are kept next that lie nearest to the spline through
+    the others (leave-one-out for the ones it was fitted to).
+
+    Parameters
+    ----------
+    fixed_points, moving_points : (M, 3) float64
+        RAS+ mm.
+    trim : float
+        Share left out, 0 to below 1.
+    smoothing : float
+        Of the spline, in mm.
+
+    Returns
+    -------
+    (M,) bool
+    """
+    count = len(fixed_points)
+    wanted = max(4, count - int(trim * count))
+    kept = np.ones(count, bool)
+    for _ in range(TRIMMING_ROUNDS):
+        spline, left_out_mm = _fitted(fixed_points[kept], moving_points[kept], smoothing)
+        distance_mm = np.linalg.norm(spline(fixed_points) - moving_points, axis=1)
+        distance_mm[kept] = left_out_mm
+        nearest = np.zeros(count, bool)
+        nearest[np.argsort(distance_mm, kind="stable")[:wanted]] = True
+        if np.array_equal(nearest, kept):
+            break
+        kept = nearest
+    return kept
+
+
+def register(
+    fixed: Image,
+    moving: Sequence[Image],
+    *,
+    initial: Sequence[Transform] | None = None,
+    fixed_mask: Mask | None = None,
+    moving_masks: Sequence[Mask | None] | None = None,
+    levels: tuple[float, ...] = (4.0, 2.0, 2.0),
+    landmarks: int = 600,
+    block_radius_voxels: int = 2,
+    search_voxels: int = 3,
+    trim: float = 0.3,
+    smoothing: float = 10.0,
+) -> list[Transform]:
+    """Register by landmarks that block matching finds, level by level, through a smoothing thin plate spline.
+
+    At each level the moving image is seen through the transform so far; blocks with texture, spread over the fixed
+    image, are sought in it; the pairs that disagree with their neighbours are trimmed; and a new spline through the
+    rest takes the place of the transform so far.
+
+    Parameters
+    ----------
+    fixed : Image
+        The target.
+    moving : sequence of Image
+        The atlases; each is registered on its own.
+    initial : sequence of Transform, optional
+        One a moving image, from fixed to moving points; by default an affine registration.
+    fixed_mask : Mask, optional
+        Blocks are centred inside it; on the fixed image's grid.
+    moving_masks : sequence of Mask or None, optional
+        Where each moving image is known.
+    levels : sequence of float
+        Voxel size at each level, in units of the fixed image's smallest spacing, coarse to fine.
+    landmarks : int
+        About how many blocks are matched at each level.
+    block_radius_voxels, search_voxels : int
+        Half size of the blocks and of the search window, in voxels of the level.
+    trim : float
+        Share of the matched blocks that is left out, 0 to below 1.
+    smoothing : float
+        Of the spline, in mm: see `from_landmarks`.
+
+    Returns
+    -------
+    list of Transform
+        moving_from_fixed, one a moving image: a ThinPlateSpline, or the initial transform where nothing was matched.
+
+    Raises
+    ------
+    InputError
+        A parameter is out of range, or the lists do not pair up.
+    GeometryError
+        A mask is not on its image's grid.
+    """
+    if not 0 <= trim < 1 or landmarks < FEWEST_LANDMARKS or min((block_radius_voxels, search_voxels, *levels)) <= 0:
+        raise InputError(
+            f"wanted trim in [0, 1), at least {FEWEST_LANDMARKS} landmarks, and radii and levels above 0; got "
+            f"trim {trim}, landmarks {landmarks}, block radius {block_radius_voxels}, search {search_voxels}, levels {levels}"
+        )
+    masks = [None] * len(moving) if moving_masks is None else list(moving_masks)
+    if initial is None:
+        from atlasseg.registration.affine import register as register_affine
+
+        initial = register_affine(fixed, moving, fixed_mask=fixed_mask, moving_masks=moving_masks)
+    if not len(moving) == len(masks) == len(initial):
+        raise InputError(f"{len(moving)} moving images, {len(masks)} masks and {len(initial)} initial transforms")
+    for image, mask in ((fixed, fixed_mask), *zip(moving, masks, strict=True)):
+        if mask is not None and not mask.grid.matches(image.grid):
+            raise GeometryError(f"the mask of {image.name!r} has shape {mask.shape}, its image {image.shape}")
+    found = list(initial)
+    for level in levels:
+        grid = coarser(fixed.grid, level * float(fixed.spacing_mm.min()))
+        target = first_channel(resample(fixed, grid, antialias=True))
+        wanted = np.ones(grid.shape, bool) if fixed_mask is None else resample(fixed_mask, grid).array
+        centres = textured_blocks(target, wanted, count=landmarks, radius_voxels=block_radius_voxels)
+        centres_mm = centres @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        for n, (image, mask) in enumerate(zip(moving, masks, strict=True)):
+            warped = first_channel(resample(image, grid, found[n], antialias=True))
+            known = coverage(image.grid, grid, found[n]).array
+            if mask is not None:
+                known &= resample(mask, grid, found[n]).array
+            offsets, correlations = match_blocks(
+                target, warped, centres, known, radius_voxels=block_radius_voxels, search_voxels=search_voxels
+            )
+            matched = correlations > 0
+            if matched.sum() < FEWEST_LANDMARKS:
+                logger.warning("%s: only %d blocks were matched: its transform stays", image.name, matched.sum())
+                continue
+            places_mm = centres_mm[matched]
+            matches_mm = found[n](places_mm + offsets[matched] @ grid.affine[:3, :3].T)
+            kept = trimmed(places_mm, matches_mm, trim=trim, smoothing=smoothing)
+            found[n] = from_landmarks(places_mm[kept], matches_mm[kept], smoothing=smoothing)
+    return found
+
+
+@njit(cache=True, parallel=True, fastmath={"reassoc", "contract", "nsz"})
+def _spline(points, landmarks, weights, matrix):  # type: ignore[no-untyped-def]
+    out = np.empty_like(points)
+    px, py, pz = landmarks[:, 0].copy(), landmarks[:, 1].copy(), landmarks[:, 2].copy()
+    wx, wy, wz = weights[:, 0].copy(), weights[:, 1].copy(), weights[:, 2].copy()
+    for n in prange(len(points)):
+        x, y, z = points[n, 0], points[n, 1], points[n, 2]
+        sx = sy = sz = 0.0
+        for m in range(len(px)):
+            r = np.sqrt((x - px[m]) ** 2 + (y - py[m]) ** 2 + (z - pz[m]) ** 2)
+            sx += wx[m] * r
+            sy += wy[m] * r
+            sz += wz[m] * r
+        out[n, 0] = sx + matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + matrix[0, 3]
+        out[n, 1] = sy + matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + matrix[1, 3]
+        out[n, 2] = sz + matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + matrix[2, 3]
+    return out
+
+
+@njit(cache=True)
+def _spline_and_derivative(x, landmarks, weights, matrix, value, derivative):  # type: ignore[no-untyped-def]
+    """The spline at one point, (3,), and its derivative, (3, 3), into `value` and `derivative`."""
+    for a in range(3):
+        value[a] = matrix[a, 3]
+        for b in range(3):
+            value[a] += matrix[a, b] * x[b]
+            derivative[a, b] = matrix[a, b]
+    for m in range(len(landmarks)):
+        dx, dy, dz = x[0] - landmarks[m, 0], x[1] - landmarks[m, 1], x[2] - landmarks[m, 2]
+        r = np.sqrt(dx * dx + dy * dy + dz * dz)
+        over = 1 / r if r > 0 else 0.0  # at a landmark its own derivative is taken as 0, the mean over directions
+        for a in range(3):
+            w = weights[m, a]
+            value[a] += w * r
+            derivative[a, 0] += w * dx * over
+            derivative[a, 1] += w * dy * over
+            derivative[a, 2] += w * dz * over
+
+
+@njit(cache=True)
+def _solved(a, b):  # type: ignore[no-untyped-def]
+    """X of ``a x = b``, 3 by 3, by Cramer's rule; b itself where a is singular."""
+    c0 = a[1, 1] * a[2, 2] - a[1, 2] * a[2, 1]
+    c1 = a[1, 2] * a[2, 0] - a[1, 0] * a[2, 2]
+    c2 = a[1, 0] * a[2, 1] - a[1, 1] * a[2, 0]
+    determinant = a[0, 0] * c0 + a[0, 1] * c1 + a[0, 2] * c2
+    if abs(determinant) < 1e-12:
+        return b.copy()
+    x = np.empty(3)
+    x[0] = c0 * b[0] + (a[0, 2] * a[2, 1] - a[0, 1] * a[2, 2]) * b[1] + (a[0, 1] * a[1, 2] - a[0, 2] * a[1, 1]) * b[2]
+    x[1] = c1 * b[0] + (a[0, 0] * a[2, 2] - a[0, 2] * a[2, 0]) * b[1] + (a[0, 2] * a[1, 0] - a[0, 0] * a[1, 2]) * b[2]
+    x[2] = c2 * b[0] + (a[0, 1] * a[2, 0] - a[0, 0] * a[2, 1]) * b[1] + (a[0, 0] * a[1, 1] - a[0, 1] * a[1, 0]) * b[2]
+    return x / determinant
+
+
+@njit(cache=True, parallel=True)
+def _newton(goals, starts, landmarks, weights, matrix):  # type: ignore[no-untyped-def]
+    found = starts.copy()
+    missed = np.empty(len(goals))
+    for n in prange(len(goals)):
+        value, derivative = np.empty(3), np.empty((3, 3))
+        trial_value, trial_derivative = np.empty(3), np.empty((3, 3))
+        _spline_and_derivative(found[n], landmarks, weights, matrix, value, derivative)
+        error = np.sqrt(((value - goals[n]) ** 2).sum())
+        for _ in range(INVERSE_MAX_ITERATIONS):
+            if error <= INVERSE_TOLERANCE_MM:
+                break
+            step = _solved(derivative, goals[n] - value)
+            moved = False
+            for _ in range(12):
+                trial = found[n] + step
+                _spline_and_derivative(trial, landmarks, weights, matrix, trial_value, trial_derivative)
+                trial_error = np.sqrt(((trial_value - goals[n]) ** 2).sum())
+                if trial_error < error:
+                    found[n], error, moved = trial, trial_error, True
+                    value[:], derivative[:] = trial_value, trial_derivative
+                    break
+                step = step / 2
+            if not moved:
+                break
+        missed[n] = error
+    return found, missed
