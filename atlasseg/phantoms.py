@@ -27,29 +27,36 @@ from atlasseg.volume import Atlas, Float64, Grid, Image, Int32, LabelMap
 
 @dataclass(frozen=True)
 class Structure:
-    """A labelled part of the anatomy: its value, names, colour, and how bright its tissue is (white matter: 1)."""
+    """A labelled part of the anatomy: value, names, colour, group, and how bright its tissue is (white matter: 1)."""
 
     value: int
     name: str
     abbreviation: str
     colour: str
+    group: str
     brightness: float
 
 
-CEREBROSPINAL_FLUID = Structure(24, "Cerebrospinal-Fluid", "CSF", "#3c3c7a", 0.22)
-_PAIRS = (  # left value, right value, name, abbreviation, colour of the left, of the right, brightness
-    (2, 41, "Cerebral-White-Matter", "WM", "#f5f5f5", "#dcdcdc", 1.0),
-    (3, 42, "Cerebral-Cortex", "CTX", "#cd3e4e", "#a8324a", 0.60),
-    (4, 43, "Lateral-Ventricle", "LV", "#781286", "#9b3fa8", 0.22),
-    (10, 49, "Thalamus", "TH", "#00760e", "#2f9a3d", 0.80),
-    (11, 50, "Caudate", "CA", "#7abadc", "#4f93bd", 0.62),
-    (12, 51, "Putamen", "PU", "#ec0db0", "#b30a86", 0.70),
-    (17, 53, "Hippocampus", "HI", "#dcd814", "#a9a60f", 0.57),
+CEREBROSPINAL_FLUID = Structure(24, "Cerebrospinal-Fluid", "CSF", "#3c3c7a", "fluid", 0.22)
+_PAIRS = (  # left value, right value, name, abbreviation, colours, group, brightness
+    (2, 41, "Cerebral-White-Matter", "WM", "#f5f5f5", "#dcdcdc", "white matter", 1.0),
+    (3, 42, "Cerebral-Cortex", "CTX", "#cd3e4e", "#a8324a", "cortex", 0.60),
+    (4, 43, "Lateral-Ventricle", "LV", "#781286", "#9b3fa8", "fluid", 0.22),
+    (10, 49, "Thalamus", "TH", "#00760e", "#2f9a3d", "deep grey matter", 0.80),
+    (11, 50, "Caudate", "CA", "#7abadc", "#4f93bd", "deep grey matter", 0.62),
+    (12, 51, "Putamen", "PU", "#ec0db0", "#b30a86", "deep grey matter", 0.70),
+    (17, 53, "Hippocampus", "HI", "#dcd814", "#a9a60f", "deep grey matter", 0.57),
 )
 STRUCTURES: tuple[Structure, ...] = (
-    *(Structure(left, f"Left-{name}", f"L{short}", hue, bright) for left, _, name, short, hue, _, bright in _PAIRS),
+    *(
+        Structure(left, f"Left-{name}", f"L{abbr}", hue, group, bright)
+        for left, _, name, abbr, hue, _, group, bright in _PAIRS
+    ),
     CEREBROSPINAL_FLUID,
-    *(Structure(right, f"Right-{name}", f"R{short}", hue, bright) for _, right, name, short, _, hue, bright in _PAIRS),
+    *(
+        Structure(right, f"Right-{name}", f"R{abbr}", hue, group, bright)
+        for _, right, name, abbr, _, hue, group, bright in _PAIRS
+    ),
 )
 """The labels of the anatomy, ascending: seven pairs and the fluid around them, in FreeSurfer's numbers."""
 
@@ -200,7 +207,7 @@ def smooth_deformation(
     """A random, smooth displacement field that is zero at the edge of its grid.
 
     White noise under a Gaussian, faded out toward the grid's edge, and scaled to a largest displacement. It can be
-    inverted while `largest_mm` stays below about `smoothness_mm`: its least Jacobian determinant falls with their ratio.
+    inverted while `largest_mm` stays below about `smoothness_mm`: the larger it is, the more space is squeezed.
 
     Parameters
     ----------
@@ -380,16 +387,16 @@ class _Sample:
 
 
 SAMPLE_ATLASES: tuple[_Sample, ...] = (
-    _Sample("atlas1", 11, (46, 52, 36), (1.0, 1.1, 1.15), (4, -3, 6), (2, -8, 11), "RAS", 160, "uint8"),
-    _Sample("atlas2", 12, (48, 56, 34), (1.0, 1.0, 1.25), (-7, 2, 3), (-12, 20, -5), "LAS", 820, "int16"),
-    _Sample("atlas3", 13, (44, 50, 40), (1.1, 1.15, 1.0), (0, 6, -8), (64, -31, 18), "RAS", 140, "uint8"),
-    _Sample("atlas4", 14, (52, 38, 44), (1.1, 1.05, 1.05), (5, 5, -4), (0, 0, 0), "PSR", 95, "uint8"),
+    _Sample("atlas1", 11, (46, 52, 40), (1.0, 1.1, 1.15), (4, -3, 6), (2, -8, 11), "RAS", 160, "uint8"),
+    _Sample("atlas2", 12, (48, 56, 36), (1.0, 1.0, 1.25), (-7, 2, 3), (-12, 20, -5), "LAS", 820, "int16"),
+    _Sample("atlas3", 13, (44, 50, 44), (1.1, 1.15, 1.0), (0, 6, -8), (64, -31, 18), "RAS", 140, "uint8"),
+    _Sample("atlas4", 14, (52, 40, 46), (1.1, 1.05, 1.05), (5, 5, -4), (0, 0, 0), "PSR", 95, "uint8"),
     _Sample("atlas5", 15, (45, 54, 30), (1.05, 1.05, 1.4), (-5, -6, 9), (-9, 4, 120), "RAS", 1500, "int16"),
     _Sample("atlas6", 16, (46, 54, 36), (1.0, 1.05, 1.15), (3, 8, 2), (15, 15, -40), "LPS", 180, "uint8"),
 )
 SAMPLE_TARGETS: tuple[_Sample, ...] = (
-    _Sample("target1", 21, (48, 56, 38), (1.0, 1.0, 1.1), (-6, 4, 10), (7, -14, 22), "RAS", 130, "uint8"),
-    _Sample("target2", 22, (44, 52, 34), (1.1, 1.1, 1.2), (8, -4, -5), (-30, 9, 3), "LAS", 610, "int16"),
+    _Sample("target1", 21, (48, 56, 42), (1.0, 1.0, 1.1), (-6, 4, 10), (7, -14, 22), "RAS", 130, "uint8"),
+    _Sample("target2", 22, (46, 52, 34), (1.1, 1.1, 1.2), (8, -4, -5), (-30, 9, 3), "LAS", 610, "int16"),
 )
 
 
@@ -418,8 +425,8 @@ def sample(id: str) -> Phantom:
     raise InputError(f"there is no sample {id!r}; there are {names}")
 
 
-_ROWS = "".join(f"{s.value}\t{s.name}\t{s.abbreviation}\t{s.colour}\n" for s in STRUCTURES)
-LABEL_TABLE = f"index\tname\tabbreviation\tcolor\n{_ROWS}"
+_ROWS = "".join(f"{s.value}\t{s.name}\t{s.abbreviation}\t{s.colour}\t{s.group}\n" for s in STRUCTURES)
+LABEL_TABLE = f"index\tname\tabbreviation\tcolor\tgroup\n{_ROWS}"
 """The structures as a BIDS table (TSV)."""
 
 _SAMPLE_README = """\

@@ -1,0 +1,108 @@
+"""How far two segmentations share their voxels: Dice, Jaccard, volume similarity, sensitivity, precision.
+
+Everything follows from three counts a label, taken for all labels in one pass. The definitions are those of
+Taha and Hanbury, "Metrics for evaluating 3D medical image segmentation", BMC Medical Imaging 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import GeometryError
+from atlasseg.volume import Float64, Int32, Int64
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Voxels of each of L labels in a segmentation, in the reference, and in both at the same place.
+
+    Parameters
+    ----------
+    labels : (L,) int32
+        Ascending, without background (0); every label that occurs in either.
+    segmentation, reference, both : (L,) int64
+        Numbers of voxels.
+    """
+
+    labels: Int32
+    segmentation: Int64
+    reference: Int64
+    both: Int64
+
+
+def count(segmentation: NDArray[np.integer], reference: NDArray[np.integer]) -> Counts:
+    """The counts of every label that occurs in either of two arrays.
+
+    Parameters
+    ----------
+    segmentation, reference : (I, J, K) int
+        Labels; 0 is background.
+
+    Raises
+    ------
+    GeometryError
+        The shapes differ.
+
+    Examples
+    --------
+    >>> counts = count(np.array([[[0, 1, 1, 7]]]), np.array([[[0, 1, 4, 7]]]))
+    >>> counts.labels
+    array([1, 4, 7], dtype=int32)
+    >>> dice(counts).round(3)
+    array([0.667, 0.   , 1.   ])
+    """
+    if segmentation.shape != reference.shape:
+        raise GeometryError(f"two label arrays of one shape are wanted, got {segmentation.shape} and {reference.shape}")
+    somewhere = (segmentation != 0) | (reference != 0)
+    s, r = segmentation[somewhere], reference[somewhere]
+    labels = np.union1d(np.unique(s), np.unique(r))
+    labels = labels[labels != 0]
+
+    def tally(values: NDArray[np.integer]) -> Int64:
+        present = values[values != 0]
+        return np.bincount(np.searchsorted(labels, present), minlength=labels.size).astype(np.int64)
+
+    return Counts(labels.astype(np.int32), tally(s), tally(r), tally(s[s == r]))
+
+
+def dice(counts: Counts) -> Float64:
+    """(L,) twice what is shared over the sum of both: 2 |S and R| / (|S| + |R|), in 0..1."""
+    return _ratio(2 * counts.both, counts.segmentation + counts.reference)
+
+
+def jaccard(counts: Counts) -> Float64:
+    """(L,) what is shared over the union, in 0..1."""
+    return _ratio(counts.both, counts.segmentation + counts.reference - counts.both)
+
+
+def volume_similarity(counts: Counts) -> Float64:
+    """(L,) 1 - | |S| - |R| | / (|S| + |R|), in 0..1: whether the sizes agree, wherever the voxels lie.
+
+    SimpleITK's `GetVolumeSimilarity` is another quantity, 2 (|S| - |R|) / (|S| + |R|), from -2 to 2.
+    """
+    total = counts.segmentation + counts.reference
+    return _ratio(total - np.abs(counts.segmentation - counts.reference), total)
+
+
+def sensitivity(counts: Counts) -> Float64:
+    """(L,) the part of the reference that was found (recall), in 0..1; 0 for a label that the reference lacks."""
+    return _ratio(counts.both, counts.reference)
+
+
+def precision(counts: Counts) -> Float64:
+    """(L,) the part of what was said that is right, in 0..1; 0 for a label that was missed altogether."""
+    return _ratio(counts.both, counts.segmentation)
+
+
+METRICS: dict[str, Callable[[Counts], Float64]] = {
+    f.__name__: f for f in (dice, jaccard, volume_similarity, sensitivity, precision)
+}
+"""Every measure of overlap by name; 1 is best and 0 worst, and worst is what a missed structure gets."""
+
+
+def _ratio(part: Int64, whole: Int64) -> Float64:
+    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
