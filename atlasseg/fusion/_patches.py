@@ -9,7 +9,7 @@ only around the voxels that are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -24,6 +24,7 @@ from atlasseg.volume import Bool, Float32, Float64, Int32, Int64
 
 Radius = int | tuple[int, int, int]
 Measure = Literal["correlation", "ssd"]
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 TILE = (12, 12, 48)
@@ -117,22 +118,22 @@ def best_patches(
     BestPatches
         Of equally good patches, the one of smallest offset.
     """
-    setting = _Setting(target, where, patch_radius_voxels, search_radius_voxels, measure)
-    chosen = np.full((setting.voxels.size, len(candidates)), -1, np.int16)
-    scores = np.full((setting.voxels.size, len(candidates)), -np.inf)
-    covered = _covered(inside, len(candidates), where.shape)
+    search = PatchSearch(target, where, patch_radius_voxels, search_radius_voxels, measure)
+    chosen = np.full((search.voxels.size, len(candidates)), -1, np.int16)
+    scores = np.full((search.voxels.size, len(candidates)), -np.inf)
+    known = covered(inside, len(candidates), where.shape)
 
-    def search(box: Box) -> None:
-        rows = setting.rows(box)
-        tile = setting.target_tile(box)
+    def find(box: Box) -> None:
+        rows = search.rows(box)
+        tile = search.target_tile(box)
         for n, candidate in enumerate(candidates):
-            score, code = setting.empty(box, 1)
-            setting.search(box, tile, candidate, covered[n], 0, score, code)
+            score, code = search.empty(box, 1)
+            search.run(box, tile, candidate, known[n], 0, score, code)
             chosen[rows[1], n] = code[0][rows[0]]
-            scores[rows[1], n] = setting.true_score(tile, score[0])[rows[0]]
+            scores[rows[1], n] = search.true_score(tile, score[0])[rows[0]]
 
-    each_tile(search, tiles(where, TILE))
-    return BestPatches(setting.voxels, setting.offsets, chosen, scores)
+    each_tile(find, tiles(where, TILE))
+    return BestPatches(search.voxels, search.offsets, chosen, scores)
 
 
 def nearest_patches(
@@ -153,37 +154,49 @@ def nearest_patches(
     """
     if count < 1:
         raise InputError(f"the number of patches must be at least 1, got {count}")
-    setting = _Setting(target, where, patch_radius_voxels, search_radius_voxels, measure)
-    codes = np.full((setting.voxels.size, count), -1, np.int32)
-    scores = np.full((setting.voxels.size, count), -np.inf)
-    covered = _covered(inside, len(candidates), where.shape)
+    search = PatchSearch(target, where, patch_radius_voxels, search_radius_voxels, measure)
+    codes = np.full((search.voxels.size, count), -1, np.int32)
+    scores = np.full((search.voxels.size, count), -np.inf)
+    known = covered(inside, len(candidates), where.shape)
 
-    def search(box: Box) -> None:
-        rows = setting.rows(box)
-        tile = setting.target_tile(box)
-        score, code = setting.empty(box, count)
+    def find(box: Box) -> None:
+        rows = search.rows(box)
+        tile = search.target_tile(box)
+        score, code = search.empty(box, count)
         for n, candidate in enumerate(candidates):
-            setting.search(box, tile, candidate, covered[n], n * len(setting.offsets), score, code)
+            search.run(box, tile, candidate, known[n], n * len(search.offsets), score, code)
         for m in range(count):
             codes[rows[1], m] = code[m][rows[0]]
-            scores[rows[1], m] = setting.true_score(tile, score[m])[rows[0]]
+            scores[rows[1], m] = search.true_score(tile, score[m])[rows[0]]
 
-    each_tile(search, tiles(where, TILE))
-    number = len(setting.offsets)
+    each_tile(find, tiles(where, TILE))
+    number = len(search.offsets)
     found = codes >= 0
     which, offset = np.where(found, codes // number, -1), np.where(found, codes % number, -1)
-    return NearestPatches(setting.voxels, setting.offsets, which.astype(np.int32), offset.astype(np.int32), scores)
+    return NearestPatches(search.voxels, search.offsets, which.astype(np.int32), offset.astype(np.int32), scores)
 
 
 Box = tuple[Int64, Int64]
 """Start and stop of a tile, each (3,)."""
 
-TargetTile = tuple[Float64, Float64, Float64]
-"""Intensities of the target around a tile, and the two arrays of `statistics`."""
+Tile = tuple[Float64, Float64, Float64]
+"""Intensities of a scan around a tile, and the two arrays of `statistics`."""
 
 
-class _Setting:
-    """What every tile of one search shares."""
+class PatchSearch:
+    """What every tile of one search shares: target, voxels, patch and window, in the words of `best_patches`.
+
+    Attributes
+    ----------
+    voxels : (V,) int64
+        Ascending flat indices of the voxels searched for.
+    number : (I, J, K) int64
+        Row of each of these voxels in the result, -1 elsewhere.
+    patch, window : (3,) int64
+        Radii in voxels.
+    offsets : (O, 3) int64
+        The window, by growing distance.
+    """
 
     def __init__(
         self, target: Float32, where: Bool, patch_radius_voxels: Radius, search_radius_voxels: Radius, measure: Measure
@@ -197,39 +210,42 @@ class _Setting:
         self.offsets = offsets_by_length(search_radius_voxels)
         self.correlation = measure == "correlation"
         self.voxels = np.flatnonzero(where)
-        self._number = np.full(where.shape, -1, np.int64)
-        self._number.reshape(-1)[self.voxels] = np.arange(self.voxels.size)
+        self.number = np.full(where.shape, -1, np.int64)
+        self.number.reshape(-1)[self.voxels] = np.arange(self.voxels.size)
 
     def rows(self, box: Box) -> tuple[Bool, Int64]:
         """Which voxels of a tile are wanted, and their rows in the result."""
         inside = tuple(slice(a, b) for a, b in zip(*box, strict=True))
-        return self.where[inside], self._number[inside][self.where[inside]]
+        return self.where[inside], self.number[inside][self.where[inside]]
 
-    def target_tile(self, box: Box) -> TargetTile:
+    def target_tile(self, box: Box) -> Tile:
+        """Intensities and statistics of the target, which every candidate is compared with."""
         values = load_tile(self.target, box[0] - self.patch, box[1] + self.patch)
         return values, *statistics(values, self.patch, self.correlation, True)
 
     def empty(self, box: Box, count: int) -> tuple[Float64, Int32]:
+        """Scores and codes (count, i, j, k) of a tile that nothing was found for yet."""
         shape = (count, *(box[1] - box[0]))
         return np.full(shape, -np.inf), np.full(shape, -1, np.int32)
 
-    def search(
-        self, box: Box, tile: TargetTile, candidate: Float32, covered: Bool, code: int, score: Float64, codes: Int32
-    ) -> None:
+    def run(
+        self, box: Box, tile: Tile, candidate: Float32, covered: Bool, code: int, score: Float64, codes: Int32
+    ) -> Tile:
+        """Search one candidate around a tile, keeping the best in `score` and `codes` as `search_tile` does."""
         margin = self.patch + self.window
         values = load_tile(np.ascontiguousarray(candidate, np.float32), box[0] - margin, box[1] + margin)
         centre, scale = statistics(values, self.patch, self.correlation, False)
         forbid_outside(scale, covered, box[0] - self.window)
         wanted = self.where[box[0][0] : box[1][0], box[0][1] : box[1][1], box[0][2] : box[1][2]].any(axis=2)
         search_tile(*tile, values, centre, scale, self.offsets + self.window, self.patch, wanted, code, score, codes)
+        return values, centre, scale
 
-    def true_score(self, tile: TargetTile, score: Float64) -> Float64:
+    def true_score(self, tile: Tile, score: Float64) -> Float64:
         """From the kernel's scale, in which ties are judged, to correlation or ``-SSD``."""
         if self.correlation:
             return score
-        energy = 2 / tile[2][0]
-        zero = tile[2][0] == 2
-        return np.where(zero, score, (score - 1) * energy)
+        energy = np.sum([box_sums(channel**2, self.patch) for channel in tile[0]], axis=0)
+        return np.where(energy > 0, (score - 1) * energy, score)
 
 
 def radius_of(radius: Radius, name: str) -> Int64:
@@ -266,16 +282,17 @@ def tiles(where: Bool, size: tuple[int, int, int]) -> list[Box]:
     return boxes
 
 
-def each_tile(task: Callable[[Box], Result], boxes: Sequence[Box]) -> list[Result]:
-    """Run a task that releases the interpreter's lock on every tile, on as many threads as numba may use, in order."""
+def each_tile(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Run a task that releases the interpreter's lock on every item, on as many threads as numba may use, in order."""
     with ThreadPoolExecutor(max_workers=numba.get_num_threads()) as pool:
-        return list(pool.map(task, boxes))
+        return list(pool.map(task, items))
 
 
-def _covered(inside: Sequence[Bool | None] | None, count: int, shape: tuple[int, ...]) -> list[Bool]:
-    everywhere = np.broadcast_to(True, shape)
-    given = [None] * count if inside is None else list(inside)
-    return [np.ascontiguousarray(everywhere if each is None else each) for each in given]
+def covered(inside: Sequence[Bool | None] | None, count: int, shape: tuple[int, ...]) -> list[Bool]:
+    """N arrays (I, J, K) bool: where the patches of each candidate may be centred."""
+    everywhere = np.ones(shape, bool)
+    given = [None] * count if inside is None else inside
+    return [everywhere if each is None else np.ascontiguousarray(each) for each in given]
 
 
 @njit(cache=True, nogil=True)
