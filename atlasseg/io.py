@@ -169,85 +169,113 @@ def read_mask(path: str | Path) -> Mask:
     return _named(path, lambda: Mask(inside, raw.affine, volume_id(path), raw.origin))
 
 
-def read_probability_map(path: str | Path, *, labels: Sequence[int] | None = None) -> ProbabilityMap:
-    """Read label probabilities from a 4-D volume (I, J, K, L), or of one label from a 3-D one.
+def read_probability_map(
+    path: str | Path | Sequence[str | Path], *, labels: Sequence[int] | None = None
+) -> ProbabilityMap:
+    """Read label probabilities from a 4-D volume (I, J, K, L), or from L 3-D volumes.
 
     Parameters
     ----------
-    path : path
-        The file. It is read one label at a time, so that memory grows with what is uncertain.
+    path : path, or sequence of L paths
+        One volume is read at a time, so that memory grows with what is uncertain.
     labels : sequence of L int, optional
-        The labels in the order of the file. Without them the file must say: in the header, where
+        The labels in their order. A 4-D file may say them itself, and is believed first: in its header, where
         :func:`write_probability_map` puts them, or in the ``LabelMap`` of its JSON sidecar (BIDS), as numbers.
-        Where 0 is not among them, background gets what is left of 1.
+        Where 0 has no volume, background gets what is left of 1.
+
+    Returns
+    -------
+    ProbabilityMap
+        Scaled to sum 1, with a warning where the sum is more than 0.01 off; nothing anywhere is certain background.
 
     Raises
     ------
     InputError
         As :func:`read_image`; the labels are unknown, repeated, or not as many as the volumes; a value is not finite,
         negative, or above 1 (above 100 where the largest says that they are percent).
+    GeometryError
+        Several volumes are not on one grid.
     """
-    path = Path(path)
-    with _reading(path) as source:
-        shape = source.shape if len(source.shape) != 3 else (*source.shape, 1)
-        if len(shape) != 4 or 0 in shape:
-            raise InputError(f"{path}: a volume of shape (I, J, K, labels) is wanted, got shape {source.shape}")
-        values = _labels_of(path, source, labels, shape[3])
-        parts = [_fractions(path, source.volume(index), values[index]) for index in range(shape[3])]
-        affine = source.affine
-    largest = max((float(part[1].max()) for part in parts if part[1].size), default=0.0)
-    scale = 1.0
-    if largest > 1 + _PROBABILITY_TOLERANCE:
-        if largest > 100 * (1 + _PROBABILITY_TOLERANCE) or largest < 2:
-            raise InputError(
-                f"{path}: probabilities must lie in 0..1, or in 0..100 as percent; the largest is {largest:g}"
-            )
-        log.warning("%s: the largest value is %g, so the values are taken as percent", path, largest)
-        scale = 0.01
-    voxels = np.concatenate([part[0] for part in parts])
-    weights = np.concatenate([part[1] for part in parts]).astype(np.float64) * scale
-    entries = np.repeat(np.array(values, np.int64), [part[0].size for part in parts])
-    total = np.bincount(voxels, weights, minlength=math.prod(shape[:3]))
-    if 0 not in values:
-        rest = np.maximum(1 - total, 0)
-        open_ = np.flatnonzero((rest > _PROBABILITY_TOLERANCE) & (total > 0))
-        voxels = np.concatenate([voxels, open_])
-        weights = np.concatenate([weights, rest[open_]])
-        entries = np.concatenate([entries, np.zeros(open_.size, np.int64)])
-        total[open_] = 1
-    off = np.abs(total - 1) > _PROBABILITY_TOLERANCE
-    off &= total > 0
-    if off.any():
-        worst = total[off][np.abs(total[off] - 1).argmax()]
-        log.warning(
-            "%s: probabilities do not sum to 1 at %d voxels (worst: %.3g); they are scaled", path, off.sum(), worst
-        )
-    every = np.union1d(values, 0)
-    background = np.zeros(shape[:3], np.int32)
-    return _named(
-        path,
-        lambda: ProbabilityMap.from_entries(
-            background,
-            Grid(background.shape, affine).affine,
-            voxels,
-            entries,
-            weights,
-            label_values=every,
-            name=volume_id(path),
-        ),
-    )
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
+    first = paths[0]
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    values: list[int] = []
+    grid: Grid | None = None
+    for index, one in enumerate(paths):
+        with _reading(one) as source:
+            shape = source.shape if len(source.shape) != 3 else (*source.shape, 1)
+            if len(shape) != 4 or 0 in shape or (len(paths) > 1 and shape[3] != 1):
+                wanted = "(I, J, K, labels)" if len(paths) == 1 else "(I, J, K)"
+                raise InputError(f"{one}: a volume of shape {wanted} is wanted, got shape {source.shape}")
+            found = Grid((shape[0], shape[1], shape[2]), source.affine)
+            if grid is not None and not found.matches(grid):
+                raise GeometryError(f"{one}: not on the grid of {first}: shapes {found.shape} and {grid.shape}")
+            grid = grid or found
+            if len(paths) > 1 and labels is not None:
+                own = list(labels[index : index + 1])
+            else:
+                own = _labels_of(one, source, labels, shape[3])
+            parts += [_fractions(one, source.volume(at), label) for at, label in enumerate(own)]
+            values += own
+    if len(set(values)) != len(values) or len(values) != len(parts):
+        raise InputError(f"{first}: {len(parts)} volumes of probabilities need as many different labels, got {values}")
+    assert grid is not None
+    return _probabilities(first, grid, values, parts)
 
 
 def _labels_of(path: Path, source: _Source, given: Sequence[int] | None, count: int) -> list[int]:
-    values = list(given) if given is not None else source.labels if source.labels is not None else _sidecar_labels(path)
+    values = source.labels or _sidecar_labels(path) or (None if given is None else [int(value) for value in given])
     if values is None:
+        sidecar = path.with_name(volume_id(path) + ".json").name
         raise InputError(
-            f"{path}: which label each of its {count} volumes is for is not known: give a labels.tsv, or the list 'LabelMap' in "
-            f"{path.with_name(volume_id(path) + '.json').name}"
+            f"{path}: which label each of its {count} volumes is for is not known: "
+            f"give a label table, or the list 'LabelMap' in {sidecar}"
         )
-    if len(values) != count or len(set(values)) != len(values):
+    if len(values) == count + 1 and 0 in values:
+        values = [value for value in values if value != 0]  # a table that names background, which has no volume
+    if len(values) != count or len(set(values)) != count:
         raise InputError(f"{path}: {count} volumes need as many different labels, got {values}")
-    return [int(value) for value in values]
+    return values
+
+
+def _probabilities(
+    path: Path, grid: Grid, values: Sequence[int], parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]
+) -> ProbabilityMap:
+    """One map of the voxels and probabilities of each label."""
+    largest = max((float(weights.max()) for _, weights in parts if weights.size), default=0.0)
+    scale = 1.0
+    if largest > 1 + _PROBABILITY_TOLERANCE:
+        if not 2 <= largest <= 100 * (1 + _PROBABILITY_TOLERANCE):
+            raise InputError(
+                f"{path}: probabilities must lie in 0..1, or be percent in 0..100; the largest is {largest:g}"
+            )
+        log.warning("%s: the largest value is %g, so the values are taken as percent", path, largest)
+        scale = 0.01
+    voxels = np.concatenate([where for where, _ in parts])
+    weights = np.concatenate([weights for _, weights in parts]).astype(np.float64) * scale
+    entries = np.repeat(np.array(values, np.int64), [where.size for where, _ in parts])
+    total = np.bincount(voxels, weights, minlength=math.prod(grid.shape))
+    if 0 not in values:
+        short = np.flatnonzero((total > 0) & (total < 1 - _PROBABILITY_TOLERANCE))
+        voxels = np.concatenate([voxels, short])
+        weights = np.concatenate([weights, 1 - total[short]])
+        entries = np.concatenate([entries, np.zeros(short.size, np.int64)])
+        total[short] = 1
+    off = np.abs(total[total > 0] - 1)
+    if off.size and off.max() > _PROBABILITY_TOLERANCE:
+        count = int((off > _PROBABILITY_TOLERANCE).sum())
+        log.warning(
+            "%s: probabilities miss the sum 1 by up to %.3g, at %d voxels; they are scaled", path, off.max(), count
+        )
+    return ProbabilityMap.from_entries(
+        np.zeros(grid.shape, np.int32),
+        grid.affine,
+        voxels,
+        entries,
+        weights,
+        label_values=np.union1d(np.asarray(values, np.int64), 0),
+        name=volume_id(path),
+    )
 
 
 def _sidecar_labels(path: Path) -> list[int] | None:

@@ -1,0 +1,1 @@
+"""Atlases: libraries of labelled scans, and what is wrong with one."""

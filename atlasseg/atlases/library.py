@@ -1,0 +1,439 @@
+"""Folders of labelled scans become libraries of atlases, and files or folders of scans become targets.
+
+::
+
+    LIBRARY/images/ID.nii.gz          scans, one an atlas (or ID/, a DICOM series)
+    LIBRARY/labels/ID.nii.gz          their labels, each on the grid of its own scan
+    LIBRARY/labels/ID.json            optional: {"not_annotated": [3, "amygdala"]}, what nobody drew in that atlas
+    LIBRARY/masks/ID.nii.gz           optional: where the scan is to be looked at
+    LIBRARY/labels.tsv                optional: what the labels mean (also .csv or .txt: any label table)
+    LIBRARY/probabilities/ID.nii.gz   instead of labels/ID: a 4-D map of label probabilities, or
+    LIBRARY/probabilities/LABEL.nii.gz   one file a label, named by its value or name, around a single template
+
+A library of one is a *single* atlas, one with probabilities is *probabilistic*, any other is *multi*.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from atlasseg import io
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.labels import LabelTable, read_label_table
+from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["single", "probabilistic", "multi"]
+
+_TABLES = ("labels.tsv", "labels.csv", "labels.txt")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class AtlasFiles:
+    """Where the parts of one atlas lie.
+
+    Parameters
+    ----------
+    id : str
+    image : Path
+    labels : Path, optional
+        A label map; None where there are `probabilities` instead.
+    probabilities : tuple of Path
+        One 4-D file, or one file a label.
+    probability_labels : tuple of int, optional
+        The labels of their volumes, in order; None where the file itself must say.
+    mask : Path, optional
+    not_annotated : frozenset of int
+        Labels that nobody drew in it.
+    """
+
+    id: str
+    image: Path
+    labels: Path | None = None
+    probabilities: tuple[Path, ...] = ()
+    probability_labels: tuple[int, ...] | None = None
+    mask: Path | None = None
+    not_annotated: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class AtlasLibrary:
+    """Atlases of one folder, read only when asked for; see :func:`read_library`.
+
+    Parameters
+    ----------
+    root : Path
+    atlases : tuple of AtlasFiles
+        Ascending by id.
+    table : LabelTable
+        What the labels mean; may be empty.
+    """
+
+    root: Path
+    atlases: tuple[AtlasFiles, ...]
+    table: LabelTable = field(default_factory=LabelTable)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Id of every atlas, ascending."""
+        return tuple(atlas.id for atlas in self.atlases)
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the three kinds of atlas it is."""
+        if any(atlas.probabilities for atlas in self.atlases):
+            return "probabilistic"
+        return "single" if len(self.atlases) == 1 else "multi"
+
+    def __len__(self) -> int:
+        return len(self.atlases)
+
+    def without(self, *ids: str) -> AtlasLibrary:
+        """The library without those atlases; ids that it does not hold are passed over."""
+        return replace(self, atlases=tuple(atlas for atlas in self.atlases if atlas.id not in ids))
+
+    def only(self, ids: Collection[str]) -> AtlasLibrary:
+        """The library of those atlases alone.
+
+        Raises
+        ------
+        InputError
+            It does not hold one of them.
+        """
+        for id_ in ids:
+            self.files(id_)
+        return replace(self, atlases=tuple(atlas for atlas in self.atlases if atlas.id in ids))
+
+    def files(self, id: str) -> AtlasFiles:
+        """Where the parts of the atlas called `id` lie.
+
+        Raises
+        ------
+        InputError
+            There is no such atlas.
+        """
+        for atlas in self.atlases:
+            if atlas.id == id:
+                return atlas
+        raise InputError(f"{self.root}: no atlas is called {id!r}; there are {_some(self.ids, most=20)}")
+
+    def read(self, id: str) -> Atlas:
+        """Read one atlas.
+
+        Intensities that are not finite are masked, with a warning. Warns of labels that the table lacks, and of a label map
+        that is all background.
+
+        Raises
+        ------
+        InputError
+            There is no such atlas, a file of it cannot be read, or it is a single atlas without any label.
+        GeometryError
+            Its labels, probabilities or mask are not on the grid of its image.
+        """
+        files = self.files(id)
+        image, mask = _read_scan(files.image, files.mask)
+        labels: LabelMap | ProbabilityMap
+        if files.labels is not None:
+            labels = io.read_label_map(files.labels)
+            _check_grid(files.labels, labels, files.image, image)
+            labels = replace(labels, affine=image.affine)
+            self._check_values(files.labels, labels, files.not_annotated)
+        else:
+            labels = _read_probabilities(files, image)
+        return Atlas(files.id, image, labels, mask, files.not_annotated)
+
+    def _check_values(self, path: Path, labels: LabelMap, not_annotated: frozenset[int]) -> None:
+        values = set(labels.values.tolist()) - {0}
+        if not values:
+            if self.kind == "single":
+                raise InputError(
+                    f"{path}: the label map of the only atlas is all background: there is nothing to carry over"
+                )
+            log.warning("%s: the label map is all background", path)
+        unknown = sorted(values - set(self.table.values))
+        if len(self.table) and unknown:
+            log.warning("%s: labels %s are not in the label table of %s", path, _some(unknown), self.root)
+        drawn = sorted(values & not_annotated)
+        if drawn:
+            log.warning("%s: labels %s are said not to be annotated, yet they are there", path, _some(drawn))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A scan to segment: `image`, and where there are any, `labels` to compare with and a `mask`; see :func:`read_targets`."""
+
+    id: str
+    image: Path
+    labels: Path | None = None
+    mask: Path | None = None
+
+    def read(self) -> tuple[Image, Mask | None]:
+        """The scan, and its mask; intensities that are not finite are masked too, with a warning.
+
+        Raises
+        ------
+        InputError
+            A file cannot be read.
+        GeometryError
+            The mask is not on the grid of the scan.
+        """
+        return _read_scan(self.image, self.mask)
+
+    def read_labels(self, scan: Image) -> LabelMap | None:
+        """The reference segmentation, or None where there is none.
+
+        Raises
+        ------
+        InputError
+            The file cannot be read.
+        GeometryError
+            It is not on the grid of `scan`.
+        """
+        if self.labels is None:
+            return None
+        labels = io.read_label_map(self.labels)
+        _check_grid(self.labels, labels, self.image, scan)
+        return replace(labels, affine=scan.affine)
+
+
+def read_library(folder: str | Path) -> AtlasLibrary:
+    """Find the atlases in a folder, laid out as this module says. No volume is read yet.
+
+    Raises
+    ------
+    InputError
+        The folder is absent or holds no images; an id occurs twice; an image lacks its labels or labels their image; a label
+        table or sidecar is faulty. The message names folder, files and ids.
+    """
+    root = Path(folder)
+    images = _volumes_in(_folder(root) / "images")
+    if not images:
+        raise InputError(
+            f"{root / 'images'}: no images found; an atlas library has images/ID.nii.gz and labels/ID.nii.gz"
+        )
+    table = _read_table(root)
+    labels, masks = _volumes_in(root / "labels"), _volumes_in(root / "masks")
+    probabilities = _read_probability_files(root, images, labels, table)
+    bare = sorted(images.keys() - labels.keys() - probabilities.keys())
+    if bare:
+        raise InputError(
+            f"{root}: {len(bare)} of {len(images)} images have no label file in labels/: {_some(bare)} "
+            f"(wanted e.g. {root / 'labels' / (bare[0] + '.nii.gz')})"
+        )
+    both = sorted(labels.keys() & probabilities.keys())
+    if both:
+        raise InputError(f"{root}: both labels and probabilities are there for {_some(both)}; one of them is wanted")
+    _check_orphans(images, labels, "labels")
+    for id_ in sorted(masks.keys() - images.keys()):
+        log.warning("%s: a mask without an image of that name", masks[id_])
+    sidecars = _not_annotated(root, images, table)
+    return AtlasLibrary(
+        root,
+        tuple(
+            AtlasFiles(
+                id_,
+                images[id_],
+                labels.get(id_),
+                *probabilities.get(id_, ((), None)),
+                masks.get(id_),
+                table.not_annotated_in(id_) | sidecars.get(id_, frozenset()),
+            )
+            for id_ in sorted(images)
+        ),
+        table,
+    )
+
+
+def read_targets(paths: str | Path | Iterable[str | Path]) -> tuple[Target, ...]:
+    """Find the scans to segment. No volume is read yet.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        Files of volumes; folders with ``images/``, and perhaps ``labels/`` and ``masks/``, as a library has them; folders of
+        volumes; folders that are a DICOM series.
+
+    Returns
+    -------
+    tuple of Target
+        In the order given, those of a folder ascending by id, which is the file's name without its suffixes.
+
+    Raises
+    ------
+    InputError
+        A path is absent, a folder holds no scan, or an id occurs twice. The message names them.
+    """
+    targets: dict[str, Target] = {}
+    for path in [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]:
+        for target in _targets_in(path):
+            if target.id in targets and targets[target.id].image != target.image:
+                raise InputError(f"two targets are called {target.id!r}: {targets[target.id].image} and {target.image}")
+            targets[target.id] = target
+    if not targets:
+        raise InputError("no targets are given")
+    return tuple(targets.values())
+
+
+def _targets_in(path: Path) -> list[Target]:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return [Target(io.volume_id(path), path)]
+    if not (path / "images").is_dir():
+        images = _volumes_in(path, folders=False)
+        # a folder of slices is one scan
+        if not images or all(image.suffix.lower() == ".dcm" for image in images.values()):
+            return [Target(path.resolve().name, path)]
+        return [Target(id_, images[id_]) for id_ in sorted(images)]
+    images = _volumes_in(path / "images")
+    if not images:
+        raise InputError(f"{path / 'images'}: no images found")
+    labels, masks = _volumes_in(path / "labels"), _volumes_in(path / "masks")
+    _check_orphans(images, labels, "labels")
+    return [Target(id_, images[id_], labels.get(id_), masks.get(id_)) for id_ in sorted(images)]
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise InputError(
+            f"{path}: no such folder" if not path.exists() else f"{path}: a folder is wanted, this is a file"
+        )
+    return path
+
+
+def _volumes_in(folder: Path, *, folders: bool = True) -> dict[str, Path]:
+    """Volumes of a folder by id, a folder within it being a DICOM series; none where there is no folder."""
+    found: dict[str, Path] = {}
+    if not folder.is_dir():
+        return found
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and folders and not path.name.startswith("."):
+            id_ = path.name
+        elif path.is_file() and io.is_volume(path):
+            id_ = io.volume_id(path)
+        else:
+            continue
+        if id_ in found:
+            raise InputError(f"{folder}: two volumes have the id {id_!r}: {found[id_].name} and {path.name}")
+        found[id_] = path
+    return found
+
+
+def _check_orphans(images: Mapping[str, Path], others: Mapping[str, Path], kind: str) -> None:
+    orphans = sorted(others.keys() - images.keys())
+    if orphans:
+        raise InputError(f"{others[orphans[0]].parent}: {kind} without an image of the same id: {_some(orphans)}")
+
+
+def _read_table(root: Path) -> LabelTable:
+    found = [root / name for name in _TABLES if (root / name).is_file()]
+    if len(found) > 1:
+        raise InputError(f"{root}: several label tables, one is wanted: {', '.join(path.name for path in found)}")
+    return read_label_table(found[0]) if found else LabelTable()
+
+
+def _not_annotated(root: Path, images: Mapping[str, Path], table: LabelTable) -> dict[str, frozenset[int]]:
+    """What the sidecars say; and warn of ids in the table that no atlas has."""
+    named = {id_ for label in table for id_ in label.not_annotated_in}
+    for id_ in sorted(named - images.keys()):
+        log.warning("%s: the label table says 'not annotated in %s', but no atlas is called so", root, id_)
+    out: dict[str, frozenset[int]] = {}
+    for folder in ("labels", "probabilities"):
+        for id_ in images:
+            path = root / folder / f"{id_}.json"
+            if path.is_file():
+                given = io.read_json(path).get("not_annotated", [])
+                if not isinstance(given, list):
+                    raise InputError(f"{path}: 'not_annotated' must be a list of labels, got {given!r}")
+                out[id_] = out.get(id_, frozenset()) | {_label(item, table, path) for item in given}
+    return out
+
+
+def _label(item: object, table: LabelTable, path: Path) -> int:
+    if isinstance(item, int) and not isinstance(item, bool):
+        return item
+    if isinstance(item, str):
+        try:
+            return table.value(item)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    raise InputError(f"{path}: a label is a whole number or a name, got {item!r}")
+
+
+def _read_probability_files(
+    root: Path, images: Mapping[str, Path], labels: Mapping[str, Path], table: LabelTable
+) -> dict[str, tuple[tuple[Path, ...], tuple[int, ...] | None]]:
+    """Files of probabilities of each atlas, and the labels of their volumes as far as the folder says them."""
+    files = _volumes_in(root / "probabilities", folders=False)
+    if not files or files.keys() <= images.keys():
+        rows = table.values or None
+        return {id_: ((path,), rows) for id_, path in files.items()}
+    template = sorted(images.keys() - labels.keys())
+    if len(template) != 1 or len(images) != 1:
+        raise InputError(
+            f"{root / 'probabilities'}: {_some(sorted(files.keys() - images.keys()))} match no image; one file a label "
+            f"needs a single template in images/, which has {_some(sorted(images))}"
+        )
+    by_name = {label.name: label.value for label in table}
+    values: dict[int, Path] = {}
+    for name, path in files.items():
+        value = by_name.get(name, _integer(name))
+        if value is None:
+            raise InputError(
+                f"{path}: neither a label's value nor a name in the label table ({_some(by_name) or 'none'})"
+            )
+        if value in values:
+            raise InputError(f"{path}: label {value} has another file already: {values[value].name}")
+        values[value] = path
+    ascending = sorted(values)
+    return {template[0]: (tuple(values[value] for value in ascending), tuple(ascending))}
+
+
+def _integer(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _read_scan(path: Path, mask_path: Path | None) -> tuple[Image, Mask | None]:
+    image, finite = io.read_scan(path)
+    if mask_path is None:
+        return image, finite
+    mask = io.read_mask(mask_path)
+    _check_grid(mask_path, mask, path, image)
+    inside = mask.array if finite is None else mask.array & finite.array
+    if not inside.any():
+        raise InputError(f"{mask_path}: no intensity of {path} is finite inside the mask")
+    return image, replace(mask, array=inside, affine=image.affine)
+
+
+def _check_grid(path: Path, volume: LabelMap | ProbabilityMap | Mask, image_path: Path, image: Image) -> None:
+    if image.grid.matches(volume.grid):
+        return
+    if image.shape != volume.shape:
+        raise GeometryError(f"{path}: its shape {volume.shape} is not that of its image {image_path}, {image.shape}")
+    apart_mm = np.linalg.norm(image.grid.corners_mm - volume.grid.corners_mm, axis=1).max()
+    raise GeometryError(
+        f"{path}: its corners lie up to {apart_mm:.4g} mm from those of its image {image_path} (voxels of "
+        f"{' x '.join(f'{step:.4g}' for step in image.spacing_mm)} mm)"
+    )
+
+
+def _read_probabilities(files: AtlasFiles, image: Image) -> ProbabilityMap:
+    probabilities = io.read_probability_map(files.probabilities, labels=files.probability_labels)
+    _check_grid(files.probabilities[0], probabilities, files.image, image)
+    return replace(probabilities, affine=image.affine)
+
+
+def _some(items: Iterable[object], most: int = _SHOWN) -> str:
+    every = [str(item) for item in items]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
