@@ -1,7 +1,8 @@
 """The only place where files become volumes, and volumes files.
 
-NIfTI 1 and 2 (and FreeSurfer's MGH) go through nibabel, everything else (NRRD, MetaImage, a folder that is a DICOM series)
-through SimpleITK, whose LPS coordinates and reversed axes end here. What is written appears whole or not at all.
+NIfTI 1 and 2 (and FreeSurfer's MGH) go through nibabel, everything else (NRRD, MetaImage, a folder that is a DICOM
+series) through SimpleITK, whose LPS coordinates and reversed axes end here. What is written appears whole or not at
+all, and the same volume always becomes the same bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,10 @@ from atlasseg.volume import Float64, Grid, Image, LabelMap, Mask, Origin, Probab
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Volume = Image | LabelMap | Mask | ProbabilityMap
+Like = Image | LabelMap | Mask | Origin | None
+"""What a file can be written like: a volume on its grid, or the origin of one."""
 
 _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _NIBABEL_SUFFIXES = (*_NIFTI_SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
@@ -45,7 +49,6 @@ _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
 _WHOLE_IN_FLOAT32 = 2**24
 _EVEN_SLICES_TOLERANCE = 0.02  # of the median distance between slices; scanners write positions with 2 to 6 decimals
 _PROBABILITY_TOLERANCE = 0.01  # scaled 8-bit fractions miss 1 by 1/255
-_FLIP_X_AND_Y = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
 
 
 def volume_id(path: str | Path) -> str:
@@ -92,8 +95,8 @@ def read_image(path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask
     Raises
     ------
     InputError
-        The file is absent, damaged, in no known format, of colours, not 3-D (4-D with one volume is), without any finite
-        intensity, or has non-finite ones that are refused. The message names the file.
+        The file is absent, damaged, in no known format, of colours, not 3-D (4-D with one volume is), without any
+        finite intensity, or has non-finite ones that are refused. The message names the file.
     GeometryError
         Its affine is not finite or not invertible.
     """
@@ -317,7 +320,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _named(path: Path, make: Any) -> Any:
+def _named(path: Path, make: Callable[[], T]) -> T:
     """What `make` makes; where it refuses, the message begins with the file."""
     try:
         return make()
@@ -337,7 +340,7 @@ def _read_3d(path: Path) -> _Raw:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """An opened file: its shape and place are known, its values (`data`, an array or nibabel's proxy) read on demand."""
+    """An opened file: its shape and place are known, its values (`data`, array or nibabel's proxy) read on demand."""
 
     data: Any
     affine: Float64
@@ -473,7 +476,8 @@ def _unit(header: Any) -> str:
 
 def _apart_mm(path: Path, shape: tuple[int, ...], affine: Float64, other: Float64) -> float | None:
     """How far the corners of two grids lie apart, or None where they are the same grid."""
-    box = (shape[0], shape[1], shape[2]) if len(shape) > 2 else (*shape, 1, 1, 1)[:3]
+    padded = (*shape, 1, 1, 1)
+    box = (padded[0], padded[1], padded[2])
     first, second = _named(path, lambda: Grid(box, affine)), Grid(box, other)
     if first.matches(second):
         return None
@@ -504,8 +508,8 @@ def _dicom_series(folder: Path) -> _Source:
         middle = float(np.median(steps))
         if np.abs(steps - middle).max() > _EVEN_SLICES_TOLERANCE * middle:
             raise GeometryError(
-                f"{folder}: the slices of the series are not evenly spaced ({steps.min():.4g} to {steps.max():.4g} mm): "
-                "is one missing?"
+                f"{folder}: the slices of the series are unevenly spaced ({steps.min():.4g} to {steps.max():.4g} mm): "
+                "one may be missing"
             )
     return _from_itk(folder, image)
 
@@ -517,7 +521,7 @@ def _position(reader: Any, index: int) -> list[float] | None:
     return [float(part) for part in reader.GetMetaData(index, key).split("\\")]
 
 
-def _quietly(path: Path, read: Any) -> Any:
+def _quietly(path: Path, read: Callable[[], Any]) -> Any:
     """What ITK reads; of its errors only the last line, which holds the reason."""
     try:
         return read()
@@ -529,6 +533,8 @@ def _quietly(path: Path, read: Any) -> Any:
 def _from_itk(path: Path, image: Any) -> _Source:
     import SimpleITK as sitk
 
+    from atlasseg.itk import LPS
+
     array = sitk.GetArrayFromImage(image)
     array = (np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array).T
     dimension = image.GetDimension()
@@ -538,24 +544,24 @@ def _from_itk(path: Path, image: Any) -> _Source:
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
     affine[:3, :3] = direction * np.array(image.GetSpacing())[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
-    return _Source(array, _FLIP_X_AND_Y @ affine, Origin(path, array.dtype.name))
+    return _Source(array, LPS @ affine, Origin(path, array.dtype.name))
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def write_image(image: Image, path: str | Path, *, like: Image | LabelMap | Mask | Origin | None = None) -> None:
+def write_image(image: Image, path: str | Path, *, like: Like = None) -> None:
     """Write intensities as float32; channels become the fourth axis.
 
     Parameters
     ----------
     image : Image
     path : path
-        ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``; missing folders are made. The file appears whole or not at all, and the
-        same volume always gives the same bytes.
+        ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``; missing folders are made. The file appears whole or not at all,
+        and the same volume always gives the same bytes.
     like : volume or Origin, optional
-        Whose affine, sform and qform with their codes, unit and NIfTI version the file gets, exactly; a volume must be on
-        the same grid. Without it they are those of the file that `image` came from.
+        Whose affine, sform and qform with their codes, unit and NIfTI version the file gets, exactly; a volume must be
+        on the same grid. Without it they are those of the file that `image` came from.
 
     Raises
     ------
@@ -566,15 +572,11 @@ def write_image(image: Image, path: str | Path, *, like: Image | LabelMap | Mask
     InputError
         The path has another suffix.
     """
-    _write_volume(
-        Path(path), [channel for channel in np.moveaxis(image.channels, -1, 0)], np.dtype(np.float32), image, like
-    )
+    _write_volume(Path(path), list(np.moveaxis(image.channels, -1, 0)), np.dtype(np.float32), image, like)
 
 
-def write_label_map(
-    labels: LabelMap, path: str | Path, *, like: Image | LabelMap | Mask | Origin | None = None
-) -> None:
-    """Write labels as integers: of the type that `labels`, else `like`, had on disk if they fit it, else the smallest that fits.
+def write_label_map(labels: LabelMap, path: str | Path, *, like: Like = None) -> None:
+    """Write labels as integers: of the type that `labels`, else `like`, had on disk, else of the smallest that fits.
 
     Parameters and errors as of :func:`write_image`.
     """
@@ -583,18 +585,17 @@ def write_label_map(
     _write_volume(Path(path), [labels.array], dtype, labels, like)
 
 
-def write_mask(mask: Mask, path: str | Path, *, like: Image | LabelMap | Mask | Origin | None = None) -> None:
+def write_mask(mask: Mask, path: str | Path, *, like: Like = None) -> None:
     """Write a mask as uint8, 1 inside. Parameters and errors as of :func:`write_image`."""
     _write_volume(Path(path), [mask.array], np.dtype(np.uint8), mask, like)
 
 
-def write_probability_map(
-    probabilities: ProbabilityMap, path: str | Path, *, like: Image | LabelMap | Mask | Origin | None = None
-) -> None:
+def write_probability_map(probabilities: ProbabilityMap, path: str | Path, *, like: Like = None) -> None:
     """Write probabilities as float32 (I, J, K, L), in the order of ``probabilities.label_values``.
 
-    The labels are noted in the NIfTI header (a comment extension), so :func:`read_probability_map` knows them. One label is
-    expanded at a time. Parameters and errors as of :func:`write_image`; the suffix must be ``.nii.gz`` or ``.nii``.
+    The labels are noted in the NIfTI header (a comment extension), so :func:`read_probability_map` knows them. One
+    label is expanded at a time. Parameters and errors as of :func:`write_image`; the suffix must be
+    ``.nii.gz`` or ``.nii``.
     """
     path = Path(path)
     if _suffix(path.name) not in _NIFTI_SUFFIXES:
@@ -605,7 +606,7 @@ def write_probability_map(
 
 
 def write_label_table(table: LabelTable, path: str | Path, *, format: TableFormat | None = None) -> None:
-    """Write a label table, by default as BIDS TSV, or as CSV where the path ends so; see :func:`.labels.format_label_table`."""
+    """Write a label table as BIDS TSV, or as CSV where the path ends so; see :func:`.labels.format_label_table`."""
     chosen: TableFormat = format or ("csv" if Path(path).suffix.lower() == ".csv" else "bids")
     write_text(format_label_table(table, chosen), path)
 
@@ -676,7 +677,7 @@ def _write_volume(
     volumes: Iterable[NDArray[Any]],
     dtype: np.dtype[Any],
     volume: Volume,
-    like: Image | LabelMap | Mask | Origin | None,
+    like: Like,
     *,
     labels: Sequence[int] | None = None,
 ) -> None:
@@ -697,26 +698,24 @@ def _write_volume(
         affine, origin = like.affine, like.origin
     with written_whole(path) as temporary:
         if suffix in _WRITTEN_BY_ITK:
-            _write_itk(temporary, np.stack([np.asarray(v, dtype) for v in volumes], axis=-1), affine)
+            assert not isinstance(volume, ProbabilityMap)
+            _write_itk(temporary, replace(volume, affine=affine), dtype)
         else:
             _write_nifti(temporary, volumes, dtype, volume, affine, origin, labels, suffix.endswith(".gz"))
 
 
-def _write_itk(path: Path, array: NDArray[Any], affine: Float64) -> None:
+def _write_itk(path: Path, volume: Image | LabelMap | Mask, dtype: np.dtype[Any]) -> None:
     import SimpleITK as sitk
 
-    channels = array.shape[3]
-    reversed_ = np.ascontiguousarray(np.transpose(array, (2, 1, 0, 3)))
-    image = sitk.GetImageFromArray(reversed_ if channels > 1 else reversed_[..., 0], isVector=channels > 1)
-    lps = _FLIP_X_AND_Y @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
+    from atlasseg.itk import image_to_sitk
+
+    image = image_to_sitk(volume)
+    if isinstance(volume, LabelMap):
+        image = sitk.Cast(image, getattr(sitk, f"sitk{dtype.name.capitalize().replace('Ui', 'UI')}"))
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
     except RuntimeError as error:
-        raise OSError(str(error).strip().splitlines()[-1]) from error
+        raise OSError(str(error).strip().splitlines()[-1].strip()) from error
 
 
 def _write_nifti(
@@ -733,15 +732,14 @@ def _write_nifti(
     header = _header(volume.shape if count == 1 else (*volume.shape, count), dtype, affine, origin)
     if labels is not None:
         _embed_labels(header, labels)
-    with path.open("xb") as file:
-        stream: IO[bytes] = (
-            gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) if compress else file  # type: ignore[assignment]
-        )
+    with path.open("xb") as file, _compressed(file) if compress else nullcontext(file) as stream:
         header.write_to(stream)
         for values in volumes:
             stream.write(np.asarray(values, dtype=dtype).tobytes(order="F"))
-        if compress:
-            stream.close()
+
+
+def _compressed(file: IO[bytes]) -> Any:
+    return gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)  # no name and no time: the same bytes every time
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: Float64, origin: Origin) -> Any:
@@ -798,14 +796,21 @@ def _embedded_labels(header: Any) -> list[int] | None:
 def content_hash(volume: Volume, *, place: bool = True) -> str:
     """SHA-256, in hexadecimal, of what a volume holds: kind, shape, values, and its affine unless `place` is False.
 
-    Neither name nor file enter, so a copy under another name has the same hash; without `place`, so has a copy whose header
-    was changed.
+    Neither name nor file enter, so a copy under another name has the same hash; without `place`, so has a copy whose
+    header was changed.
     """
     hashed = hashlib.sha256(f"{type(volume).__name__} {volume.shape}".encode())
     if place:
         hashed.update((volume.affine + 0.0).tobytes())  # no negative zeros
     if isinstance(volume, ProbabilityMap):
-        arrays = [volume.mode, volume.voxels, volume.offsets, volume.labels, volume.values, volume.label_values]
+        arrays: list[NDArray[Any]] = [
+            volume.mode,
+            volume.voxels,
+            volume.offsets,
+            volume.labels,
+            volume.values,
+            volume.label_values,
+        ]
     else:
         arrays = [volume.array]
     for array in arrays:

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -202,7 +202,7 @@ class LabelTable:
         return frozenset(label.value for label in self.labels if atlas_id in label.not_annotated_in)
 
     def completed(self, values: Iterable[int]) -> LabelTable:
-        """This table, followed by every one of `values` that it lacks, ascending; background (0) is not added."""
+        """The same table, followed by every one of `values` that it lacks, ascending; background (0) is not added."""
         missing = sorted({int(value) for value in values} - {0, *self._by_value})
         return LabelTable((*self.labels, *(Label(value, self.name(value), default_color(value)) for value in missing)))
 
@@ -213,7 +213,8 @@ def read_label_table(path: str | Path) -> LabelTable:
     Raises
     ------
     InputError
-        The file is absent, is not text, is in none of these formats, or has a faulty line: the message names file and line.
+        The file is absent, is not text, is in none of these formats, or has a faulty line. The message names file and
+        line.
     """
     path = Path(path)
     try:
@@ -259,7 +260,7 @@ def parse_label_table(text: str, *, source: str = "label table") -> LabelTable:
             renamed = ["index" if column == value else "name" if column == name else column for column in header]
             return _table(_from_columns(content[1:], renamed, delimiter, source), source)
     raise InputError(
-        f"{source}, line {content[0][0]}: not a label table that is known (BIDS TSV or CSV with columns 'index' and 'name', "
+        f"{source}, line {content[0][0]}: no known kind of label table (TSV or CSV with columns 'index' and 'name', "
         f"ITK-SNAP, FreeSurfer): {first.strip()[:60]!r}"
     )
 
@@ -267,7 +268,8 @@ def parse_label_table(text: str, *, source: str = "label table") -> LabelTable:
 def format_label_table(table: LabelTable, format: TableFormat = "bids") -> str:
     """Text of `table` in a format: ``bids`` (TSV) and ``csv`` keep every column, the others value, name and colour.
 
-    Every label gets a colour. FreeSurfer names hold no spaces, so these become ``_``; in ITK-SNAP names ``"`` becomes ``'``.
+    Every label gets a colour. FreeSurfer names hold no spaces, so these become ``_``; in ITK-SNAP names ``"`` becomes
+    ``'``.
 
     Raises
     ------
@@ -319,7 +321,7 @@ def _matched(
         match = pattern.match(line)
         if match is None:
             raise InputError(f"{source}, line {number}: not like the lines before it: {line.strip()[:60]!r}")
-        rows.append((number, _at_line(source, number, lambda found=match: parse(found))))
+        rows.append((number, _at_line(source, number, partial(parse, match))))
     return rows
 
 
@@ -351,7 +353,7 @@ def _from_columns(
                 f"{source}, line {number}: {len(header)} columns are wanted ({', '.join(header)}), got {len(cells)}"
             )
         row = {column: cell for column, cell in zip(header, cells, strict=True) if cell.lower() not in _NOTHING}
-        rows.append((number, _at_line(source, number, lambda found=row: _from_row(found))))
+        rows.append((number, _at_line(source, number, partial(_from_row, row))))
     return rows
 
 

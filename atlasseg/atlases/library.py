@@ -16,7 +16,7 @@ A library of one is a *single* atlas, one with probabilities is *probabilistic*,
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -128,8 +128,8 @@ class AtlasLibrary:
     def read(self, id: str) -> Atlas:
         """Read one atlas.
 
-        Intensities that are not finite are masked, with a warning. Warns of labels that the table lacks, and of a label map
-        that is all background.
+        Intensities that are not finite are masked, with a warning. Warns of labels that the table lacks, and of a label
+        map that is all background.
 
         Raises
         ------
@@ -168,7 +168,7 @@ class AtlasLibrary:
 
 @dataclass(frozen=True)
 class Target:
-    """A scan to segment: `image`, and where there are any, `labels` to compare with and a `mask`; see :func:`read_targets`."""
+    """A scan to segment, and where there are any, `labels` to compare with and a `mask`; see :func:`read_targets`."""
 
     id: str
     image: Path
@@ -210,8 +210,8 @@ def read_library(folder: str | Path) -> AtlasLibrary:
     Raises
     ------
     InputError
-        The folder is absent or holds no images; an id occurs twice; an image lacks its labels or labels their image; a label
-        table or sidecar is faulty. The message names folder, files and ids.
+        The folder is absent or holds no images; an id occurs twice; an image lacks its labels or labels their image; a
+        label table or sidecar is faulty. The message names folder, files and ids.
     """
     root = Path(folder)
     images = _volumes_in(_folder(root) / "images")
@@ -258,8 +258,8 @@ def read_targets(paths: str | Path | Iterable[str | Path]) -> tuple[Target, ...]
     Parameters
     ----------
     paths : path or iterable of paths
-        Files of volumes; folders with ``images/``, and perhaps ``labels/`` and ``masks/``, as a library has them; folders of
-        volumes; folders that are a DICOM series.
+        Files of volumes; folders with ``images/``, and perhaps ``labels/`` and ``masks/``, as a library has them;
+        folders of volumes; folders that are a DICOM series.
 
     Returns
     -------
