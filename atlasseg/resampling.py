@@ -69,7 +69,8 @@ def resample(
     grid: Grid,
     transform: Transform | None = None,
     *,
-    interpolation: Literal["linear"] = "linear",
+    interpolation: LabelInterpolation = "linear",
+    sigma_voxels: float = 1.0,
 ) -> ProbabilityMap: ...
 def resample(
     volume: Image | LabelMap | Mask | ProbabilityMap,
@@ -94,8 +95,9 @@ def resample(
     interpolation : str
         Image: "linear", "cubic" (B-spline of order 3) or "nearest".
         LabelMap, Mask: each label on its own, and the largest wins, the smallest label on a tie: "linear",
-        "gaussian" (a Gaussian footprint of `sigma_voxels` of the volume's own voxels), or "nearest".
-        ProbabilityMap: "linear".
+        "gaussian" (a Gaussian footprint), or "nearest". ProbabilityMap: likewise, and all fractions are kept.
+    sigma_voxels : float
+        Standard deviation of "gaussian", in the volume's own voxels.
     fill : float, optional
         Value of an Image where the volume does not reach; by default its smallest (in each channel).
         Labels are 0 there, a Mask False, a ProbabilityMap certain of 0.
@@ -118,8 +120,7 @@ def resample(
     if fill is not None or antialias:
         raise InputError(f"fill and antialias are for an Image, not for a {type(volume).__name__}")
     if isinstance(volume, ProbabilityMap):
-        _check(interpolation, ("linear",), "a ProbabilityMap")
-        return resample_fractions(volume, grid, through)
+        return resample_fractions(volume, grid, through, interpolation=interpolation, sigma_voxels=sigma_voxels)
     _check(interpolation, ("linear", "gaussian", "nearest"), f"a {type(volume).__name__}")
     labels = volume.array.astype(np.int32, copy=False)
     result = _resample_labels(labels, volume.affine, grid, through, interpolation, sigma_voxels)
@@ -133,7 +134,7 @@ def resample_fractions(
     grid: Grid,
     transform: Transform | None = None,
     *,
-    interpolation: LabelInterpolation = "linear",
+    interpolation: str = "linear",
     sigma_voxels: float = 1.0,
 ) -> ProbabilityMap:
     """Each label's share at each voxel of `grid`, its one-hot volume interpolated.
@@ -149,9 +150,8 @@ def resample_fractions(
     transform : Transform, optional
         Takes points of `grid` to points of `labels`, RAS+ mm.
     interpolation : {"linear", "gaussian", "nearest"}
-        As for `resample`; a ProbabilityMap takes "linear" alone.
     sigma_voxels : float
-        Of "gaussian", in voxels of `labels`.
+        As for `resample`.
 
     Returns
     -------
@@ -163,7 +163,6 @@ def resample_fractions(
     if isinstance(labels, LabelMap):
         mode, row, source = labels.array, np.zeros((1, 1, 1), np.int32), ProbabilityMap.from_labels(labels)
     else:
-        _check(interpolation, ("linear",), "a ProbabilityMap")
         mode, source = labels.mode, labels
         row = np.full(mode.shape, -1, np.int32)
         row.reshape(-1)[labels.voxels] = np.arange(labels.voxels.size, dtype=np.int32)

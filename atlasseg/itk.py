@@ -1,0 +1,338 @@
+"""To ITK and back: the only place, beside the file formats, where RAS becomes LPS and (i, j, k) becomes (k, j, i).
+
+Volumes and transforms to and from SimpleITK, and transforms to and from the files that ITK, ANTs and Slicer use.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError
+from atlasseg.transforms import (
+    Affine,
+    BSplineField,
+    Chain,
+    DisplacementField,
+    Inverse,
+    Transform,
+    to_displacement_field,
+)
+from atlasseg.volume import Float64, Grid, Image, LabelMap, Mask
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS+ mm to LPS+ mm, and back."""
+
+ORTHONORMAL_TOLERANCE = 1e-4
+"""Axes whose directions' products differ from 0 by less than this are perpendicular."""
+
+PARAMETER_FILES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")
+FIELD_FILES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+def is_orthonormal(grid: Grid) -> bool:
+    """Whether the axes of the grid are perpendicular, so that a NIfTI qform, DICOM or a metric of ITK can hold it."""
+    direction = grid.affine[:3, :3] / grid.spacing_mm
+    return bool(np.abs(direction.T @ direction - np.eye(3)).max() < ORTHONORMAL_TOLERANCE)
+
+
+def orthonormal_grid(grid: Grid) -> Grid:
+    """A grid with perpendicular axes over the same space: `grid` itself where it has no shear.
+
+    Its axes are the nearest perpendicular ones (polar decomposition), its voxels no larger than those of `grid`, and
+    it holds all the corners of `grid`.
+    """
+    if is_orthonormal(grid):
+        return grid
+    u, _, vt = np.linalg.svd(grid.affine[:3, :3] / grid.spacing_mm)
+    direction = u @ vt
+    ahead = np.abs(direction.T @ grid.affine[:3, :3])  # how far a voxel's steps go along the new axes
+    spacing = np.minimum(np.diagonal(ahead), grid.spacing_mm)
+    corners = grid.corners_mm @ direction
+    first, last = corners.min(axis=0), corners.max(axis=0)
+    steps = np.ceil((last - first) / spacing - 1e-6).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = direction * spacing
+    affine[:3, 3] = direction @ ((first + last - steps * spacing) / 2)
+    return Grid((int(steps[0]) + 1, int(steps[1]) + 1, int(steps[2]) + 1), affine)
+
+
+def image_to_sitk(volume: Image | LabelMap | Mask) -> sitk.Image:
+    """The volume as ITK's: float32 (a vector where there are several channels), int32, or uint8 for a Mask."""
+    array = volume.array.astype(np.uint8) if isinstance(volume, Mask) else volume.array
+    return _array_to_sitk(array, volume.affine, vector=array.ndim == 4)
+
+
+def grid_from_sitk(image: sitk.Image) -> Grid:
+    """Where the voxels of an ITK image lie."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    i, j, k = image.GetSize()
+    return Grid((i, j, k), LPS @ affine)
+
+
+def image_from_sitk(image: sitk.Image, name: str = "") -> Image:
+    """An ITK image as float32 intensities."""
+    return Image(_array_from_sitk(image), grid_from_sitk(image).affine, name)
+
+
+def transform_to_sitk(transform: Transform, *, grid: Grid | None = None) -> sitk.Transform:
+    """The transform as ITK's, on LPS points.
+
+    Parameters
+    ----------
+    transform : Transform
+    grid : Grid, optional
+        Where an `Inverse`, which ITK cannot hold, is sampled as a displacement field; by default where the
+        transform that it inverts is defined.
+    """
+    import SimpleITK as sitk
+
+    if isinstance(transform, Affine):
+        matrix = LPS @ transform.matrix @ LPS
+        affine = sitk.AffineTransform(3)
+        affine.SetMatrix(matrix[:3, :3].ravel().tolist())
+        affine.SetTranslation(matrix[:3, 3].tolist())
+        return affine
+    if isinstance(transform, DisplacementField):
+        field = _array_to_sitk(_flip(transform.displacement_mm.astype(np.float64)), transform.affine, vector=True)
+        return sitk.DisplacementFieldTransform(field)
+    if isinstance(transform, BSplineField):
+        flipped = _flip(transform.coefficients_mm)
+        return sitk.BSplineTransform([_array_to_sitk(flipped[..., c], transform.affine) for c in range(3)], 3)
+    if isinstance(transform, Chain):
+        return sitk.CompositeTransform([transform_to_sitk(part, grid=grid) for part in transform.transforms])
+    where = grid or _domain(transform)
+    if where is None:
+        raise InputError(f"{type(transform).__name__}: a grid is wanted, on which to sample what ITK has no form for")
+    return transform_to_sitk(to_displacement_field(transform, where))
+
+
+def transform_from_sitk(transform: sitk.Transform) -> Transform:
+    """ITK's transform as ours, on RAS points.
+
+    Raises
+    ------
+    InputError
+        The transform is of a kind that has no counterpart here.
+    """
+    import SimpleITK as sitk
+
+    specific = transform.Downcast()
+    if isinstance(specific, sitk.CompositeTransform):
+        parts = [transform_from_sitk(specific.GetNthTransform(n)) for n in range(specific.GetNumberOfTransforms())]
+        if not parts:
+            return Affine.identity()
+        composed = parts[0]
+        for part in parts[1:]:
+            composed = composed @ part
+        return composed
+    if transform.GetDimension() != 3:
+        raise InputError(f"a transform in 3 dimensions is wanted, got {transform.GetDimension()}")
+    if isinstance(specific, sitk.DisplacementFieldTransform):
+        field = specific.GetDisplacementField()
+        return DisplacementField(_flip(_array_from_sitk(field)).astype(np.float32), grid_from_sitk(field).affine)
+    if isinstance(specific, sitk.BSplineTransform):
+        if specific.GetOrder() != 3:
+            raise InputError(f"a B-spline transform of order 3 is wanted, got order {specific.GetOrder()}")
+        images = specific.GetCoefficientImages()
+        coefficients = np.stack([_array_from_sitk(image) for image in images], axis=-1)
+        return BSplineField(_flip(coefficients), grid_from_sitk(images[0]).affine)
+    if transform.IsLinear():
+        return Affine(LPS @ _linear_matrix(specific) @ LPS)
+    raise InputError(f"a transform of the kind {transform.GetName()} has no counterpart here")
+
+
+def read_transform(path: str | Path) -> Transform:
+    """A transform from a file of ITK, ANTs or Slicer.
+
+    Parameters
+    ----------
+    path : path
+        ``.tfm .txt .mat .h5 .xfm``: parameters; ``.nii .nii.gz .nrrd .mha``: a displacement field, LPS vectors in mm
+        (in NIfTI with intent 1007, as ANTs writes).
+
+    Raises
+    ------
+    InputError
+        No such file, or ITK cannot read it, or it holds a kind of transform that has no counterpart here.
+    """
+    import SimpleITK as sitk
+
+    path = Path(path)
+    kind = _suffix(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such transform file")
+    try:
+        if kind in PARAMETER_FILES:
+            return transform_from_sitk(sitk.ReadTransform(str(path)))
+        field = sitk.ReadImage(str(path), sitk.sitkVectorFloat32)
+        if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
+            raise InputError(
+                f"a displacement field has 3 axes and 3 components, got {field.GetDimension()} axes and "
+                f"{field.GetNumberOfComponentsPerPixel()} components"
+            )
+        return DisplacementField(_flip(_array_from_sitk(field)), grid_from_sitk(field).affine)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except RuntimeError as error:
+        raise InputError(f"{path}: ITK cannot read a transform from it: {_last_line(error)}") from error
+
+
+def read_ants_transforms(paths: list[str] | list[Path]) -> Transform:
+    """The transform that ``antsApplyTransforms`` makes of the files, in the order in which they are given to it.
+
+    ``[warp, affine]``, which is what `antsRegistration` leaves as its forward transforms, moves a point of the fixed
+    image by the warp first and then by the affine.
+    """
+    if not paths:
+        raise InputError("no transform files were given")
+    composed = read_transform(paths[0])
+    for path in paths[1:]:
+        composed = read_transform(path) @ composed
+    return composed
+
+
+def write_transform(path: str | Path, transform: Transform, *, grid: Grid | None = None) -> None:
+    """The transform to a file that ITK, ANTs and Slicer read; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        ``.tfm .txt .mat``: one transform (``.tfm .txt`` hold chains too); ``.h5``: any; ``.nii .nii.gz .nrrd .mha``:
+        a displacement field, into which any transform is sampled on `grid`.
+    transform : Transform
+    grid : Grid, optional
+        Where to sample; by default where a displacement field, or what an `Inverse` inverts, is defined. An image
+        file cannot hold a sheared grid, so there the field is sampled on the perpendicular grid that covers it.
+
+    Raises
+    ------
+    InputError
+        The file name says no known kind, the kind cannot hold this transform, a grid is wanted, or writing failed.
+    """
+    import SimpleITK as sitk
+
+    path = Path(path)
+    kind = _suffix(path)
+    if kind == ".mat" and isinstance(transform, Chain):
+        raise InputError(
+            f"{path}: a .mat file holds one transform, not a chain of {len(transform.transforms)}: use .h5"
+        )
+    if kind in PARAMETER_FILES:
+        parameters = transform_to_sitk(transform, grid=grid)
+        with written_aside(path) as aside:
+            sitk.WriteTransform(parameters, str(aside))
+        return
+    where = grid or _domain(transform)
+    if where is None:
+        raise InputError(f"{path}: a grid is wanted, on which to sample the displacement field")
+    where = orthonormal_grid(where)
+    if isinstance(transform, DisplacementField) and where.matches(transform.grid):
+        field = transform
+    else:
+        field = to_displacement_field(transform, where)
+    image = _array_to_sitk(_flip(field.displacement_mm), field.affine, vector=True)
+    with written_aside(path) as aside:
+        sitk.WriteImage(image, str(aside))
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name beside `path`, with its ending, to write to; renamed to `path` at the end, and removed if that fails.
+
+    Raises
+    ------
+    InputError
+        Writing failed: the message names `path` and the cause.
+    """
+    aside: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name.split('.')[0]}-", suffix=_suffix(path), dir=path.parent)
+        os.close(handle)
+        aside = Path(name)
+        yield aside
+        aside.chmod(0o666 & ~_umask())
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be written: {_last_line(error)}") from error
+    finally:
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _suffix(path: Path) -> str:
+    for kind in (*PARAMETER_FILES, *FIELD_FILES[::-1]):
+        if path.name.lower().endswith(kind):
+            return kind
+    raise InputError(f"{path}: a transform is read from or written to {' '.join(PARAMETER_FILES + FIELD_FILES)}")
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _domain(transform: Transform) -> Grid | None:
+    """Where a transform that is given by samples, or the inverse of one, has them."""
+    if isinstance(transform, Inverse):
+        return _domain(transform.transform)
+    if isinstance(transform, DisplacementField):
+        return transform.grid
+    return None
+
+
+def _flip(vectors: NDArray[Any]) -> NDArray[Any]:
+    """RAS vectors as LPS, or back."""
+    return np.asarray(vectors * np.array([-1, -1, 1], vectors.dtype))
+
+
+def _array_to_sitk(array: NDArray[Any], affine: Float64, *, vector: bool = False) -> sitk.Image:
+    import SimpleITK as sitk
+
+    axes = (2, 1, 0, 3)[: array.ndim]
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(axes)), isVector=vector)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    lps = LPS @ affine
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def _array_from_sitk(image: sitk.Image) -> NDArray[Any]:
+    import SimpleITK as sitk
+
+    array = sitk.GetArrayFromImage(image)
+    return np.ascontiguousarray(array.transpose((2, 1, 0, 3)[: array.ndim]))
+
+
+def _linear_matrix(transform: sitk.Transform) -> Float64:
+    """(4, 4) matrix, in LPS, of a linear transform of ITK."""
+    matrix = np.eye(4)
+    if hasattr(transform, "GetMatrix") and hasattr(transform, "GetCenter"):
+        centre = np.array(transform.GetCenter())
+        matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
+        matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - matrix[:3, :3] @ centre
+        return matrix
+    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    matrix[:3, :3] = np.stack([np.array(transform.TransformPoint(tuple(axis))) - origin for axis in np.eye(3)], axis=1)
+    matrix[:3, 3] = origin
+    return matrix

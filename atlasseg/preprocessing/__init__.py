@@ -1,0 +1,1 @@
+"""Before registration: bias field, intensities, foreground, crop. A file with a function `preprocess` is a method."""
