@@ -34,14 +34,17 @@ def evaluate(
 
     from atlasseg import io
     from atlasseg.cli._tables import as_table
-    from atlasseg.cohort.outputs import write_table
+    from atlasseg.cohort.outputs import metrics_table, write_table
     from atlasseg.evaluation import evaluate as measure
+    from atlasseg.labels import read_label_table
 
-    table = None if labels is None else io.read_label_table(labels)
-    rows = measure(
+    table = None if labels is None else read_label_table(labels)
+    scores = measure(
         io.read_label_map(segmentation), io.read_label_map(reference), table=table, surface_tolerance_mm=tolerance_mm
     )
+    rows = metrics_table(scores)
     if out is not None:
         write_table(rows, out)
-    wide = rows.pivot_table(index=["label", "name"], columns="metric", values="value", sort=False, dropna=False)
+    shown = rows.assign(label=rows["label"].astype("object").where(rows["label"].notna(), ""))
+    wide = shown.pivot_table(index=["label", "name"], columns="metric", values="value", sort=False)
     Console().print(as_table(wide.reset_index()))

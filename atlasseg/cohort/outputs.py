@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from atlasseg import __version__, io
 from atlasseg.errors import InputError
+from atlasseg.evaluation import Score
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Segmentation
 from atlasseg.recipe import Recipe
@@ -87,6 +89,17 @@ def atlas_rows(result: Segmentation) -> pd.DataFrame:
             for c in result.alignment.candidates
         ]
     )
+
+
+def metrics_table(scores: Sequence[Score], **columns: str) -> pd.DataFrame:
+    """Scores in long form, `columns` (such as target and method) before them; `label` is missing for a group."""
+    import pandas as pd
+
+    table = pd.DataFrame([asdict(score) for score in scores], columns=[f.name for f in fields(Score)])
+    table["label"] = table["label"].astype("Int64")
+    for position, (name, value) in enumerate(columns.items()):
+        table.insert(position, name, value)
+    return table
 
 
 def write_segmentation(

@@ -25,7 +25,7 @@ from atlasseg.errors import AtlasSegError, InputError
 from atlasseg.evaluation import evaluate
 from atlasseg.pipeline import segment
 from atlasseg.recipe import Recipe
-from atlasseg.volume import Atlas
+from atlasseg.volume import Atlas, Image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +75,8 @@ def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> l
         raise InputError(f"jobs must be at least 1, got {jobs}")
     library = read_library(recipe.data.atlases)
     targets = read_targets(recipe.data.targets)
+    for id_ in library.ids:
+        _atlas(library, id_)  # a broken atlas is a wrong request, and is told before the work begins
     out = recipe.data.out
     _check_writable(out)
     io.write_json(outputs.dataset_description(recipe), out / "dataset_description.json")
@@ -109,31 +111,26 @@ def _attempt(target: Target, library: AtlasLibrary, recipe: Recipe, tell: Listen
 
 def _one(target: Target, library: AtlasLibrary, recipe: Recipe, progress: Callable[[str], None]) -> Outcome:
     """Read, segment, evaluate, report and write one target."""
-    from atlasseg.report.page import TargetReport, render
-
     assert recipe.data.out is not None
     begun = time.perf_counter()
     with _warnings_of(target.id) as heard:
         progress("read")
-        scan = io.read_image(target.image)
-        mask = None if target.mask is None else io.read_mask(target.mask)
-        if mask is not None and not mask.grid.matches(scan.grid):
-            raise InputError(f"{target.mask}: the mask is not on the grid of its image {target.image}")
-        atlases = [_atlas(library, id_) for id_ in library.ids]
-        voters = _without_itself(target, io.content_hash(scan), atlases)
+        scan, mask = target.read()
+        reference = target.read_labels(scan)
+        voters = _without_itself(target, scan, [_atlas(library, id_) for id_ in library.ids])
         result = segment(scan, voters, recipe, mask=mask, progress=progress)
         table = library.table.completed(result.alignment.label_values)
         metrics = None
-        if target.labels is not None:
+        if reference is not None:
             progress("evaluate")
-            reference = io.read_label_map(target.labels)
-            if not reference.grid.matches(scan.grid):
-                raise InputError(f"{target.labels}: the reference is not on the grid of its image {target.image}")
-            metrics = evaluate(
-                result.labels, reference, table=table, surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm
+            scores = evaluate(
+                result.labels,
+                reference,
+                table=table,
+                not_annotated=library.files(target.id).not_annotated if target.id in library.ids else (),
+                surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
             )
-            metrics.insert(0, "target", target.id)
-            metrics.insert(1, "method", recipe.fusion.method.name)
+            metrics = outputs.metrics_table(scores, target=target.id, method=recipe.fusion.method.name)
         progress("write")
         volumes = outputs.volumes(result.labels, table)
         seconds = {**result.seconds, "total": time.perf_counter() - begun}
@@ -143,6 +140,8 @@ def _one(target: Target, library: AtlasLibrary, recipe: Recipe, progress: Callab
             if metrics is not None:
                 outputs.write_table(metrics, folder / f"{target.id}_metrics.tsv")
             if recipe.output.report:
+                from atlasseg.report.page import TargetReport, render
+
                 report = TargetReport(
                     target=target.id,
                     image=scan,
@@ -168,11 +167,12 @@ def _atlas(library: AtlasLibrary, id_: str) -> Atlas:
     return library.read(id_)
 
 
-def _without_itself(target: Target, content: str, atlases: Sequence[Atlas]) -> list[Atlas]:
+def _without_itself(target: Target, scan: Image, atlases: Sequence[Atlas]) -> list[Atlas]:
     """The atlases that are not the target itself, by id or by content: a scan never votes on itself."""
     others = []
+    content = io.content_hash(scan)
     for atlas in atlases:
-        if atlas.id == target.id or io.content_hash(atlas.image) == content:
+        if atlas.id == target.id or (atlas.image.shape == scan.shape and io.content_hash(atlas.image) == content):
             log.info("target %s is atlas %s of the library: left out of its own fusion", target.id, atlas.id)
         else:
             others.append(atlas)
@@ -222,9 +222,9 @@ def summary(done: Sequence[Outcome]) -> pd.DataFrame:
     for outcome in done:
         row: dict[str, Any] = {"target": outcome.target, "seconds": round(outcome.seconds, 1)}
         if outcome.metrics is not None:
-            per_label = outcome.metrics[outcome.metrics["kind"] == "label"]
-            means = per_label.groupby("metric", sort=False)["value"].mean()
-            row |= {"mean dice": means.get("dice"), "mean hd95_mm": means.get("hd95_mm")}
+            of_labels = outcome.metrics[outcome.metrics["label"].notna()]
+            means = of_labels.groupby("metric", sort=False)["value"].mean()
+            row |= {"mean Dice": means.get("dice"), "mean HD95 (mm)": means.get("hausdorff_95_mm")}
         rows.append({**row, "result": "failed" if outcome.error else "done"})
     return pd.DataFrame(rows)
 

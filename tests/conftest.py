@@ -1,0 +1,52 @@
+"""What many tests share: real volumes where there are any, and a small data set on disk."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlasseg import io, phantoms
+
+REAL = Path(os.environ.get("ATLASSEG_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real volumes; the test is skipped, with the reason, where it is absent."""
+    if not (REAL / "hippocampus").is_dir():
+        pytest.skip(f"no real volumes in {REAL} (set ATLASSEG_REAL_DATA)")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def _small_heads():
+    """Five coarse heads on grids that differ in shape, spacing, tilt and axes."""
+    looks = [
+        ((17, 19, 13), "RAS"),
+        ((18, 18, 14), "LAS"),
+        ((16, 20, 12), "LPS"),
+        ((18, 20, 13), "RAS"),
+        ((13, 17, 19), "SRA"),
+    ]
+    heads = []
+    for n, (shape, axes) in enumerate(looks):
+        spacing = np.array([46.0, 52.0, 40.0]) * (1.25, 1.3, 1.2)[n % 3]
+        order = [{"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}[a] for a in axes]
+        grid = phantoms.tilted_grid(shape, spacing_mm=spacing[order] / shape, angles_degrees=(4, -3, 2 * n), axes=axes)
+        heads.append(
+            phantoms.head(f"head{n}", grid=grid, seed=n, largest_mm=1.5, white_matter=10.0 ** (n + 1), subsamples=1)
+        )
+    return heads
+
+
+@pytest.fixture
+def dataset(tmp_path, _small_heads):
+    """A folder with ``atlases`` (head0 to head2) and ``targets`` (head3, head4), to be broken at will."""
+    for n, head in enumerate(_small_heads):
+        root = tmp_path / ("atlases" if n < 3 else "targets")
+        for kind in ("images", "labels"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+        io.write_image(head.image, root / "images" / f"{head.id}.nii.gz")
+        io.write_label_map(head.labels, root / "labels" / f"{head.id}.nii.gz")
+    return tmp_path
