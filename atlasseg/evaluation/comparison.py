@@ -1,0 +1,131 @@
+"""Whether one method is better than another on the same targets: paired tests and ranks."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from atlasseg.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Ranking(NamedTuple):
+    """Ranks of methods over targets.
+
+    Parameters
+    ----------
+    mean_rank : Series
+        Method to mean rank over the targets, best (1) first; ties share their ranks.
+    friedman_p : float
+        Probability of ranks this different where all methods are equal (Friedman 1937); NaN for fewer than three
+        methods or three targets.
+    critical_difference : float
+        Methods whose mean ranks differ by less are not told apart (Nemenyi test; Demsar 2006, section 3.2.2).
+    """
+
+    mean_rank: pd.Series[float]
+    friedman_p: float
+    critical_difference: float
+
+
+def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test between every two methods, corrected for their number by Holm.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        One row a target, one column a method; no value missing.
+
+    Returns
+    -------
+    DataFrame
+        One row a pair: ``method_a``, ``method_b``, ``targets``, ``mean_difference`` and ``median_difference`` (a - b),
+        ``a_better`` (targets on which a is higher), ``p`` (two-sided; 1 where no target differs), ``p_holm``.
+
+    Raises
+    ------
+    InputError
+        A value is missing.
+
+    References
+    ----------
+    .. [1] Wilcoxon (1945), Individual comparisons by ranking methods, Biometrics Bulletin 1(6):80-83.
+    .. [2] Holm (1979), A simple sequentially rejective multiple test procedure, Scand. J. Statistics 6(2):65-70.
+    """
+    import pandas as pd
+    from scipy.stats import wilcoxon
+
+    _complete(scores)
+    rows = []
+    for a, b in combinations(scores.columns, 2):
+        difference = scores[a].to_numpy(float) - scores[b].to_numpy(float)
+        p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
+        rows.append(
+            {
+                "method_a": a,
+                "method_b": b,
+                "targets": len(difference),
+                "mean_difference": difference.mean(),
+                "median_difference": np.median(difference),
+                "a_better": int((difference > 0).sum()),
+                "p": p,
+            }
+        )
+    table = pd.DataFrame(
+        rows, columns=["method_a", "method_b", "targets", "mean_difference", "median_difference", "a_better", "p"]
+    )
+    return table.assign(p_holm=holm(table["p"].to_numpy(float)))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """P-values corrected for their number (Holm 1979), in their order.
+
+    Examples
+    --------
+    >>> holm(np.array([0.01, 0.04, 0.03])).round(3).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected
+
+
+def ranking(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: float = 0.05) -> Ranking:
+    """Rank methods on every target, and say how far apart mean ranks must lie to differ.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        One row a target, one column a method (at least two); no value missing.
+    higher_is_better : bool
+        False for distances.
+    alpha : float
+        Level of the critical difference, 0 to 1.
+
+    References
+    ----------
+    .. [1] Demsar (2006), Statistical comparisons of classifiers over multiple data sets, JMLR 7:1-30.
+    """
+    from scipy.stats import friedmanchisquare, studentized_range
+
+    _complete(scores)
+    targets, methods = scores.shape
+    if methods < 2:
+        raise InputError(f"a ranking needs at least two methods, got {list(scores.columns)}")
+    mean_rank = scores.rank(axis=1, ascending=not higher_is_better).mean().sort_values(kind="stable")
+    friedman_p = float("nan")
+    if methods > 2 and targets > 2 and (scores.nunique(axis=1) > 1).any():
+        friedman_p = float(friedmanchisquare(*(scores[m] for m in scores.columns)).pvalue)
+    q = float(studentized_range.ppf(1 - alpha, methods, np.inf)) / np.sqrt(2)
+    return Ranking(mean_rank, friedman_p, float(q * np.sqrt(methods * (methods + 1) / (6 * targets))))
+
+
+def _complete(scores: pd.DataFrame) -> None:
+    if scores.isna().to_numpy().any():
+        row, column = np.argwhere(scores.isna().to_numpy())[0]
+        raise InputError(f"no score of method {scores.columns[column]!r} on target {scores.index[row]!r}")
