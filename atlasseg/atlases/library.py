@@ -416,16 +416,21 @@ def _read_scan(path: Path, mask_path: Path | None) -> tuple[Image, Mask | None]:
     return image, replace(mask, array=inside, affine=image.affine)
 
 
-def _check_grid(path: Path, volume: LabelMap | ProbabilityMap | Mask, image_path: Path, image: Image) -> None:
+def grid_difference(volume: LabelMap | ProbabilityMap | Mask, image: Image) -> str | None:
+    """How the grid of a volume differs from that of its image, in words; None where they match."""
     if image.grid.matches(volume.grid):
-        return
+        return None
     if image.shape != volume.shape:
-        raise GeometryError(f"{path}: its shape {volume.shape} is not that of its image {image_path}, {image.shape}")
+        return f"its shape is {volume.shape}, that of the image {image.shape}"
     apart_mm = np.linalg.norm(image.grid.corners_mm - volume.grid.corners_mm, axis=1).max()
-    raise GeometryError(
-        f"{path}: its corners lie up to {apart_mm:.4g} mm from those of its image {image_path} (voxels of "
-        f"{' x '.join(f'{step:.4g}' for step in image.spacing_mm)} mm)"
-    )
+    voxel = " x ".join(f"{step:.4g}" for step in image.spacing_mm)
+    return f"its corners lie up to {apart_mm:.4g} mm from those of the image, whose voxels are {voxel} mm"
+
+
+def _check_grid(path: Path, volume: LabelMap | ProbabilityMap | Mask, image_path: Path, image: Image) -> None:
+    difference = grid_difference(volume, image)
+    if difference is not None:
+        raise GeometryError(f"{path}: not on the grid of its image {image_path}: {difference}")
 
 
 def _read_probabilities(files: AtlasFiles, image: Image) -> ProbabilityMap:

@@ -1,0 +1,483 @@
+"""What is wrong with a folder of scans and labels, found before hours are spent on it.
+
+:func:`examine` reads every volume of a library or of a folder of targets once and compares it with its own header,
+with its labels and mask, and with the rest of the folder. A file that breaks a check is a finding, never an exception.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from atlasseg import io
+from atlasseg.atlases.library import grid_difference, read_library
+from atlasseg.errors import InputError
+from atlasseg.labels import LabelTable, read_label_table
+from atlasseg.volume import Grid, Image, LabelMap, Mask
+
+Severity = Literal["error", "warning", "note"]
+
+SPACING_RATIO = 1.5
+"""Voxels that are this many times larger or smaller than usual in the folder are worth a look."""
+
+RANGE_RATIO = 10.0
+"""The same for the width of the intensities, from their 1st to their 99th percentile."""
+
+VOLUME_Z = 5.0
+"""Robust z of the logarithm of a structure's volume, beyond which the volume is an outlier."""
+
+LEAST_VOLUME_SD = 0.1
+"""Standard deviation that structures are granted at least, as a share of their volume: what two raters differ by."""
+
+FEWEST_FOR_OUTLIERS = 5
+FRAGMENT_SHARE = 0.01  # of a label's voxels: a loose part below it is a slip of the brush rather than a structure
+OUTSIDE_MASK_SHARE = 0.01
+SHEAR_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a file that its owner should know.
+
+    `severity` is ``error`` for what would fail a run, ``warning`` for what likely harms its result, ``note`` for the
+    rest.
+    """
+
+    severity: Severity
+    file: Path
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """What is remembered of one scan, so that no more than one is in memory."""
+
+    id: str
+    image: Path
+    labels: Path | None
+    mask: Path | None
+    spacing_mm: tuple[float, ...] = ()
+    orientation: str = ""
+    width: float = 0.0
+    image_hash: str = ""
+    labels_hash: str = ""
+    labels_as_float: bool = False
+    voxels: Mapping[int, int] = field(default_factory=dict)
+    voxel_mm3: float = 0.0
+
+
+def examine(folder: str | Path, *, progress: Callable[[str], None] | None = None) -> list[Finding]:
+    """Look over a library of atlases or a folder of targets.
+
+    Parameters
+    ----------
+    folder : path
+        With ``images/``, and perhaps ``labels/``, ``masks/``, ``probabilities/`` and a label table.
+    progress : callable, optional
+        Told each id as its files are read.
+
+    Returns
+    -------
+    list of Finding
+        Errors first, then warnings, then notes; within them by file. Empty where nothing is wrong.
+    """
+    root = Path(folder)
+    with _io_is_quiet():
+        findings = list(_examine(root, progress or (lambda _: None)))
+    rank = {"error": 0, "warning": 1, "note": 2}
+    return sorted(findings, key=lambda finding: (rank[finding.severity], str(finding.file)))
+
+
+def _examine(root: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
+    if not (root / "images").is_dir():
+        yield Finding("error", root, "there is no folder images/", "put the scans into images/ID.nii.gz")
+        return
+    images, doubled = _volumes(root / "images")
+    labels, also = _volumes(root / "labels")
+    masks, third = _volumes(root / "masks")
+    yield from (*doubled, *also, *third)
+    if not images:
+        yield Finding("error", root / "images", "there are no images", "put the scans into images/ID.nii.gz")
+    table = LabelTable()
+    for path in (root / name for name in ("labels.tsv", "labels.csv", "labels.txt")):
+        if path.is_file():
+            try:
+                table = read_label_table(path)
+            except InputError as error:
+                yield Finding("error", path, str(error), "mend the line that is named")
+    has_probabilities = (root / "probabilities").is_dir()
+    yield from _unpaired(root, images, labels, masks, has_probabilities)
+    cases = []
+    for id_, image in sorted(images.items()):
+        progress(id_)
+        found: list[Finding] = []
+        case = _Case(id_, image, labels.get(id_), masks.get(id_))
+        try:
+            cases.append(_examine_case(case, table, found))
+        except Exception as error:  # a broken file is a finding
+            found.append(
+                Finding("error", image, f"{type(error).__name__}: {error}", "see whether another program reads it")
+            )
+        yield from found
+    yield from _spacings(cases)
+    yield from _orientations(cases)
+    yield from _ranges(cases)
+    yield from _float_labels(root, cases)
+    yield from _duplicates(cases)
+    not_annotated: dict[str, frozenset[int]] = {}
+    if labels or has_probabilities:
+        try:
+            library = read_library(root)
+            not_annotated = {atlas.id: atlas.not_annotated for atlas in library.atlases}
+            for atlas in library.atlases:
+                if atlas.probabilities:
+                    yield from _tried(atlas.probabilities[0], partial(library.read, atlas.id))
+        except InputError as error:
+            if not doubled and not also and not (images.keys() ^ labels.keys()):
+                yield Finding("error", root, str(error), "mend what is named")
+    yield from _inventory(cases, not_annotated)
+    yield from _unused_labels(root, cases, table)
+    yield from _volume_outliers(cases, table)
+
+
+def _volumes(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
+    """Volumes by id; a second one with an id is a finding."""
+    found: dict[str, Path] = {}
+    doubled = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") or not (path.is_dir() or io.is_volume(path)):
+            continue
+        id_ = path.name if path.is_dir() else io.volume_id(path)
+        if id_ in found:
+            message = f"the id {id_!r} is that of {found[id_].name} too"
+            doubled.append(Finding("error", path, message, "keep one of the two files"))
+        found.setdefault(id_, path)
+    return found, doubled
+
+
+def _unpaired(
+    root: Path,
+    images: Mapping[str, Path],
+    labels: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    has_probabilities: bool,
+) -> Iterator[Finding]:
+    if not labels and not has_probabilities:
+        yield Finding("note", root, "there are no labels: these can be targets, not atlases")
+    elif labels:
+        for id_ in sorted(images.keys() - labels.keys()):
+            wanted = root / "labels" / f"{id_}.nii.gz"
+            yield Finding(
+                "error", images[id_], f"there is no label file for it ({wanted})", "add it, or take the image out"
+            )
+    for kind, others in (("labels", labels), ("a mask", masks)):
+        for id_ in sorted(others.keys() - images.keys()):
+            severity: Severity = "error" if kind == "labels" else "warning"
+            yield Finding(
+                severity, others[id_], f"{kind} without an image of the same id", "add the image, or take it out"
+            )
+
+
+def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case:
+    """What there is to remember of a case; what is wrong with it by itself goes to `found`."""
+    image: Image | None = None
+    try:
+        image, finite = io.read_scan(case.image)
+    except InputError as error:
+        found.append(Finding("error", case.image, str(error), "replace the file, or take it out of the folder"))
+    else:
+        found += _header_flaws(case.image, image)
+        found += _intensity_flaws(case.image, image, finite)
+        low, high = np.percentile(image.array, (1, 99))
+        case = replace(
+            case,
+            spacing_mm=tuple(image.spacing_mm.tolist()),
+            orientation=_orientation(image.grid),
+            width=float(high - low),
+            image_hash=io.content_hash(image, place=False),
+            voxel_mm3=float(abs(np.linalg.det(image.affine[:3, :3]))),
+        )
+    labels: LabelMap | None = None
+    if case.labels is not None:
+        try:
+            labels = io.read_label_map(case.labels)
+        except InputError as error:
+            found.append(
+                Finding("error", case.labels, str(error), "write the labels as whole numbers on the grid of the scan")
+            )
+        else:
+            found += _apart(case.labels, labels, case.image, image)
+            found += _label_flaws(case.labels, labels, table)
+            values, counts = np.unique(labels.array, return_counts=True)
+            voxels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+            voxels.pop(0, None)
+            case = replace(
+                case,
+                voxels=voxels,
+                labels_hash=io.content_hash(labels, place=False) if voxels else "",
+                labels_as_float=np.dtype(labels.origin.dtype or "uint8").kind == "f",
+            )
+    if case.mask is not None:
+        try:
+            mask = io.read_mask(case.mask)
+        except InputError as error:
+            found.append(Finding("error", case.mask, str(error), "replace the file, or take it out of the folder"))
+        else:
+            found += _apart(case.mask, mask, case.image, image)
+            found += _outside_mask(case.mask, mask, labels)
+    return case
+
+
+def _apart(path: Path, volume: LabelMap | Mask, image_path: Path, image: Image | None) -> Iterator[Finding]:
+    difference = None if image is None else grid_difference(volume, image)
+    if difference is not None:
+        message = f"not on the grid of {image_path.name}: {difference}"
+        yield Finding("error", path, message, "resample it onto the grid of the scan, or copy the right header")
+
+
+def _header_flaws(path: Path, image: Image) -> Iterator[Finding]:
+    origin, grid = image.origin, image.grid
+    if origin.sform_code <= 0 and origin.qform_code <= 0:
+        message = "neither sform nor qform is set: orientation and place are guessed"
+        yield Finding("warning", path, message, "convert the scan again from its DICOM files")
+    elif origin.sform_code > 0 and origin.qform is not None:
+        other = Grid(image.shape, np.array(origin.qform))
+        if not grid.matches(other):
+            apart_mm = np.linalg.norm(grid.corners_mm - other.corners_mm, axis=1).max()
+            message = (
+                f"sform and qform disagree by up to {apart_mm:.3g} mm: the sform is used, other programs may differ"
+            )
+            yield Finding("warning", path, message, "see which is right, and copy it over the other")
+    if origin.unit not in ("mm", "unknown"):
+        message = f"the header gives lengths in {origin.unit}: its numbers are taken as millimetres"
+        yield Finding("warning", path, message, "scale the header to millimetres")
+    direction = image.affine[:3, :3] / grid.spacing_mm
+    if np.abs(direction.T @ direction - np.eye(3)).max() > SHEAR_TOLERANCE:
+        yield Finding(
+            "note", path, "the axes are not perpendicular (sheared): handled here, refused by ITK's NIfTI reader"
+        )
+
+
+def _intensity_flaws(path: Path, image: Image, finite: Mask | None) -> Iterator[Finding]:
+    if finite is not None:
+        share = 1 - finite.array.mean()
+        message = f"{share:.2%} of the intensities are NaN or infinite"
+        yield Finding("warning", path, message, "they are masked; better find out where they come from")
+    known = image.array if finite is None else image.array[finite.array]
+    low, high = float(known.min()), float(known.max())
+    if low == high:
+        yield Finding("error", path, f"every intensity is {low:g}", "a constant image cannot be registered: replace it")
+    elif np.unique(known.ravel()[:: max(known.size // 100_000, 1)]).size < 10:
+        yield Finding("warning", path, "fewer than ten different intensities", "is this a label map among the images?")
+
+
+def _label_flaws(path: Path, labels: LabelMap, table: LabelTable) -> Iterator[Finding]:
+    values = labels.values[labels.values != 0]
+    if not values.size:
+        yield Finding(
+            "warning", path, "the label map is all background", "take it out, or say what is not annotated in it"
+        )
+        return
+    if values.min() < 0:
+        yield Finding(
+            "warning", path, f"negative labels: {_some(values[values < 0])}", "other programs may refuse them"
+        )
+    unknown = sorted(set(values.tolist()) - set(table.values))
+    if len(table) and unknown:
+        yield Finding("warning", path, f"labels that the label table lacks: {_some(unknown)}", "add them to labels.tsv")
+    tiny, loose = _fragments(labels, values)
+    if tiny:
+        yield Finding("warning", path, f"labels of a single voxel: {_some(tiny)}", "is it a slip of the brush?")
+    if loose:
+        parts = [f"{value} ({count} of at most {largest} voxels)" for value, count, largest in loose]
+        message = f"labels with loose fragments below {FRAGMENT_SHARE:.0%} of their size: {_some(parts)}"
+        yield Finding("note", path, message, "are they slips of the brush?")
+
+
+def _fragments(labels: LabelMap, values: np.ndarray) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Labels of one voxel; and of the others (label, number of small loose parts, voxels of the largest of them)."""
+    from scipy import ndimage
+
+    ranks = np.searchsorted(values, labels.array).clip(max=values.size - 1)
+    ranks = np.where(values[ranks] == labels.array, ranks + 1, 0)
+    tiny, loose = [], []
+    for rank, box in enumerate(ndimage.find_objects(ranks), start=1):
+        value = int(values[rank - 1])
+        parts, count = ndimage.label(ranks[box] == rank, structure=np.ones((3, 3, 3)))
+        sizes = np.bincount(parts.ravel())[1:]
+        if sizes.sum() == 1:
+            tiny.append(value)
+        elif count > 1:
+            small = sizes[sizes < max(FRAGMENT_SHARE * sizes.sum(), 2)]
+            if small.size:
+                loose.append((value, int(small.size), int(small.max())))
+    return tiny, loose
+
+
+def _outside_mask(path: Path, mask: Mask, labels: LabelMap | None) -> Iterator[Finding]:
+    if labels is None or labels.shape != mask.shape:
+        return
+    drawn = labels.array != 0
+    share = float((drawn & ~mask.array).sum() / max(drawn.sum(), 1))
+    if share > OUTSIDE_MASK_SHARE:
+        message = f"{share:.1%} of the labelled voxels lie outside the mask"
+        yield Finding("warning", path, message, "widen the mask: what is outside is not looked at")
+
+
+def _spacings(cases: Sequence[_Case]) -> Iterator[Finding]:
+    known = [case for case in cases if case.spacing_mm]
+    if len(known) < 3:
+        return
+    sizes = np.sort([case.spacing_mm for case in known], axis=1)  # whatever the order of the axes
+    usual = np.median(sizes, axis=0)
+    for case, size in zip(known, sizes, strict=True):
+        if (np.maximum(size / usual, usual / size) > SPACING_RATIO).any():
+            message = f"voxels of {_times(case.spacing_mm)} mm, where {_times(usual)} mm is usual here"
+            yield Finding("warning", case.image, message, "is the header right?")
+
+
+def _orientations(cases: Sequence[_Case]) -> Iterator[Finding]:
+    """Axes that run otherwise than in most scans; right or left-handed is all the same here."""
+    known = [case for case in cases if case.orientation]
+    counts = Counter(case.orientation for case in known)
+    usual, count = counts.most_common(1)[0] if known else ("", 0)
+    for case in known if 2 * count > len(known) else []:
+        if case.orientation != usual:
+            message = f"axes run {case.orientation}, where {usual} is usual here: handled, if the header is right"
+            yield Finding("note", case.image, message, "look at it beside another scan")
+
+
+def _float_labels(root: Path, cases: Sequence[_Case]) -> Iterator[Finding]:
+    stored = [case.id for case in cases if case.labels_as_float]
+    if stored:
+        message = (
+            f"labels are stored as floating point numbers, all whole, in {len(stored)} of {len(cases)}: {_some(stored)}"
+        )
+        yield Finding("note", root / "labels", message)
+
+
+def _ranges(cases: Sequence[_Case]) -> Iterator[Finding]:
+    known = [case for case in cases if case.width > 0]
+    if len(known) < 3:
+        return
+    usual = float(np.median([case.width for case in known]))
+    for case in known:
+        if max(case.width / usual, usual / case.width) > RANGE_RATIO:
+            message = f"intensities span {case.width:.4g} (1st to 99th percentile), where {usual:.4g} is usual here"
+            yield Finding("note", case.image, message, "intensities are scaled by default: leave that on")
+
+
+def _duplicates(cases: Sequence[_Case]) -> Iterator[Finding]:
+    same_image, same_labels = defaultdict(list), defaultdict(list)
+    for case in cases:
+        if case.image_hash:
+            same_image[case.image_hash].append(case)
+        if case.labels_hash:
+            same_labels[case.labels_hash].append(case)
+    for group in same_image.values():
+        for case in group[1:]:
+            message = f"the same intensities as {group[0].image.name}"
+            yield Finding("warning", case.image, message, "keep one: the other would vote twice, or on itself")
+    for group in same_labels.values():
+        for case in group[1:]:
+            if case.labels is not None and case.image_hash != group[0].image_hash and group[0].labels is not None:
+                message = f"the same labels as {group[0].labels.name}, though the images differ"
+                yield Finding("warning", case.labels, message, "one of them belongs to another scan")
+
+
+def _inventory(cases: Sequence[_Case], not_annotated: Mapping[str, frozenset[int]]) -> Iterator[Finding]:
+    """Labels that some label maps have and others lack."""
+    drawn = [case for case in cases if case.voxels and case.labels is not None]
+    holders = Counter(value for case in drawn for value in case.voxels)
+    for case in drawn:
+        assert case.labels is not None
+        silent = not_annotated.get(case.id, frozenset())
+        lacking = sorted(
+            v for v, n in holders.items() if 2 * n > len(drawn) and v not in case.voxels and v not in silent
+        )
+        if lacking:
+            message = f"lacks labels that most others have: {_some(lacking)}"
+            remedy = f'if nobody drew them, say so in {case.labels.parent / case.id}.json: {{"not_annotated": {lacking[:5]}}}'
+            yield Finding("warning", case.labels, message, remedy)
+        rare = sorted(value for value in case.voxels if 2 * holders[value] <= len(drawn) and len(drawn) > 2)
+        if rare:
+            yield Finding(
+                "note", case.labels, f"has labels that most others lack: {_some(rare)}", "are the values right?"
+            )
+
+
+def _unused_labels(root: Path, cases: Sequence[_Case], table: LabelTable) -> Iterator[Finding]:
+    used = {value for case in cases for value in case.voxels}
+    unused = [value for value in table.values if value != 0 and value not in used]
+    if used and unused:
+        yield Finding("note", root, f"labels of the label table that no label map holds: {_some(unused)}")
+
+
+def _volume_outliers(cases: Sequence[_Case], table: LabelTable) -> Iterator[Finding]:
+    """Structures whose volume is far from the usual: robust z-score of its logarithm (median and MAD)."""
+    drawn = [case for case in cases if case.voxels and case.voxel_mm3]
+    odd: dict[str, list[str]] = defaultdict(list)
+    for value in sorted({value for case in drawn for value in case.voxels}):
+        holders = [case for case in drawn if value in case.voxels]
+        if len(holders) < FEWEST_FOR_OUTLIERS:
+            continue
+        volumes_mm3 = np.array([case.voxels[value] * case.voxel_mm3 for case in holders])
+        logs = np.log(volumes_mm3)
+        centre = np.median(logs)
+        sd = max(1.4826 * float(np.median(np.abs(logs - centre))), LEAST_VOLUME_SD)
+        for case, volume_mm3, z in zip(holders, volumes_mm3, (logs - centre) / sd, strict=True):
+            if abs(z) > VOLUME_Z:
+                odd[case.id].append(f"{table.name(value)} {volume_mm3:.4g} (usual {np.exp(centre):.4g}, z {z:+.1f})")
+    for case in drawn:
+        if case.id in odd and case.labels is not None:
+            message = f"volumes in mm^3 far from the usual: {_some(odd[case.id])}"
+            yield Finding("warning", case.labels, message, "look at these labels over the scan")
+
+
+def _tried(path: Path, read: Callable[[], object]) -> Iterator[Finding]:
+    try:
+        read()
+    except Exception as error:  # a broken file is a finding
+        yield Finding("error", path, str(error), "replace the file, or take it out of the folder")
+
+
+def _orientation(grid: Grid) -> str:
+    """Where the axes run, as in RAS."""
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(code or "?" for code in aff2axcodes(grid.affine))
+
+
+def _times(sizes: Iterable[float]) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)
+
+
+def _some(items: Iterable[object], most: int = 8) -> str:
+    every = [str(item) for item in items]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+@contextmanager
+def _io_is_quiet() -> Iterator[None]:
+    """Keep what reading warns of out of the log: it is reported as findings here."""
+    loggers = [logging.getLogger(name) for name in ("atlasseg.io", "atlasseg.atlases.library")]
+
+    def refuse(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    for logger in loggers:
+        logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(refuse)
