@@ -67,6 +67,7 @@ class _Case:
     mask: Path | None
     spacing_mm: tuple[float, ...] = ()
     orientation: str = ""
+    left_handed: bool = False
     width: float = 0.0
     image_hash: str = ""
     labels_hash: str = ""
@@ -131,6 +132,7 @@ def _examine(root: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
     yield from _spacings(cases)
     yield from _orientations(cases)
     yield from _ranges(cases)
+    yield from _left_handed(root, cases)
     yield from _float_labels(root, cases)
     yield from _duplicates(cases)
     not_annotated: dict[str, frozenset[int]] = {}
@@ -202,6 +204,7 @@ def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case
             case,
             spacing_mm=tuple(image.spacing_mm.tolist()),
             orientation=_orientation(image.grid),
+            left_handed=bool(np.linalg.det(image.affine[:3, :3]) < 0),
             width=float(high - low),
             image_hash=io.content_hash(image, place=False),
             voxel_mm3=float(abs(np.linalg.det(image.affine[:3, :3]))),
@@ -356,13 +359,18 @@ def _orientations(cases: Sequence[_Case]) -> Iterator[Finding]:
             yield Finding("note", case.image, message, "look at it beside another scan")
 
 
+def _left_handed(root: Path, cases: Sequence[_Case]) -> Iterator[Finding]:
+    flipped = [case.id for case in cases if case.left_handed]
+    if flipped:
+        message = f"axes are left-handed in {len(flipped)} of {len(cases)}: {_some(flipped)}"
+        yield Finding("note", root / "images", message, "handled here; see that left is left in other programs")
+
+
 def _float_labels(root: Path, cases: Sequence[_Case]) -> Iterator[Finding]:
     stored = [case.id for case in cases if case.labels_as_float]
     if stored:
-        message = (
-            f"labels are stored as floating point numbers, all whole, in {len(stored)} of {len(cases)}: {_some(stored)}"
-        )
-        yield Finding("note", root / "labels", message)
+        message = f"labels are stored as floats, all whole, in {len(stored)} of {len(cases)}: {_some(stored)}"
+        yield Finding("note", root / "labels", message, "written as integers here")
 
 
 def _ranges(cases: Sequence[_Case]) -> Iterator[Finding]:
