@@ -15,7 +15,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.volume import Atlas, Bool, Float32, Grid, Image, Int32, Int64, LabelMap, ProbabilityMap
+from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Int32, Int64, LabelMap, ProbabilityMap
 
 MOST_CANDIDATES = 1 << 16
 
@@ -86,6 +86,12 @@ class Votes:
     slot_labels: Int32
     label_values: Int32
     unknown: Bool
+
+    @property
+    def entry_labels(self) -> Int32:
+        """(E,) int32 index into `label_values` of each entry."""
+        first = np.repeat(self.slot_offsets[:-1], np.diff(self.entry_offsets))
+        return np.asarray(self.slot_labels[first + self.entry_slots])
 
     @classmethod
     def gather(cls, target: Image, candidates: Sequence[Atlas], *, hard: bool = False) -> Votes:
@@ -170,7 +176,11 @@ class Votes:
         )  # fmt: skip
 
     def cast(self, weights: NDArray[np.floating] | None = None, *, name: str = "") -> ProbabilityMap:
-        """Let the candidates vote.
+        """The map that the candidates' votes make, see `tally`."""
+        return self.map_of(self.tally(weights), name=name)
+
+    def tally(self, weights: NDArray[np.floating] | None = None) -> Float64:
+        """Count the votes.
 
         The background votes of a candidate in which some labels were not annotated may be any of these labels: they
         are shared out in proportion to the votes, at this voxel, of the candidates that know all of them, and stay
@@ -181,8 +191,11 @@ class Votes:
         weights : (N,) or (N, M) floating, optional
             Weight of each candidate, 0 or more, everywhere or at each active voxel; equal where absent. Where all the
             weights of a voxel's voters are 0, they count equally.
-        name : str
-            Name of the map.
+
+        Returns
+        -------
+        (S,) float64
+            Summed weight of every slot.
         """
         n = self.unknown.shape[0]
         given = np.ones((n, 1), np.float32) if weights is None else np.asarray(weights, np.float32)
@@ -191,30 +204,47 @@ class Votes:
             raise InputError(
                 f"weights of shape {given.shape} do not fit {n} candidates at {self.voxels.size} active voxels"
             )
-        ignorant = self.unknown.any(axis=1)
         overlap = self.unknown.astype(np.float32)
-        knows = (overlap @ overlap.T) == 0
         sums = _tally(
             given, self.entry_offsets, self.entry_candidates, self.entry_slots, self.entry_fractions,
             self.slot_offsets, self.slot_labels, int(np.searchsorted(self.label_values, 0)),
-            ignorant, knows, self.unknown,
+            self.unknown.any(axis=1), (overlap @ overlap.T) == 0, self.unknown,
         )  # fmt: skip
-        return self.map_of(sums, name=name)
+        return np.asarray(sums)
 
-    def map_of(self, slot_values: NDArray[np.floating], *, name: str = "") -> ProbabilityMap:
-        """The map whose label weights (0 or more, any scale) at the active voxels are `slot_values`, of shape (S,)."""
-        mode, probability, kept = _normalised(
-            np.asarray(slot_values, np.float64), self.slot_offsets, self.slot_labels, self.label_values
-        )
+    def map_of(
+        self,
+        weights: NDArray[np.floating],
+        offsets: Int64 | None = None,
+        labels: NDArray[np.integer] | None = None,
+        *,
+        name: str = "",
+    ) -> ProbabilityMap:
+        """The map whose label weights (0 or more, any scale) at the active voxels are given.
+
+        Parameters
+        ----------
+        weights : (S,) floating
+            One for each slot; or for each of `labels`.
+        offsets : (M + 1,) int64, optional
+            Where each active voxel's weights begin and end, if they are not those of the slots.
+        labels : (S,) int, optional
+            With `offsets`: index into `label_values` of each weight, ascending within a voxel.
+        name : str
+            Name of the map.
+        """
+        offsets = self.slot_offsets if offsets is None else offsets
+        labels = self.slot_labels if labels is None else labels
+        mode, probability, kept = _normalised(np.asarray(weights, np.float64), offsets, labels, self.label_values)
         whole = self.certain.reshape(-1).copy()
         whole[self.voxels] = mode
         listed = kept > 1
-        chosen = np.repeat(listed, np.diff(self.slot_offsets)) & (probability > 0)
+        chosen = np.repeat(listed, np.diff(offsets)) & (probability > 0)
         return ProbabilityMap(
             whole.reshape(self.grid.shape),
             self.voxels[listed],
             np.concatenate(([0], np.cumsum(kept[listed]))),
-            self.label_values[self.slot_labels[chosen]],
+            self.label_values[labels[chosen]],
             probability[chosen],
             self.grid.affine,
             self.label_values,

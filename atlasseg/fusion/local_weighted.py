@@ -98,8 +98,8 @@ def fuse(
         raise InputError(f"local_weighted has no similarity {similarity!r}: there are {', '.join(_WEIGHTS)}")
     if not (power > 0 and sigma_voxels > 0 and radius_voxels >= 1 and top >= 1 and epsilon > 0 and bins >= 2):
         raise InputError(
-            "local_weighted needs power, sigma_voxels and epsilon above 0, radius_voxels and top at least 1 and bins at "
-            f"least 2, got power={power}, sigma_voxels={sigma_voxels}, epsilon={epsilon}, "
+            "local_weighted needs power, sigma_voxels and epsilon above 0, radius_voxels and top at least 1 and bins "
+            f"at least 2, got power={power}, sigma_voxels={sigma_voxels}, epsilon={epsilon}, "
             f"radius_voxels={radius_voxels}, top={top}, bins={bins}"
         )
     votes = Votes.gather(target, candidates)

@@ -1,0 +1,409 @@
+"""Expectation maximisation over rater performances: what STAPLE, STEPS and non-local STAPLE share.
+
+Raters (candidates) are described by confusion matrices theta[i, l', l] = p(rater i says l' | the truth is l). Voxels
+with the same votes have the same posterior, so they are counted together as one *row*; and only labels that a row can
+have at all (a prior and every rater's theta above 0) are ever looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from atlasseg.fusion._votes import Votes
+from atlasseg.volume import Atlas, Bool, Float64, Int32, Int64
+
+ONE_BUFFER_BYTES = 1 << 26
+MOST_BUFFERS = 16
+"""Confusion counts are summed in up to this many parts, in order: the same for any number of threads."""
+NEGLIGIBLE = 1e-7
+"""Probabilities below this are left out of the result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What raters say: R rows, each with its entries and its possible labels, as in CSR matrices.
+
+    Parameters
+    ----------
+    counts : (R,) float64
+        Voxels that each row stands for.
+    entry_offsets : (R + 1,) int64
+    entry_raters, entry_labels : (E,) int32
+        Entries of one rater are adjacent; labels are indices.
+    entry_fractions : (E,) float32
+        How much of the rater's vote; they sum to 1 for a rater at a row.
+    offsets : (R + 1,) int64
+    labels : (P,) int32
+        Possible labels of each row, ascending indices.
+    prior : (P,) float64
+        Prior weight of each possible label.
+    """
+
+    counts: Float64
+    entry_offsets: Int64
+    entry_raters: Int32
+    entry_labels: Int32
+    entry_fractions: NDArray[np.float32]
+    offsets: Int64
+    labels: Int32
+    prior: Float64
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Which rows are next to each other, for the Markov random field.
+
+    Parameters
+    ----------
+    rows : (R, 6) int64
+        Row of each neighbour; -1 - l for a neighbour that is certainly label index l; `OUTSIDE` beyond the grid.
+    weights : (6,) float64
+        Their weights.
+    odd : (R,) bool
+        Checkerboard colour: neighbours differ.
+    beta : float
+        Strength.
+    """
+
+    rows: Int64
+    weights: Float64
+    odd: Bool
+    beta: float
+
+
+OUTSIDE = np.iinfo(np.int64).min
+
+
+def confusion_of(rows: Rows, weights: Float64, raters: int, labels: int) -> Float64:
+    """(N, L, L) confusion matrices theta[i, said, true] that maximise the likelihood given `weights` (P,): the M step.
+
+    A rater that never meets a true label says nothing about it: its column is 0.
+    """
+    parts = int(np.clip(ONE_BUFFER_BYTES // max(raters * labels**2 * 8, 1), 1, MOST_BUFFERS))
+    counts = _count(
+        np.linspace(0, rows.counts.size, parts + 1).astype(np.int64), rows.counts, rows.entry_offsets,
+        rows.entry_raters, rows.entry_labels, rows.entry_fractions, rows.offsets, rows.labels, weights, raters, labels,
+    ).sum(axis=0)  # fmt: skip
+    total = counts.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(counts, total, out=np.zeros_like(counts), where=total > 0))
+
+
+def maximise(
+    rows: Rows,
+    confusion: Float64,
+    *,
+    most_iterations: int,
+    tolerance: float,
+    neighbours: Neighbours | None = None,
+) -> tuple[Float64, Float64]:
+    """Iterate E and M steps until no confusion probability moves by more than `tolerance`.
+
+    Parameters
+    ----------
+    rows : Rows
+        The votes.
+    confusion : (N, L, L) float64
+        Where to start.
+    most_iterations : int
+        At most so many.
+    tolerance : float
+        When to stop.
+    neighbours : Neighbours, optional
+        Adds exp(beta sum of the neighbours' posteriors) to the prior: one mean field sweep an iteration.
+
+    Returns
+    -------
+    weights : (P,) float64
+        Posterior of each possible label of each row.
+    confusion : (N, L, L) float64
+        What it is estimated with.
+    """
+    raters, labels = confusion.shape[:2]
+    weights = _expected(rows, confusion, rows.prior.copy(), neighbours)
+    for _ in range(most_iterations):
+        new = confusion_of(rows, weights, raters, labels)
+        moved = float(np.abs(new - confusion).max(initial=0))
+        confusion = new
+        weights = _expected(rows, confusion, weights, neighbours)
+        if moved < tolerance:
+            break
+    return weights, confusion
+
+
+def possible_labels(rows: Rows, confusion: Float64, prior: Float64) -> Rows:
+    """The rows with every label that no rater's `confusion` rules out, and its global `prior` (L,)."""
+    allowed = (confusion > 0) & (prior > 0)
+    some = allowed.reshape(-1, allowed.shape[-1])
+    list_offsets = np.concatenate(([0], np.cumsum(some.sum(axis=1))))
+    lists = np.nonzero(some)[1].astype(np.int32)
+    args = (rows.entry_offsets, rows.entry_raters, rows.entry_labels, allowed, list_offsets, lists)
+    counts, _ = _possible(*args, np.zeros(0, np.int64))
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    _, labels = _possible(*args, offsets)
+    return Rows(
+        rows.counts, rows.entry_offsets, rows.entry_raters, rows.entry_labels, rows.entry_fractions,
+        offsets, labels, prior[labels],
+    )  # fmt: skip
+
+
+def same_votes(votes: Votes) -> tuple[Int64, Int64, Int64]:
+    """Active voxels grouped by their votes: first voxel of each group, group of each voxel, size of each group."""
+    keys = _hash(votes.entry_offsets, votes.entry_candidates, votes.entry_labels)
+    _, first, group, size = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    return first, group, size
+
+
+def unanimous(votes: Votes, candidates: Sequence[Atlas]) -> tuple[Float64, Int64, Int32, Int32]:
+    """The voxels on which all that see them agree, grouped by label and by who sees them.
+
+    Returns
+    -------
+    counts : (R,) float64
+    entry_offsets : (R + 1,) int64
+    entry_raters, entry_labels : (E,) int32
+    """
+    agreed = np.ones(votes.certain.size, bool)
+    agreed[votes.voxels] = False
+    where = np.flatnonzero(agreed)
+    label = np.searchsorted(votes.label_values, votes.certain.reshape(-1)[where])
+    masks = [None if a.mask is None or a.mask.array.all() else a.mask.array.reshape(-1) for a in candidates]
+    keys = label.astype(np.uint64) + np.uint64(1)
+    for mask in masks:
+        if mask is not None:
+            keys = (keys * np.uint64(0x9E3779B97F4A7C15)) ^ (keys >> np.uint64(29)) ^ mask[where].astype(np.uint64)
+    _, first, size = np.unique(keys, return_index=True, return_counts=True)
+    sees = np.stack([np.ones(first.size, bool) if mask is None else mask[where[first]] for mask in masks], axis=1)
+    seen = sees.any(axis=1)
+    row, rater = np.nonzero(sees[seen])
+    offsets = np.concatenate(([0], np.cumsum(sees[seen].sum(axis=1))))
+    return size[seen].astype(np.float64), offsets, rater.astype(np.int32), label[first][seen][row].astype(np.int32)
+
+
+def spread(rows: Rows, weights: Float64, group: Int64) -> tuple[Float64, Int64, Int32]:
+    """Weights, offsets and labels for each of many voxels, `group` (M,) being their rows; negligible ones left out."""
+    keep = weights >= NEGLIGIBLE
+    kept = np.concatenate(([0], np.cumsum(keep)))
+    begin, end = kept[rows.offsets[:-1]], kept[rows.offsets[1:]]
+    labels, values = rows.labels[keep], weights[keep]
+    sizes = (end - begin)[group]
+    offsets = np.concatenate(([0], np.cumsum(sizes)))
+    index = np.arange(offsets[-1]) + np.repeat(begin[group] - offsets[:-1], sizes)
+    return values[index], offsets, labels[index]
+
+
+def part_of(offsets: Int64, rows: Int64) -> tuple[Int64, Int64]:
+    """Of some rows of a CSR matrix: their offsets, and the index of each of their entries among all entries."""
+    sizes = np.diff(offsets)[rows]
+    new = np.concatenate(([0], np.cumsum(sizes)))
+    return new, np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], sizes)
+
+
+def voted(votes: Votes, first: Int64, counts: Float64) -> Rows:
+    """Rows of the active voxels `first`: possible are the labels that have a vote, their prior is the share of it."""
+    entry_offsets, entries = part_of(votes.entry_offsets, first)
+    offsets, slots = part_of(votes.slot_offsets, first)
+    tally = votes.tally()[slots]
+    total = np.add.reduceat(tally, offsets[:-1])
+    return Rows(
+        counts, entry_offsets, votes.entry_candidates[entries], votes.entry_labels[entries],
+        votes.entry_fractions[entries], offsets, votes.slot_labels[slots], tally / np.repeat(total, np.diff(offsets)),
+    )  # fmt: skip
+
+
+def winners(rows: Rows) -> Float64:
+    """(P,) 1 for the possible label of highest prior in each row, on a tie the smallest, 0 for the others."""
+    sizes = np.diff(rows.offsets)
+    best = np.flatnonzero(rows.prior == np.repeat(np.maximum.reduceat(rows.prior, rows.offsets[:-1]), sizes))
+    row = np.repeat(np.arange(sizes.size), sizes)[best]
+    out = np.zeros(rows.prior.size)
+    out[best[np.unique(row, return_index=True)[1]]] = 1
+    return out
+
+
+def with_unanimous(rows: Rows, votes: Votes, candidates: Sequence[Atlas]) -> Rows:
+    """The rows, and further ones for the voxels on which all agree, of prior 1 for the label they agree on."""
+    counts, entry_offsets, raters, labels = unanimous(votes, candidates)
+    return Rows(
+        np.concatenate((rows.counts, counts)),
+        np.concatenate((rows.entry_offsets, rows.entry_offsets[-1] + entry_offsets[1:])),
+        np.concatenate((rows.entry_raters, raters)),
+        np.concatenate((rows.entry_labels, labels)),
+        np.concatenate((rows.entry_fractions, np.ones(labels.size, np.float32))),
+        np.concatenate((rows.offsets, rows.offsets[-1] + np.arange(1, counts.size + 1))),
+        np.concatenate((rows.labels, labels[entry_offsets[:-1]])),
+        np.concatenate((rows.prior, np.ones(counts.size))),
+    )
+
+
+def local_prior(votes: Votes, sigma_voxels: float) -> Float64:
+    """(S,) share of each slot's label in the votes around its voxel, by a Gaussian window cut at the grid's border."""
+    map_ = votes.cast()
+    slot_voxels = np.repeat(votes.voxels, np.diff(votes.slot_offsets))
+    out = np.zeros(slot_voxels.size)
+    reach = int(np.ceil(4 * sigma_voxels))
+    order = np.argsort(votes.slot_labels, kind="stable")
+    bounds = np.searchsorted(votes.slot_labels[order], np.arange(votes.label_values.size + 1))
+    for label, begin, end in zip(votes.label_values.tolist(), bounds[:-1], bounds[1:], strict=True):
+        slots = order[begin:end]
+        if slots.size == 0:
+            continue
+        index = np.stack(np.unravel_index(slot_voxels[slots], votes.grid.shape))
+        start = np.maximum(index.min(axis=1) - reach, 0)
+        stop = np.minimum(index.max(axis=1) + 1 + reach, votes.grid.shape)
+        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        share = map_.probability(label)[box].astype(np.float64)
+        smooth = gaussian_filter(share, sigma_voxels, mode="nearest", truncate=4) if sigma_voxels > 0 else share
+        out[slots] = smooth[tuple(index - start[:, None])]
+    return out
+
+
+def adjacency(votes: Votes, beta: float) -> Neighbours:
+    """The six neighbours of every active voxel, weighted by 1 / distance relative to the nearest one's."""
+    shape = votes.grid.shape
+    row = np.full(votes.certain.size, OUTSIDE, np.int64)
+    row[:] = -1 - np.searchsorted(votes.label_values, votes.certain.reshape(-1))
+    row[votes.voxels] = np.arange(votes.voxels.size)
+    index = np.stack(np.unravel_index(votes.voxels, shape))
+    neighbours = np.full((votes.voxels.size, 6), OUTSIDE, np.int64)
+    for n in range(6):
+        axis, step = divmod(n, 2)
+        there = index[axis] + 2 * step - 1
+        inside = (there >= 0) & (there < shape[axis])
+        stride = int(np.prod(shape[axis + 1 :]))
+        neighbours[inside, n] = row[votes.voxels[inside] + (2 * step - 1) * stride]
+    spacing = votes.grid.spacing_mm
+    return Neighbours(neighbours, np.repeat(spacing.min() / spacing, 2), index.sum(axis=0) % 2 == 1, beta)
+
+
+def _expected(rows: Rows, confusion: Float64, weights: Float64, neighbours: Neighbours | None) -> Float64:
+    """Posterior of each possible label: the E step."""
+    shared = (
+        rows.entry_offsets, rows.entry_raters, rows.entry_labels, rows.entry_fractions,
+        rows.offsets, rows.labels, rows.prior, confusion,
+    )  # fmt: skip
+    if neighbours is None:
+        nothing = np.zeros((0, 6), np.int64)
+        return np.asarray(_posterior(*shared, weights, nothing, np.zeros(6), np.zeros(0, np.bool_), False, 0.0))
+    for colour in (False, True):
+        weights = _posterior(
+            *shared, weights, neighbours.rows, neighbours.weights, neighbours.odd, colour, neighbours.beta
+        )
+    return weights
+
+
+@njit(cache=True, parallel=True)
+def _posterior(  # type: ignore[no-untyped-def]
+    entry_offsets, entry_raters, entry_labels, entry_fractions, offsets, labels, prior, confusion,
+    before, neighbours, neighbour_weights, odd, colour, beta,
+):  # fmt: skip
+    out = before.copy()
+    for r in prange(offsets.size - 1):
+        if beta > 0 and r < odd.size and odd[r] != colour:
+            continue
+        first, last = offsets[r], offsets[r + 1]
+        for p in range(first, last):
+            support = 0.0
+            if beta > 0 and r < odd.size:
+                for n in range(6):
+                    other = neighbours[r, n]
+                    if other >= 0:
+                        for q in range(offsets[other], offsets[other + 1]):
+                            if labels[q] == labels[p]:
+                                support += neighbour_weights[n] * before[q]
+                    elif -1 - other == labels[p]:
+                        support += neighbour_weights[n]
+            out[p] = prior[p] * np.exp(beta * support)
+        e = entry_offsets[r]
+        while e < entry_offsets[r + 1]:
+            rater = entry_raters[e]
+            end = e + 1
+            while end < entry_offsets[r + 1] and entry_raters[end] == rater:
+                end += 1
+            largest = 0.0
+            for p in range(first, last):
+                likelihood = 0.0
+                for f in range(e, end):
+                    likelihood += entry_fractions[f] * confusion[rater, entry_labels[f], labels[p]]
+                out[p] *= likelihood
+                largest = max(largest, out[p])
+            if 0 < largest < 1e-100:
+                for p in range(first, last):
+                    out[p] /= largest
+            e = end
+        total = 0.0
+        for p in range(first, last):
+            total += out[p]
+        if total > 0:
+            for p in range(first, last):
+                out[p] /= total
+        else:  # no label can explain these votes: nothing is learned beyond the prior
+            for p in range(first, last):
+                total += prior[p]
+            for p in range(first, last):
+                out[p] = prior[p] / total if total > 0 else 1.0 / (last - first)
+    return out
+
+
+@njit(cache=True, parallel=True)
+def _count(  # type: ignore[no-untyped-def]
+    parts, counts, entry_offsets, entry_raters, entry_labels, entry_fractions, offsets, labels, weights, raters, number
+):
+    out = np.zeros((parts.size - 1, raters, number, number))
+    for part in prange(parts.size - 1):
+        for r in range(parts[part], parts[part + 1]):
+            for e in range(entry_offsets[r], entry_offsets[r + 1]):
+                amount = counts[r] * entry_fractions[e]
+                for p in range(offsets[r], offsets[r + 1]):
+                    out[part, entry_raters[e], entry_labels[e], labels[p]] += amount * weights[p]
+    return out
+
+
+@njit(cache=True, parallel=True)
+def _possible(entry_offsets, entry_raters, entry_labels, allowed, list_offsets, lists, offsets):  # type: ignore[no-untyped-def]
+    """Count the possible labels of each row (no offsets given), or list them."""
+    number = allowed.shape[1]
+    counts = np.zeros(entry_offsets.size - 1, np.int64)
+    listing = offsets.size > 0
+    out = np.empty(offsets[-1] if listing else 0, np.int32)
+    for r in prange(entry_offsets.size - 1):
+        begin, end = entry_offsets[r], entry_offsets[r + 1]
+        shortest = np.int64(entry_raters[begin]) * number + entry_labels[begin]
+        for e in range(begin, end):
+            this = np.int64(entry_raters[e]) * number + entry_labels[e]
+            if list_offsets[this + 1] - list_offsets[this] < list_offsets[shortest + 1] - list_offsets[shortest]:
+                shortest = this
+        n = np.int64(0)
+        for at in range(list_offsets[shortest], list_offsets[shortest + 1]):
+            fits = True
+            for e in range(begin, end):
+                if not allowed[entry_raters[e], entry_labels[e], lists[at]]:
+                    fits = False
+                    break
+            if fits:
+                if listing:
+                    out[offsets[r] + n] = lists[at]
+                n += 1
+        counts[r] = n
+    return counts, out
+
+
+@njit(cache=True, parallel=True)
+def _hash(entry_offsets, entry_candidates, entry_labels):  # type: ignore[no-untyped-def]
+    """64-bit key of each row's (candidate, label) pairs, order mattering (FNV over splitmix64)."""
+    keys = np.empty(entry_offsets.size - 1, np.uint64)
+    for r in prange(keys.size):
+        key = np.uint64(0xCBF29CE484222325)
+        for e in range(entry_offsets[r], entry_offsets[r + 1]):
+            x = (np.uint64(entry_candidates[e]) << np.uint64(32)) | np.uint64(entry_labels[e])
+            x += np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            key = (key ^ x ^ (x >> np.uint64(31))) * np.uint64(0x100000001B3)
+        keys[r] = key
+    return keys
