@@ -50,6 +50,15 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
+class Registered:
+    """Transforms from the target's points to each atlas's, and the box of the target's voxels that is worked on."""
+
+    transforms: tuple[Transform, ...]
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """A scan with every atlas on its grid, ready to be fused any number of ways.
 
@@ -102,32 +111,44 @@ def segment(
 
 
 def align(
-    scan: Image, atlases: Sequence[Atlas], recipe: Recipe, *, mask: Mask | None = None, progress: Progress | None = None
+    scan: Image,
+    atlases: Sequence[Atlas],
+    recipe: Recipe,
+    *,
+    mask: Mask | None = None,
+    progress: Progress | None = None,
+    remember: Callable[[Callable[[], Registered]], Registered] | None = None,
 ) -> Alignment:
-    """Preprocess, register and propagate: everything that comes before fusion. Parameters as for `segment`."""
+    """Preprocess, register and propagate: everything that comes before fusion.
+
+    Parameters
+    ----------
+    scan, atlases, recipe, mask, progress
+        As for `segment`.
+    remember : callable, optional
+        Given the function that registers; it may return what that function returned for the same input before.
+    """
     if not atlases:
         raise InputError(f"{scan.name or 'scan'}: there is no atlas to segment it with")
+    if not recipe.registration.steps:
+        raise InputError(f"recipe {recipe.name}: [registration] steps is empty; name at least one method")
     seconds: dict[str, float] = {}
+    preprocessing = recipe.preprocessing
 
     with _stage("preprocess", seconds, progress):
-        target = _preprocessed(scan, recipe.preprocessing.steps, None)
-        images = [_preprocessed(atlas.image, recipe.preprocessing.steps, target) for atlas in atlases]
-        target_mask = _mask(target, mask, recipe.preprocessing)
-        atlas_masks = [_mask(i, a.mask, recipe.preprocessing) for i, a in zip(images, atlases, strict=True)]
+        target = _preprocessed(scan, preprocessing.steps, None)
+        images = [_preprocessed(atlas.image, preprocessing.steps, target) for atlas in atlases]
+        target_mask = _mask(target, mask, preprocessing)
+        atlas_masks = [_mask(i, a.mask, preprocessing) for i, a in zip(images, atlases, strict=True)]
 
     with _stage("register", seconds, progress):
-        start = (0, 0, 0)
-        transforms: Sequence[Transform] | None = None
-        for number, step in enumerate(recipe.registration.steps):
-            transforms = step(target, images, initial=transforms, fixed_mask=target_mask, moving_masks=atlas_masks)
-            if number == 0 and recipe.preprocessing.crop_margin_mm is not None:
-                margin_mm = recipe.preprocessing.crop_margin_mm
-                first, end = box_around([a.segmentation for a in atlases], transforms, target.grid, margin_mm=margin_mm)
-                start = (int(first[0]), int(first[1]), int(first[2]))
-                target = target.cropped(first, end)
-                target_mask = target_mask and target_mask.cropped(first, end)
-        if transforms is None:
-            raise InputError(f"recipe {recipe.name}: [registration] steps is empty; name at least one method")
+
+        def register() -> Registered:
+            return _registered(target, target_mask, images, atlas_masks, [a.segmentation for a in atlases], recipe)
+
+        registered = register() if remember is None else remember(register)
+        target = target.cropped(registered.start, registered.stop)
+        target_mask = target_mask and target_mask.cropped(registered.start, registered.stop)
 
     with _stage("propagate", seconds, progress):
         carried = [
@@ -138,12 +159,12 @@ def align(
                 interpolation=recipe.propagation.interpolation,
                 fractions=recipe.propagation.fractions,
             )
-            for atlas, image, transform in zip(atlases, images, transforms, strict=True)
+            for atlas, image, transform in zip(atlases, images, registered.transforms, strict=True)
         ]
-        candidates = _judged(target, target_mask, carried, transforms, drop=recipe.registration.drop_failed)
+        candidates = _judged(target, target_mask, carried, registered.transforms, drop=recipe.registration.drop_failed)
 
     labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
-    return Alignment(target, candidates, scan.grid, start, tuple(int(v) for v in labels), seconds)
+    return Alignment(target, candidates, scan.grid, registered.start, tuple(int(v) for v in labels), seconds)
 
 
 def fuse(alignment: Alignment, method: Step, *, progress: Progress | None = None) -> Segmentation:
@@ -169,6 +190,27 @@ def _mask(image: Image, given: Mask | None, preprocessing: Preprocessing) -> Mas
     if preprocessing.mask == "foreground":
         return foreground(image)
     return given if preprocessing.mask == "given" else None
+
+
+def _registered(
+    target: Image,
+    target_mask: Mask | None,
+    images: Sequence[Image],
+    atlas_masks: Sequence[Mask | None],
+    labels: Sequence[LabelMap],
+    recipe: Recipe,
+) -> Registered:
+    """Run the registration steps one after the other, cropping the target after the first where the recipe says so."""
+    start, stop = (0, 0, 0), target.shape
+    transforms: Sequence[Transform] | None = None
+    for number, step in enumerate(recipe.registration.steps):
+        transforms = step(target, images, initial=transforms, fixed_mask=target_mask, moving_masks=atlas_masks)
+        if number == 0 and recipe.preprocessing.crop_margin_mm is not None:
+            box = box_around(labels, transforms, target.grid, margin_mm=recipe.preprocessing.crop_margin_mm)
+            start, stop = (tuple(int(n) for n in corner) for corner in box)  # type: ignore[assignment]
+            target = target.cropped(start, stop)
+            target_mask = target_mask and target_mask.cropped(start, stop)
+    return Registered(tuple(transforms or ()), start, stop)
 
 
 def _judged(

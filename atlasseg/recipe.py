@@ -300,6 +300,12 @@ def _checked(hint: Any, value: Any, what: str) -> Any:
         raise InputError(f"{what}: {wanted}, got {value!r}") from None
 
 
+def with_fusion(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with another fusion method, whose parameters are those of the recipe's table ``[fusion.NAME]``."""
+    table = {**tomllib.loads(recipe.text).get("fusion", {}), "method": name}
+    return replace(recipe, fusion=_section(Fusion, "fusion", table, recipe.name))
+
+
 def with_device(recipe: Recipe, device: str) -> Recipe:
     """The recipe with `device` ("auto", "cpu" or "cuda") given to every method that asks for one and was not told."""
 

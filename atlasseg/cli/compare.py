@@ -2,8 +2,74 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from atlasseg.cli._options import Device, DeviceName, Jobs, RecipeFile, Settings
+from atlasseg.cli.run import Atlases, Out, Targets, located
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the application."""
+    app.command("compare")(compare)
+
+
+def compare(
+    recipe: RecipeFile,
+    names: Annotated[
+        str, typer.Option("--methods", help="Fusion methods, with commas; 'all' takes every one there is.")
+    ] = "all",
+    targets: Targets = None,
+    atlases: Atlases = None,
+    out: Out = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Take every atlas of the library as a target of the others.")
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder for registrations, found again by their content.")
+    ] = None,
+    settings: Settings = None,
+    device: Device = DeviceName.auto,
+    jobs: Jobs = 0,
+) -> None:
+    """Register once, fuse every way, and test the difference.
+
+    Every method gets the same registrations. Writes comparison.tsv (all measures, time and memory), the paired tests
+    (Wilcoxon, corrected by Holm), the ranks with their critical difference, and a page with the plots. The targets must
+    come with labels; with --leave-one-out they are the atlases themselves.
+
+    **Examples**
+
+    - `atlasseg compare pipelines/quickstart.toml --methods majority,local_weighted,joint`
+    - `atlasseg compare pipelines/mouse_brain.toml --leave-one-out --set fusion.joint.beta=4`
+    """
+    from rich.console import Console
+
+    from atlasseg import methods
+    from atlasseg.cli._progress import TargetProgress
+    from atlasseg.cli._tables import as_table
+    from atlasseg.cohort.compare import compare as compare_methods
+    from atlasseg.cohort.compare import overview
+
+    checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out)
+    if leave_one_out and checked.data.atlases is not None:
+        checked = replace(checked, data=replace(checked.data, targets=(checked.data.atlases,)))
+    chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]
+    console = Console()
+    with TargetProgress(Console(stderr=True)) as progress:
+        found = compare_methods(checked, chosen, jobs=jobs or os.cpu_count() or 1, listener=progress, cache=cache)
+    console.print(as_table(overview(found), title=f"mean over {len(found.scores)} targets"))
+    console.print(as_table(found.tests.drop(columns="median_difference"), title="mean Dice, every two methods"))
+    typer.echo(
+        f"mean ranks differ where they lie {found.ranking.critical_difference:.2f} or more apart (Nemenyi, 0.05)"
+    )
+    typer.echo(f"results in {checked.data.out}")
+    failed = [outcome for outcome in found.outcomes if outcome.error]
+    for outcome in failed:
+        typer.echo(f"failed: {outcome.target}: {outcome.error}", err=True)
+    if failed:
+        raise typer.Exit(1)

@@ -136,11 +136,34 @@ def write_segmentation(
     if recipe.output.probabilities:
         io.write_probability_map(result.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan)
     if recipe.output.transforms:
-        from atlasseg.transforms import write_transform
+        from atlasseg.itk import write_transform
 
         for candidate in result.alignment.candidates:
             name = f"{target}_from-scan_to-{candidate.atlas.id}_mode-points_xfm.h5"
-            write_transform(candidate.transform, folder / name, grid=result.alignment.target.grid)
+            write_transform(folder / name, candidate.transform, grid=result.alignment.target.grid)
+
+
+class PeakMemory:
+    """How much memory the process took at most since this was made, beyond what it had then.
+
+    The kernel keeps the mark (Linux); elsewhere it is not known, and NaN.
+    """
+
+    def __init__(self) -> None:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            self._before = self._read("VmRSS")
+        except OSError:
+            self._before = float("nan")
+
+    def megabytes(self) -> float:
+        """Peak since then, in MB of 1e6 bytes."""
+        return float("nan") if self._before != self._before else max(0.0, self._read("VmHWM") - self._before)
+
+    @staticmethod
+    def _read(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -1,50 +1,31 @@
-"""Run a recipe over many targets, in one process or several; a target that fails does not stop the others."""
+"""Run a recipe over many targets: each gets its folder, and all of them one table of metrics."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import queue
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.cohort import outputs
-from atlasseg.errors import AtlasSegError, InputError
+from atlasseg.cohort.execution import Listener, Outcome, over_targets
+from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
-from atlasseg.pipeline import segment
+from atlasseg.pipeline import Progress, segment
 from atlasseg.recipe import Recipe
-from atlasseg.volume import Atlas, Image
+from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-
-Listener = Callable[[str, str], None]
-"""Told (target, stage): "waiting" for every target first, then each stage as it begins, then "done" or "failed"."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one target ended: `error` says why it failed, and is empty where it did not."""
-
-    target: str
-    seconds: float
-    error: str = ""
-    metrics: pd.DataFrame | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
 
 
 def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> list[Outcome]:
@@ -69,6 +50,31 @@ def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> l
     InputError
         The request itself is wrong: no library, no target, an output folder that cannot be written.
     """
+    library, targets, out = opened(recipe, jobs)
+    task = partial(_segment, library=library, recipe=recipe, out=out)
+    done = over_targets(
+        task,
+        targets,
+        jobs=jobs,
+        listener=listener,
+        on_abort=lambda target: outputs.discard_partial(out / target.id),
+    )
+    tables = [outcome.metrics for outcome in done if outcome.metrics is not None]
+    if tables:
+        import pandas as pd
+
+        outputs.write_table(pd.concat(tables), out / "metrics.tsv")
+    return done
+
+
+def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:
+    """Library, targets and output folder of a recipe, found sound before the work begins.
+
+    Raises
+    ------
+    InputError
+        As for `run`.
+    """
     if recipe.data.atlases is None or not recipe.data.targets or recipe.data.out is None:
         raise InputError(f"recipe {recipe.name}: [data] must name atlases, targets and out (or give them as options)")
     if jobs < 1:
@@ -78,65 +84,41 @@ def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> l
     for id_ in library.ids:
         _atlas(library, id_)  # a broken atlas is a wrong request, and is told before the work begins
     out = recipe.data.out
-    _check_writable(out)
-    io.write_json(outputs.dataset_description(recipe), out / "dataset_description.json")
-    tell = listener or (lambda target, stage: None)
-    for target in targets:
-        tell(target.id, "waiting")
-    if jobs == 1 or len(targets) == 1:
-        done = [_attempt(target, library, recipe, tell) for target in targets]
-    else:
-        done = _in_processes(targets, library, recipe, min(jobs, len(targets)), tell)
-    _write_summaries(out, done, recipe)
-    return done
-
-
-def _attempt(target: Target, library: AtlasLibrary, recipe: Recipe, tell: Listener) -> Outcome:
-    """Do one target, turning what goes wrong with it into an Outcome."""
-    begun = time.perf_counter()
     try:
-        outcome = _one(target, library, recipe, lambda stage: tell(target.id, stage))
-    except (AtlasSegError, OSError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
-    except Exception as error:
-        log.exception("target %s: unexpected failure", target.id)
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        tell(target.id, "done")
-        return outcome
-    log.error("target %s failed: %s", target.id, reason)
-    tell(target.id, "failed")
-    return Outcome(target.id, time.perf_counter() - begun, reason)
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"output folder {out} cannot be written: {error.strerror or error}") from error
+    io.write_json(outputs.dataset_description(recipe), out / "dataset_description.json")
+    return library, targets, out
 
 
-def _one(target: Target, library: AtlasLibrary, recipe: Recipe, progress: Callable[[str], None]) -> Outcome:
-    """Read, segment, evaluate, report and write one target."""
-    assert recipe.data.out is not None
+def _segment(
+    target: Target, progress: Progress, *, library: AtlasLibrary, recipe: Recipe, out: Path
+) -> pd.DataFrame | None:
+    """Read, segment, evaluate, report and write one target; returns its metrics, if it has a reference."""
     begun = time.perf_counter()
     with _warnings_of(target.id) as heard:
-        progress("read")
-        scan, mask = target.read()
-        reference = target.read_labels(scan)
-        voters = _without_itself(target, scan, [_atlas(library, id_) for id_ in library.ids])
-        result = segment(scan, voters, recipe, mask=mask, progress=progress)
+        case = read_case(target, library, progress)
+        result = segment(case.scan, case.atlases, recipe, mask=case.mask, progress=progress)
         table = library.table.completed(result.alignment.label_values)
         metrics = None
-        if reference is not None:
+        if case.reference is not None:
             progress("evaluate")
             scores = evaluate(
                 result.labels,
-                reference,
+                case.reference,
                 table=table,
-                not_annotated=library.files(target.id).not_annotated if target.id in library.ids else (),
+                not_annotated=case.not_annotated,
                 surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
             )
             metrics = outputs.metrics_table(scores, target=target.id, method=recipe.fusion.method.name)
         progress("write")
         volumes = outputs.volumes(result.labels, table)
         seconds = {**result.seconds, "total": time.perf_counter() - begun}
-        with outputs.whole_folder(recipe.data.out / target.id) as folder:
-            sources = [str(target.image), *(str(library.root / a.id) for a in voters)]
-            outputs.write_segmentation(folder, target.id, scan, result, recipe, table, sources)
+        with outputs.whole_folder(out / target.id) as folder:
+            outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)
             if metrics is not None:
                 outputs.write_table(metrics, folder / f"{target.id}_metrics.tsv")
             if recipe.output.report:
@@ -144,8 +126,9 @@ def _one(target: Target, library: AtlasLibrary, recipe: Recipe, progress: Callab
 
                 report = TargetReport(
                     target=target.id,
-                    image=scan,
+                    image=case.scan,
                     labels=result.labels,
+                    reference=case.reference,
                     entropy=result.probabilities.entropy(),
                     table=table,
                     fusion=recipe.fusion.method.name,
@@ -158,7 +141,30 @@ def _one(target: Target, library: AtlasLibrary, recipe: Recipe, progress: Callab
                     versions=outputs.software_versions(),
                 )
                 io.write_text(render(report), folder / f"{target.id}.html")
-    return Outcome(target.id, time.perf_counter() - begun, metrics=metrics)
+    return metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A target as read, with the atlases that vote on it and what it is measured by."""
+
+    scan: Image
+    mask: Mask | None
+    reference: LabelMap | None
+    atlases: list[Atlas]
+    not_annotated: frozenset[int]
+    sources: list[str]
+
+
+def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case:
+    """Read a target and the atlases of the library that are not the target itself."""
+    progress("read")
+    scan, mask = target.read()
+    reference = target.read_labels(scan)
+    atlases = _without_itself(target, scan, [_atlas(library, id_) for id_ in library.ids])
+    not_annotated = library.files(target.id).not_annotated if target.id in library.ids else frozenset()
+    sources = [str(target.image), *(str(library.files(atlas.id).image) for atlas in atlases)]
+    return Case(scan, mask, reference, atlases, not_annotated, sources)
 
 
 @cache
@@ -195,25 +201,6 @@ def _warnings_of(target: str) -> Iterator[list[str]]:
         package.removeHandler(handler)
 
 
-def _check_writable(out: Path) -> None:
-    """Fail before hours are spent, not after."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise InputError(f"output folder {out} cannot be written: {error.strerror or error}") from error
-
-
-def _write_summaries(out: Path, done: Sequence[Outcome], recipe: Recipe) -> None:
-    """Metrics of all targets in one table."""
-    import pandas as pd
-
-    tables = [outcome.metrics for outcome in done if outcome.metrics is not None]
-    if tables:
-        outputs.write_table(pd.concat(tables), out / "metrics.tsv")
-
-
 def summary(done: Sequence[Outcome]) -> pd.DataFrame:
     """One row a target: how it ended, how long it took, and its mean Dice and HD95 where it was evaluated."""
     import pandas as pd
@@ -227,79 +214,3 @@ def summary(done: Sequence[Outcome]) -> pd.DataFrame:
             row |= {"mean Dice": means.get("dice"), "mean HD95 (mm)": means.get("hausdorff_95_mm")}
         rows.append({**row, "result": "failed" if outcome.error else "done"})
     return pd.DataFrame(rows)
-
-
-# -- several processes ------------------------------------------------------------------------------------------------
-
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(library: AtlasLibrary, recipe: Recipe, threads: int, events: Any, level: int) -> None:
-    """Make a process ready: it leaves Ctrl-C to its parent, and keeps to its share of the processors."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
-    import numba
-
-    numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
-    _worker.update(library=library, recipe=recipe, events=events)
-
-
-def _work(target: Target) -> Outcome:
-    return _attempt(target, _worker["library"], _worker["recipe"], lambda *event: _worker["events"].put(event))
-
-
-def _in_processes(
-    targets: Sequence[Target], library: AtlasLibrary, recipe: Recipe, jobs: int, tell: Listener
-) -> list[Outcome]:
-    """Share the targets out over `jobs` processes; a process that dies takes down its own target only."""
-    context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    done: dict[str, Outcome] = {}
-    stop = threading.Event()
-
-    def relay() -> None:
-        while not stop.is_set():
-            try:
-                tell(*events.get(timeout=0.1))
-            except queue.Empty:
-                continue
-
-    listener = threading.Thread(target=relay, daemon=True)
-    listener.start()
-    initial = (library, recipe, threads, events, logging.getLogger().getEffectiveLevel())
-    pending = list(targets)
-    alone = False
-    try:
-        while pending:
-            batch = pending[:1] if alone else pending
-            pool = ProcessPoolExecutor(1 if alone else jobs, context, initializer=_start_worker, initargs=initial)
-            futures: dict[Future[Outcome], Target] = {pool.submit(_work, target): target for target in batch}
-            try:
-                for future in as_completed(futures):
-                    done[futures[future].id] = future.result()
-                pool.shutdown()
-            except BrokenProcessPool:
-                # which of the targets in flight killed it cannot be known, so each gets a process of its own
-                if alone:
-                    reason = "its process died (killed, or out of memory)"
-                    log.error("target %s failed: %s", batch[0].id, reason)
-                    done[batch[0].id] = Outcome(batch[0].id, 0.0, reason)
-                alone = True
-            pending = [target for target in targets if target.id not in done]
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        for child in multiprocessing.active_children():
-            child.join()
-        for target in targets:
-            outputs.discard_partial(recipe.data.out / target.id)  # type: ignore[operator]
-        raise
-    finally:
-        stop.set()
-        listener.join()
-    while not events.empty():
-        tell(*events.get())
-    return [done[target.id] for target in targets]

@@ -8,10 +8,11 @@ from pathlib import Path
 from atlasseg import io, similarity
 from atlasseg.atlases.library import read_library
 from atlasseg.errors import InputError
+from atlasseg.itk import write_transform
 from atlasseg.recipe import Recipe, parse_recipe, with_device
 from atlasseg.registration.quality import RegistrationQuality, quality
 from atlasseg.resampling import resample
-from atlasseg.transforms import Transform, write_transform
+from atlasseg.transforms import Transform
 from atlasseg.volume import ProbabilityMap
 
 
@@ -66,7 +67,7 @@ def register_files(
     if transforms is None:
         raise InputError("--steps names no method")
     transform = transforms[0]
-    write_transform(transform, out, grid=target.grid)
+    write_transform(out, transform, grid=target.grid)
     carried = resample(source, target.grid, transform)
     if warped is not None:
         io.write_image(carried, warped, like=target)

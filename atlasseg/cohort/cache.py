@@ -1,0 +1,58 @@
+"""Registrations kept by the content of what they were made from: registered once, fused many ways.
+
+The key is made of the voxels and grids of scan, atlases and masks, the tables of the recipe that come before fusion,
+and the version of atlasseg: a file that changed under the same name is never taken for the old one. An entry is a
+folder that appears whole or not at all; one that cannot be read is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from atlasseg import __version__, io
+from atlasseg.cohort.outputs import whole_folder
+from atlasseg.errors import InputError
+from atlasseg.itk import read_transform, write_transform
+from atlasseg.pipeline import Registered
+from atlasseg.recipe import Recipe
+from atlasseg.volume import Atlas, Image, Mask
+
+log = logging.getLogger(__name__)
+
+
+def registration_key(scan: Image, mask: Mask | None, atlases: Sequence[Atlas], recipe: Recipe) -> str:
+    """Hexadecimal digest of everything that the registrations of `scan` depend on."""
+    tables = tomllib.loads(recipe.text)
+    parts = [__version__, json.dumps([tables.get(name) for name in ("preprocessing", "registration")], sort_keys=True)]
+    for image, other, labels in ((scan, mask, None), *((a.image, a.mask, a.segmentation) for a in atlases)):
+        parts += [io.content_hash(volume) if volume is not None else "none" for volume in (image, other, labels)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def kept_registrations(folder: Path, ids: Sequence[str], compute: Callable[[], Registered], scan: Image) -> Registered:
+    """The registrations in `folder`, computed and stored there first where they are not.
+
+    What is returned was read from the folder either way, so that a first and a second run give the same result.
+    """
+    if folder.is_dir():
+        try:
+            return _read(folder, ids)
+        except (InputError, OSError, ValueError, KeyError) as error:
+            log.warning("%s: the kept registrations cannot be read (%s) and are made again", folder, error)
+    registered = compute()
+    with whole_folder(folder) as aside:
+        for id_, transform in zip(ids, registered.transforms, strict=True):
+            write_transform(aside / f"{id_}.h5", transform, grid=scan.grid)
+        io.write_json({"start": registered.start, "stop": registered.stop}, aside / "box.json")
+    return _read(folder, ids)
+
+
+def _read(folder: Path, ids: Sequence[str]) -> Registered:
+    box = io.read_json(folder / "box.json")
+    start, stop = (tuple(int(n) for n in box[name]) for name in ("start", "stop"))
+    return Registered(tuple(read_transform(folder / f"{id_}.h5") for id_ in ids), start, stop)  # type: ignore[arg-type]

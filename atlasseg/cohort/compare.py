@@ -1,0 +1,211 @@
+"""Register once, fuse every way, and test the difference."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlasseg import io
+from atlasseg.atlases.library import AtlasLibrary, Target
+from atlasseg.cohort import outputs
+from atlasseg.cohort.cache import kept_registrations, registration_key
+from atlasseg.cohort.execution import Listener, Outcome, over_targets
+from atlasseg.cohort.run import opened, read_case
+from atlasseg.errors import InputError
+from atlasseg.evaluation import calibration, evaluate
+from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
+from atlasseg.pipeline import Progress, align, fuse
+from atlasseg.recipe import Recipe, Step, with_fusion
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` found.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        Long form: target, method, label, name, metric, value, note; seconds and peak memory are metrics too.
+    scores : DataFrame
+        Mean Dice over the labels: one row a target, one column a method.
+    tests : DataFrame
+        Every pair of methods, see `paired_tests`.
+    ranking : Ranking
+    outcomes : list of Outcome
+    """
+
+    metrics: pd.DataFrame
+    scores: pd.DataFrame
+    tests: pd.DataFrame
+    ranking: Ranking
+    outcomes: list[Outcome]
+
+
+def compare(
+    recipe: Recipe, names: Sequence[str], *, jobs: int = 1, listener: Listener | None = None, cache: Path | None = None
+) -> Comparison:
+    """Segment the targets with every fusion method of `names` on the same registrations, and compare.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its targets must come with labels, or be the library itself (leave-one-out). Parameters of a method are those of
+        its table ``[fusion.NAME]``.
+    names : sequence of str
+        Two or more fusion methods.
+    jobs, listener
+        As for `run`.
+    cache : path, optional
+        Folder for registrations, found again by their content; by default ``.registrations`` in the output folder.
+
+    Returns
+    -------
+    Comparison
+        Also written to the output folder: ``comparison.tsv``, ``comparison_tests.tsv``, ``comparison_ranks.tsv`` and
+        ``comparison.html``, and each target's segmentations.
+
+    Raises
+    ------
+    InputError
+        Fewer than two methods; an unknown one; a target without labels; no target that could be compared.
+    """
+    if len(set(names)) < 2:
+        raise InputError(f"a comparison needs at least two different methods, got {', '.join(names) or 'none'}")
+    steps = [with_fusion(recipe, name).fusion.method for name in dict.fromkeys(names)]
+    library, targets, out = opened(recipe, jobs)
+    bare = [target.id for target in targets if target.labels is None]
+    if bare:
+        raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
+    task = partial(
+        _fused_every_way, library=library, recipe=recipe, steps=steps, out=out, cache=cache or out / ".registrations"
+    )
+    done = over_targets(
+        task, targets, jobs=jobs, listener=listener, on_abort=lambda target: outputs.discard_partial(out / target.id)
+    )
+    found = compared(done)
+    outputs.write_table(found.metrics, out / "comparison.tsv")
+    outputs.write_table(found.tests, out / "comparison_tests.tsv")
+    outputs.write_table(
+        found.ranking.mean_rank.rename("mean_rank").rename_axis("method").reset_index(), out / "comparison_ranks.tsv"
+    )
+    from atlasseg.report.comparison import render_comparison
+
+    page = render_comparison(
+        found.metrics,
+        found.scores,
+        found.tests,
+        found.ranking,
+        recipe=recipe.text,
+        versions=outputs.software_versions(),
+    )
+    io.write_text(page, out / "comparison.html")
+    return found
+
+
+def compared(done: Sequence[Outcome]) -> Comparison:
+    """Tests and ranks of what `over_targets` returned; a target that failed is in no figure."""
+    import pandas as pd
+
+    tables = [outcome.metrics for outcome in done if outcome.metrics is not None]
+    if not tables:
+        reasons = "; ".join(f"{outcome.target}: {outcome.error}" for outcome in done)
+        raise InputError(f"no target could be compared: {reasons}")
+    metrics = pd.concat(tables, ignore_index=True)
+    dice = metrics[(metrics["metric"] == "dice") & metrics["label"].notna()]
+    scores = dice.pivot_table(index="target", columns="method", values="value", aggfunc="mean", sort=False)
+    return Comparison(metrics, scores, paired_tests(scores), ranking(scores), list(done))
+
+
+def overview(found: Comparison) -> pd.DataFrame:
+    """One row a method, best first: mean and spread of its Dice over the targets, mean HD95, calibration, cost, rank."""
+    import pandas as pd
+
+    metrics = found.metrics
+    of_labels = metrics[metrics["label"].notna() | (metrics["name"] == "all")]
+    per_target = of_labels.groupby(["method", "metric", "target"], sort=False)["value"].mean()
+
+    def mean(method: str, metric: str) -> float:
+        return float(per_target[method, metric].mean())
+
+    return pd.DataFrame(
+        [
+            {
+                "method": method,
+                "Dice": found.scores[method].mean(),
+                "sd": found.scores[method].std(),
+                "worst": found.scores[method].min(),
+                "HD95 (mm)": mean(method, "hausdorff_95_mm"),
+                "calibration error": mean(method, "expected_calibration_error"),
+                "seconds": mean(method, "seconds"),
+                "peak MB": mean(method, "peak_memory_mb"),
+                "mean rank": rank,
+            }
+            for method, rank in found.ranking.mean_rank.items()
+        ]
+    )
+
+
+def _fused_every_way(
+    target: Target,
+    progress: Progress,
+    *,
+    library: AtlasLibrary,
+    recipe: Recipe,
+    steps: Sequence[Step],
+    out: Path,
+    cache: Path,
+) -> pd.DataFrame:
+    """One target: aligned once, fused by every step, each measured."""
+    import pandas as pd
+
+    case = read_case(target, library, progress)
+    assert case.reference is not None
+    ids = [atlas.id for atlas in case.atlases]
+    folder = cache / registration_key(case.scan, case.mask, case.atlases, recipe)
+    alignment = align(
+        case.scan,
+        case.atlases,
+        recipe,
+        mask=case.mask,
+        progress=progress,
+        remember=lambda compute: kept_registrations(folder, ids, compute, case.scan),
+    )
+    table = library.table.completed(alignment.label_values)
+    found = []
+    with outputs.whole_folder(out / target.id) as results:
+        for step in steps:
+            gc.collect()
+            memory = outputs.PeakMemory()
+            begun = time.perf_counter()
+            result = fuse(alignment, step, progress=lambda _, name=step.name: progress(f"fuse {name}"))  # type: ignore[misc]
+            cost = {"seconds": time.perf_counter() - begun, "peak_memory_mb": memory.megabytes()}
+            scores = evaluate(
+                result.labels,
+                case.reference,
+                table=table,
+                not_annotated=case.not_annotated,
+                surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
+            )
+            cost["expected_calibration_error"] = calibration.expected_calibration_error(
+                result.probabilities, case.reference
+            )
+            rows = outputs.metrics_table(scores, target=target.id, method=step.name)
+            extra: list[dict[str, Any]] = [
+                {"target": target.id, "method": step.name, "name": "all", "metric": metric, "value": value, "note": ""}
+                for metric, value in cost.items()
+            ]
+            found.append(pd.concat([rows, pd.DataFrame(extra).astype({"name": str})], ignore_index=True))
+            own = replace(recipe, fusion=replace(recipe.fusion, method=step))
+            outputs.write_segmentation(results, target.id, case.scan, result, own, table, case.sources)
+    return pd.concat(found, ignore_index=True)
