@@ -1,0 +1,156 @@
+"""The commands: help, status, and what they print. What a run writes is in tests/cohort/test_run.py."""
+
+import re
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import atlasseg
+from atlasseg import io, methods
+from atlasseg.cli import app
+from atlasseg.resampling import resample
+
+COMMANDS = ["run", "compare", "evaluate", "doctor", "methods", "register", "fuse", "atlases"]
+
+
+def call(*arguments):
+    done = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, re.sub(r"\s+", " ", done.output)
+
+
+def test_help_names_every_command_and_how_to_start():
+    status, output = call("--help")
+    assert status == 0
+    for command in COMMANDS:
+        assert f" {command} " in output
+    assert "atlasseg run pipelines/quickstart.toml" in output and "Exit status" in output
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "atlases"])
+def test_help_of_every_command_has_an_example(command):
+    status, output = call(command, "--help")
+    assert status == 0
+    assert f"atlasseg {command} " in output.partition("Example")[2]
+
+
+def test_version_is_the_same_by_command_and_by_module():
+    assert call("--version") == (0, f"atlasseg {atlasseg.__version__} ")
+    module = subprocess.run([sys.executable, "-m", "atlasseg", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout == f"atlasseg {atlasseg.__version__}\n"
+
+
+def test_completion_is_there():
+    done = subprocess.run(
+        [sys.executable, "-m", "atlasseg", "--show-completion", "bash"], capture_output=True, text=True, check=False
+    )
+    assert "complete" in done.stdout
+
+
+def test_importing_the_package_and_its_commands_pulls_no_heavy_library():
+    code = "import sys, atlasseg, atlasseg.cli; print(*sorted(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {
+        "torch",
+        "ants",
+        "SimpleITK",
+        "numba",
+        "matplotlib",
+        "pandas",
+        "sklearn",
+        "skimage",
+        "scipy",
+        "nibabel",
+        "numpy",
+    }
+    assert not heavy & set(loaded)
+
+
+def test_every_name_that_the_package_offers_is_there():
+    for name in atlasseg.__all__:
+        assert getattr(atlasseg, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'segmnt'"):
+        atlasseg.segmnt  # noqa: B018
+
+
+def test_methods_lists_them_all_with_parameters_and_references():
+    status, output = call("methods")
+    assert status == 0
+    for stage in methods.VERBS:
+        for name in methods.names(stage):
+            assert f" {name} " in output
+    status, output = call("methods", "fusion", "local_weighted")
+    assert status == 0
+    assert "power" in output and "Artaechevarria" in output and "majority" not in output.split("local_weighted")[0]
+    assert call("methods", "fusoin")[0] == 2
+
+
+def test_doctor_by_status(dataset):
+    assert call("doctor", dataset / "atlases")[0] == 0
+    (dataset / "atlases/labels/head1.nii.gz").write_bytes(b"nothing")
+    status, output = call("doctor", dataset / "atlases")
+    assert status == 1
+    assert "head1.nii.gz" in output
+
+
+def test_evaluate_prints_and_writes(dataset, tmp_path):
+    reference = dataset / "targets/labels/head3.nii.gz"
+    status, output = call("evaluate", reference, reference, "--out", tmp_path / "m.tsv")
+    assert status == 0
+    table = pd.read_csv(tmp_path / "m.tsv", sep="\t")
+    assert set(table[table.metric == "dice"].value) == {1.0}
+    assert "dice" in output
+    status, output = call("evaluate", reference, dataset / "targets/labels/head4.nii.gz")
+    assert status == 2
+    assert "grid" in output
+
+
+def test_list_of_atlases(dataset):
+    status, output = call("atlases", "list", dataset / "atlases")
+    assert status == 0
+    assert "multi library" in output and "17 x 19 x 13" in output
+
+
+def test_register_then_fuse_on_files(dataset):
+    fixed = dataset / "targets/images/head3.nii.gz"
+    warped = dataset / "warped"
+    for kind in ("images", "labels"):
+        (warped / kind).mkdir(parents=True)
+    for id_ in ("head0", "head1"):
+        status, output = call(
+            "register", fixed, dataset / f"atlases/images/{id_}.nii.gz", "--out", dataset / f"{id_}.h5",
+            "--steps", "affine", "--warped", warped / f"images/{id_}.nii.gz",
+            "--labels", dataset / f"atlases/labels/{id_}.nii.gz", "--warped-labels", warped / f"labels/{id_}.nii.gz",
+        )  # fmt: skip
+        assert status == 0, output
+        assert "local correlation" in output and "Jacobian" in output
+    from atlasseg.itk import read_transform
+
+    scan = io.read_image(fixed)
+    again = resample(
+        io.read_image(dataset / "atlases/images/head0.nii.gz"), scan.grid, read_transform(dataset / "head0.h5")
+    )
+    np.testing.assert_allclose(again.array, io.read_image(warped / "images/head0.nii.gz").array, rtol=1e-4, atol=1e-2)
+
+    out = dataset / "fused.nii.gz"
+    status, output = call(
+        "fuse", fixed, warped, "--method", "majority", "--out", out, "--entropy", dataset / "e.nii.gz"
+    )
+    assert status == 0, output
+    assert nib.load(out).shape == scan.shape
+    assert nib.load(dataset / "e.nii.gz").get_fdata().max() == pytest.approx(1, abs=0.6)
+    status, output = call("fuse", fixed, dataset / "atlases", "--method", "majority", "--out", dataset / "no.nii.gz")
+    assert status == 2
+    assert "head0" in output and "grid" in output and not (dataset / "no.nii.gz").exists()
+
+
+def test_register_refuses_labels_without_a_place_for_them(dataset):
+    fixed = dataset / "targets/images/head3.nii.gz"
+    status, output = call("register", fixed, fixed, "--out", dataset / "x.h5", "--labels", fixed)
+    assert status == 2
+    assert "--warped-labels" in output
