@@ -25,22 +25,51 @@ _LAZY = {
     "LabelTable": "labels",
     "Mask": "volume",
     "ProbabilityMap": "volume",
+    "compare": "cohort.compare",
     "evaluate": "evaluation",
     "propagate": "propagation",
     "read_image": "io",
     "read_label_map": "io",
     "read_library": "atlases.library",
+    "read_label_table": "labels",
     "read_recipe": "recipe",
+    "read_transform": "itk",
     "resample": "resampling",
-    "run": "pipeline",
+    "run": "cohort.run",
     "segment": "pipeline",
     "write_image": "io",
     "write_label_map": "io",
+    "write_transform": "itk",
 }
 
 if TYPE_CHECKING:
     from atlasseg.atlases.library import AtlasLibrary as AtlasLibrary
+    from atlasseg.atlases.library import read_library as read_library
+    from atlasseg.cohort.compare import compare as compare
+    from atlasseg.cohort.run import run as run
+    from atlasseg.evaluation import evaluate as evaluate
     from atlasseg.io import read_image as read_image
+    from atlasseg.io import read_label_map as read_label_map
+    from atlasseg.io import write_image as write_image
+    from atlasseg.io import write_label_map as write_label_map
+    from atlasseg.itk import read_transform as read_transform
+    from atlasseg.itk import write_transform as write_transform
+    from atlasseg.labels import LabelTable as LabelTable
+    from atlasseg.labels import read_label_table as read_label_table
+    from atlasseg.pipeline import segment as segment
+    from atlasseg.propagation import propagate as propagate
+    from atlasseg.recipe import read_recipe as read_recipe
+    from atlasseg.resampling import resample as resample
+    from atlasseg.transforms import Affine as Affine
+    from atlasseg.transforms import BSplineField as BSplineField
+    from atlasseg.transforms import Chain as Chain
+    from atlasseg.transforms import DisplacementField as DisplacementField
+    from atlasseg.volume import Atlas as Atlas
+    from atlasseg.volume import Grid as Grid
+    from atlasseg.volume import Image as Image
+    from atlasseg.volume import LabelMap as LabelMap
+    from atlasseg.volume import Mask as Mask
+    from atlasseg.volume import ProbabilityMap as ProbabilityMap
 
 __all__ = [*sorted(_LAZY), "__version__"]
 
