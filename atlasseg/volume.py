@@ -25,6 +25,14 @@ SAME_GRID_TOLERANCE_VOXELS = 0.01
 """Two grids are the same when no corner of one lies farther than this from the other's, in voxels."""
 
 
+FLAT = 1e-9
+"""A voxel is flat, and an affine singular, whose volume is less than this share of the product of its edges."""
+
+
+def _is_flat(edges: Float64) -> bool:
+    return bool(abs(np.linalg.det(edges)) <= FLAT * np.prod(np.linalg.norm(edges, axis=0)))
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Where the voxels of a volume lie.
@@ -47,7 +55,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or _is_flat(affine[:3, :3]):
             raise GeometryError(f"an affine must be a finite, invertible 4x4 matrix, got {self.affine!r}")
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise GeometryError(f"a grid needs three axes of at least one voxel, got shape {self.shape}")
@@ -57,7 +65,8 @@ class Grid:
     @property
     def spacing_mm(self) -> Float64:
         """(3,) length of a voxel's step along each axis, in mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        spacing: Float64 = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return spacing
 
     @property
     def corners_mm(self) -> Float64:
@@ -91,8 +100,9 @@ class Grid:
 class Origin:
     """What must be kept of the file that a volume came from, so that a result can be written like it.
 
-    `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm) and `version` (1 or 2) are NIfTI's, as is `unit`, the name that
-    the header gives to the length that is taken for the millimetre; `dtype` is the type on disk, as NumPy names it.
+    `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm) and `version` (1 or 2) are NIfTI's, as is `unit`, the name
+    that the header gives to the length that is taken for the millimetre; `dtype` is the type on disk, named as NumPy
+    names it.
     """
 
     path: Path | None = None
@@ -149,8 +159,17 @@ class _Volume:
         return new
 
     def cropped(self, start: ArrayLike, stop: ArrayLike) -> Self:
-        """The part ``[start:stop]``, on its own grid; indices are voxels and must lie inside."""
-        box = tuple(slice(int(a), int(b)) for a, b in zip(np.asarray(start), np.asarray(stop), strict=True))
+        """The part ``[start:stop]``, on its own grid; indices are voxels.
+
+        Raises
+        ------
+        GeometryError
+            The part is empty or does not lie inside.
+        """
+        first, end = np.asarray(start, int), np.asarray(stop, int)
+        if (first < 0).any() or (end > self.shape).any():
+            raise GeometryError(f"{self.name or 'volume'}: {first} to {end} do not lie inside shape {self.shape}")
+        box = tuple(slice(int(a), int(b)) for a, b in zip(first, end, strict=True))
         affine = self.grid.cropped(start, stop).affine
         return replace(self, array=self.array[box], affine=affine, origin=self.origin.cropped(start))
 
@@ -214,6 +233,8 @@ class LabelMap(_Volume):
         where = f"label map {self.name!r}: " if self.name else "label map: "
         if given.ndim != 3:
             raise InputError(f"{where}a 3-D volume is wanted, got shape {given.shape}")
+        if given.dtype.kind not in "biuf":
+            raise InputError(f"{where}labels must be whole numbers, got values of type {given.dtype}")
         if given.dtype != np.int32:
             if given.dtype.kind == "f":
                 off = given != np.round(given)  # NaN differs from itself, so it is caught here too
@@ -269,7 +290,7 @@ class ProbabilityMap:
     @property
     def grid(self) -> Grid:
         """Where the voxels lie."""
-        return Grid(self.mode.shape, self.affine)  # type: ignore[arg-type]
+        return Grid(self.mode.shape, self.affine)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -295,11 +316,20 @@ class ProbabilityMap:
         background : (I, J, K) int
             The certain label of every voxel that has no entry.
         voxels, labels, values : (E,)
-            Flat voxel index, label, and weight (0 or more) of each entry; a voxel whose weights are all 0
-            keeps `background`.
+            Flat voxel index, label, and weight of each entry; weights of 0 and below are left out, and a voxel that
+            has no other keeps `background`.
         label_values : sequence of int
             Labels to list beside those that occur.
+
+        Raises
+        ------
+        InputError
+            A weight is NaN or infinite.
         """
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{name or 'probabilities'}: {int((~np.isfinite(values)).sum())} weights are NaN or infinite"
+            )
         keep = values > 0
         order = np.lexsort((labels[keep], voxels[keep]))
         v, lab, w = voxels[keep][order], labels[keep][order], values[keep][order].astype(np.float64)
@@ -313,6 +343,10 @@ class ProbabilityMap:
         count = np.diff(np.append(first, v.size))
         w /= np.repeat(np.add.reduceat(w, first), count)
         w = w.astype(np.float32)
+        if not w.all():  # some are too small for float32
+            v, lab, w = v[w > 0], lab[w > 0], w[w > 0]
+            first = np.flatnonzero(np.concatenate(([True], v[1:] != v[:-1])))
+            count = np.diff(np.append(first, v.size))
         best = np.repeat(np.maximum.reduceat(w, first), count)
         at_best = np.flatnonzero(w == best)
         _, first_best = np.unique(v[at_best], return_index=True)
@@ -382,7 +416,7 @@ class ProbabilityMap:
 
     def probability(self, label: int) -> Float32:
         """(I, J, K) float32 probability of one label."""
-        out = (self.mode == label).astype(np.float32).reshape(-1)
+        out: Float32 = (self.mode == label).astype(np.float32).reshape(-1)
         out[self.voxels] = 0
         chosen = self.labels == label
         out[self.entry_voxels[chosen]] = self.values[chosen]
