@@ -81,6 +81,7 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
         raise InputError(f"jobs must be at least 1, got {jobs}")
     library = read_library(recipe.data.atlases)
     targets = read_targets(recipe.data.targets)
+    _atlas.cache_clear()  # files may have changed since an earlier run in this process
     for id_ in library.ids:
         _atlas(library, id_)  # a broken atlas is a wrong request, and is told before the work begins
     out = recipe.data.out

@@ -163,7 +163,7 @@ def test_labels_that_an_atlas_does_not_annotate_are_not_background(recipe, datas
     assert lost < 0.3 * kept
 
 
-# -- a target that is wrong: it is named, the other one is done, nothing half-written remains ----------------------------
+# -- a target that is wrong: it is named, the other one is done, nothing half-written remains --------
 
 IMAGE, LABELS = "targets/images/head3.nii.gz", "targets/labels/head3.nii.gz"
 
