@@ -27,8 +27,14 @@ Measure = Literal["correlation", "ssd"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-TILE = (12, 12, 48)
-"""Voxels of a tile: its working arrays stay in the cache, and its rows are long enough for vector instructions."""
+LARGEST_TILE = np.array([24, 12, 48])
+"""Voxels of a tile at most: the planes that are worked on stay in the first cache, a tile in the second."""
+
+TILE_MARGIN = np.array([4, 4, 8])
+"""What a tile costs more than its voxels, along each axis, in voxels: the margin of the usual patch and window."""
+
+TILE_STEP = 4
+"""Voxels between two places at which a tile may be cut."""
 
 TIE = 1e-6
 """A patch is better than an earlier one only by more than this, in units of correlation: rounding must not choose."""
@@ -124,15 +130,15 @@ def best_patches(
     known = covered(inside, len(candidates), where.shape)
 
     def find(box: Box) -> None:
-        rows = search.rows(box)
+        rows, width = search.rows(box), box[1][2] - box[0][2]
         tile = search.target_tile(box)
         for n, candidate in enumerate(candidates):
             score, code = search.empty(box, 1)
             search.run(box, tile, candidate, known[n], 0, score, code)
-            chosen[rows[1], n] = code[0][rows[0]]
-            scores[rows[1], n] = search.true_score(tile, score[0])[rows[0]]
+            chosen[rows[1], n] = code[0, ..., :width][rows[0]]
+            scores[rows[1], n] = search.true_score(tile, score[0])[..., :width][rows[0]]
 
-    each_tile(find, tiles(where, TILE))
+    each_tile(find, tiles(where))
     return BestPatches(search.voxels, search.offsets, chosen, scores)
 
 
@@ -160,16 +166,16 @@ def nearest_patches(
     known = covered(inside, len(candidates), where.shape)
 
     def find(box: Box) -> None:
-        rows = search.rows(box)
+        rows, width = search.rows(box), box[1][2] - box[0][2]
         tile = search.target_tile(box)
         score, code = search.empty(box, count)
         for n, candidate in enumerate(candidates):
             search.run(box, tile, candidate, known[n], n * len(search.offsets), score, code)
         for m in range(count):
-            codes[rows[1], m] = code[m][rows[0]]
-            scores[rows[1], m] = search.true_score(tile, score[m])[rows[0]]
+            codes[rows[1], m] = code[m, ..., :width][rows[0]]
+            scores[rows[1], m] = search.true_score(tile, score[m])[..., :width][rows[0]]
 
-    each_tile(find, tiles(where, TILE))
+    each_tile(find, tiles(where))
     number = len(search.offsets)
     found = codes >= 0
     which, offset = np.where(found, codes // number, -1), np.where(found, codes % number, -1)
@@ -199,7 +205,12 @@ class PatchSearch:
     """
 
     def __init__(
-        self, target: Float32, where: Bool, patch_radius_voxels: Radius, search_radius_voxels: Radius, measure: Measure
+        self,
+        target: Float32,
+        where: Bool,
+        patch_radius_voxels: Radius,
+        search_radius_voxels: Radius,
+        measure: Measure = "correlation",
     ) -> None:
         if measure not in ("correlation", "ssd"):
             raise InputError(f"measure must be 'correlation' or 'ssd', got {measure!r}")
@@ -220,24 +231,23 @@ class PatchSearch:
 
     def target_tile(self, box: Box) -> Tile:
         """Intensities and statistics of the target, which every candidate is compared with."""
-        values = load_tile(self.target, box[0] - self.patch, box[1] + self.patch)
+        values = load_tile(self.target, box[0] - self.patch, box[1] + self.patch + [0, 0, 2 * self.window[2]])
         return values, *statistics(values, self.patch, self.correlation, True)
 
-    def empty(self, box: Box, count: int) -> tuple[Float64, Int32]:
-        """Scores and codes (count, i, j, k) of a tile that nothing was found for yet."""
-        shape = (count, *(box[1] - box[0]))
-        return np.full(shape, -np.inf), np.full(shape, -1, np.int32)
+    def empty(self, box: Box, count: int) -> tuple[Float64, Int64]:
+        """Scores and codes of a tile that nothing was found for yet, (count, i, j, w)."""
+        shape = (count, *(box[1] - box[0] + [0, 0, 2 * (self.patch[2] + self.window[2])]))
+        return np.full(shape, -np.inf), np.full(shape, -1, np.int64)
 
     def run(
-        self, box: Box, tile: Tile, candidate: Float32, covered: Bool, code: int, score: Float64, codes: Int32
+        self, box: Box, tile: Tile, candidate: Float32, covered: Bool, code: int, score: Float64, codes: Int64
     ) -> Tile:
         """Search one candidate around a tile, keeping the best in `score` and `codes` as `search_tile` does."""
         margin = self.patch + self.window
         values = load_tile(np.ascontiguousarray(candidate, np.float32), box[0] - margin, box[1] + margin)
         centre, scale = statistics(values, self.patch, self.correlation, False)
         forbid_outside(scale, covered, box[0] - self.window)
-        wanted = self.where[box[0][0] : box[1][0], box[0][1] : box[1][1], box[0][2] : box[1][2]].any(axis=2)
-        search_tile(*tile, values, centre, scale, self.offsets + self.window, self.patch, wanted, code, score, codes)
+        search_tile(*tile, values, centre, scale, self.offsets + self.window, self.patch, code, score, codes)
         return values, centre, scale
 
     def true_score(self, tile: Tile, score: Float64) -> Float64:
@@ -245,7 +255,7 @@ class PatchSearch:
         if self.correlation:
             return score
         energy = np.sum([box_sums(channel**2, self.patch) for channel in tile[0]], axis=0)
-        return np.where(energy > 0, (score - 1) * energy, score)
+        return np.where(energy > 0, (score - 1) * np.where(energy > 0, energy, 1), score)
 
 
 def radius_of(radius: Radius, name: str) -> Int64:
@@ -269,17 +279,55 @@ def offsets_by_length(radius: Radius) -> Int64:
     return window[np.argsort((window**2).sum(axis=1), kind="stable")]
 
 
-def tiles(where: Bool, size: tuple[int, int, int]) -> list[Box]:
-    """Boxes of at most `size` voxels that hold every voxel of `where` once, each shrunk to the voxels it holds."""
-    boxes = []
-    shape = where.shape
-    for corner in np.ndindex(*[-(-n // s) for n, s in zip(shape, size, strict=True)]):
-        start = np.array(corner) * np.array(size)
-        part = where[tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))]
-        if part.any():
-            held = [np.flatnonzero(part.any(axis=rest)) for rest in ((1, 2), (0, 2), (0, 1))]
-            boxes.append((start + [h[0] for h in held], start + [h[-1] + 1 for h in held]))
+def tiles(where: Bool) -> list[Box]:
+    """Boxes that hold every voxel of `where` once, small enough for the cache, with few other voxels inside.
+
+    A box is cut in two where that saves work, the margin that each part needs counted in.
+    """
+    boxes: list[Box] = []
+    waiting = [(np.zeros(3, np.int64), np.array(where.shape))] if where.any() else []
+    while waiting:
+        start, stop = waiting.pop()
+        start, stop = shrunk(where, start, stop)
+        size = stop - start
+        parts, least = None, np.inf if (size > LARGEST_TILE).any() else _work(size)
+        for axis in range(3):
+            for cut in _cuts(int(size[axis]), int(LARGEST_TILE[axis])):
+                below, above = stop.copy(), start.copy()
+                below[axis] = above[axis] = start[axis] + cut
+                halves = shrunk(where, start, below), shrunk(where, above, stop)
+                work = sum(_work(b - a) for a, b in halves)
+                if work < least:
+                    parts, least = halves, work
+        if parts is None:
+            boxes.append((start, stop))
+        else:
+            waiting += parts[::-1]
     return boxes
+
+
+def _cuts(size: int, largest: int) -> range | list[int]:
+    """Where a box may be cut: in the middle while it is far too large, else every few voxels."""
+    return [size // 2] if size > 2 * largest else range(TILE_STEP, size - TILE_STEP + 1, TILE_STEP)
+
+
+def _work(size: Int64) -> float:
+    """Numbers to go through for a box of voxels with the usual margins."""
+    return float(np.prod(size + TILE_MARGIN)) if (size > 0).all() else 0.0
+
+
+@njit(cache=True, nogil=True)
+def shrunk(where: Bool, start: Int64, stop: Int64) -> tuple[Int64, Int64]:
+    """The smallest box that holds what a box of `where` holds; empty if that is nothing."""
+    first, last = stop.copy(), start.copy()
+    for i in range(start[0], stop[0]):
+        for j in range(start[1], stop[1]):
+            for k in range(start[2], stop[2]):
+                if where[i, j, k]:
+                    first[0], last[0] = min(first[0], i), max(last[0], i + 1)
+                    first[1], last[1] = min(first[1], j), max(last[1], j + 1)
+                    first[2], last[2] = min(first[2], k), max(last[2], k + 1)
+    return first, last
 
 
 def each_tile(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -327,21 +375,22 @@ def forbid_outside(scale: Float64, inside: Bool, start: Int64) -> None:
 
 @njit(cache=True, nogil=True)
 def box_sums(values: Float64, patch: Int64) -> Float64:
-    """(i, j, k) sums of a (i + 2 p0, j + 2 p1, k + 2 p2) array over boxes of radius p."""
-    n0, n1, n2 = values.shape[0] - 2 * patch[0], values.shape[1] - 2 * patch[1], values.shape[2] - 2 * patch[2]
-    first = np.zeros((n0, values.shape[1], values.shape[2]))
+    """(i, j, k) sums of a (i + 2 p0, j + 2 p1, k) array over boxes of radius p; along k, each box begins at k."""
+    n0, n1, width = values.shape[0] - 2 * patch[0], values.shape[1] - 2 * patch[1], values.shape[2]
+    n2 = width - 2 * patch[2]
+    first = np.zeros((n0, values.shape[1], width))
     for i in range(n0):
         for m in range(2 * patch[0] + 1):
             first[i] += values[i + m]
-    out = np.zeros((n0, n1, n2))
-    row = np.empty(values.shape[2])
+    out = np.zeros((n0, n1, width))
+    row = np.empty(width)
     for i in range(n0):
         for j in range(n1):
             row[:] = 0.0
             for m in range(2 * patch[1] + 1):
                 row += first[i, j + m]
             for m in range(2 * patch[2] + 1):
-                out[i, j] += row[m : m + n2]
+                out[i, j, :n2] += row[m : m + n2]
     return out
 
 
@@ -353,11 +402,11 @@ def statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool
     the target's mean, centre_A the candidate's sum, and the scales are 1 over the root of the summed squared
     deviations, 0 for a constant patch. For a squared difference, it is ``1 - SSD / (sum of T^2)``.
     """
-    channels = values.shape[0]
+    channels, width = values.shape[0], values.shape[3]
     count = (2 * patch[0] + 1) * (2 * patch[1] + 1) * (2 * patch[2] + 1)
-    n0, n1, n2 = values.shape[1] - 2 * patch[0], values.shape[2] - 2 * patch[1], values.shape[3] - 2 * patch[2]
-    centre = np.empty((channels, n0, n1, n2))
-    scale = np.empty((channels, n0, n1, n2))
+    n0, n1 = values.shape[1] - 2 * patch[0], values.shape[2] - 2 * patch[1]
+    centre = np.empty((channels, n0, n1, width))
+    scale = np.empty((channels, n0, n1, width))
     for c in range(channels):
         total = box_sums(values[c], patch)
         squares = box_sums(values[c] * values[c], patch)
@@ -365,7 +414,7 @@ def statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool
             centre[c] = total / count if of_target else total
             for i in range(n0):
                 for j in range(n1):
-                    for k in range(n2):
+                    for k in range(width):
                         deviation = squares[i, j, k] - total[i, j, k] * total[i, j, k] / count
                         constant = deviation <= CONSTANT * CONSTANT * squares[i, j, k]
                         scale[c, i, j, k] = 0.0 if constant else 1.0 / np.sqrt(deviation)
@@ -378,7 +427,7 @@ def statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool
     if of_target and not correlation:
         for i in range(n0):
             for j in range(n1):
-                for k in range(n2):
+                for k in range(width):
                     energy = scale[:, i, j, k].sum()
                     scale[:, i, j, k] = 2.0 / energy if energy > 0 else 2.0
     return centre, scale
@@ -394,94 +443,110 @@ def search_tile(
     scale: Float64,
     shifts: Int64,
     patch: Int64,
-    wanted: Bool,
     code: int,
     score: Float64,
-    codes: Int32,
+    codes: Int64,
 ) -> None:
-    """Go through the offsets and keep the best `score.shape[0]` patches of every voxel of a tile, best first.
+    """Go through the offsets and keep the best M patches of every voxel of a tile, best first.
 
-    `target` is (C, n + 2 patch), its statistics (C, n), `values` (C, n + 2 patch + 2 window) and its statistics
-    (C, n + 2 window); `shifts` are offsets plus the window's radius. `score` and `codes` (M, n) are
-    updated in place: code `code` + row of `shifts`. Rows of the tile that are not `wanted` (i, j) are skipped.
+    Every array has the same width w along its last axis, that of the candidate, so that a plane can be shifted by an
+    offset as one run of numbers; what lies beyond the tile in a row is computed and means nothing.
+
+    Parameters
+    ----------
+    target, target_centre, target_scale : (C, n0 + 2 p0, n1 + 2 p1, w) and twice (C, n0, n1, w)
+        The target's tile, of n0 x n1 x n2 voxels, and its statistics.
+    values, centre, scale : (C, n0 + 2 p0 + 2 s0, n1 + 2 p1 + 2 s1, w) and twice (C, n0 + 2 s0, n1 + 2 s1, w)
+        The candidate's, ``w = n2 + 2 p2 + 2 s2``.
+    shifts : (O, 3) int64
+        Offsets plus the window's radius s.
+    patch : (3,) int64
+        The patch's radius p.
+    code : int
+        Code of the first offset.
+    score, codes : (M, n0, n1, w)
+        Updated in place: scores, and `code` + row of `shifts`.
     """
     channels = target.shape[0]
-    levels, n0, n1, n2 = score.shape
-    p0, p1, p2 = patch[0], patch[1], patch[2]
-    width = n2 + 2 * p2
-    depth = 2 * p0 + 1
-    planes = np.zeros((channels, depth, n1, width))  # the last sums along j, one a plane of the patch
-    running = np.zeros((channels, n1, width))  # their sum
-    line = np.zeros(width)
-    total = np.zeros(n2)
-    value = np.zeros(n2)
+    levels, n0, n1, width = score.shape
+    rows, window2 = 2 * patch[1] + 1, shifts[:, 2].max()
+    depth = 2 * patch[0] + 1
+    used = n1 * width - window2  # of a plane of sums along j
+    length = used - 2 * patch[2]  # of a plane of scores
+    taller = used + 2 * patch[1] * width
+    target_planes = target.reshape(channels, target.shape[1], -1)
+    planes = values.reshape(channels, values.shape[1], -1)
+    target_centres = target_centre.reshape(channels, n0, -1)
+    target_scales = target_scale.reshape(channels, n0, -1)
+    centres = centre.reshape(channels, centre.shape[1], -1)
+    scales = scale.reshape(channels, scale.shape[1], -1)
+    scores = score.reshape(levels, n0, -1)
+    best_codes = codes.reshape(levels, n0, -1)
+    product = np.empty(taller)
+    column = np.empty(used)
+    ring = np.zeros((channels, depth, used))  # the last sums along j, one a plane of the patch
+    running = np.zeros((channels, used))  # their sum
+    total = np.empty(length)
+    value = np.empty(length)
     for shift in range(shifts.shape[0]):
-        d0, d1, d2 = shifts[shift, 0], shifts[shift, 1], shifts[shift, 2]
+        d0 = shifts[shift, 0]
+        along = shifts[shift, 1] * width + shifts[shift, 2]
         here = code + shift
-        planes[:] = 0.0
+        ring[:] = 0.0
         running[:] = 0.0
-        for i in range(n0 + 2 * p0):
-            slot = i % depth
+        for i in range(n0 + 2 * patch[0]):
             for c in range(channels):
-                target_plane = target[c, i]
-                plane = values[c, i + d0]
-                line[:] = 0.0
-                for j in range(2 * p1):
-                    t = target_plane[j]
-                    a = plane[j + d1, d2 : d2 + width]
-                    for k in range(width):
-                        line[k] += t[k] * a[k]
-                for j in range(n1):
-                    t = target_plane[j + 2 * p1]
-                    a = plane[j + 2 * p1 + d1, d2 : d2 + width]
-                    old_t = target_plane[j]
-                    old_a = plane[j + d1, d2 : d2 + width]
-                    old = planes[c, slot, j]
-                    run = running[c, j]
-                    for k in range(width):
-                        s = line[k] + t[k] * a[k]
-                        run[k] += s - old[k]
-                        old[k] = s
-                        line[k] = s - old_t[k] * old_a[k]
-            if i < 2 * p0:
+                t = target_planes[c, i]
+                a = planes[c, i + d0, along : along + taller]
+                for e in range(taller):
+                    product[e] = t[e] * a[e]
+                window_sums(product, width, rows, column)
+                old = ring[c, i % depth]
+                run = running[c]
+                for e in range(used):
+                    run[e] += column[e] - old[e]
+                    old[e] = column[e]
+            x = i - 2 * patch[0]
+            if x < 0:
                 continue
-            x = i - 2 * p0
-            for j in range(n1):
-                if not wanted[x, j]:
-                    continue
-                value[:] = 0.0
-                for c in range(channels):
-                    run = running[c, j]
-                    if p2 == 2:  # the usual patch, unrolled
-                        for k in range(n2):
-                            total[k] = run[k] + run[k + 1] + run[k + 2] + run[k + 3] + run[k + 4]
-                    else:
-                        total[:] = 0.0
-                        for m in range(2 * p2 + 1):
-                            part = run[m : m + n2]
-                            for k in range(n2):
-                                total[k] += part[k]
-                    tc = target_centre[c, x, j]
-                    ts = target_scale[c, x, j]
-                    ac = centre[c, x + d0, j + d1, d2 : d2 + n2]
-                    az = scale[c, x + d0, j + d1, d2 : d2 + n2]
-                    for k in range(n2):
-                        value[k] += (total[k] - tc[k] * ac[k]) * (ts[k] * az[k])
-                if levels == 1:
-                    best = score[0, x, j]
-                    index = codes[0, x, j]
-                    for k in range(n2):
-                        better = value[k] > best[k] + TIE
-                        best[k] = value[k] if better else best[k]
-                        index[k] = here if better else index[k]
-                else:
-                    worst = score[levels - 1, x, j]
-                    for k in range(n2):
-                        if value[k] > worst[k] + TIE:
-                            m = levels - 1
-                            while m > 0 and value[k] > score[m - 1, x, j, k] + TIE:
-                                score[m, x, j, k] = score[m - 1, x, j, k]
-                                codes[m, x, j, k] = codes[m - 1, x, j, k]
-                                m -= 1
-                            score[m, x, j, k] = value[k]
-                            codes[m, x, j, k] = here
+            value[:] = 0.0
+            for c in range(channels):
+                window_sums(running[c], 1, 2 * patch[2] + 1, total)
+                tc = target_centres[c, x]
+                ts = target_scales[c, x]
+                ac = centres[c, x + d0, along : along + length]
+                az = scales[c, x + d0, along : along + length]
+                for e in range(length):
+                    value[e] += (total[e] - tc[e] * ac[e]) * (ts[e] * az[e])
+            if levels == 1:
+                best = scores[0, x]
+                index = best_codes[0, x]
+                for e in range(length):
+                    better = value[e] > best[e] + TIE
+                    best[e] = value[e] if better else best[e]
+                    index[e] = here if better else index[e]
+            else:
+                for e in range(length):
+                    if value[e] > scores[levels - 1, x, e] + TIE:
+                        m = levels - 1
+                        while m > 0 and value[e] > scores[m - 1, x, e] + TIE:
+                            scores[m, x, e] = scores[m - 1, x, e]
+                            best_codes[m, x, e] = best_codes[m - 1, x, e]
+                            m -= 1
+                        scores[m, x, e] = value[e]
+                        best_codes[m, x, e] = here
+
+
+@njit(cache=True, nogil=True)
+def window_sums(values: Float64, step: int, count: int, out: Float64) -> None:
+    """Sums of `count` numbers that lie `step` apart, from every position on."""
+    n = out.size
+    if count == 5:  # the usual patch, in one pass
+        a, b, c = values[:n], values[step : step + n], values[2 * step : 2 * step + n]
+        d, e = values[3 * step : 3 * step + n], values[4 * step : 4 * step + n]
+        for x in range(n):
+            out[x] = a[x] + b[x] + c[x] + d[x] + e[x]
+        return
+    out[:] = values[:n]
+    for m in range(1, count):
+        out += values[m * step : m * step + n]

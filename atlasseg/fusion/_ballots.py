@@ -1,0 +1,142 @@
+"""What the candidates of a whole-patch vote would say at every voxel, as one small integer each.
+
+A *slot* is a label together with the group of candidates it comes from, a group being the candidates in which the
+same labels were not annotated. A *code* below the number of slots is that slot with certainty; a larger one points to a
+list of slots with fractions. Where a candidate's field of view does not reach, its code is -1: no vote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlasseg.volume import Atlas, Bool, Float32, Int32, Int64, LabelMap, ProbabilityMap
+
+
+@dataclass(frozen=True, eq=False)
+class Ballots:
+    """The codes of all candidates in a box.
+
+    Parameters
+    ----------
+    codes : (N, i, j, k) int32
+        Code of each candidate at each voxel of the box.
+    start : (3,) int64
+        Where the box begins in the target's grid; may be negative.
+    list_offsets : (U + 1,) int64
+        Where the list of code ``slots + u`` begins and ends in the next two.
+    list_slots, list_fractions : (E,) int32 and float32
+        Slots, and how much of the vote is for each.
+    label_values : (L,) int32
+        Every label, ascending; 0 among them.
+    unknown : (G, L) bool
+        Labels that were not annotated in each group of candidates. Slot g L + l is label l said by group g.
+    """
+
+    codes: Int32
+    start: Int64
+    list_offsets: Int64
+    list_slots: Int32
+    list_fractions: Float32
+    label_values: Int32
+    unknown: Bool
+
+    @classmethod
+    def gather(cls, candidates: Sequence[Atlas], start: Int64, stop: Int64) -> Ballots:
+        """The codes in the box from `start` to `stop`, which may reach beyond the grid: nobody votes there."""
+        shape = candidates[0].image.shape
+        every: set[int] = {0}
+        for atlas in candidates:
+            every |= set(atlas.label_values.tolist())
+        label_values = np.array(sorted(every), np.int32)
+        groups = sorted({_unknown_to(atlas, every) for atlas in candidates})
+        unknown = np.array([[label in group for label in label_values.tolist()] for group in groups], bool)
+        slots = len(groups) * label_values.size
+
+        first, last = np.maximum(start, 0), np.minimum(stop, shape)
+        box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+        within = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
+        codes = np.full((len(candidates), *(stop - start)), -1, np.int32)
+        offsets, list_slots, list_fractions = [np.zeros(1, np.int64)], [], []
+        lists = entries = 0
+        for n, atlas in enumerate(candidates):
+            shift = groups.index(_unknown_to(atlas, every)) * label_values.size
+            if isinstance(atlas.labels, LabelMap):
+                code = shift + np.searchsorted(label_values, atlas.labels.array[box])
+            else:
+                part = _Part.of(atlas.labels, box)
+                code = shift + np.searchsorted(label_values, part.mode)
+                code.reshape(-1)[part.voxels] = slots + lists + np.arange(part.voxels.size)
+                offsets.append(entries + part.offsets[1:])
+                list_slots.append(shift + np.searchsorted(label_values, part.labels))
+                list_fractions.append(part.values)
+                lists += part.voxels.size
+                entries += part.values.size
+            if atlas.mask is not None:
+                code[~atlas.mask.array[box]] = -1
+            codes[n][within] = code
+        return cls(
+            codes,
+            np.asarray(start, np.int64),
+            np.concatenate(offsets),
+            np.concatenate([np.zeros(0, np.int32), *list_slots]).astype(np.int32),
+            np.concatenate([np.zeros(0, np.float32), *list_fractions]).astype(np.float32),
+            label_values,
+            unknown,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The entries of a probability map in a box, `voxels` being flat indices in the box."""
+
+    mode: Int32
+    voxels: Int64
+    offsets: Int64
+    labels: Int32
+    values: Float32
+
+    @classmethod
+    def of(cls, labels: ProbabilityMap, box: tuple[slice, ...]) -> _Part:
+        index = np.stack(np.unravel_index(labels.voxels, labels.shape))
+        inside = np.all([(x >= s.start) & (x < s.stop) for x, s in zip(index, box, strict=True)], axis=0)
+        start = np.array([s.start for s in box])[:, None]
+        shape = tuple(s.stop - s.start for s in box)
+        counts = np.diff(labels.offsets)
+        entries = np.repeat(inside, counts)
+        return cls(
+            labels.mode[box],
+            np.ravel_multi_index(tuple(index[:, inside] - start), shape).astype(np.int64),
+            np.concatenate(([0], np.cumsum(counts[inside]))).astype(np.int64),
+            labels.labels[entries],
+            labels.values[entries],
+        )
+
+
+def _unknown_to(atlas: Atlas, every: set[int]) -> tuple[int, ...]:
+    return tuple(sorted((atlas.not_annotated & every) - {0}))
+
+
+def unanimity(candidates: Sequence[Atlas]) -> tuple[Int32, Bool]:
+    """(I, J, K) the label on which all candidates agree, and where they do not.
+
+    A candidate has no say outside its field of view; where none has, the label is background (0). A voxel at which a
+    candidate is not certain counts as disputed.
+    """
+    shape = candidates[0].image.shape
+    certain = np.zeros(shape, np.int32)
+    covered = np.zeros(shape, bool)
+    disputed = np.zeros(shape, bool)
+    for atlas in candidates:
+        mode = atlas.segmentation.array
+        here = np.ones(shape, bool) if atlas.mask is None else atlas.mask.array
+        disputed |= here & covered & (mode != certain)
+        new = here & ~covered
+        certain[new] = mode[new]
+        covered |= here
+        if isinstance(atlas.labels, ProbabilityMap):
+            uncertain = atlas.labels.voxels
+            disputed.reshape(-1)[uncertain[here.reshape(-1)[uncertain]]] = True
+    return certain, disputed
