@@ -82,7 +82,7 @@ class Label:
     Raises
     ------
     InputError
-        The name is empty or holds a tab or a line break, or a colour is outside 0..255.
+        A text is empty, ``n/a``, or holds a tab or a line break, or a colour is outside 0..255.
     """
 
     value: int
@@ -94,8 +94,9 @@ class Label:
     not_annotated_in: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or re.search(r"[\t\r\n]", self.name):
-            raise InputError(f"label {self.value}: a name on one line without tabs is wanted, got {self.name!r}")
+        for text in (self.name, self.group, self.abbreviation):
+            if text is not None and (text.strip().lower() in _NOTHING or re.search(r"[\t\r\n]", text)):
+                raise InputError(f"label {self.value}: a name on one line without tabs is wanted, got {text!r}")
         if self.color is not None and (len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color)):
             raise InputError(f"label {self.value} ({self.name}): a colour is three numbers in 0..255, got {self.color}")
 

@@ -115,7 +115,7 @@ def test_image_becomes_float32_and_may_have_channels():
 def test_image_refuses_what_is_not_finite(bad):
     array = np.ones(SHAPE)
     array[1, 2, 3] = bad
-    with pytest.raises(InputError, match="'scan'.*1 intensities are NaN or infinite"):
+    with pytest.raises(InputError, match=r"'scan'.*1 intensities are NaN or infinite"):
         Image(array, AFFINE, "scan")
 
 

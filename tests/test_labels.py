@@ -1,0 +1,228 @@
+"""Label tables: every format there and back, and messages that name the line."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atlasseg.errors import InputError
+from atlasseg.labels import Label, LabelTable, default_color, format_label_table, parse_label_table, read_label_table
+
+FORMATS = ["bids", "csv", "itk-snap", "freesurfer"]
+
+BIDS = (
+    "index\tname\tabbreviation\tcolor\tmapping\tgroup\tnot_annotated_in\n"
+    "0\tBackground\tBG\t#000000\t0\tn/a\tn/a\n"
+    "17\tLeft hippocampus\tn/a\t#DCD814\t10\tlimbic\tatlas2; atlas5\n"
+    "53\tRight hippocampus\tRHI\tn/a\tn/a\tlimbic\tn/a\n"
+)
+
+ITK_SNAP = """################################################
+# ITK-SnAP Label Description File
+# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL
+################################################
+    0     0    0    0        0  0  0    "Clear Label"
+    1   255    0    0        1  1  0    "Label 1"
+   17   220  216   20     0.65  1  1    "Left hippocampus, head"
+"""
+
+FREESURFER = """#$Id: FreeSurferColorLUT.txt
+#No. Label Name:                            R   G   B   A
+
+0   Unknown                                 0   0   0   0
+17  Left-Hippocampus                        220 216 20  0
+1000 ctx-lh-unknown  25  5  25 0
+"""
+
+
+def test_bids_columns_are_read():
+    table = parse_label_table(BIDS)
+    assert table.labels == (
+        Label(0, "Background", (0, 0, 0), abbreviation="BG", mapping=0),
+        Label(17, "Left hippocampus", (220, 216, 20), "limbic", None, 10, frozenset({"atlas2", "atlas5"})),
+        Label(53, "Right hippocampus", None, "limbic", "RHI"),
+    )
+    assert table.groups == {"limbic": (17, 53)}
+    assert table.not_annotated_in("atlas5") == {17}
+    assert table.not_annotated_in("atlas1") == frozenset()
+
+
+def test_itk_snap_is_read_by_its_content():
+    assert parse_label_table(ITK_SNAP).labels == (
+        Label(1, "Label 1", (255, 0, 0)),
+        Label(17, "Left hippocampus, head", (220, 216, 20)),
+    )
+
+
+def test_freesurfer_is_read_by_its_content():
+    table = parse_label_table(FREESURFER)
+    assert table.values == (0, 17, 1000)
+    assert table.labels[1] == Label(17, "Left-Hippocampus", (220, 216, 20))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "value,name,red,green,blue\n17,Left hippocampus,220,216,20\n",
+        "Label,Name,R,G,B\n17,Left hippocampus,220,216,20\n",
+        "id;structure;colour\n17;Left hippocampus;DCD814\n",
+        'index,name,color\r\n17,"Left hippocampus",#dcd814\r\n',
+    ],
+)
+def test_csv_with_the_usual_names_of_columns(text):
+    assert parse_label_table(text).labels == (Label(17, "Left hippocampus", (220, 216, 20)),)
+
+
+def test_a_comma_within_quotes_belongs_to_the_name():
+    assert parse_label_table('index,name\n3,"gyrus, frontal"\n').name(3) == "gyrus, frontal"
+
+
+NAMES = st.text("abz Z-_'.é,\"#;", min_size=1, max_size=8).filter(
+    lambda name: name.strip() == name != "" and name != "n/a"
+)
+TABLES = st.lists(
+    st.builds(
+        Label,
+        st.integers(-(2**31), 2**31 - 1),
+        NAMES,
+        st.none() | st.tuples(*[st.integers(0, 255)] * 3),
+        st.none() | st.sampled_from(["limbic", "deep grey"]),
+        st.none() | st.just("HI"),
+        st.none() | st.integers(0, 99),
+        st.frozensets(st.sampled_from(["a1", "sub-02", "003"])),
+    ),
+    max_size=6,
+    unique_by=(lambda label: label.value, lambda label: label.name),
+).map(lambda labels: LabelTable(tuple(labels)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(TABLES, st.sampled_from(["bids", "csv"]))
+def test_tables_come_back_from_tsv_and_csv(table, form):
+    text = format_label_table(table, form)
+    if not len(table):
+        assert text.startswith("index")
+        return
+    found = parse_label_table(text)
+    colored = [Label(**{**vars_of(label), "color": table.color(label.value)}) for label in table]
+    assert list(found) == colored
+    assert format_label_table(found, form) == text
+
+
+def vars_of(label):
+    names = ("value", "name", "color", "group", "abbreviation", "mapping", "not_annotated_in")
+    return {name: getattr(label, name) for name in names}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_values_names_and_colors_come_back_from_every_format(form):
+    table = LabelTable(
+        (Label(3, "Left_CA1", (1, 2, 3)), Label(-7, "odd", None), Label(614454277, "third", (255, 0, 9)))
+    )
+    found = parse_label_table(format_label_table(table, form))
+    assert [(x.value, x.name, x.color) for x in found] == [(x.value, x.name, table.color(x.value)) for x in table]
+
+
+def test_freesurfer_names_lose_their_spaces_and_clashes_are_refused():
+    assert (
+        parse_label_table(format_label_table(LabelTable((Label(3, "Left CA1"),)), "freesurfer")).name(3) == "Left_CA1"
+    )
+    with pytest.raises(InputError, match="two labels: 3 and 4"):
+        format_label_table(LabelTable((Label(3, "CA 1"), Label(4, "CA_1"))), "freesurfer")
+
+
+def test_itk_snap_names_lose_their_double_quotes():
+    assert (
+        parse_label_table(format_label_table(LabelTable((Label(3, 'the "head"'),)), "itk-snap")).name(3) == "the 'head'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("index\tname\n1\ta\n1\tb\n", 3, "value 1 was given in line 2"),
+        ("index\tname\n1\ta\n\n2\ta\n", 4, "name 'a' was given in line 2"),
+        ("index\tname\n1.5\ta\n", 2, "whole number is wanted as value, got '1.5'"),
+        ("index\tname\n1\ta\tmore\n", 2, "2 columns are wanted"),
+        ("index\tname\n1\t\n", 2, "both a value and a name"),
+        ("index\tname\n1\tn/a\n", 2, "both a value and a name"),
+        ("index\tname\tcolor\n1\ta\tred\n", 2, "#E69F00 is wanted, got 'red'"),
+        ("index,name,r,g,b\n1,a,1,2,300\n", 2, "0..255"),
+        ("index\tname\tmapping\n1\ta\tx\n", 2, "as mapping, got 'x'"),
+        (ITK_SNAP + "oh no\n", 8, "not like the lines before"),
+        (FREESURFER + "18 Amygdala 1 2\n", 7, "not like the lines before"),
+        (FREESURFER + "18 Amygdala 1 2 256 0\n", 7, "0..255"),
+        ("hello\nworld\n", 1, "no known kind of label table"),
+        ("# only\n\nindex;colour\n", 3, "no known kind of label table"),
+    ],
+)
+def test_a_faulty_line_is_named(text, line, reason):
+    with pytest.raises(InputError, match=f"^t.tsv, line {line}: .*{reason}"):
+        parse_label_table(text, source="t.tsv")
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n"])
+def test_an_empty_table_is_refused(text):
+    with pytest.raises(InputError, match="empty"):
+        parse_label_table(text)
+
+
+def test_files_are_read_with_their_byte_order_mark(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + BIDS.replace("\n", "\r\n").encode())
+    assert read_label_table(path) == parse_label_table(BIDS)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.tsv"):
+        read_label_table(tmp_path / "absent.tsv")
+    binary = tmp_path / "binary.tsv"
+    binary.write_bytes(b"index\tname\n1\t\xff\xfe\n")
+    with pytest.raises(InputError, match=r"binary\.tsv.*UTF-8.*byte 13"):
+        read_label_table(binary)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [(Label(1, "a"), Label(1, "b")), (Label(1, "a"), Label(2, "a"))],
+)
+def test_duplicates_are_refused(labels):
+    with pytest.raises(InputError, match=r"twice|two labels"):
+        LabelTable(labels)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\tb", "a\nb", "n/a"])
+def test_names_that_would_break_a_table_are_refused(name):
+    with pytest.raises(InputError, match="label 3"):
+        Label(3, name)
+    with pytest.raises(InputError, match="label 3"):
+        Label(3, "name", group=name)
+
+
+def test_labels_that_are_not_listed_have_names_and_colors_all_the_same():
+    table = LabelTable((Label(9, "nine", (9, 9, 9)), Label(2, "two")))
+    assert [table.name(value) for value in (9, 0, 5)] == ["nine", "background", "label 5"]
+    assert table.color(9) == (9, 9, 9)
+    assert table.color(2) == default_color(2)
+    assert table.completed([7, 0, 9, 5, 5]).values == (9, 2, 5, 7)
+    assert LabelTable.from_values(np.array([3, 0, 1], np.int32)).values == (1, 3)
+    assert 9 in table and 5 not in table and table[9].name == "nine" and table.value("two") == 2
+    with pytest.raises(InputError, match="no label 5; it has 9, 2"):
+        table[5]
+    with pytest.raises(InputError, match="called 'five'; it has nine, two"):
+        table.value("five")
+
+
+def test_default_colors_differ_and_stay_apart_for_the_color_blind():
+    """Labels with neighbouring values differ clearly in every kind of colour blindness (Viénot 1999 in linear RGB)."""
+    assert default_color(0) == (0, 0, 0)
+    colors = [default_color(value) for value in range(1, 36)]
+    assert len(set(colors)) == 35
+    assert default_color(36) == default_color(1) and default_color(-1) in colors
+    linear = (np.array(colors[:7]) / 255) ** 2.2
+    protan = np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]])
+    deutan = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
+    for seen in (np.eye(3), protan, deutan):
+        display = np.clip(linear @ seen.T, 0, 1) ** (1 / 2.2)
+        apart = np.linalg.norm(display[:, None] - display[None], axis=-1) + np.eye(7)
+        assert apart.min() > 0.12  # of 1.7 from black to white; 0.04 for the first seven of matplotlib's tab10
