@@ -1,0 +1,389 @@
+"""Pictures of a segmentation: slices of the scan with the outlines of its labels, as SVG.
+
+A slice is a plane of the scan's own grid, named after the nearest anatomical plane: an oblique scan is not resampled,
+and the picture shows the voxels that were segmented. Sides are marked on every picture. The scan is an embedded PNG,
+the outlines are paths in voxels through a scale in mm, so that voxels have their true aspect at any size; the class
+of each path (``l17``) gives its colour, and what to show and to stress is left to the page's style.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import GeometryError
+from atlasseg.labels import LabelTable
+from atlasseg.volume import Float64, Grid, Image, Int32, LabelMap
+
+Convention = Literal["radiological", "neurological"]
+"""Whose left is on the left of an axial or coronal picture: in radiological convention it is the patient's right."""
+
+PLANES = ("axial", "coronal", "sagittal")
+WINDOW_PERCENTILES = (0.5, 99.5)
+"""Intensities shown as black and as white."""
+MARGIN = 0.15
+"""How much of the scan is shown around the labels, as a part of their longest side."""
+MOST_ENTROPY_BITS = 1.0
+"""Uncertainty is shown fully opaque from here on: two labels are even."""
+UNCERTAIN_RGB = (255, 140, 0)
+STRAIGHT_DEGREES = 1.0
+"""A scan whose axes lean less than this from the anatomical ones is not called oblique."""
+
+_NORMAL = {"axial": 2, "coronal": 1, "sagittal": 0}
+_SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One slice: its plane, where it lies, and the picture.
+
+    `position_mm` is the place of its middle along the plane's normal axis (R, A or S); `svg` is an element for HTML,
+    with its own description for those who do not see it.
+    """
+
+    plane: str
+    position_mm: float
+    svg: str
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """Arrays in nearest RAS axes, cropped around the labels."""
+
+    grid: Grid
+    scan: NDArray[np.uint8]
+    labels: Int32
+    reference: Int32 | None
+    entropy: NDArray[np.uint8] | None
+
+
+def tilt_degrees(grid: Grid) -> float:
+    """The largest angle between an axis of the grid and the anatomical axis that it stands for."""
+    directions = _in_ras(grid).affine[:3, :3]
+    cosines = np.diag(directions) / np.linalg.norm(directions, axis=0)
+    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
+
+
+def mosaic(
+    image: Image,
+    labels: LabelMap,
+    *,
+    table: LabelTable,
+    entropy: NDArray[np.floating[Any]] | None = None,
+    reference: LabelMap | None = None,
+    columns: int = 5,
+    convention: Convention = "radiological",
+) -> list[Panel]:
+    """Slices of the three planes, spread evenly over what is labelled.
+
+    Parameters
+    ----------
+    image : Image
+        The scan; of several channels, the first is shown.
+    labels : LabelMap
+        On the scan's grid.
+    table : LabelTable
+        Names the structures in the pictures' tool tips.
+    entropy : (I, J, K), optional
+        Uncertainty in bits, as a veil over the scan (class ``entropy``).
+    reference : LabelMap, optional
+        On the scan's grid; outlined as well (class ``reference``).
+    columns : int
+        Slices a plane, at most: where the labels span fewer, all are shown.
+    convention : str
+        ``radiological`` or ``neurological``, for axial and coronal slices; sagittal ones look to the left.
+
+    Returns
+    -------
+    list of Panel
+        Axial, then coronal, then sagittal; from inferior, posterior and left on.
+
+    Raises
+    ------
+    GeometryError
+        `labels`, `entropy` or `reference` is not on the grid of the image.
+    """
+    view = _view(image, labels, entropy, reference)
+    shown = view.labels if view.reference is None else np.where(view.labels != 0, view.labels, view.reference)
+    panels = []
+    for plane in PLANES:
+        axis = _NORMAL[plane]
+        for number, index in enumerate(_spread(shown != 0, axis, columns)):
+            panels.append(_panel(view, plane, index, table, convention, scale_bar=number == 0, key=f"{plane}-{index}"))
+    return panels
+
+
+def where_to_look(
+    image: Image,
+    labels: LabelMap,
+    entropy: NDArray[np.floating[Any]],
+    *,
+    table: LabelTable,
+    convention: Convention = "radiological",
+) -> list[Panel]:
+    """In each of the three planes, the slice with the most uncertainty; empty where all is certain.
+
+    Parameters and errors as for `mosaic`.
+    """
+    view = _view(image, labels, entropy, None)
+    if view.entropy is None or not view.entropy.any():
+        return []
+    panels = []
+    for plane in PLANES:
+        axis = _NORMAL[plane]
+        total = view.entropy.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.int64)
+        panels.append(
+            _panel(view, plane, int(total.argmax()), table, convention, scale_bar=True, key=f"look-{plane}", large=True)
+        )
+    return panels
+
+
+def thumbnail(image: Image, labels: LabelMap, *, table: LabelTable, convention: Convention = "radiological") -> Panel:
+    """The axial slice through the middle of what is labelled. Parameters and errors as for `mosaic`."""
+    view = _view(image, labels, None, None)
+    return _panel(view, "axial", _spread(view.labels != 0, 2, 1)[0], table, convention, scale_bar=False, key="")
+
+
+def drawn_color(color: tuple[int, int, int]) -> str:
+    """A label's colour as ``#rrggbb``, lightened as far as a line on a dark scan needs to be seen."""
+    rgb = np.array(color, float)
+    light = float(rgb @ (0.2126, 0.7152, 0.0722)) / 255
+    least = 0.38
+    if light < least:
+        rgb += (255 - rgb) * (least - light) / (1 - light)
+    return "#" + "".join(f"{round(float(c)):02x}" for c in rgb)
+
+
+def _in_ras(grid: Grid) -> Grid:
+    """The grid with its axes permuted and flipped to the nearest of R, A and S."""
+    order, flip = _to_ras(grid)
+    shape = np.array(grid.shape)
+    turn = np.zeros((4, 4))
+    turn[3, 3] = 1
+    for new, old in enumerate(order):
+        turn[old, new] = -1 if flip[new] else 1
+        turn[old, 3] = shape[old] - 1 if flip[new] else 0
+    i, j, k = (int(shape[old]) for old in order)
+    return Grid((i, j, k), grid.affine @ turn)
+
+
+def _to_ras(grid: Grid) -> tuple[list[int], list[bool]]:
+    """Which array axis lies nearest to R, to A and to S, and whether it runs the other way."""
+    from nibabel.orientations import io_orientation
+
+    found = io_orientation(grid.affine)  # (3, 2): for each array axis its world axis, and its sense
+    order = [int(np.flatnonzero(found[:, 0] == world)[0]) for world in range(3)]
+    return order, [found[old, 1] < 0 for old in order]
+
+
+def _view(
+    image: Image, labels: LabelMap, entropy: NDArray[np.floating[Any]] | None, reference: LabelMap | None
+) -> _View:
+    for what, volume in (("labels", labels), ("reference", reference)):
+        if volume is not None and not image.grid.matches(volume.grid):
+            raise GeometryError(f"{what} of shape {volume.shape} are not on the grid of the scan, shape {image.shape}")
+    if entropy is not None and entropy.shape != image.shape:
+        raise GeometryError(f"entropy of shape {entropy.shape} is not on the grid of the scan, shape {image.shape}")
+    order, flip = _to_ras(image.grid)
+
+    def turned(array: NDArray[Any]) -> NDArray[Any]:
+        return np.flip(array.transpose(order), [axis for axis in range(3) if flip[axis]])
+
+    named = turned(labels.array)
+    known = None if reference is None else turned(reference.array)
+    grid = _in_ras(image.grid)
+    box = _box(named if known is None else (named != 0) | (known != 0), grid.spacing_mm)
+    scan = turned(image.channels[..., 0])[box]
+    low, high = np.percentile(scan, WINDOW_PERCENTILES)
+    grey = np.clip((scan - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
+    veil = None
+    if entropy is not None:
+        veil = np.rint(np.clip(turned(entropy)[box] / MOST_ENTROPY_BITS, 0, 1) * 255).astype(np.uint8)
+    return _View(
+        grid.cropped([b.start for b in box], [b.stop for b in box]),
+        np.rint(grey).astype(np.uint8),
+        named[box],
+        None if known is None else known[box],
+        veil,
+    )
+
+
+def _box(labelled: NDArray[Any], spacing_mm: Float64) -> tuple[slice, slice, slice]:
+    """Around what is labelled, with a margin that is the same in mm on every side; all where nothing is."""
+    found = []
+    for axis in range(3):
+        present = np.flatnonzero(labelled.any(axis=tuple(a for a in range(3) if a != axis)))
+        if present.size == 0:
+            return slice(0, labelled.shape[0]), slice(0, labelled.shape[1]), slice(0, labelled.shape[2])
+        found.append((int(present[0]), int(present[-1]) + 1))
+    margin_mm = MARGIN * max((stop - start) * mm for (start, stop), mm in zip(found, spacing_mm, strict=True))
+    box = []
+    for (start, stop), mm, size in zip(found, spacing_mm, labelled.shape, strict=True):
+        more = int(np.ceil(margin_mm / mm))
+        box.append(slice(max(start - more, 0), min(stop + more, size)))
+    return box[0], box[1], box[2]
+
+
+def _spread(labelled: NDArray[np.bool_], axis: int, columns: int) -> list[int]:
+    """Up to `columns` slices along `axis`, at the middles of equal shares of the labelled voxels, ascending."""
+    counts = labelled.sum(axis=tuple(a for a in range(3) if a != axis))
+    if not counts.any():
+        return [labelled.shape[axis] // 2]
+    share = (np.cumsum(counts) - counts / 2) / counts.sum()
+    wanted = (np.arange(columns) + 0.5) / columns
+    return sorted({int(np.abs(share - w).argmin()) for w in wanted})
+
+
+def _panel(
+    view: _View,
+    plane: str,
+    index: int,
+    table: LabelTable,
+    convention: Convention,
+    *,
+    scale_bar: bool,
+    key: str,
+    large: bool = False,
+) -> Panel:
+    """One picture; `key` is unique in its page, or empty for lines without an edge; a `large` one has small marks."""
+    axis = _NORMAL[plane]
+    across, up = (a for a in range(3) if a != axis)
+    # rows run downward, so the upward axis is flipped; R (and A, so that faces look left) may run leftward
+    leftward = plane == "sagittal" or convention == "radiological"
+
+    def flat(array: NDArray[Any]) -> NDArray[Any]:
+        picture: NDArray[Any] = np.moveaxis(array, axis, 0)[index, :, ::-1].T
+        return np.flip(picture, 1) if leftward else picture
+
+    mm_across, mm_up = view.grid.spacing_mm[[across, up]]
+    scan = flat(view.scan)
+    rows, cols = scan.shape
+    width, height = cols * mm_across, rows * mm_up
+    middle = (np.array(view.grid.shape) - 1) / 2
+    middle[axis] = index
+    position_mm = float((view.grid.affine[:3, :3] @ middle + view.grid.affine[:3, 3])[axis])
+    named = flat(view.labels)
+    present = [int(v) for v in np.unique(named) if v]
+    side = _SIDES[axis][position_mm >= 0]
+    title = f"{plane.capitalize()} slice at {side} {abs(position_mm):.0f} mm"
+    shown = ", ".join(table.name(v) for v in present[:8]) + (
+        f" and {len(present) - 8} more" if len(present) > 8 else ""
+    )
+    described = f"{title}, outlined: {shown}" if present else f"{title}, no label in it"
+
+    place = f'width="{width:.4g}" height="{height:.4g}" preserveAspectRatio="none"'
+    parts = [
+        f'<svg class="slice" viewBox="0 0 {width:.4g} {height:.4g}" role="img" aria-label="{escape(described)}">',
+        f'<image {place} href="{_png(scan)}"/>',
+    ]
+    if view.entropy is not None:
+        veil = flat(view.entropy)
+        if veil.any():
+            parts.append(f'<image class="entropy" {place} href="{_png(veil, rgb=UNCERTAIN_RGB)}"/>')
+    scale = f'transform="scale({mm_across / 2:.6g} {mm_up / 2:.6g})"'
+    if view.reference is not None:
+        drawn = "".join(path for _, path in _outlines(flat(view.reference)))
+        if drawn:
+            parts.append(_edged("reference", key, scale, f'<path class="known" d="{drawn}"/>'))
+    lines = [
+        f'<path class="l{value}" d="{path}"><title>{escape(table.name(value))}</title></path>'
+        for value, path in _outlines(named)
+    ]
+    if lines:
+        parts.append(_edged("outlines", key, scale, "".join(lines)))
+    size = (0.045 if large else 0.075) * max(width, height)
+    parts.append(_marks(width, height, _SIDES[across], _SIDES[up], leftward=leftward, scale_bar=scale_bar, size=size))
+    return Panel(plane, position_mm, "".join([*parts, "</svg>"]))
+
+
+def _edged(kind: str, key: str, scale: str, paths: str) -> str:
+    """Paths in voxels, over a copy of themselves that the style draws as a dark edge."""
+    if not key:
+        return f'<g class="{kind}"><g class="lines" {scale}>{paths}</g></g>'
+    edge = f'<use class="edge" href="#{kind}-{key}" aria-hidden="true"/>'
+    return f'<g class="{kind}">{edge}<g class="lines" id="{kind}-{key}" {scale}>{paths}</g></g>'
+
+
+def _marks(
+    width: float,
+    height: float,
+    across: Sequence[str],
+    up: Sequence[str],
+    *,
+    leftward: bool,
+    scale_bar: bool,
+    size: float,
+) -> str:
+    """Letters at the four sides, and a bar of a round length."""
+    low, high = (across[1], across[0]) if leftward else (across[0], across[1])
+    letters = (
+        (size * 0.55, height / 2, low),
+        (width - size * 0.55, height / 2, high),
+        (width / 2, size * 0.65, up[1]),
+        (width / 2, height - size * 0.6, up[0]),
+    )
+    parts = [f'<g class="marks" font-size="{size:.3g}">']
+    parts += [f'<text x="{x:.4g}" y="{y:.4g}">{letter}</text>' for x, y, letter in letters]
+    if scale_bar:
+        bar = max((b for b in (0.5, 1, 2, 5, 10, 20, 50, 100) if b <= 0.3 * width), default=width / 4)
+        x, y = size * 0.4, height - size * 0.4
+        parts.append(f'<path class="bar" d="M{x:.4g} {y:.4g}h{bar:.4g}"/>')
+        parts.append(f'<text class="length" x="{x:.4g}" y="{y - size * 0.55:.4g}">{bar:g} mm</text>')
+    return "".join([*parts, "</g>"])
+
+
+def _outlines(picture: Int32) -> Iterator[tuple[int, str]]:
+    """Each label of a (rows, columns) picture, and its outline as SVG path data in half voxels."""
+    from contourpy import contour_generator
+    from scipy.ndimage import find_objects
+
+    values = np.unique(picture)
+    values = values[values != 0]
+    numbered = np.where(picture != 0, np.searchsorted(values, picture) + 1, 0)
+    for number, (value, box) in enumerate(zip(values.tolist(), find_objects(numbered), strict=True), start=1):
+        mask = np.pad((numbered[box] == number).astype(float), 1)
+        row, column = box[0].start, box[1].start
+        pieces = []
+        for line in contour_generator(z=mask).lines(0.5):
+            # the centre of voxel 0 is at 0.5 in the picture, and at 1 in the padded mask
+            offset = np.array([column, row]) - 0.5
+            points = np.rint(2 * (np.asarray(line) + offset)).astype(int)
+            pieces.append(_path(points))
+        yield value, "".join(pieces)
+
+
+def _path(points: NDArray[np.int_]) -> str:
+    """A closed polygon as relative path data, runs along one direction joined."""
+    steps = np.diff(points, axis=0)
+    steps = steps[(steps != 0).any(axis=1)]
+    joined: list[tuple[int, int]] = []
+    for dx, dy in steps.tolist():
+        if joined:
+            px, py = joined[-1]
+            if px * dy == py * dx and px * dx + py * dy > 0:
+                joined[-1] = (px + dx, py + dy)
+                continue
+        joined.append((dx, dy))
+    text = " ".join(f"{dx} {dy}" for dx, dy in joined[:-1])  # the last step is the closing one
+    return f"M{points[0, 0]} {points[0, 1]}l{text}z".replace(" -", "-")
+
+
+def _png(picture: NDArray[np.uint8], *, rgb: tuple[int, int, int] | None = None) -> str:
+    """A data URI: grey, or one colour whose opacity the picture is."""
+    from PIL import Image as Picture
+
+    if rgb is None:
+        made = Picture.fromarray(np.ascontiguousarray(picture))
+    else:
+        grey = np.ascontiguousarray(picture)
+        made = Picture.fromarray(np.dstack([np.full_like(grey, c) for c in rgb] + [grey]))
+    out = io.BytesIO()
+    made.save(out, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
