@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -270,6 +271,37 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let ITK use one thread within, so that its sums, and with them every result, do not depend on their number.
+
+    ITK keeps that number for the whole process: it is put back when the last one who asked for this has left. Its
+    warnings, which go straight to standard error, are held back meanwhile.
+    """
+    import SimpleITK as sitk
+
+    global _asking, _threads_before, _warned_before
+    with _lock:
+        if _asking == 0:
+            _threads_before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+            _warned_before = sitk.ProcessObject.GetGlobalWarningDisplay()
+            sitk.ProcessObject.GlobalWarningDisplayOff()
+        _asking += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _asking -= 1
+            if _asking == 0:
+                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(_threads_before)
+                sitk.ProcessObject.SetGlobalWarningDisplay(_warned_before)
+
+
+_lock = threading.Lock()
+_asking, _threads_before, _warned_before = 0, 1, True
 
 
 def _umask() -> int:

@@ -65,7 +65,7 @@ def _piecewise_linear(x: Floats, given: Floats, goal: Floats) -> Floats:
     given, first = np.unique(given, return_index=True)
     goal = goal[first]
     if given.size == 1:
-        return x - given[0] + goal[0]
+        return np.asarray(x - given[0] + goal[0])
     y = np.interp(x, given, goal)
     for end, inner, beyond in ((0, 1, x < given[0]), (-1, -2, x > given[-1])):
         slope = (goal[inner] - goal[end]) / (given[inner] - given[end])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from atlasseg.errors import InputError
-from atlasseg.itk import image_to_sitk
+from atlasseg.itk import image_to_sitk, one_thread
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.volume import Image, Mask
 
@@ -16,7 +16,7 @@ def preprocess(
     mask: Mask | None = None,
     shrink_factor: int = 4,
     iterations: tuple[int, ...] = (50, 50, 50, 50),
-    convergence: float = 1e-4,
+    convergence: float = 1e-3,
     field_fwhm: float = 0.15,
     control_points: int = 4,
 ) -> Image:
@@ -68,12 +68,12 @@ def preprocess(
         counted = image_to_sitk(Mask(inside.array & (shifted > 0), image.affine))
         factors = [min(shrink_factor, max(1, n // 4)) for n in image.shape]
         corrector = sitk.N4BiasFieldCorrectionImageFilter()
-        corrector.SetNumberOfThreads(1)
         corrector.SetMaximumNumberOfIterations(list(iterations))
         corrector.SetConvergenceThreshold(convergence)
         corrector.SetBiasFieldFullWidthAtHalfMaximum(field_fwhm)
         corrector.SetNumberOfControlPoints([control_points] * 3)
-        corrector.Execute(sitk.Shrink(plane, factors), sitk.Shrink(counted, factors))
+        with one_thread():
+            corrector.Execute(sitk.Shrink(plane, factors), sitk.Shrink(counted, factors))
         log_field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(plane)).transpose(2, 1, 0)
         flat = shifted / np.exp(log_field.astype(np.float64))
         flat *= shifted[inside.array].mean() / flat[inside.array].mean()

@@ -1,0 +1,88 @@
+"""Affine registration through SimpleITK, by SSD, Mattes mutual information or correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atlasseg.registration._itk import Metric, Side, Start, linear, register_pairs
+from atlasseg.transforms import Transform
+from atlasseg.volume import Image, Mask
+
+
+def register(
+    fixed: Image,
+    moving: Sequence[Image],
+    *,
+    initial: Sequence[Transform] | None = None,
+    fixed_mask: Mask | None = None,
+    moving_masks: Sequence[Mask | None] | None = None,
+    metric: Metric = "correlation",
+    starts: tuple[Start, ...] = ("geometry", "moments", "identity"),
+    rotations_degrees: tuple[tuple[float, float, float], ...] = (),
+    shrink_factors: tuple[int, ...] = (4, 2, 1),
+    iterations: int = 100,
+    samples: int = 20_000,
+) -> list[Transform]:
+    """Register each moving image to the fixed one by an affine transform (12 parameters).
+
+    Without `initial` it is registered rigidly first, at the coarsest level. The result is the same for any number of
+    threads. An image whose axes are sheared, which ITK's metrics cannot take, is first resampled onto perpendicular axes over the same space, so that the transform holds for the original.
+
+    Parameters
+    ----------
+    fixed : Image
+        The target: one channel, not constant.
+    moving : sequence of Image
+        The atlases' images, each on its own grid.
+    initial : sequence of Transform, optional
+        One for each moving image, from points of the fixed image to points of the moving one, to go on from.
+    fixed_mask, moving_masks : Mask, optional
+        Where similarity is measured, each on its image's grid.
+    metric : {"ssd", "mattes", "correlation"}
+        What is made best: mean squared difference (for images on one scale of intensity), Mattes mutual information
+        (for different contrasts), or squared global correlation.
+    starts : tuple of {"geometry", "moments", "identity"}
+        Without `initial`: centres of the grids, or centres of mass, on each other, or as the files say. The best by
+        the metric at the coarsest level is kept, among those that overlap enough.
+    rotations_degrees : tuple of (x, y, z)
+        Turns about the fixed axes, in degrees, that are tried with each start beside none.
+    shrink_factors : tuple of int
+        Of the levels, coarse to fine, in the finest spacing of each image; short axes are shrunk less.
+    iterations : int
+        At most this many at each level.
+    samples : int
+        Voxels of the fixed image, at most, on which the metric is computed, evenly spread.
+
+    Returns
+    -------
+    list of Transform
+        One for each moving image, `initial` included: takes points of the fixed image to points of the moving one.
+
+    Raises
+    ------
+    InputError
+        An image is constant or has several channels, a mask is empty, a parameter is not one of those above.
+    GeometryError
+        A mask is not on its image's grid, or the images do not overlap.
+
+    References
+    ----------
+    Avants et al. 2014, The Insight ToolKit image registration framework, Front Neuroinform 8:44.
+    Mattes et al. 2003, PET-CT image registration in the chest using free-form deformations, IEEE TMI 22(1).
+    """
+
+    def one(target: Side, source: Side, start: Transform | None) -> Transform:
+        return linear(
+            target,
+            source,
+            start,
+            freedom="affine",
+            metric=metric,
+            starts=starts,
+            rotations_degrees=rotations_degrees,
+            shrink_factors=shrink_factors,
+            iterations=iterations,
+            samples=samples,
+        )
+
+    return register_pairs(fixed, moving, initial, fixed_mask, moving_masks, one)

@@ -1,0 +1,124 @@
+"""B-spline registration through SimpleITK, by SSD, Mattes mutual information or correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from atlasseg.errors import InputError
+from atlasseg.itk import transform_from_sitk, transform_to_sitk
+from atlasseg.registration._itk import (
+    Metric,
+    Side,
+    Start,
+    best_start,
+    check_levels,
+    execute,
+    level_method,
+    register_pairs,
+    require_overlap,
+    shrunk,
+)
+from atlasseg.transforms import BSplineField, Transform
+from atlasseg.volume import Image, Mask
+
+GRADIENT_TOLERANCE = 1e-5
+"""L-BFGS-B ends where the projected gradient is smaller than this."""
+
+
+def register(
+    fixed: Image,
+    moving: Sequence[Image],
+    *,
+    initial: Sequence[Transform] | None = None,
+    fixed_mask: Mask | None = None,
+    moving_masks: Sequence[Mask | None] | None = None,
+    metric: Metric = "correlation",
+    starts: tuple[Start, ...] = ("geometry", "moments", "identity"),
+    control_spacing_mm: float = 10.0,
+    shrink_factors: tuple[int, ...] = (4, 2, 1),
+    iterations: int = 30,
+    samples: int = 20_000,
+) -> list[Transform]:
+    """Register each moving image to the fixed one by a cubic B-spline that is refined from level to level.
+
+    The spline goes before `initial`, which an affine registration should provide; without it, the best of the starts
+    alone does. There is no penalty on folding: the control spacing is what keeps the deformation smooth. The result is
+    the same for any number of threads. Sheared axes are treated as in `itk_rigid`.
+
+    Parameters
+    ----------
+    fixed : Image
+        The target: one channel, not constant.
+    moving : sequence of Image
+        The atlases' images, each on its own grid.
+    initial : sequence of Transform, optional
+        One for each moving image, from points of the fixed image to points of the moving one, to go on from.
+    fixed_mask, moving_masks : Mask, optional
+        Where similarity is measured, each on its image's grid.
+    metric : {"ssd", "mattes", "correlation"}
+        What is made best: mean squared difference (for images on one scale of intensity), Mattes mutual information
+        (for different contrasts), or squared global correlation.
+    starts : tuple of {"geometry", "moments", "identity"}
+        Without `initial`: centres of the grids, or centres of mass, on each other, or as the files say.
+    control_spacing_mm : float
+        At most this far apart do control points lie at the last level; twice as far at each level before it.
+    shrink_factors : tuple of int
+        Of the levels, coarse to fine, in the finest spacing of each image; short axes are shrunk less.
+    iterations : int
+        At most this many of L-BFGS-B at each level.
+    samples : int
+        Voxels of the fixed image, at most, on which the metric is computed, evenly spread.
+
+    Returns
+    -------
+    list of Transform
+        One for each moving image, `initial` included: takes points of the fixed image to points of the moving one.
+
+    Raises
+    ------
+    InputError
+        An image is constant or has several channels, a mask is empty, a parameter is not one of those above.
+    GeometryError
+        A mask is not on its image's grid, or the images do not overlap.
+
+    References
+    ----------
+    Rueckert et al. 1999, Nonrigid registration using free-form deformations, IEEE TMI 18(8).
+    Avants et al. 2014, The Insight ToolKit image registration framework, Front Neuroinform 8:44.
+    """
+    check_levels(shrink_factors, iterations, samples)
+    if not control_spacing_mm > 0:
+        raise InputError(f"control_spacing_mm must be above 0, got {control_spacing_mm}")
+
+    def one(target: Side, source: Side, start: Transform | None) -> Transform:
+        if start is None:
+            factor = max(shrink_factors)
+            start = best_start(
+                target, source, metric=metric, starts=starts, rotations_degrees=(), factor=factor, samples=samples
+            )
+        require_overlap(target, source, start)
+        coarsest = 2.0 ** (len(shrink_factors) - 1) * control_spacing_mm
+        control = BSplineField.control_grid(target.image.grid, coarsest)
+        spline = BSplineField(np.zeros((*control.shape, 3)), control.affine)
+        for level, factor in enumerate(shrink_factors):
+            if level > 0:
+                spline = spline.refined()
+            f, m = shrunk(target, factor), shrunk(source, factor)
+            method = level_method(f, m, metric, start=start, domain=target.image.grid, samples=samples)
+            method.SetOptimizerAsLBFGSB(
+                gradientConvergenceTolerance=GRADIENT_TOLERANCE,
+                numberOfIterations=iterations,
+                maximumNumberOfCorrections=5,
+                maximumNumberOfFunctionEvaluations=2 * iterations,
+            )
+            optimised = transform_to_sitk(spline)
+            method.SetInitialTransform(optimised, inPlace=True)
+            execute(method, f, m, (target.name, source.name))
+            refined = transform_from_sitk(optimised)
+            assert isinstance(refined, BSplineField)
+            spline = refined
+        return start @ spline
+
+    return register_pairs(fixed, moving, initial, fixed_mask, moving_masks, one)
