@@ -181,9 +181,9 @@ def shrunk(side: Side, factor: int) -> Level:
 
 
 def level_method(
-    fixed: Level, moving: Level, metric: Metric, *, start: Transform, domain: Grid
+    fixed: Level, moving: Level, metric: Metric, *, start: Transform, domain: Grid, samples: int
 ) -> sitk.ImageRegistrationMethod:
-    """A registration at one level, on `samples` evenly spread voxels at most, of a transform whose result goes on into `start`.
+    """A registration at one level, of a transform whose result goes on into `start`, on at most `samples` voxels.
 
     Where `start` holds an inverse, which ITK cannot, that is sampled on `domain`.
     """

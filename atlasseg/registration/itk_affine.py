@@ -26,7 +26,8 @@ def register(
     """Register each moving image to the fixed one by an affine transform (12 parameters).
 
     Without `initial` it is registered rigidly first, at the coarsest level. The result is the same for any number of
-    threads. An image whose axes are sheared, which ITK's metrics cannot take, is first resampled onto perpendicular axes over the same space, so that the transform holds for the original.
+    threads. An image whose axes are sheared, which ITK's metrics cannot take, is first resampled onto perpendicular
+    axes over the same space, so that the transform holds for the original.
 
     Parameters
     ----------
