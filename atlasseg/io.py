@@ -49,6 +49,7 @@ _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
 _WHOLE_IN_FLOAT32 = 2**24
 _EVEN_SLICES_TOLERANCE = 0.02  # of the median distance between slices; scanners write positions with 2 to 6 decimals
 _PROBABILITY_TOLERANCE = 0.01  # scaled 8-bit fractions miss 1 by 1/255
+_SUM_ROUNDING = 1e-5  # what a sum of some hundred float32 fractions misses 1 by
 
 
 def volume_id(path: str | Path) -> str:
@@ -259,7 +260,7 @@ def _probabilities(
     entries = np.repeat(np.array(values, np.int64), [where.size for where, _ in parts])
     total = np.bincount(voxels, weights, minlength=math.prod(grid.shape))
     if 0 not in values:
-        short = np.flatnonzero((total > 0) & (total < 1 - _PROBABILITY_TOLERANCE))
+        short = np.flatnonzero((total > 0) & (total < 1 - _SUM_ROUNDING))
         voxels = np.concatenate([voxels, short])
         weights = np.concatenate([weights, 1 - total[short]])
         entries = np.concatenate([entries, np.zeros(short.size, np.int64)])
@@ -394,7 +395,10 @@ def _nifti(path: Path) -> Iterator[_Source]:
 
     if _suffix(path.name) not in _NIFTI_SUFFIXES:  # a pair of files, or MGH
         image = nibabel.load(path)
-        affine, origin = _place_in(path, image)
+        if isinstance(image, nibabel.Nifti1Pair):
+            affine, origin = _place_in(path, image.header)
+        else:
+            affine, origin = np.asarray(image.affine, np.float64), Origin(path, np.dtype(image.get_data_dtype()).name)
         yield _Source(image.dataobj, affine, origin)
         return
     with path.open("rb") as file:
@@ -406,21 +410,16 @@ def _nifti(path: Path) -> Iterator[_Source]:
         if not sizes & {348, 540}:
             raise InputError(f"{path}: not a NIfTI file: it begins with {size!r}")
         kind = nibabel.Nifti2Image if 540 in sizes else nibabel.Nifti1Image
-        file_map = kind.make_file_map()
-        file_map["image"].fileobj = stream
-        image = kind.from_file_map(file_map, mmap=False)
-        affine, origin = _place_in(path, image)
-        yield _Source(image.dataobj, affine, origin, _embedded_labels(image.header))
+        header = kind.header_class.from_fileobj(stream)
+        affine, origin = _place_in(path, header)
+        yield _Source(kind.ImageArrayProxy(stream, header, mmap=False), affine, origin, _embedded_labels(header))
         while compressed and stream.read(1 << 20):  # to its end, where gzip compares its checksum
             pass
 
 
-def _place_in(path: Path, image: Any) -> tuple[Float64, Origin]:
+def _place_in(path: Path, header: Any) -> tuple[Float64, Origin]:
     """Voxel to RAS+ mm, and what the header says of it, by the rule of NIfTI: sform, else qform, else voxel sizes."""
-    header = image.header
     dtype = np.dtype(header.get_data_dtype()).name
-    if "sform_code" not in header:
-        return np.asarray(image.affine, np.float64), Origin(path, dtype)
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     qform, flaw = _qform(header) if qform_code > 0 else (None, "")
     unit = _unit(header)
@@ -431,7 +430,7 @@ def _place_in(path: Path, image: Any) -> tuple[Float64, Origin]:
         if qform is None and qform_code > 0:
             log.warning("%s: the qform is faulty (%s); the sform is used", path, flaw)
         elif qform is not None:
-            apart_mm = _apart_mm(path, image.shape, affine, qform)
+            apart_mm = _apart_mm(path, header.get_data_shape(), affine, qform)
             if apart_mm is not None:
                 log.warning(
                     "%s: sform and qform disagree by up to %.3g mm; the sform (code %d) is used, as NIfTI rules",
