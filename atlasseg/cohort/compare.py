@@ -49,7 +49,7 @@ class Comparison:
     scores: pd.DataFrame
     tests: pd.DataFrame
     ranking: Ranking
-    outcomes: list[Outcome]
+    outcomes: list[Outcome[pd.DataFrame]]
 
 
 def compare(
@@ -113,11 +113,11 @@ def compare(
     return found
 
 
-def compared(done: Sequence[Outcome]) -> Comparison:
+def compared(done: Sequence[Outcome[pd.DataFrame]]) -> Comparison:
     """Tests and ranks of what `over_targets` returned; a target that failed is in no figure."""
     import pandas as pd
 
-    tables = [outcome.metrics for outcome in done if outcome.metrics is not None]
+    tables = [outcome.result for outcome in done if outcome.result is not None]
     if not tables:
         reasons = "; ".join(f"{outcome.target}: {outcome.error}" for outcome in done)
         raise InputError(f"no target could be compared: {reasons}")
@@ -128,7 +128,7 @@ def compared(done: Sequence[Outcome]) -> Comparison:
 
 
 def overview(found: Comparison) -> pd.DataFrame:
-    """One row a method, best first: mean and spread of its Dice over the targets, mean HD95, calibration, cost, rank."""
+    """One row a method, best first: its Dice over the targets, mean HD95, calibration, cost and rank."""
     import pandas as pd
 
     metrics = found.metrics

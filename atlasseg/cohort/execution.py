@@ -12,42 +12,41 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from atlasseg.atlases.library import Target
 from atlasseg.errors import AtlasSegError
 from atlasseg.pipeline import Progress
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
 Listener = Callable[[str, str], None]
 """Told (target, stage): "waiting" for every target first, then each stage as it begins, then "done" or "failed"."""
 
-Task = Callable[[Target, Progress], "pd.DataFrame | None"]
-"""Does one target, writes its results, and returns its metrics where it has a reference. It must be picklable."""
+T = TypeVar("T")
+
+Task = Callable[[Target, Progress], T]
+"""Does one target, writes its results, and returns what is to be said of it. Task and result must be picklable."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How one target ended: `error` says why it failed, and is empty where it did not."""
+class Outcome(Generic[T]):
+    """How one target ended: `error` says why it failed, and is empty where it did not; `result` is the task's."""
 
     target: str
     seconds: float
     error: str = ""
-    metrics: pd.DataFrame | None = None
+    result: T | None = None
 
 
 def over_targets(
-    task: Task,
+    task: Task[T],
     targets: Sequence[Target],
     *,
     jobs: int = 1,
     listener: Listener | None = None,
     on_abort: Callable[[Target], None] = lambda target: None,
-) -> list[Outcome]:
+) -> list[Outcome[T]]:
     """Do `task` for every target, `jobs` at once.
 
     Parameters
@@ -75,11 +74,11 @@ def over_targets(
     return _in_processes(task, targets, min(jobs, len(targets)), tell, on_abort)
 
 
-def _attempt(task: Task, target: Target, tell: Listener) -> Outcome:
+def _attempt(task: Task[T], target: Target, tell: Listener) -> Outcome[T]:
     """Do one target, turning what goes wrong with it into an Outcome."""
     begun = time.perf_counter()
     try:
-        metrics = task(target, lambda stage: tell(target.id, stage))
+        result = task(target, lambda stage: tell(target.id, stage))
     except (AtlasSegError, OSError, MemoryError) as error:
         reason = str(error) or type(error).__name__
     except Exception as error:
@@ -87,7 +86,7 @@ def _attempt(task: Task, target: Target, tell: Listener) -> Outcome:
         reason = f"{type(error).__name__}: {error}"
     else:
         tell(target.id, "done")
-        return Outcome(target.id, time.perf_counter() - begun, metrics=metrics)
+        return Outcome(target.id, time.perf_counter() - begun, result=result)
     log.error("target %s failed: %s", target.id, reason)
     tell(target.id, "failed")
     return Outcome(target.id, time.perf_counter() - begun, reason)
@@ -98,7 +97,7 @@ def _attempt(task: Task, target: Target, tell: Listener) -> Outcome:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(task: Task, threads: int, events: Any, level: int) -> None:
+def _start_worker(task: Task[Any], threads: int, events: Any, level: int) -> None:
     """Make a process ready: it leaves Ctrl-C to its parent, and keeps to its share of the processors."""
     import signal
 
@@ -110,19 +109,19 @@ def _start_worker(task: Task, threads: int, events: Any, level: int) -> None:
     _worker.update(task=task, events=events)
 
 
-def _work(target: Target) -> Outcome:
+def _work(target: Target) -> Outcome[Any]:
     return _attempt(_worker["task"], target, lambda *event: _worker["events"].put(event))
 
 
 def _in_processes(
-    task: Task, targets: Sequence[Target], jobs: int, tell: Listener, on_abort: Callable[[Target], None]
-) -> list[Outcome]:
+    task: Task[T], targets: Sequence[Target], jobs: int, tell: Listener, on_abort: Callable[[Target], None]
+) -> list[Outcome[T]]:
     """Share the targets out over `jobs` processes; a process that dies takes down its own target only."""
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
     initial = (task, threads, events, logging.getLogger().getEffectiveLevel())
-    done: dict[str, Outcome] = {}
+    done: dict[str, Outcome[T]] = {}
     stop = threading.Event()
     relay = threading.Thread(target=_relay, args=(events, tell, stop), daemon=True)
     relay.start()
@@ -130,7 +129,7 @@ def _in_processes(
     try:
         while pending := [target for target in targets if target.id not in done]:
             batch = pending[:1] if alone else pending
-            futures: dict[Future[Outcome], Target] = {}
+            futures: dict[Future[Outcome[T]], Target] = {}
             with ProcessPoolExecutor(
                 1 if alone else jobs, context, initializer=_start_worker, initargs=initial
             ) as pool:

@@ -25,10 +25,12 @@ from atlasseg.volume import Atlas, Image, LabelMap, Mask
 if TYPE_CHECKING:
     import pandas as pd
 
+    from atlasseg.report.cohort_page import TargetSummary
+
 log = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> list[Outcome]:
+def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> list[Outcome[TargetSummary]]:
     """Segment every target of `recipe` and write the results into its output folder.
 
     Parameters
@@ -59,12 +61,32 @@ def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> l
         listener=listener,
         on_abort=lambda target: outputs.discard_partial(out / target.id),
     )
-    tables = [outcome.metrics for outcome in done if outcome.metrics is not None]
+    tables = [o.result.metrics for o in done if o.result is not None and o.result.metrics is not None]
     if tables:
         import pandas as pd
 
         outputs.write_table(pd.concat(tables), out / "metrics.tsv")
+    if recipe.output.report:
+        _write_index(done, library, recipe, out)
     return done
+
+
+def _write_index(done: Sequence[Outcome[TargetSummary]], library: AtlasLibrary, recipe: Recipe, out: Path) -> None:
+    """The page of the cohort, from which the targets' own are reached."""
+    from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
+
+    summaries = [o.result or TargetSummary(o.target, seconds=o.seconds, error=o.error) for o in done]
+    labels = {int(v) for s in summaries if s.volumes is not None for v in s.volumes["label"]}
+    report = CohortReport(
+        name=recipe.name,
+        fusion=recipe.fusion.method.name,
+        targets=summaries,
+        table=library.table.completed(labels),
+        atlases=len(library),
+        recipe=recipe.text,
+        versions=outputs.software_versions(),
+    )
+    io.write_text(render_cohort(report), out / "index.html")
 
 
 def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:
@@ -95,10 +117,10 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
     return library, targets, out
 
 
-def _segment(
-    target: Target, progress: Progress, *, library: AtlasLibrary, recipe: Recipe, out: Path
-) -> pd.DataFrame | None:
-    """Read, segment, evaluate, report and write one target; returns its metrics, if it has a reference."""
+def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recipe: Recipe, out: Path) -> TargetSummary:
+    """Read, segment, evaluate, report and write one target."""
+    from atlasseg.report.cohort_page import TargetSummary
+
     begun = time.perf_counter()
     with _warnings_of(target.id) as heard:
         case = read_case(target, library, progress)
@@ -122,17 +144,19 @@ def _segment(
             outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)
             if metrics is not None:
                 outputs.write_table(metrics, folder / f"{target.id}_metrics.tsv")
+            thumbnail = ""
             if recipe.output.report:
+                from atlasseg.report.figures import thumbnail as picture
                 from atlasseg.report.page import TargetReport, render
 
                 report = TargetReport(
                     target=target.id,
                     image=case.scan,
                     labels=result.labels,
-                    reference=case.reference,
-                    entropy=result.probabilities.entropy(),
                     table=table,
                     fusion=recipe.fusion.method.name,
+                    entropy=result.probabilities.entropy(),
+                    reference=case.reference,
                     volumes=volumes,
                     metrics=metrics,
                     atlases=outputs.atlas_rows(result),
@@ -140,9 +164,19 @@ def _segment(
                     recipe=recipe.text,
                     warnings=tuple(heard),
                     versions=outputs.software_versions(),
+                    home="../index.html",
                 )
                 io.write_text(render(report), folder / f"{target.id}.html")
-    return metrics
+                thumbnail = picture(case.scan, result.labels, table=table).svg
+    return TargetSummary(
+        target=target.id,
+        href=f"{target.id}/{target.id}.html" if recipe.output.report else "",
+        seconds=time.perf_counter() - begun,
+        warnings=len(heard),
+        thumbnail=thumbnail,
+        volumes=volumes,
+        metrics=metrics,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,15 +236,16 @@ def _warnings_of(target: str) -> Iterator[list[str]]:
         package.removeHandler(handler)
 
 
-def summary(done: Sequence[Outcome]) -> pd.DataFrame:
+def summary(done: Sequence[Outcome[TargetSummary]]) -> pd.DataFrame:
     """One row a target: how it ended, how long it took, and its mean Dice and HD95 where it was evaluated."""
     import pandas as pd
 
     rows = []
     for outcome in done:
         row: dict[str, Any] = {"target": outcome.target, "seconds": round(outcome.seconds, 1)}
-        if outcome.metrics is not None:
-            of_labels = outcome.metrics[outcome.metrics["label"].notna()]
+        metrics = outcome.result.metrics if outcome.result is not None else None
+        if metrics is not None:
+            of_labels = metrics[metrics["label"].notna()]
             means = of_labels.groupby("metric", sort=False)["value"].mean()
             row |= {"mean Dice": means.get("dice"), "mean HD95 (mm)": means.get("hausdorff_95_mm")}
         rows.append({**row, "result": "failed" if outcome.error else "done"})
