@@ -76,6 +76,22 @@ class Side:
         return np.ones(self.image.shape, bool) if self.mask is None else self.mask.array
 
 
+def checked_sides(
+    fixed: Image,
+    moving: Sequence[Image],
+    initial: Sequence[Transform] | None,
+    fixed_mask: Mask | None,
+    moving_masks: Sequence[Mask | None] | None,
+) -> tuple[Side, list[Side]]:
+    """The fixed and the moving sides, each checked and brought onto perpendicular axes."""
+    for what, given in (("initial transforms", initial), ("moving masks", moving_masks)):
+        if given is not None and len(given) != len(moving):
+            raise InputError(f"{len(moving)} moving images want as many {what}, got {len(given)}")
+    masks = moving_masks or [None] * len(moving)
+    sides = [_side(image, mask, "moving") for image, mask in zip(moving, masks, strict=True)]
+    return _side(fixed, fixed_mask, "fixed"), sides
+
+
 def register_pairs(
     fixed: Image,
     moving: Sequence[Image],
@@ -85,12 +101,7 @@ def register_pairs(
     one: Callable[[Side, Side, Transform | None], Transform],
 ) -> list[Transform]:
     """Check everything, then run `one` on each pair, several at a time."""
-    for what, given in (("initial transforms", initial), ("moving masks", moving_masks)):
-        if given is not None and len(given) != len(moving):
-            raise InputError(f"{len(moving)} moving images want as many {what}, got {len(given)}")
-    target = _side(fixed, fixed_mask, "fixed")
-    masks = moving_masks or [None] * len(moving)
-    sides = [_side(image, mask, "moving") for image, mask in zip(moving, masks, strict=True)]
+    target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
     starts: Sequence[Transform | None] = initial or [None] * len(moving)
     with one_thread(), ThreadPoolExecutor(max(1, min(len(moving), numba.get_num_threads()))) as pool:
         return list(pool.map(one, [target] * len(sides), sides, starts))

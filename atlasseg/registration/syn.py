@@ -1,0 +1,176 @@
+"""SyN, symmetric diffeomorphic registration, through ANTs (needs antspyx: ``pip install 'atlasseg[syn]'``)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError, MissingLibraryError
+from atlasseg.itk import LPS, read_ants_transforms
+from atlasseg.registration._itk import Side, checked_sides, require_overlap
+from atlasseg.resampling import coverage, resample
+from atlasseg.transforms import Transform
+from atlasseg.volume import Image, Mask
+
+logger = logging.getLogger(__name__)
+
+THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+
+
+def register(
+    fixed: Image,
+    moving: Sequence[Image],
+    *,
+    initial: Sequence[Transform] | None = None,
+    fixed_mask: Mask | None = None,
+    moving_masks: Sequence[Mask | None] | None = None,
+    type_of_transform: str = "SyN",
+    metric: str = "mattes",
+    metric_parameter: int = 32,
+    iterations: tuple[int, ...] = (40, 20, 0),
+    gradient_step: float = 0.2,
+    flow_sigma: float = 3.0,
+    total_sigma: float = 0.0,
+    seed: int = 123,
+) -> list[Transform]:
+    """Register each moving image to the fixed one by `antsRegistration`: affine, then SyN.
+
+    It runs with one ITK thread and a fixed seed, one pair after the other, so that the result is the same from run to
+    run. ANTs' files go to a temporary folder, which is removed; the transforms are kept in memory.
+
+    Parameters
+    ----------
+    fixed : Image
+        The target: one channel, not constant.
+    moving : sequence of Image
+        The atlases' images, each on its own grid.
+    initial : sequence of Transform, optional
+        One for each moving image, from points of the fixed image to points of the moving one, to go on from: ANTs is
+        given the moving image as seen through it. Without it, ANTs begins with the centres of mass on each other.
+    fixed_mask, moving_masks : Mask, optional
+        Where similarity is measured, each on its image's grid.
+    type_of_transform : str
+        As ANTsPy names it: "SyN", "SyNRA", "SyNOnly", "SyNCC", "antsRegistrationSyNQuick[s]", "Affine", "Rigid", ...
+    metric : {"mattes", "CC", "meansquares", "demons", "GC"}
+        Of the deformable part.
+    metric_parameter : int
+        Its number of bins ("mattes") or its radius in voxels ("CC").
+    iterations : tuple of int
+        Of the deformable part, at each level from coarse to fine; 0 leaves a level out.
+    gradient_step, flow_sigma, total_sigma : float
+        SyN's step, and the Gaussians (variance in voxels) that smooth each update and the whole field.
+    seed : int
+        Of the random samples of the affine part.
+
+    Returns
+    -------
+    list of Transform
+        One for each moving image, `initial` included: takes points of the fixed image to points of the moving one.
+
+    Raises
+    ------
+    MissingLibraryError
+        antspyx is not installed.
+    InputError
+        An image is constant or has several channels, a mask is empty, or ANTs failed.
+    GeometryError
+        A mask is not on its image's grid, or the images do not overlap.
+
+    References
+    ----------
+    Avants et al. 2008, Symmetric diffeomorphic image registration with cross-correlation, MedIA 12(1).
+    """
+    target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
+    ants = _ants()
+    found = []
+    for n, side in enumerate(sides):
+        source = side
+        if initial is not None:
+            require_overlap(target, side, initial[n])
+            source = _seen_through(side, initial[n], target)
+        with tempfile.TemporaryDirectory(prefix="atlasseg-syn-") as folder, _deterministic(ants, seed):
+            try:
+                result = ants.registration(
+                    _ants_image(ants, target.image.array, target.image.affine),
+                    _ants_image(ants, source.image.array, source.image.affine),
+                    type_of_transform=type_of_transform,
+                    outprefix=str(Path(folder) / "x"),
+                    mask=_ants_mask(ants, target),
+                    moving_mask=_ants_mask(ants, source),
+                    mask_all_stages=True,
+                    syn_metric=metric,
+                    syn_sampling=metric_parameter,
+                    reg_iterations=iterations,
+                    grad_step=gradient_step,
+                    flow_sigma=flow_sigma,
+                    total_sigma=total_sigma,
+                )
+                transform = read_ants_transforms([Path(path) for path in result["fwdtransforms"]])
+            except (RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"fixed image {target.name!r} and moving image {side.name!r}: ANTs' registration failed: {error}"
+                ) from error
+        found.append(transform if initial is None else initial[n] @ transform)
+        require_overlap(target, side, found[-1])
+    return found
+
+
+def _ants() -> Any:
+    """The library, told before it starts to use one thread."""
+    begun = "ants" in sys.modules
+    before = os.environ.get(THREADS)
+    if begun and before != "1":
+        logger.warning("ants was imported before SyN was asked for: set %s=1 for results that do not vary", THREADS)
+    os.environ[THREADS] = "1"
+    try:
+        import ants
+    except ImportError as error:
+        raise MissingLibraryError("SyN needs antspyx: pip install 'atlasseg[syn]'") from error
+    return ants
+
+
+@contextmanager
+def _deterministic(ants: Any, seed: int) -> Iterator[None]:
+    """ANTs' own switch; it also seeds the generators of Python and NumPy, which are put back."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the legacy one is what it seeds
+    was_on, was_seed = ants.config._deterministic, ants.config._random_seed
+    ants.config.set_ants_deterministic(True, seed)
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        ants.config._deterministic, ants.config._random_seed = was_on, was_seed
+
+
+def _seen_through(side: Side, transform: Transform, target: Side) -> Side:
+    """The moving side on the fixed image's grid."""
+    grid = target.image.grid
+    known = coverage(side.image.grid, grid, transform)
+    mask = known if side.mask is None else Mask(resample(side.mask, grid, transform).array & known.array, grid.affine)
+    return Side(resample(side.image, grid, transform, interpolation="cubic"), mask, side.name)
+
+
+def _ants_image(ants: Any, array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+    lps = LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    return ants.from_numpy(
+        np.asarray(array, np.float32),
+        lps[:3, 3].tolist(),
+        spacing.tolist(),
+        np.ascontiguousarray(lps[:3, :3] / spacing),
+    )
+
+
+def _ants_mask(ants: Any, side: Side) -> Any:
+    return None if side.mask is None else _ants_image(ants, side.mask.array, side.mask.affine)
