@@ -270,7 +270,8 @@ def register(
     if not 0 <= trim < 1 or landmarks < FEWEST_LANDMARKS or min((block_radius_voxels, search_voxels, *levels)) <= 0:
         raise InputError(
             f"wanted trim in [0, 1), at least {FEWEST_LANDMARKS} landmarks, and radii and levels above 0; got "
-            f"trim {trim}, landmarks {landmarks}, block radius {block_radius_voxels}, search {search_voxels}, levels {levels}"
+            f"trim {trim}, landmarks {landmarks}, block radius {block_radius_voxels}, search {search_voxels}, "
+            f"levels {levels}"
         )
     masks = [None] * len(moving) if moving_masks is None else list(moving_masks)
     if initial is None:

@@ -1,0 +1,154 @@
+"""Coarse search of large deformations on self-similarity descriptors, by coupled convex optimisation.
+
+A start for a deformable registration rather than one in itself: it knows no gradient and no local minimum, sees all
+displacements of a window at once, needs no like contrast in the two images, and ends with a smooth field of coarse
+nodes.
+
+References
+----------
+.. [1] Heinrich, M. P., Papiez, B. W., Schnabel, J. A., Handels, H. (2014). Non-parametric discrete registration with
+   convex optimisation. WBIR, LNCS 8545, 51-61.
+.. [2] Siebert, H., Hansen, L., Heinrich, M. P. (2021). Fast 3D registration with accurate optimisation and little
+   learning for Learn2Reg 2021. arXiv:2112.03053.
+.. [3] Heinrich, M. P., et al. (2013). Towards realtime multimodal fusion for image-guided interventions using
+   self-similarities. MICCAI, LNCS 8149, 187-194.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.registration._coarse import coarser, first_channel
+from atlasseg.registration._discrete import search
+from atlasseg.registration._mind import mind_ssc
+from atlasseg.resampling import coverage, resample
+from atlasseg.transforms import Affine, DisplacementField, Transform
+from atlasseg.volume import Bool, Float32, Grid, Image, Mask
+
+logger = logging.getLogger(__name__)
+
+CELL_VOXELS = 3
+"""A node's descriptor is the mean over this many voxels along each axis of the grid the descriptors are computed on."""
+
+
+def register(
+    fixed: Image,
+    moving: Sequence[Image],
+    *,
+    initial: Sequence[Transform] | None = None,
+    fixed_mask: Mask | None = None,
+    moving_masks: Sequence[Mask | None] | None = None,
+    node_voxels: tuple[float, ...] = (6.0,),
+    radius_nodes: int = 3,
+    smoothness: float = 1.0,
+    symmetric: bool = True,
+) -> list[Transform]:
+    """Register by trying every displacement of a window at coarse nodes, and smoothing what is best.
+
+    Parameters
+    ----------
+    fixed : Image
+        The target; of several channels the first is used.
+    moving : sequence of Image
+        The atlases; each is registered on its own.
+    initial : sequence of Transform, optional
+        One a moving image, from fixed to moving points; by default an affine registration.
+    fixed_mask : Mask, optional
+        Nodes outside it have no cost of their own; on the fixed image's grid.
+    moving_masks : sequence of Mask or None, optional
+        Where each moving image is known.
+    node_voxels : sequence of float
+        Distance between nodes, in units of the fixed image's smallest spacing; one search for each, coarse to fine.
+    radius_nodes : int
+        Displacements of up to this many nodes along each axis are tried.
+    smoothness : float
+        Factor on the pull toward the smoothed field; 1 as published.
+    symmetric : bool
+        Search in both directions and keep what they agree on; twice the time.
+
+    Returns
+    -------
+    list of Transform
+        moving_from_fixed, one a moving image: the initial transform after a displacement field of coarse nodes.
+
+    Raises
+    ------
+    InputError
+        A parameter is out of range, or the lists do not pair up.
+    GeometryError
+        A mask is not on its image's grid.
+    """
+    if radius_nodes < 1 or smoothness < 0 or not node_voxels or min(node_voxels) < 1:
+        raise InputError(
+            f"wanted node_voxels of at least 1, radius_nodes of at least 1 and smoothness of at least 0; got "
+            f"{node_voxels}, {radius_nodes} and {smoothness}"
+        )
+    masks = [None] * len(moving) if moving_masks is None else list(moving_masks)
+    if initial is None:
+        from atlasseg.registration.affine import register as register_affine
+
+        initial = register_affine(fixed, moving, fixed_mask=fixed_mask, moving_masks=moving_masks)
+    if not len(moving) == len(masks) == len(initial):
+        raise InputError(f"{len(moving)} moving images, {len(masks)} masks and {len(initial)} initial transforms")
+    for image, mask in ((fixed, fixed_mask), *zip(moving, masks, strict=True)):
+        if mask is not None and not mask.grid.matches(image.grid):
+            raise GeometryError(f"the mask of {image.name!r} has shape {mask.shape}, its image {image.shape}")
+    found = list(initial)
+    for apart in node_voxels:
+        grid = _descriptor_grid(fixed.grid, apart, radius_nodes)
+        nodes = _node_grid(grid)
+        target, target_known = _described(fixed, fixed_mask, grid, Affine.identity())
+        for n, (image, mask) in enumerate(zip(moving, masks, strict=True)):
+            source, source_known = _described(image, mask, grid, found[n])
+            if not source_known.any():
+                logger.warning("%s: it does not overlap the fixed image: its transform stays", image.name)
+                continue
+            field = search(
+                target,
+                source,
+                fixed_known=target_known,
+                moving_known=source_known,
+                radius_nodes=radius_nodes,
+                smoothness=smoothness,
+                symmetric=symmetric,
+            )
+            field_mm = (field @ nodes.affine[:3, :3].T).astype(np.float32)
+            found[n] = found[n] @ DisplacementField(field_mm, nodes.affine)
+    return found
+
+
+def _descriptor_grid(fixed: Grid, node_voxels: float, radius_nodes: int) -> Grid:
+    """The grid that descriptors are computed on: whole cells, and `radius_nodes` more of them on every side."""
+    grid = coarser(fixed, node_voxels / CELL_VOXELS * float(fixed.spacing_mm.min()))
+    nodes = -(-np.array(grid.shape) // CELL_VOXELS) + 2 * radius_nodes
+    added = nodes * CELL_VOXELS - np.array(grid.shape)
+    return grid.cropped(-(added // 2), np.array(grid.shape) + added - added // 2)
+
+
+def _node_grid(grid: Grid) -> Grid:
+    """The centres of the cells of a grid of whole cells."""
+    affine = grid.affine.copy()
+    affine[:3, :3] *= CELL_VOXELS
+    affine[:3, 3] += grid.affine[:3, :3] @ np.full(3, (CELL_VOXELS - 1) / 2)
+    a, b, c = (n // CELL_VOXELS for n in grid.shape)
+    return Grid((a, b, c), affine)
+
+
+def _described(image: Image, mask: Mask | None, grid: Grid, transform: Transform) -> tuple[Float32, Bool]:
+    """(A, B, C, 12) descriptors of the nodes, and (A, B, C) whether at least half of a node's cell is known."""
+    seen = first_channel(resample(image, grid, transform, antialias=True))
+    known = coverage(image.grid, grid, transform).array
+    if mask is not None:
+        known = known & resample(mask, grid, transform).array
+    return _cell_means(mind_ssc(seen)), _cell_means(known[..., None].astype(np.float32))[..., 0] >= 0.5
+
+
+def _cell_means(values: Float32) -> Float32:
+    """(A, B, C, N) mean over each cell of (I, J, K, N)."""
+    a, b, c = (n // CELL_VOXELS for n in values.shape[:3])
+    cells = values.reshape(a, CELL_VOXELS, b, CELL_VOXELS, c, CELL_VOXELS, values.shape[3])
+    return np.ascontiguousarray(cells.mean(axis=(1, 3, 5), dtype=np.float32))
