@@ -169,7 +169,7 @@ def _targets(report: CohortReport) -> str:
         rows.append((cells, bool(t.error)))
     return (
         '<section aria-labelledby="targets"><h2 id="targets">Targets</h2>\n'
-        f"<p>Column heads sort.</p>\n{_html.table(heads, rows)}</section>\n"
+        f"<p class=hint>Column heads sort.</p>\n{_html.table(heads, rows)}</section>\n"
     )
 
 

@@ -44,12 +44,13 @@ _SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
 class Panel:
     """One slice: its plane, where it lies, and the picture.
 
-    `position_mm` is the place of its middle along the plane's normal axis (R, A or S); `svg` is an element for HTML,
-    with its own description for those who do not see it.
+    `position_mm` is the place of its middle along the plane's normal axis (R, A or S), `place` the same in words, as
+    ``S 12 mm``; `svg` is an element for HTML, with its own description for those who do not see it.
     """
 
     plane: str
     position_mm: float
+    place: str
     svg: str
 
 
@@ -271,8 +272,9 @@ def _panel(
     position_mm = float((view.grid.affine[:3, :3] @ middle + view.grid.affine[:3, 3])[axis])
     named = flat(view.labels)
     present = [int(v) for v in np.unique(named) if v]
-    side = _SIDES[axis][position_mm >= 0]
-    title = f"{plane.capitalize()} slice at {side} {abs(position_mm):.0f} mm"
+    decimals = 0 if view.grid.spacing_mm[axis] >= 0.5 else 1
+    where = f"{_SIDES[axis][position_mm >= 0]} {abs(position_mm):.{decimals}f} mm"
+    title = f"{plane.capitalize()} slice at {where}"
     shown = ", ".join(table.name(v) for v in present[:8]) + (
         f" and {len(present) - 8} more" if len(present) > 8 else ""
     )
@@ -300,7 +302,7 @@ def _panel(
         parts.append(_edged("outlines", key, scale, "".join(lines)))
     size = (0.045 if large else 0.075) * max(width, height)
     parts.append(_marks(width, height, _SIDES[across], _SIDES[up], leftward=leftward, scale_bar=scale_bar, size=size))
-    return Panel(plane, position_mm, "".join([*parts, "</svg>"]))
+    return Panel(plane, position_mm, where, "".join([*parts, "</svg>"]))
 
 
 def _edged(kind: str, key: str, scale: str, paths: str) -> str:

@@ -182,7 +182,7 @@ def _header(report: TargetReport) -> str:
         shown.append(("of labelled voxels uncertain (over 0.5 bit)", f"{100 * unsure:.1f} %"))
     if "total" in report.seconds:
         shown.append(("time", _html.duration(report.seconds["total"])))
-    spacing = " \u00d7 ".join(_html.significant(float(mm), 3) for mm in report.image.spacing_mm)
+    spacing = " \u00d7 ".join(f"{mm:.3g}" for mm in report.image.spacing_mm)
     shown.append(("voxels of the scan, mm", f"{spacing}"))
     home = f'<a href="{escape(report.home)}">All targets</a> \u00b7 ' if report.home else ""
     return (
@@ -263,11 +263,7 @@ def _orientation(report: TargetReport) -> str:
 
 
 def _plane(plane: str, panels: Sequence[figures.Panel], columns: int) -> str:
-    axis = {"axial": ("I", "S"), "coronal": ("P", "A"), "sagittal": ("L", "R")}[plane]
-    shown = "".join(
-        f"<figure>{p.svg}<figcaption>{axis[p.position_mm >= 0]} {abs(p.position_mm):.0f} mm</figcaption></figure>\n"
-        for p in panels
-    )
+    shown = "".join(f"<figure>{p.svg}<figcaption>{p.place}</figcaption></figure>\n" for p in panels)
     return f'<div class="plane" style="--columns:{columns}"><h3>{plane.capitalize()}</h3>\n{shown}</div>\n'
 
 
@@ -280,12 +276,12 @@ def _uncertain(report: TargetReport) -> str:
     if not panels:
         return ""
     shown = "".join(
-        f"<figure>{p.svg}<figcaption>{p.plane.capitalize()}, the most uncertain slice</figcaption></figure>\n"
-        for p in panels
+        f"<figure>{p.svg}<figcaption>{p.plane.capitalize()}, {p.place}</figcaption></figure>\n" for p in panels
     )
     return (
         '<section aria-labelledby="look"><h2 id="look">Where to look</h2>\n'
-        "<p>Orange is where the atlases disagree, strongest where two labels are even (1 bit) or worse.</p>\n"
+        "<p>In each plane the most uncertain slice: orange is where the atlases disagree, strongest at 1 bit "
+        "(two labels are even) or more.</p>\n"
         f'<div class="plane look" style="--columns:3">{shown}</div></section>\n'
     )
 
@@ -308,7 +304,7 @@ def _structures(report: TargetReport) -> str:
     unit = "ml" if in_ml else "mm\u00b3"
     heads = [("Structure", False), ("Label", True)]
     heads += [(f"Volume, {unit}", True)] if volumes else []
-    heads += [("Mean uncertainty, bit", True)] if unsure else []
+    heads += [("Uncertainty, bit", True)] if unsure else []
     heads += [(head, True) for _, head in shown]
     rows = []
     for v in values:
@@ -329,7 +325,7 @@ def _structures(report: TargetReport) -> str:
         rows.append((cells, bool(note)))
     return (
         '<section aria-labelledby="structures"><h2 id="structures">Structures</h2>\n'
-        "<p>Point at a row to see its structure in the pictures; press its name to keep it. Column heads sort.</p>\n"
+        "<p class=hint>Point at a row to see its structure in the pictures; press its name to keep it.</p>\n"
         f"{_html.table(heads, rows)}</section>\n"
     )
 
