@@ -47,7 +47,7 @@ _GZIP_LEVEL = 4
 _LARGEST_NIFTI1_AXIS = 32767
 _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
 _WHOLE_IN_FLOAT32 = 2**24
-_EVEN_SLICES_TOLERANCE = 0.02  # of the median distance between slices; scanners write positions with 2 to 6 decimals
+_EVEN_SLICES_TOLERANCE = 0.02  # of the distance between slices; scanners write positions with 2 to 6 decimals
 _PROBABILITY_TOLERANCE = 0.01  # scaled 8-bit fractions miss 1 by 1/255
 _SUM_ROUNDING = 1e-5  # what a sum of some hundred float32 fractions misses 1 by
 
@@ -399,6 +399,8 @@ def _nifti(path: Path) -> Iterator[_Source]:
             affine, origin = _place_in(path, image.header)
         else:
             affine, origin = np.asarray(image.affine, np.float64), Origin(path, np.dtype(image.get_data_dtype()).name)
+            if not isinstance(image, nibabel.MGHImage):
+                log.warning("%s: an Analyze header does not tell left from right: orientation is guessed", path)
         yield _Source(image.dataobj, affine, origin)
         return
     with path.open("rb") as file:
@@ -492,6 +494,8 @@ def _itk_file(path: Path) -> _Source:
 def _dicom_series(folder: Path) -> _Source:
     import SimpleITK as sitk
 
+    from atlasseg.itk import LPS
+
     found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(found) != 1:
         many = f"{len(found)} series: {', '.join(found)}" if found else "none"
@@ -500,17 +504,34 @@ def _dicom_series(folder: Path) -> _Source:
     reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), found[0]))
     reader.MetaDataDictionaryArrayUpdateOn()
     image = _quietly(folder, reader.Execute)
-    count = image.GetSize()[2] if image.GetDimension() > 2 else 1
-    positions = [_position(reader, index) for index in range(count)]
-    if count > 2 and all(position is not None for position in positions):
-        steps = np.linalg.norm(np.diff(np.array(positions), axis=0), axis=1)
-        middle = float(np.median(steps))
-        if np.abs(steps - middle).max() > _EVEN_SLICES_TOLERANCE * middle:
-            raise GeometryError(
-                f"{folder}: the slices of the series are unevenly spaced ({steps.min():.4g} to {steps.max():.4g} mm): "
-                "one may be missing"
-            )
-    return _from_itk(folder, image)
+    source = _from_itk(folder, image)
+    positions = [_position(reader, index) for index in range(image.GetSize()[2])]
+    known = [position for position in positions if position is not None]
+    if len(known) < max(len(positions), 2):
+        return source
+    step = _even_step(folder, np.array(known))
+    affine = source.affine.copy()
+    affine[:3, 2] = LPS[:3, :3] @ step  # ITK takes the slices' normal, which a tilted gantry does not follow
+    if np.linalg.norm(affine[:3, 2] - source.affine[:3, 2]) > _EVEN_SLICES_TOLERANCE * np.linalg.norm(step):
+        log.warning(
+            "%s: the slices are not stacked along their normal (a tilted gantry): the volume is sheared", folder
+        )
+    return replace(source, affine=affine)
+
+
+def _even_step(folder: Path, positions: Float64) -> Float64:
+    """(3,) mm from a slice to the next, of (N, 3) positions that must be evenly spaced."""
+    steps = np.diff(positions, axis=0)
+    lengths = np.linalg.norm(steps, axis=1)
+    if lengths.min() == 0:
+        raise InputError(f"{folder}: several slices of the series lie at one place: one 3-D volume is wanted")
+    step: Float64 = (positions[-1] - positions[0]) / len(steps)
+    if np.linalg.norm(steps - step, axis=1).max() > _EVEN_SLICES_TOLERANCE * np.linalg.norm(step):
+        raise GeometryError(
+            f"{folder}: the slices of the series are unevenly spaced ({lengths.min():.4g} to {lengths.max():.4g} mm): "
+            "one may be missing"
+        )
+    return step
 
 
 def _position(reader: Any, index: int) -> list[float] | None:

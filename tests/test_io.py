@@ -1,5 +1,6 @@
 """Files there and back: geometry and labels exactly, faults named, nothing half-written."""
 
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -16,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from atlasseg import io
 from atlasseg.errors import GeometryError, InputError, OutputError
@@ -218,6 +220,26 @@ def test_axes_too_long_for_nifti_1_make_nifti_2(tmp_path):
     assert io.read_mask(tmp_path / "long.nii.gz").shape == (32768, 1, 1)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(np.float64, (3, 4), elements=st.floats(-300, 300, width=32)),
+    hnp.arrays(
+        st.sampled_from(["uint8", "int16", "int32", "int64"]), hnp.array_shapes(min_dims=3, max_dims=3, max_side=4)
+    ),
+    st.sampled_from([".nii", ".nii.gz", ".nrrd", ".mha"]),
+)
+def test_any_labels_come_back_from_any_place(tmp_path_factory, rows, array, suffix):
+    affine = np.vstack([rows, [0, 0, 0, 1]])
+    affine[:3, :3] += 400 * np.eye(3)[:, [2, 0, 1]]  # invertible, whatever the rest
+    array = np.clip(array, -(2**31), 2**31 - 1)
+    path = tmp_path_factory.mktemp("any") / f"labels{suffix}"
+    io.write_label_map(label_map(array, affine), path)
+    found = io.read_label_map(path)
+    np.testing.assert_array_equal(found.array, array)
+    # NIfTI-1 holds these float32 numbers; the text of the others 15 to 17 digits of directions times spacings
+    np.testing.assert_allclose(found.affine, affine.astype(np.float32), rtol=1e-6, atol=1e-4)
+
+
 def test_a_result_on_another_grid_is_refused(tmp_path):
     moved = AFFINE.copy()
     moved[0, 3] += 0.5
@@ -284,6 +306,12 @@ def test_other_files_of_nibabel_are_read(tmp_path, suffix):
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-4)  # MGH keeps the centre, in float32
 
 
+def test_an_analyze_file_is_read_with_a_warning(tmp_path, caplog):
+    nib.save(nib.AnalyzeImage(SCAN, None), tmp_path / "a.img")
+    np.testing.assert_array_equal(io.read_image(tmp_path / "a.img").array, SCAN)
+    assert "a.img: an Analyze header does not tell left from right" in caplog.text
+
+
 @pytest.fixture
 def dicom(tmp_path):
     """A series of slices, written by ITK from an oblique volume."""
@@ -297,20 +325,22 @@ def dicom(tmp_path):
     return folder
 
 
-def write_series(folder, volume, uid):
+def write_series(folder, volume, uid, tilt=(0.0, 0.0, 0.0)):
+    """Slices whose positions move by `tilt` mm, beside what the volume says, from one to the next."""
     directions = np.reshape(volume.GetDirection(), (3, 3))
     orientation = "\\".join(f"{x:.10f}" for x in (*directions[:, 0], *directions[:, 1]))
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k in range(volume.GetDepth()):
         piece = volume[:, :, k]
+        position = np.array(volume.TransformIndexToPhysicalPoint((0, 0, k)))
         for key, value in {
             "0008|0060": "MR",
             "0020|000d": "1.2.3.1",
             "0020|000e": uid,
             "0008|0018": f"{uid}.{k + 1}",
             "0020|0013": str(k + 1),
-            "0020|0032": "\\".join(f"{x:.10f}" for x in volume.TransformIndexToPhysicalPoint((0, 0, k))),
+            "0020|0032": "\\".join(f"{x:.10f}" for x in position + k * np.array(tilt)),
             "0020|0037": orientation,
         }.items():
             piece.SetMetaData(key, value)
@@ -331,6 +361,30 @@ def test_a_dicom_series_without_a_slice_is_refused(dicom):
     (dicom / "1.2.3_02.dcm").unlink()
     with pytest.raises(GeometryError, match=r"series.*unevenly spaced \(2\.5 to 5 mm\)"):
         io.read_image(dicom)
+
+
+def test_a_dicom_series_with_a_tilted_gantry_is_sheared(dicom, tmp_path, caplog):
+    """Slices pushed sideways: the affine follows their positions, which ITK's does not."""
+    volume = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(dicom)))
+    folder = tmp_path / "tilted"
+    folder.mkdir()
+    write_series(folder, volume, "1.2.5", tilt=(0.0, 0.5, 0.0))
+    scan, straight = io.read_image(folder), io.read_image(dicom)
+    np.testing.assert_array_equal(scan.array, straight.array)
+    expected = straight.affine.copy()
+    expected[1, 2] -= 0.5  # LPS to RAS
+    np.testing.assert_allclose(scan.affine, expected, atol=1e-4)
+    assert "tilted: the slices are not stacked along their normal" in caplog.text
+
+
+def test_a_dicom_series_of_several_volumes_is_refused(dicom, tmp_path):
+    volume = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(dicom)))
+    folder = tmp_path / "times"
+    folder.mkdir()
+    step = np.array(volume.TransformIndexToPhysicalPoint((0, 0, 1))) - volume.GetOrigin()
+    write_series(folder, volume, "1.2.6", tilt=-step)
+    with pytest.raises(InputError, match="several slices of the series lie at one place"):
+        io.read_image(folder)
 
 
 def test_a_folder_of_two_dicom_series_is_refused(dicom):
@@ -561,6 +615,21 @@ def test_files_that_are_no_volumes_are_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name}: "):
         io.read_image(tmp_path / name)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_read_or_refused_but_breaks_nothing(tmp_path_factory, data):
+    """Bytes of the header are overwritten: the volume comes out, or an error that names the file."""
+    path = tmp_path_factory.mktemp("damaged") / data.draw(st.sampled_from(["a.nii", "a.nrrd", "a.mha"]))
+    io.write_label_map(label_map(SCAN > 100), path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(352, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    for read in (io.read_scan, io.read_label_map, io.read_mask):
+        with contextlib.suppress(InputError):
+            assert read(path) is not None
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
