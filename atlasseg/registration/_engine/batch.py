@@ -1,0 +1,132 @@
+"""From images to prepared pairs and back: what all methods of the engine share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numba
+import numpy as np
+
+from atlasseg.errors import InputError
+from atlasseg.registration._engine.pyramid import Prepared, prepare
+from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
+from atlasseg.volume import Float32, Float64, Grid, Image, Mask
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.6
+"""Pairs run side by side only as far as they fit this share of the free memory."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A fixed and a moving image, prepared, and where their registration starts: ``matrix_mm (x + displacement(x))``."""
+
+    fixed: Prepared
+    moving: Prepared
+    matrix_mm: Float64 | None
+    """(4, 4) fixed to moving RAS+ mm; None where nothing is known."""
+    displacement_voxels: Float32 | None
+    """(I, J, K, 3) on the prepared fixed grid."""
+    known: bool
+    """The moving image has a mask."""
+
+
+def pairs(
+    fixed: Image,
+    moving: Sequence[Image],
+    initial: Sequence[Transform] | None,
+    fixed_mask: Mask | None,
+    moving_masks: Sequence[Mask | None] | None,
+) -> list[Pair]:
+    """Prepare every pair; the fixed image once.
+
+    Raises
+    ------
+    InputError
+        The sequences differ in length, the images in channels, an image is constant, a mask empty.
+    GeometryError
+        A mask is not on its image's grid.
+    """
+    for given, what in ((initial, "initial transforms"), (moving_masks, "moving masks")):
+        if given is not None and len(given) != len(moving):
+            raise InputError(f"{len(given)} {what} for {len(moving)} moving images: one for each is wanted")
+    target = prepare(fixed, fixed_mask)
+    masks = moving_masks if moving_masks is not None else [None] * len(moving)
+    out = []
+    for n, (image, mask) in enumerate(zip(moving, masks, strict=True)):
+        if image.channels.shape[3] != fixed.channels.shape[3]:
+            raise InputError(
+                f"{image.name or f'moving image {n}'} has {image.channels.shape[3]} channels, "
+                f"{fixed.name or 'the fixed image'} has {fixed.channels.shape[3]}"
+            )
+        matrix, displacement = (None, None) if initial is None else split(initial[n], target)
+        out.append(Pair(target, prepare(image, mask, cut=False), matrix, displacement, mask is not None))
+    return out
+
+
+def split(transform: Transform, fixed: Prepared) -> tuple[Float64, Float32 | None]:
+    """A transform as a displacement in voxels of `fixed` and a matrix after it."""
+    if isinstance(transform, Affine):
+        return transform.matrix, None
+    matrix, rest = np.eye(4), transform
+    if isinstance(transform, Chain) and isinstance(transform.transforms[0], Affine):
+        matrix, rest = transform.transforms[0].matrix, Chain(transform.transforms[1:])
+    grid = Grid(_shape3(fixed), fixed.affine)
+    moved_mm = rest.on_grid(grid) - grid_points(grid)
+    return matrix, np.ascontiguousarray(moved_mm @ np.linalg.inv(fixed.affine[:3, :3]).T, dtype=np.float32)
+
+
+def field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Grid) -> DisplacementField:
+    """A displacement on the prepared grid as a transform on the whole grid; beyond the cut it goes on unchanged."""
+    padding = [
+        (start, whole - start - part)
+        for start, whole, part in zip(fixed.start, grid.shape, displacement_voxels.shape[:3], strict=True)
+    ]
+    in_mm = displacement_voxels @ grid.affine[:3, :3].T.astype(np.float32)
+    return DisplacementField(np.pad(in_mm, [*padding, (0, 0)], mode="edge"), grid.affine)
+
+
+def each(pairs: Sequence[Pair], solve: Callable[[Pair], Result], *, bytes_needed: int) -> list[Result]:
+    """Solve every pair, several side by side, each on one core: faster than all cores on one pair, and the same bits."""
+    workers = min(len(pairs), numba.get_num_threads(), max(1, int(MEMORY_SHARE * _free_bytes() / max(bytes_needed, 1))))
+    if workers < 2 or not _may_run_side_by_side():
+        return [solve(pair) for pair in pairs]
+
+    def alone(pair: Pair) -> Result:
+        numba.set_num_threads(1)
+        return solve(pair)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="register") as pool:
+        return list(pool.map(alone, pairs))
+
+
+@numba.njit(cache=True, parallel=True)
+def _touch(x):  # type: ignore[no-untyped-def]
+    for i in numba.prange(x.size):
+        x[i] = 0
+
+
+def _may_run_side_by_side() -> bool:
+    """Whether numba's threads may be used from several threads at once: not so with its own plain pool."""
+    _touch(np.zeros(1))
+    return numba.threading_layer() in ("omp", "tbb")
+
+
+def _free_bytes() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not told by this system
+        return 2**32
+
+
+def _shape3(fixed: Prepared) -> tuple[int, int, int]:
+    i, j, k = fixed.counted.shape
+    return i, j, k

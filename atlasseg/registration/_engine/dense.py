@@ -1,0 +1,112 @@
+"""Diffeomorphic registration by composed updates on local correlation: the inner loop on the CPU.
+
+Every iteration warps the moving image once, takes the derivative of the similarity for a small step *before* the
+present warp (the closed-form derivative in the warped image times the warped image's slope, so no moving gradient is
+sampled), smooths it, scales its longest vector to a fixed step, composes, and smooths the field a little. The field
+stays a diffeomorphism as long as each step is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlasseg.registration._engine import fields, lncc
+from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors, refined
+from atlasseg.volume import Float32, Float64
+
+CONVERGENCE_WINDOW = 10
+"""A level ends when the mean similarity of this many iterations gains too little over that of as many before."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the composed updates go by; see :func:`atlasseg.registration.diffeomorphic.register`."""
+
+    shrink_factors: tuple[int, ...]
+    iterations: tuple[int, ...]
+    radius_voxels: int
+    update_sigma_voxels: float
+    field_sigma_voxels: float
+    step_voxels: float
+    tolerance: float
+
+
+def bytes_needed(voxels: int, channels: int) -> int:
+    """Of one pair at full resolution: four fields, the images on both sides and the windows' terms."""
+    return voxels * (4 * 12 + 4 * (8 + 3 * channels) + 2)
+
+
+def solve(
+    fixed: Prepared, moving: Prepared, matrix_mm: Float64, start: Float32 | None, schedule: Schedule, *, known: bool
+) -> tuple[Float32, float]:
+    """Displacement that improves ``matrix_mm @ (x + u(x))``, and the mean squared local correlation it reached.
+
+    Parameters
+    ----------
+    fixed, moving : Prepared
+    matrix_mm : (4, 4) float64
+        Fixed to moving RAS+ mm, applied after the displacement.
+    start : (I, J, K, 3) float32 or None
+        Displacement to begin with, in voxels of `fixed`.
+    schedule : Schedule
+    known : bool
+        The moving image has a mask outside which it is not known.
+
+    Returns
+    -------
+    (I, J, K, 3) float32, in voxels of `fixed`; and a float in [0, 1]
+    """
+    field, before, value = start, fixed.level((1, 1, 1)), 0.0
+    for shrink, iterations in zip(schedule.shrink_factors, schedule.iterations, strict=True):
+        if iterations == 0:
+            continue
+        level = fixed.level(fixed.factors(shrink))
+        field = np.zeros((*level.shape, 3), np.float32) if field is None else refined(field, before, level)
+        field, value = _climb(
+            level, moving.level(matching_factors(level, moving)), matrix_mm, field, iterations, schedule, known
+        )
+        before = level
+    full = fixed.level((1, 1, 1))
+    if field is None:
+        return np.zeros((*full.shape, 3), np.float32), value
+    return refined(field, before, full), value
+
+
+def _climb(
+    fixed: Level, moving: Level, matrix_mm: Float64, field: Float32, iterations: int, schedule: Schedule, known: bool
+) -> tuple[Float32, float]:
+    shape = fixed.shape
+    to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
+    where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
+    warped, weight = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    update, composed, scratch = (np.empty_like(field) for _ in range(3))
+    finest = fixed.spacing_mm.min() / fixed.spacing_mm
+    update_sigma = tuple(float(s) for s in schedule.update_sigma_voxels * finest)
+    field_sigma = tuple(float(s) for s in schedule.field_sigma_voxels * finest)
+    values: list[float] = []
+    for _ in range(iterations):
+        value = 0.0
+        for c, (f, m) in enumerate(zip(fixed.channels, moving.channels, strict=True)):
+            fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
+            part, slope, _ = lncc.lncc_gradient(f, warped, weight, radius_voxels=schedule.radius_voxels)
+            value += part / len(fixed.channels)
+            fields.force(slope, warped, finest**2, c > 0, update)
+        values.append(value)
+        if has_converged(values, schedule.tolerance):
+            break
+        fields.smooth(update, update_sigma, update, scratch)
+        longest = float(np.sqrt(fields.largest_square(update)))
+        if longest == 0:
+            break
+        fields.compose(field, update, schedule.step_voxels / longest, composed)
+        fields.smooth(composed, field_sigma, field, scratch)
+    return field, values[-1]
+
+
+def has_converged(values: Sequence[float], tolerance: float) -> bool:
+    """Whether the last `CONVERGENCE_WINDOW` values gained less than `tolerance` over those before."""
+    n = CONVERGENCE_WINDOW
+    return len(values) >= 2 * n and float(np.mean(values[-n:]) - np.mean(values[-2 * n : -n])) < tolerance

@@ -1,0 +1,205 @@
+"""Inner loops over displacement fields on the CPU: sample, differentiate, smooth, compose.
+
+Fields are (I, J, K, 3) float32 in voxels of their own grid. Every output voxel depends on the inputs alone, so the
+number of threads does not change a bit of the results.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+EDGE_VOXELS = 0.5
+"""How far beyond the centres of its outermost voxels an image is known."""
+
+TRUNCATE_SIGMAS = 3.0
+"""Where Gaussian kernels end."""
+
+
+def gaussian_taps(sigma_voxels: float) -> Float32:
+    """(2 r + 1,) Gaussian weights of sum 1, cut at `TRUNCATE_SIGMAS`."""
+    radius = int(np.ceil(TRUNCATE_SIGMAS * sigma_voxels - 0.5))
+    x = np.arange(-radius, radius + 1)
+    taps = np.exp(-0.5 * (x / max(sigma_voxels, 1e-6)) ** 2)
+    return (taps / taps.sum()).astype(np.float32)
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
+def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no-untyped-def]
+    """warped(x) = moving(matrix (x + field(x))) linearly, the edge value outside; weight = mask where `moving` is known.
+
+    known : (I, J, K) uint8 of the moving image, or of size 0 where all of it is known; looked up at the nearest voxel.
+    mask : (I, J, K) uint8 of the fixed grid: 0 not wanted, 1 value wanted, 2 value and weight.
+    """
+    ni, nj, nk = warped.shape
+    ma, mb, mc = moving.shape
+    m = matrix.astype(np.float32)
+    edge = np.float32(EDGE_VOXELS)
+    zero, half = np.float32(0), np.float32(0.5)
+    la, lb, lc = np.float32(ma - 1), np.float32(mb - 1), np.float32(mc - 1)
+    has_known = known.size > 0
+    for i in numba.prange(ni):
+        for j in range(nj):
+            row = mask[i, j]
+            out, wt, u = warped[i, j], weight[i, j], field[i, j]
+            for k in range(nk):
+                wt[k] = zero
+                if row[k] == 0:
+                    out[k] = zero
+                    continue
+                x, y, z = np.float32(i) + u[k, 0], np.float32(j) + u[k, 1], np.float32(k) + u[k, 2]
+                a = m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]
+                b = m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]
+                c = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
+                inside = (a >= -edge) & (b >= -edge) & (c >= -edge)
+                inside &= (a <= la + edge) & (b <= lb + edge) & (c <= lc + edge)
+                a, b, c = min(max(a, zero), la), min(max(b, zero), lb), min(max(c, zero), lc)
+                i0, j0, k0 = int(a), int(b), int(c)
+                i1, j1, k1 = min(i0 + 1, ma - 1), min(j0 + 1, mb - 1), min(k0 + 1, mc - 1)
+                fa, fb, fc = a - np.float32(i0), b - np.float32(j0), c - np.float32(k0)
+                r00, r01, r10, r11 = moving[i0, j0], moving[i0, j1], moving[i1, j0], moving[i1, j1]
+                v00 = r00[k0] + fc * (r00[k1] - r00[k0])
+                v01 = r01[k0] + fc * (r01[k1] - r01[k0])
+                v10 = r10[k0] + fc * (r10[k1] - r10[k0])
+                v11 = r11[k0] + fc * (r11[k1] - r11[k0])
+                v0 = v00 + fb * (v01 - v00)
+                v1 = v10 + fb * (v11 - v10)
+                out[k] = v0 + fa * (v1 - v0)
+                if row[k] == 2 and inside:
+                    if has_known and known[int(a + half), int(b + half), int(c + half)] == 0:
+                        continue
+                    wt[k] = np.float32(1)
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
+def force(gradient, warped, scale, add, out):  # type: ignore[no-untyped-def]
+    """out = gradient times the slope of `warped` times `scale` (3,): derivative for a small step before the warp.
+
+    With `add` it is added to what `out` holds, as for a further channel.
+    """
+    ni, nj, nk = warped.shape
+    s0, s1, s2 = np.float32(scale[0] / 2), np.float32(scale[1] / 2), np.float32(scale[2] / 2)
+    for i in numba.prange(ni):
+        before, after = max(i - 1, 0), min(i + 1, ni - 1)
+        for j in range(nj):
+            g, o = gradient[i, j], out[i, j]
+            a0, a1, b0, b1 = (
+                warped[before, j],
+                warped[after, j],
+                warped[i, max(j - 1, 0)],
+                warped[i, min(j + 1, nj - 1)],
+            )
+            row = warped[i, j]
+            if not add:
+                o[:] = 0
+            for k in range(nk):
+                o[k, 0] += s0 * g[k] * (a1[k] - a0[k])
+                o[k, 1] += s1 * g[k] * (b1[k] - b0[k])
+            for k in range(1, nk - 1):
+                o[k, 2] += s2 * g[k] * (row[k + 1] - row[k - 1])
+            if nk > 1:
+                o[0, 2] += s2 * g[0] * (row[1] - row[0])
+                o[nk - 1, 2] += s2 * g[nk - 1] * (row[nk - 1] - row[nk - 2])
+
+
+def smooth(field: Float32, sigma_voxels: tuple[float, float, float], out: Float32, scratch: Float32) -> None:
+    """Gaussian smoothing of a field of 3 components, values at the borders repeated beyond them; `out` may be `field`."""
+    taps = [gaussian_taps(s) for s in sigma_voxels]
+    if all(t.size == 1 for t in taps):
+        if out is not field:
+            out[...] = field
+        return
+    _smooth_planes(field.reshape(*field.shape[:2], -1), taps[1], taps[2], scratch.reshape(*field.shape[:2], -1))
+    _smooth_first(scratch.reshape(*field.shape[:2], -1), taps[0], out.reshape(*field.shape[:2], -1))
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
+def _smooth_planes(values, taps_j, taps_k, out):  # type: ignore[no-untyped-def]
+    """Along the second and the third axis, the third holding 3 interleaved components."""
+    ni, nj, n = values.shape
+    rj, rk = taps_j.size // 2, taps_k.size // 2
+    for i in numba.prange(ni):
+        line = np.empty(n + 6 * rk, np.float32)
+        inner = line[3 * rk : 3 * rk + n]
+        for j in range(nj):
+            o = out[i, j]
+            inner[:] = 0
+            for t in range(taps_j.size):
+                w = taps_j[t]
+                row = values[i, min(max(j + t - rj, 0), nj - 1)]
+                for q in range(n):
+                    inner[q] += w * row[q]
+            for t in range(3 * rk):
+                line[t] = inner[t % 3]
+                line[3 * rk + n + t] = inner[n - 3 + t % 3]
+            o[:] = 0
+            for t in range(taps_k.size):
+                w = taps_k[t]
+                shifted = line[3 * t : 3 * t + n]
+                for q in range(n):
+                    o[q] += w * shifted[q]
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
+def _smooth_first(values, taps, out):  # type: ignore[no-untyped-def]
+    ni, nj, n = values.shape
+    r = taps.size // 2
+    for j in numba.prange(nj):
+        for i in range(ni):
+            o = out[i, j]
+            o[:] = 0
+            for t in range(taps.size):
+                w = taps[t]
+                row = values[min(max(i + t - r, 0), ni - 1), j]
+                for q in range(n):
+                    o[q] += w * row[q]
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def largest_square(field):  # type: ignore[no-untyped-def]
+    """Largest squared length of the vectors of a field."""
+    ni = field.shape[0]
+    best = np.zeros(ni, np.float32)
+    for i in numba.prange(ni):
+        top = np.float32(0)
+        for j in range(field.shape[1]):
+            row = field[i, j]
+            for k in range(row.shape[0]):
+                top = max(top, row[k, 0] * row[k, 0] + row[k, 1] * row[k, 1] + row[k, 2] * row[k, 2])
+        best[i] = top
+    return best.max()
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
+def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
+    """out(x) = s(x) + field(x + s(x)), s = scale * step: the field after a step; beyond its borders it goes on unchanged."""
+    ni, nj, nk = field.shape[:3]
+    zero = np.float32(0)
+    la, lb, lc = np.float32(ni - 1), np.float32(nj - 1), np.float32(nk - 1)
+    f = np.float32(scale)
+    for i in numba.prange(ni):
+        for j in range(nj):
+            s, o = step[i, j], out[i, j]
+            for k in range(nk):
+                s0, s1, s2 = f * s[k, 0], f * s[k, 1], f * s[k, 2]
+                a = min(max(np.float32(i) + s0, zero), la)
+                b = min(max(np.float32(j) + s1, zero), lb)
+                c = min(max(np.float32(k) + s2, zero), lc)
+                i0, j0, k0 = int(a), int(b), int(c)
+                i1, j1, k1 = min(i0 + 1, ni - 1), min(j0 + 1, nj - 1), min(k0 + 1, nk - 1)
+                fa, fb, fc = a - np.float32(i0), b - np.float32(j0), c - np.float32(k0)
+                r00, r01, r10, r11 = field[i0, j0], field[i0, j1], field[i1, j0], field[i1, j1]
+                for d in range(3):
+                    v00 = r00[k0, d] + fc * (r00[k1, d] - r00[k0, d])
+                    v01 = r01[k0, d] + fc * (r01[k1, d] - r01[k0, d])
+                    v10 = r10[k0, d] + fc * (r10[k1, d] - r10[k0, d])
+                    v11 = r11[k0, d] + fc * (r11[k1, d] - r11[k0, d])
+                    v0 = v00 + fb * (v01 - v00)
+                    v1 = v10 + fb * (v11 - v10)
+                    o[k, d] = v0 + fa * (v1 - v0)
+                o[k, 0] += s0
+                o[k, 1] += s1
+                o[k, 2] += s2

@@ -1,0 +1,285 @@
+"""Rigid, similarity and affine registration: Gauss-Newton on local correlation, from the best of several starts."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import expm
+
+from atlasseg.errors import GeometryError
+from atlasseg.registration._engine import fields, lncc
+from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors
+from atlasseg.volume import Float32, Float64
+
+Freedom = Literal["rigid", "similarity", "affine"]
+
+STAGES: dict[Freedom, tuple[Freedom, ...]] = {
+    "rigid": ("rigid",),
+    "similarity": ("rigid", "similarity"),
+    "affine": ("rigid", "similarity", "affine"),
+}
+"""The motions an unguided registration goes through at its coarsest level."""
+
+START_VOXELS = 20
+"""Starts are compared on a level of about this many voxels along the longest axis."""
+
+START_ANGLES_DEGREES = (-25.0, 25.0)
+"""Rotations about each axis that are tried beside none."""
+
+LEAST_OVERLAP = 0.3
+"""A start must bring at least this share of the fixed mask into the moving image's field of view."""
+
+KEPT_STARTS = 3
+"""So many of the best starts are registered rigidly before one is chosen."""
+
+CONVERGED = 1e-4
+"""Gauss-Newton ends when a step gains less than this in the mean squared local correlation."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where a linear registration stands: the mean squared local correlation and its derivatives."""
+
+    value: float
+    gradient: Float64
+    """(3, 4) derivative of the sum in ``x -> x + P (x, 1)``, x and P in voxels."""
+    hessian: Float64
+    """(12, 12) Gauss-Newton, sign changed."""
+    overlap: float
+    """Share of the fixed mask that lies in the moving field of view."""
+
+
+def generators(freedom: Freedom) -> Float64:
+    """(P, 4, 4) infinitesimal motions: translations, rotations, then scaling, or scalings and shears."""
+    basis = []
+
+    def unit(*entries: tuple[int, int, float]) -> None:
+        matrix = np.zeros((4, 4))
+        for i, j, value in entries:
+            matrix[i, j] = value
+        basis.append(matrix)
+
+    for i in range(3):
+        unit((i, 3, 1.0))
+    if freedom == "affine":
+        for i, j in itertools.product(range(3), repeat=2):
+            unit((i, j, 1.0))
+        return np.stack(basis)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        unit((i, j, -1.0), (j, i, 1.0))
+    if freedom == "similarity":
+        unit(*((i, i, 1.0) for i in range(3)))
+    return np.stack(basis)
+
+
+def fit(fixed: Level, moving: Level, matrix_mm: Float64, *, radius_voxels: int, known: bool) -> Fit:
+    """Similarity under ``matrix_mm`` (4, 4), fixed to moving RAS+ mm, and its derivatives."""
+    to_moving = np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine
+    warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
+    nowhere = np.zeros((*fixed.shape, 3), np.float32)
+    where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
+    value, sums = 0.0, np.zeros(72)
+    for f, m in zip(fixed.channels, moving.channels, strict=True):
+        fields.warp(m, where, fixed.mask, to_moving[:3], nowhere, warped, weight)
+        part, gradient, curvature = lncc.lncc_gradient(f, warped, weight, radius_voxels=radius_voxels)
+        value += part / len(fixed.channels)
+        sums += _moments(gradient, curvature, warped).sum(axis=0)
+    second = np.zeros((3, 3, 4, 4))
+    a, b = np.triu_indices(3)
+    d, e = np.triu_indices(4)
+    block = sums[12:].reshape(6, 10)
+    for p, q, row in zip(a, b, block, strict=True):
+        symmetric = np.zeros((4, 4))
+        symmetric[d, e] = row
+        symmetric[e, d] = row
+        second[p, q] = second[q, p] = symmetric
+    hessian = second.transpose(0, 2, 1, 3).reshape(12, 12)
+    overlap = float(weight.sum() / np.count_nonzero(fixed.mask == COUNTED))
+    return Fit(value, sums[:12].reshape(3, 4), hessian, overlap)
+
+
+def climb(
+    fixed: Level,
+    moving: Level,
+    matrix_mm: Float64,
+    freedom: Freedom,
+    *,
+    iterations: int,
+    radius_voxels: int,
+    known: bool,
+) -> tuple[Float64, Fit]:
+    """Levenberg-Marquardt from ``matrix_mm``, the motion composed before it: matrix <- matrix exp(step)."""
+    inverse = np.linalg.inv(fixed.affine)
+    centre = np.eye(4)
+    centre[:3, 3] = (fixed.affine @ [*((np.array(fixed.shape) - 1) / 2), 1])[:3]
+    moves = centre @ generators(freedom) @ np.linalg.inv(centre)
+    linear = (inverse @ moves @ fixed.affine)[:, :3].reshape(len(moves), 12)
+    best = fit(fixed, moving, matrix_mm, radius_voxels=radius_voxels, known=known)
+    damping = 1e-2
+    for _ in range(iterations):
+        hessian = linear @ best.hessian @ linear.T
+        diagonal = np.diag(hessian)
+        ridge = damping * diagonal + 1e-9 * diagonal.max()
+        if not diagonal.max() > 0:
+            break
+        step = np.linalg.solve(hessian + np.diag(ridge), linear @ best.gradient.reshape(12))
+        trial = matrix_mm @ expm(np.tensordot(step, moves, 1))
+        trial[3] = (0, 0, 0, 1)
+        at = fit(fixed, moving, trial, radius_voxels=radius_voxels, known=known)
+        if at.value > best.value and at.overlap > min(LEAST_OVERLAP, best.overlap):
+            gained = at.value - best.value
+            matrix_mm, best = trial, at
+            damping = max(damping / 4, 1e-4)
+            if gained < CONVERGED:
+                break
+        else:
+            damping *= 8
+            if damping > 1e3:
+                break
+    return matrix_mm, best
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _moments(gradient, curvature, warped):  # type: ignore[no-untyped-def]
+    """(I, 72) sums over planes: of g s_a x_d (12) and of h s_a s_b x_d x_e (6 x 10), s the slope of `warped`, x = (i, j, k, 1)."""
+    ni, nj, nk = warped.shape
+    out = np.zeros((ni, 72))
+    for i in numba.prange(ni):
+        here = out[i]
+        before, after = max(i - 1, 0), min(i + 1, ni - 1)
+        s, x = np.empty(3), np.empty(4)
+        x[0], x[3] = i, 1.0
+        for j in range(nj):
+            low, high = max(j - 1, 0), min(j + 1, nj - 1)
+            x[1] = j
+            for k in range(nk):
+                g, h = gradient[i, j, k], curvature[i, j, k]
+                if g == 0 and h == 0:
+                    continue
+                x[2] = k
+                s[0] = (warped[after, j, k] - warped[before, j, k]) * 0.5
+                s[1] = (warped[i, high, k] - warped[i, low, k]) * 0.5
+                s[2] = (warped[i, j, min(k + 1, nk - 1)] - warped[i, j, max(k - 1, 0)]) * 0.5
+                n = 12
+                for a in range(3):
+                    for d in range(4):
+                        here[4 * a + d] += g * s[a] * x[d]
+                    for b in range(a, 3):
+                        hab = h * s[a] * s[b]
+                        for d in range(4):
+                            for e in range(d, 4):
+                                here[n] += hab * x[d] * x[e]
+                                n += 1
+    return out
+
+
+def centroid(level: Level) -> Float64:
+    """(3,) centre of mass of the intensities that count, in RAS+ mm."""
+    mass = np.where(level.mask == COUNTED, sum(level.channels), 0).astype(np.float64)
+    total = mass.sum()
+    mean = [
+        float((mass.sum(axis=tuple(b for b in range(3) if b != a)) * np.arange(mass.shape[a])).sum() / total)
+        for a in range(3)
+    ]
+    return np.asarray((level.affine @ [*mean, 1])[:3])
+
+
+def middle(level: Level) -> Float64:
+    """(3,) middle of the box of what counts, in RAS+ mm."""
+    where = np.argwhere(level.mask == COUNTED)
+    return np.asarray((level.affine @ [*((where.min(axis=0) + where.max(axis=0)) / 2), 1])[:3])
+
+
+def rotation(axis: int, degrees: float) -> Float64:
+    """(3, 3) rotation about a RAS axis."""
+    angle = np.radians(degrees)
+    c, s = np.cos(angle), np.sin(angle)
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    out = np.eye(3)
+    out[i, i] = out[j, j] = c
+    out[i, j], out[j, i] = -s, s
+    return out
+
+
+def start(fixed: Level, moving: Level, *, radius_voxels: int, known: bool, name: str = "") -> Float64:
+    """(4, 4) rigid fixed to moving RAS+ mm: the best of world coordinates, centres and rotations, after a short climb.
+
+    Raises
+    ------
+    GeometryError
+        No start brings `LEAST_OVERLAP` of the fixed mask into the moving image.
+    """
+    pairs = [(centroid(fixed), centroid(moving)), (middle(fixed), middle(moving))]
+    turns = [np.eye(3)] + [rotation(axis, angle) for axis in range(3) for angle in START_ANGLES_DEGREES]
+    starts = [np.eye(4)]
+    for (here, there), turn in itertools.product(pairs, turns):
+        matrix = np.eye(4)
+        matrix[:3, :3] = turn
+        matrix[:3, 3] = there - turn @ here
+        starts.append(matrix)
+    fits = [fit(fixed, moving, m, radius_voxels=radius_voxels, known=known) for m in starts]
+    able = [n for n, f in enumerate(fits) if f.overlap >= LEAST_OVERLAP]
+    if not able:
+        raise GeometryError(
+            f"no start brings {LEAST_OVERLAP:.0%} of the fixed image's foreground into the field of view of "
+            f"{name or 'the moving image'}: at best {max(f.overlap for f in fits):.0%}"
+        )
+    ranked = sorted(able, key=lambda n: -score(fits[n]))[:KEPT_STARTS]
+    climbed = [
+        climb(fixed, moving, starts[n], "rigid", iterations=8, radius_voxels=radius_voxels, known=known) for n in ranked
+    ]
+    return max(climbed, key=lambda result: score(result[1]))[0]
+
+
+def score(fit: Fit) -> float:
+    """What starts are ranked by: the similarity, less where the fields of view overlap little."""
+    return fit.value * min(1.0, 0.5 + fit.overlap / 2)
+
+
+def register_linear(
+    fixed: Prepared,
+    moving: Prepared,
+    freedom: Freedom,
+    initial: Float64 | None,
+    *,
+    known: bool,
+    finest: int = 2,
+    iterations: int = 30,
+    radius_voxels: int = 2,
+) -> tuple[Float64, Fit]:
+    """(4, 4) fixed to moving RAS+ mm, and how well it fits.
+
+    The levels are those of `Prepared.schedule` down to ``finest`` times the voxel size; an affine climbs rigidly and
+    with one scale first.
+    """
+    shrinks = [s for s in fixed.schedule() if s >= finest] or fixed.schedule()[:1]
+    levels = [fixed.level(fixed.factors(s)) for s in shrinks]
+    first = max(1, round(max(fixed.counted.shape) / START_VOXELS))
+    coarse = fixed.level(fixed.factors(min(first, shrinks[0])))
+    options: dict[str, Any] = {"radius_voxels": radius_voxels, "known": known}
+    stages = STAGES[freedom] if initial is None else STAGES[freedom][-1:]
+    matrix = initial
+    if matrix is None:
+        matrix = start(coarse, moving.level(matching_factors(coarse, moving)), name=moving.name, **options)
+    for n, level in enumerate(levels):
+        other = moving.level(matching_factors(level, moving))
+        for stage in stages if n == 0 else stages[-1:]:
+            matrix, best = climb(level, other, matrix, stage, iterations=iterations, **options)
+    return matrix, best
+
+
+def as_matrix(matrix_mm: Float64 | None, displacement_voxels: Float32 | None, fixed: Prepared) -> Float64 | None:
+    """The linear map nearest, in least squares over the fixed grid, to ``matrix_mm (x + displacement(x))``."""
+    if matrix_mm is None or displacement_voxels is None:
+        return matrix_mm
+    shape = displacement_voxels.shape[:3]
+    x = np.stack([*np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), np.ones(shape)], axis=-1).reshape(-1, 4)
+    moved, *_ = np.linalg.lstsq(x, displacement_voxels.reshape(-1, 3).astype(np.float64), rcond=None)
+    voxels = np.eye(4)
+    voxels[:3] += moved.T
+    return np.asarray(matrix_mm @ fixed.affine @ voxels @ np.linalg.inv(fixed.affine))

@@ -1,0 +1,117 @@
+"""Diffeomorphic registration by composed updates on local correlation, coarse to fine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from atlasseg.errors import InputError
+from atlasseg.registration._engine import dense
+from atlasseg.registration._engine.batch import Pair, each, field_transform, pairs
+from atlasseg.registration._engine.linear import register_linear
+from atlasseg.transforms import Affine, Transform
+from atlasseg.volume import Image, Mask
+
+logger = logging.getLogger(__name__)
+
+
+def register(
+    fixed: Image,
+    moving: Sequence[Image],
+    *,
+    initial: Sequence[Transform] | None = None,
+    fixed_mask: Mask | None = None,
+    moving_masks: Sequence[Mask | None] | None = None,
+    shrink_factors: tuple[int, ...] = (),
+    iterations: tuple[int, ...] = (60, 60, 60, 40),
+    radius_voxels: int = 2,
+    update_sigma_voxels: float = 1.7,
+    field_sigma_voxels: float = 0.7,
+    step_voxels: float = 0.5,
+    tolerance: float = 1e-4,
+) -> list[Transform]:
+    """Register each moving image to the fixed one by a smooth, invertible displacement.
+
+    Each iteration takes the derivative of the mean squared local correlation for a small step before the present warp,
+    smooths it by a Gaussian, scales its longest vector to `step_voxels`, composes it with the field, and smooths the
+    field a little. Deterministic: the same bits for any number of threads and whatever other images are registered.
+
+    Parameters
+    ----------
+    fixed : Image
+        The target.
+    moving : sequence of Image
+        The atlases' images, each on its own grid, of as many channels.
+    initial : sequence of Transform, optional
+        Fixed to moving points, one for each image: where to start; by default an affine registration.
+    fixed_mask, moving_masks : Mask, optional
+        Outside them voxels do not count. Without one, empty space around the foreground does not.
+    shrink_factors : tuple of int
+        Voxel size of each level as a multiple of the image's, coarse to fine; by default powers of two from 8 to 1,
+        as far as the foreground keeps 16 voxels.
+    iterations : tuple of int
+        At most so many at each level, coarse to fine; with default levels the last ones count.
+    radius_voxels : int
+        The window of the local correlation has ``2 radius_voxels + 1`` voxels a side.
+    update_sigma_voxels, field_sigma_voxels : float
+        Standard deviation of the smoothing of the update and of the field, in voxels of the level.
+    step_voxels : float
+        Longest displacement of an update, in voxels of the level, above 0.
+    tolerance : float
+        A level ends when ten iterations gain less than this in the mean squared local correlation.
+
+    Returns
+    -------
+    list of Transform
+        Fixed to moving RAS+ mm points, `initial` included: an affine after a displacement field on the fixed grid.
+
+    Raises
+    ------
+    InputError
+        An image is constant, a mask empty, numbers of images, masks, transforms or channels differ, a parameter is
+        out of its range.
+    GeometryError
+        A mask is not on its image's grid, or the fields of view do not overlap.
+
+    References
+    ----------
+    .. [1] Yushkevich, P. A., et al. (2016). Fast automatic segmentation of hippocampal subfields and medial temporal
+       lobe subregions in 3 Tesla and 7 Tesla T2-weighted MRI. Alzheimer's & Dementia 12(7), P126-P127 (greedy).
+    .. [2] Avants, B. B., Epstein, C. L., Grossman, M., Gee, J. C. (2008). Symmetric diffeomorphic image registration
+       with cross-correlation. Medical Image Analysis 12(1), 26-41 (equations 7 and 8: the similarity).
+    """
+    if step_voxels <= 0 or update_sigma_voxels < 0 or field_sigma_voxels < 0 or radius_voxels < 1:
+        raise InputError(
+            f"step_voxels must be above 0, the sigmas 0 or above and radius_voxels 1 or above; got step_voxels={step_voxels}, "
+            f"update_sigma_voxels={update_sigma_voxels}, field_sigma_voxels={field_sigma_voxels}, radius_voxels={radius_voxels}"
+        )
+    prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
+    if not prepared:
+        return []
+    shrinks = shrink_factors or tuple(prepared[0].fixed.schedule())[-len(iterations) :]
+    if shrink_factors and len(shrink_factors) != len(iterations):
+        raise InputError(
+            f"{len(shrink_factors)} shrink_factors and {len(iterations)} iterations: one number a level is wanted"
+        )
+    schedule = dense.Schedule(
+        shrinks,
+        iterations[len(iterations) - len(shrinks) :],
+        radius_voxels,
+        update_sigma_voxels,
+        field_sigma_voxels,
+        step_voxels,
+        tolerance,
+    )
+
+    def solve(pair: Pair) -> Transform:
+        matrix = pair.matrix_mm
+        if matrix is None:
+            matrix, _ = register_linear(pair.fixed, pair.moving, "affine", None, known=pair.known)
+        field, value = dense.solve(
+            pair.fixed, pair.moving, matrix, pair.displacement_voxels, schedule, known=pair.known
+        )
+        logger.info("%s: mean squared local correlation %.3f", pair.moving.name or "a moving image", value)
+        return Affine(matrix) @ field_transform(field, pair.fixed, fixed.grid)
+
+    needed = dense.bytes_needed(prepared[0].fixed.counted.size, len(prepared[0].fixed.channels))
+    return each(prepared, solve, bytes_needed=needed)
