@@ -8,7 +8,7 @@ grows with active voxels times candidates, never with voxels times labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit, prange
@@ -163,17 +163,35 @@ class Votes:
         nothing = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         for index, (volume, mode, (count, first)) in enumerate(zip(volumes, modes, per_candidate, strict=True)):
             labels, values = (volume.labels, volume.values) if isinstance(volume, ProbabilityMap) else nothing
-            _fill(
+            fill_entries(
                 index, np.searchsorted(label_values, mode[voxels]), count, first,
                 np.searchsorted(label_values, labels), values, filled, entry_candidates, entry_labels, entry_fractions,
             )  # fmt: skip
-        slot_counts, slots = _slots(entry_offsets, entry_labels)
+        slot_counts, slots = slots_of_entries(entry_offsets, entry_labels)
         slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))
-        slot_labels = _slot_labels(entry_offsets, entry_labels, slots, slot_offsets)
+        slot_labels = labels_of_slots(entry_offsets, entry_labels, slots, slot_offsets)
         return cls(
             grid, certain.reshape(grid.shape), voxels, entry_offsets, entry_candidates, slots, entry_fractions,
             slot_offsets, slot_labels, label_values, unknown,
         )  # fmt: skip
+
+    def only(self, chosen: Bool) -> Votes:
+        """The votes of the `chosen` (N, M) candidates at each active voxel, which may now be of one mind."""
+        row = np.repeat(np.arange(self.voxels.size), np.diff(self.entry_offsets))
+        keep = chosen[self.entry_candidates, row]
+        offsets = np.concatenate(([0], np.cumsum(np.bincount(row[keep], minlength=self.voxels.size))))
+        labels = self.entry_labels[keep]
+        slot_counts, slots = slots_of_entries(offsets, labels)
+        slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))
+        return replace(
+            self,
+            entry_offsets=offsets,
+            entry_candidates=self.entry_candidates[keep],
+            entry_slots=slots,
+            entry_fractions=self.entry_fractions[keep],
+            slot_offsets=slot_offsets,
+            slot_labels=labels_of_slots(offsets, labels, slots, slot_offsets),
+        )
 
     def cast(self, weights: NDArray[np.floating] | None = None, *, name: str = "") -> ProbabilityMap:
         """The map that the candidates' votes make, see `tally`."""
@@ -272,7 +290,7 @@ def _entry_counts(volume: LabelMap | ProbabilityMap, mask: Bool | None, voxels: 
 
 
 @njit(cache=True, parallel=True)
-def _fill(index, mode, count, first, labels, values, filled, entry_candidates, entry_labels, entry_fractions):  # type: ignore[no-untyped-def]
+def fill_entries(index, mode, count, first, labels, values, filled, entry_candidates, entry_labels, entry_fractions):  # type: ignore[no-untyped-def]
     for m in prange(count.size):
         for e in range(count[m]):
             at = filled[m] + e
@@ -283,7 +301,7 @@ def _fill(index, mode, count, first, labels, values, filled, entry_candidates, e
 
 
 @njit(cache=True, parallel=True)
-def _slots(entry_offsets, entry_labels):  # type: ignore[no-untyped-def]
+def slots_of_entries(entry_offsets, entry_labels):  # type: ignore[no-untyped-def]
     """Number of different labels at each voxel, and the rank of each entry's label among them."""
     counts = np.zeros(entry_offsets.size - 1, np.int64)
     slots = np.zeros(entry_labels.size, np.int32)
@@ -309,7 +327,7 @@ def _slots(entry_offsets, entry_labels):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def _slot_labels(entry_offsets, entry_labels, slots, slot_offsets):  # type: ignore[no-untyped-def]
+def labels_of_slots(entry_offsets, entry_labels, slots, slot_offsets):  # type: ignore[no-untyped-def]
     labels = np.empty(slot_offsets[-1], np.int32)
     for m in prange(slot_offsets.size - 1):
         for e in range(entry_offsets[m], entry_offsets[m + 1]):

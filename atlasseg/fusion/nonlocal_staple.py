@@ -1,0 +1,301 @@
+"""Non-local STAPLE: STAPLE whose votes are gathered from similar patches around; forgives imperfect registration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numba import njit
+
+from atlasseg.errors import InputError
+from atlasseg.fusion._intensities import Standardised
+from atlasseg.fusion._patches import each_tile, load_tile, offsets_by_length, tiles
+from atlasseg.fusion._staple import (
+    Rows,
+    confusion_of,
+    maximise,
+    spread,
+    winners,
+)
+from atlasseg.fusion._votes import Votes, fill_entries, labels_of_slots, slots_of_entries
+from atlasseg.volume import Atlas, Bool, Float32, Image, Int32, Int64, ProbabilityMap
+
+SMALLEST_FRACTION = 1e-3
+"""Labels that get a smaller part of a candidate's vote are left out of it."""
+
+Found = tuple[Int64, Int32, Float32]
+"""Of one candidate in one tile: number of labels at each wanted voxel, the labels' indices, and their fractions."""
+
+
+def fuse(
+    target: Image,
+    candidates: Sequence[Atlas],
+    *,
+    patch_radius_voxels: int = 1,
+    search_radius_voxels: int = 3,
+    sigma_intensity: float = 0.25,
+    sigma_voxels: float = 1.5,
+    prior: Literal["local", "global"] = "local",
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+) -> ProbabilityMap:
+    """Fuse by STAPLE with a non-local model of correspondence.
+
+    What candidate i says at voxel x is a vote spread over the labels of the window S(x) ([1] eq. 10 and 14),
+
+        a_i(x, l') = sum over x' in S(x) with L_i(x') = l' of alpha_i(x', x),    sum over x' of alpha_i(x', x) = 1
+        alpha_i(x', x) proportional to exp(-|P_i(x') - P(x)|^2 / 2 sigma_i^2) exp(-|x' - x|^2 / 2 sigma_d^2)
+
+    with the mean squared difference of the intensities of the patches P, and STAPLE's expectation maximisation
+    runs on these ([1] eqs. 12 and 19):
+
+        W_l(x)         proportional to f_l(x) prod_i sum over l' of theta_i(l', l) a_i(x, l')
+        theta_i(l', l) = sum over x of a_i(x, l') W_l(x) / sum over x of W_l(x)
+
+    x runs over the voxels where the candidates disagree; the start is the largest f_l. Intensities are standardised first
+    (clipped to percentiles, mean 0, standard deviation 1), so sigma_i has no unit.
+
+    Parameters
+    ----------
+    target : Image
+        The scan, of one or several channels.
+    candidates : sequence of Atlas
+        On the target's grid, with as many channels; fractions count as their most probable label. Patches are
+        centred inside a candidate's mask.
+    patch_radius_voxels : int
+        A patch has 2 r + 1 voxels a side.
+    search_radius_voxels : int
+        The window has 2 r + 1 voxels a side; 0 makes this STAPLE.
+    sigma_intensity : float
+        sigma_i, relative to the standard deviation of the target, above 0.
+    sigma_voxels : float
+        sigma_d, in voxels along each axis, above 0.
+    prior : str
+        `local`, the mean of a_i(x, l) over the candidates, or `global`, its mean over all x as well.
+    max_iterations : int
+        At most so many.
+    tolerance : float
+        Largest change of a confusion probability at which to stop.
+
+    Returns
+    -------
+    ProbabilityMap
+        On the target's grid.
+
+    Raises
+    ------
+    InputError
+        There is no candidate, channels differ, or a parameter is out of its range.
+    GeometryError
+        A candidate is not on the target's grid.
+
+    References
+    ----------
+    .. [1] Asman and Landman (2013), Non-local statistical label fusion for multi-atlas segmentation, MedIA
+       17(2):194-208.
+    """
+    if prior not in ("global", "local"):
+        raise InputError(f"nonlocal_staple: prior is global or local, got {prior!r}")
+    if patch_radius_voxels < 0 or search_radius_voxels < 0 or not (sigma_intensity > 0 and sigma_voxels > 0):
+        raise InputError(
+            "nonlocal_staple needs radii of 0 or more and sigmas above 0, got "
+            f"{patch_radius_voxels}, {search_radius_voxels}, {sigma_intensity} and {sigma_voxels}"
+        )
+    if max_iterations < 1 or tolerance <= 0:
+        raise InputError(
+            f"nonlocal_staple needs max_iterations of at least 1 and tolerance above 0, got {max_iterations}, {tolerance}"
+        )
+    votes = Votes.gather(target, candidates, hard=True)
+    if votes.voxels.size == 0:
+        return votes.cast(name=target.name)
+    images = Standardised.around(
+        target, candidates, votes.voxels, margin_voxels=patch_radius_voxels + search_radius_voxels
+    )
+    votes = spread_votes(
+        votes, images, candidates, patch_radius_voxels, search_radius_voxels, sigma_intensity, sigma_voxels
+    )
+    tally = votes.tally()
+    share = tally / np.repeat(np.add.reduceat(tally, votes.slot_offsets[:-1]), np.diff(votes.slot_offsets))
+    each = np.arange(votes.voxels.size)
+    rows = Rows(
+        np.ones(each.size), votes.entry_offsets, votes.entry_candidates, votes.entry_labels, votes.entry_fractions,
+        votes.slot_offsets, votes.slot_labels, share,
+    )  # fmt: skip
+    raters, labels = votes.unknown.shape
+    confusion = confusion_of(rows, winners(rows), raters, labels)
+    if prior == "global":
+        whole = np.bincount(rows.labels, share, labels)
+        rows = replace(rows, prior=(whole / whole.sum())[rows.labels])
+    posterior, _ = maximise(rows, confusion, most_iterations=max_iterations, tolerance=tolerance)
+    return votes.map_of(*spread(rows, posterior, each), name=target.name)
+
+
+def spread_votes(
+    votes: Votes,
+    images: Standardised,
+    candidates: Sequence[Atlas],
+    patch_radius_voxels: int,
+    search_radius_voxels: int,
+    sigma_intensity: float,
+    sigma_voxels: float,
+) -> Votes:
+    """The votes a_i(x, l) at the active voxels instead of those of the candidates' voxels themselves."""
+    where = np.zeros(images.target.shape[:3], bool)
+    where.reshape(-1)[images.inside] = True
+    row_of = np.full(where.size, -1, np.int64)
+    row_of[images.inside] = np.arange(images.inside.size)
+    row_of = row_of.reshape(where.shape)
+    offsets = offsets_by_length(search_radius_voxels)
+    near = -((offsets**2).sum(axis=1)) / (2 * sigma_voxels**2)
+    scale = 1 / (2 * sigma_intensity**2 * (2 * patch_radius_voxels + 1) ** 3 * images.target.shape[-1])
+    target = np.ascontiguousarray(np.moveaxis(images.target, -1, 0))
+    boxes = tiles(where)
+    counts = np.zeros((len(candidates), images.inside.size), np.int64)
+    firsts = np.full((len(candidates), images.inside.size), -1, np.int64)
+    parts: list[tuple[Int32, Float32]] = []
+    for i, (candidate, mask) in enumerate(images):
+        array = np.ascontiguousarray(np.moveaxis(candidate, -1, 0))
+        known = np.ones(where.shape, bool) if mask is None else np.ascontiguousarray(mask)
+        said = np.searchsorted(votes.label_values, candidates[i].segmentation.array[images.box]).astype(np.int32)
+
+        def spread_in(
+            box: tuple[Int64, Int64], array: Float32 = array, known: Bool = known, said: Int32 = said
+        ) -> Found:
+            start, stop = box
+            inner, outer = patch_radius_voxels, patch_radius_voxels + search_radius_voxels
+            found: Found = _spread(
+                load_tile(target, start - inner, stop + inner), load_tile(array, start - outer, stop + outer), said,
+                known, row_of, start, stop, offsets, near, patch_radius_voxels, search_radius_voxels, scale,
+                votes.label_values.size,
+            )  # fmt: skip
+            return found
+
+        labels: list[Int32] = []
+        fractions: list[Float32] = []
+        begin = 0
+        for box, (count, label, fraction) in zip(boxes, each_tile(spread_in, boxes), strict=True):
+            inside = row_of[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
+            rows = inside[inside >= 0]
+            counts[i, rows] = count
+            firsts[i, rows] = begin + np.cumsum(count) - count
+            begin += label.size
+            labels.append(label)
+            fractions.append(fraction)
+        parts.append((np.concatenate(labels), np.concatenate(fractions)))
+
+    entry_offsets = np.concatenate(([0], np.cumsum(counts.sum(axis=0))))
+    raters = np.empty(entry_offsets[-1], np.int32)
+    said_labels = np.empty(entry_offsets[-1], np.int32)
+    said_fractions = np.empty(entry_offsets[-1], np.float32)
+    filled = entry_offsets[:-1].copy()
+    for i, (label, fraction) in enumerate(parts):
+        fill_entries(
+            i, np.zeros(counts.shape[1], np.int64), counts[i], firsts[i], label.astype(np.int64), fraction, filled,
+            raters, said_labels, said_fractions,
+        )  # fmt: skip
+    slot_counts, slots = slots_of_entries(entry_offsets, said_labels)
+    slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))
+    return replace(
+        votes,
+        entry_offsets=entry_offsets,
+        entry_candidates=raters,
+        entry_slots=slots,
+        entry_fractions=said_fractions,
+        slot_offsets=slot_offsets,
+        slot_labels=labels_of_slots(entry_offsets, said_labels, slots, slot_offsets),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _spread(  # type: ignore[no-untyped-def]
+    target, values, said, known, row_of, start, stop, offsets, near, patch, window, scale, label_count
+):
+    """Spread one candidate's votes in a tile; voxels in C order, labels ascending."""
+    n0, n1, n2 = stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]
+    width = 2 * patch + 1
+    # labels of the tile's window get a column each
+    column = np.full(label_count, -1, np.int64)
+    for i in range(max(start[0] - window, 0), min(stop[0] + window, said.shape[0])):
+        for j in range(max(start[1] - window, 0), min(stop[1] + window, said.shape[1])):
+            for k in range(max(start[2] - window, 0), min(stop[2] + window, said.shape[2])):
+                column[said[i, j, k]] = 0
+    columns = 0
+    meant = np.empty(label_count, np.int32)
+    for label in range(label_count):
+        if column[label] == 0:
+            column[label] = columns
+            meant[columns] = label
+            columns += 1
+    distance = np.full((offsets.shape[0], n0, n1, n2), np.inf)
+    squared = np.empty((n0 + width - 1, n1 + width - 1, n2 + width - 1))
+    along0 = np.empty((n0, n1 + width - 1, n2 + width - 1))
+    along1 = np.empty((n0, n1, n2 + width - 1))
+    for o in range(offsets.shape[0]):
+        d0, d1, d2 = offsets[o, 0] + window, offsets[o, 1] + window, offsets[o, 2] + window
+        for i in range(squared.shape[0]):
+            for j in range(squared.shape[1]):
+                for k in range(squared.shape[2]):
+                    total = 0.0
+                    for c in range(target.shape[0]):
+                        apart = target[c, i, j, k] - values[c, i + d0, j + d1, k + d2]
+                        total += apart * apart
+                    squared[i, j, k] = total
+        for i in range(n0):
+            along0[i] = squared[i]
+            for p in range(1, width):
+                along0[i] += squared[i + p]
+            for j in range(n1):
+                along1[i, j] = along0[i, j]
+                for p in range(1, width):
+                    along1[i, j] += along0[i, j + p]
+                for k in range(n2):
+                    if row_of[start[0] + i, start[1] + j, start[2] + k] < 0:
+                        continue
+                    x, y, z = start[0] + i + offsets[o, 0], start[1] + j + offsets[o, 1], start[2] + k + offsets[o, 2]
+                    if x < 0 or y < 0 or z < 0 or x >= said.shape[0] or y >= said.shape[1] or z >= said.shape[2]:
+                        continue
+                    if not known[x, y, z]:
+                        continue
+                    total = 0.0
+                    for p in range(width):
+                        total += along1[i, j, k + p]
+                    distance[o, i, j, k] = total * scale - near[o]
+    counts = np.empty(n0 * n1 * n2, np.int64)
+    labels = np.empty(n0 * n1 * n2 * columns, np.int32)
+    fractions = np.empty(n0 * n1 * n2 * columns, np.float32)
+    weight = np.zeros(columns)
+    voxel = 0
+    filled = 0
+    for i in range(n0):
+        for j in range(n1):
+            for k in range(n2):
+                if row_of[start[0] + i, start[1] + j, start[2] + k] < 0:
+                    continue
+                least = np.inf
+                for o in range(offsets.shape[0]):
+                    least = min(least, distance[o, i, j, k])
+                weight[:] = 0.0
+                if least < np.inf:
+                    for o in range(offsets.shape[0]):
+                        away = distance[o, i, j, k] - least
+                        if away < 30.0:
+                            x = start[0] + i + offsets[o, 0]
+                            y = start[1] + j + offsets[o, 1]
+                            z = start[2] + k + offsets[o, 2]
+                            weight[column[said[x, y, z]]] += np.exp(-away)
+                total = weight.sum()
+                held = 0.0
+                for c in range(columns):
+                    if weight[c] > SMALLEST_FRACTION * total:
+                        held += weight[c]
+                counts[voxel] = 0
+                for c in range(columns):
+                    if weight[c] > SMALLEST_FRACTION * total:
+                        labels[filled] = meant[c]
+                        fractions[filled] = weight[c] / held
+                        counts[voxel] += 1
+                        filled += 1
+                voxel += 1
+    return counts[:voxel].copy(), labels[:filled].copy(), fractions[:filled].copy()
