@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._ballots import Ballots, unanimity
-from atlasseg.fusion._joint_numba import count_votes, joint_weights
+from atlasseg.fusion._device import Device, resolved
 from atlasseg.fusion._patches import PatchSearch, covered, radius_of
 from atlasseg.fusion._votes import check_candidates
 from atlasseg.volume import Atlas, Float32, Image, LabelMap, ProbabilityMap
@@ -25,7 +24,7 @@ def fuse(
     patch_radius_voxels: int | tuple[int, int, int] = 2,
     search_radius_voxels: int | tuple[int, int, int] = 3,
     nonnegative: bool = True,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
 ) -> ProbabilityMap:
     """Fuse by weights that minimise the expected error of the vote, errors shared by candidates included.
 
@@ -76,6 +75,8 @@ def fuse(
         There is no candidate, numbers of channels differ, or a parameter is out of its range.
     GeometryError
         A candidate is not on the target's grid.
+    MissingLibraryError
+        A GPU is asked for by name, and torch is not installed.
 
     References
     ----------
@@ -95,6 +96,7 @@ def fuse(
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"{name} must be a number above 0, got {value!r}")
 
+    place = resolved(device)
     images = [_channels_first(atlas.image) for atlas in candidates]
     patch = radius_of(patch_radius_voxels, "patch_radius_voxels")
     window = radius_of(search_radius_voxels, "search_radius_voxels")
@@ -107,6 +109,10 @@ def fuse(
     # a voxel is decided by every patch that holds it, so weights are needed a patch's radius around the disputed
     around = ndimage.binary_dilation(disputed, np.ones(2 * patch + 1, bool))
     search = PatchSearch(_channels_first(target), around, patch_radius_voxels, search_radius_voxels)
+    if place == "cuda":
+        from atlasseg.fusion._joint_torch import count_votes, joint_weights
+    else:
+        from atlasseg.fusion._joint_numba import count_votes, joint_weights
     chosen, weights = joint_weights(search, images, inside, alpha=alpha, beta=beta, nonnegative=nonnegative)
     voxels = np.flatnonzero(disputed)
     index = np.stack(np.unravel_index(voxels, target.shape))
