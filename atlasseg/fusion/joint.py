@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from atlasseg.errors import InputError
+from atlasseg.fusion import _joint_numba
 from atlasseg.fusion._ballots import Ballots, unanimity
 from atlasseg.fusion._device import Device, resolved
 from atlasseg.fusion._patches import PatchSearch, covered, radius_of
 from atlasseg.fusion._votes import check_candidates
-from atlasseg.volume import Atlas, Float32, Image, LabelMap, ProbabilityMap
+from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap
 
 
 def fuse(
@@ -109,15 +111,12 @@ def fuse(
     # a voxel is decided by every patch that holds it, so weights are needed a patch's radius around the disputed
     around = ndimage.binary_dilation(disputed, np.ones(2 * patch + 1, bool))
     search = PatchSearch(_channels_first(target), around, patch_radius_voxels, search_radius_voxels)
-    if place == "cuda":
-        from atlasseg.fusion._joint_torch import count_votes, joint_weights
-    else:
-        from atlasseg.fusion._joint_numba import count_votes, joint_weights
-    chosen, weights = joint_weights(search, images, inside, alpha=alpha, beta=beta, nonnegative=nonnegative)
+    weights_of, votes_of = _engine(place)
+    chosen, weights = weights_of(search, images, inside, alpha=alpha, beta=beta, nonnegative=nonnegative)
     voxels = np.flatnonzero(disputed)
     index = np.stack(np.unravel_index(voxels, target.shape))
     ballots = Ballots.gather(candidates, index.min(axis=1) - window, index.max(axis=1) + window + 1)
-    counts, slots, values = count_votes(search, chosen, weights, ballots, voxels)
+    counts, slots, values = votes_of(search, chosen, weights, ballots, voxels)
     return ProbabilityMap.from_entries(
         certain,
         target.affine,
@@ -127,6 +126,17 @@ def fuse(
         label_values=labels,
         name=target.name,
     )
+
+
+def _engine(
+    place: Literal["cpu", "cuda"],
+) -> tuple[Callable[..., tuple[Int32, Float32]], Callable[..., tuple[Int64, Int32, Float32]]]:
+    """The two halves of the computation: weights, then votes."""
+    if place == "cuda":
+        from atlasseg.fusion import _joint_torch
+
+        return _joint_torch.joint_weights, _joint_torch.count_votes
+    return _joint_numba.joint_weights, _joint_numba.count_votes
 
 
 def _channels_first(image: Image) -> Float32:

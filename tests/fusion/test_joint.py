@@ -195,7 +195,7 @@ def test_fractions_are_voted_with(engine):
     assert_like_oracle(target, mixed, patch=1, window=1)
 
 
-def test_closed_form_agrees_with_ants():
+def test_closed_form_agrees_with_ants(tmp_path):
     ants = pytest.importorskip("ants", reason="antspyx is not installed")
     target, candidates, _ = scene(4, shape=(24, 22, 20), seed=2)
 
@@ -212,6 +212,7 @@ def test_closed_form_agrees_with_ants():
         rad=2,
         r_search=2,
         usecor=True,
+        output_prefix=str(tmp_path / "fused"),
     )
     ours = joint.fuse(target, candidates, search_radius_voxels=2, nonnegative=False, device="cpu")
     disputed = ours.confidence() < 1
