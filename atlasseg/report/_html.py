@@ -62,7 +62,8 @@ def significant(value: float, digits: int = 3) -> str:
     """A number to so many significant digits, without an exponent, thousands parted by thin spaces."""
     if value == 0:
         return "0"
-    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # of the rounded value: 0.9996 shows as 1.00
+    decimals = max(digits - 1 - exponent, 0)
     return grouped(f"{value:.{min(decimals, 6)}f}")
 
 
