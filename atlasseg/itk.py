@@ -359,7 +359,7 @@ def _array_from_sitk(image: sitk.Image) -> NDArray[Any]:
 def _linear_matrix(transform: sitk.Transform) -> Float64:
     """(4, 4) matrix, in LPS, of a linear transform of ITK."""
     matrix = np.eye(4)
-    if hasattr(transform, "GetMatrix") and hasattr(transform, "GetCenter"):
+    if all(hasattr(transform, name) for name in ("GetMatrix", "GetCenter", "GetTranslation")):
         centre = np.array(transform.GetCenter())
         matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
         matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - matrix[:3, :3] @ centre

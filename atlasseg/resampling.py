@@ -1,7 +1,8 @@
 """A volume through a transform onto a grid, once: the type of the volume decides the interpolation.
 
 The transform takes points of the wanted grid to points of the volume (`moving_from_fixed`, RAS+ mm). A volume
-reaches half a voxel beyond the centres of its outermost voxels, within which the outermost values hold, as in ITK.
+reaches half a voxel beyond the centres of its outermost voxels, within which the outermost values hold ("cubic":
+within which the mirrored spline goes on), as in ITK.
 Everything here gives the same bits for any number of threads.
 """
 
@@ -287,9 +288,8 @@ def _fill_cubic(
     index = (points @ inverse[:3, :3].T + inverse[:3, 3]).T
     last = np.array(splines[0].shape)[:, None] - 1
     inside = ((index >= -EDGE_VOXELS) & (index <= last + EDGE_VOXELS)).all(axis=0)
-    within = np.clip(index, 0, last)
     for c, spline in enumerate(splines):
-        values = ndimage.map_coordinates(spline, within, order=3, mode="mirror", prefilter=False)
+        values = ndimage.map_coordinates(spline, index, order=3, mode="mirror", prefilter=False)
         out[:, c] = np.where(inside, values, fills[c])
 
 

@@ -63,7 +63,9 @@ def test_points_of_any_shape_go_where_single_points_go(transform):
     "grid",
     [
         GRID,
-        Grid((5, 8, 6), np.diag([1.5, -1.2, 2.0, 1]) + np.array([[0, 0, 0, 90], [0, 0, 0, -45], [0, 0, 0, 29], [0] * 4])),
+        Grid(
+            (5, 8, 6), np.diag([1.5, -1.2, 2.0, 1]) + np.array([[0, 0, 0, 90], [0, 0, 0, -45], [0, 0, 0, 29], [0] * 4])
+        ),
         Grid((9, 5, 7), OBLIQUE[:, [1, 2, 0, 3]]),  # the same axes in another order
         Grid((7, 9, 5), OBLIQUE @ np.diag([-1, 1, -1, 1.0])),  # turned about
         GRID.cropped((2, 0, 1), (6, 5, 4)),
@@ -152,7 +154,9 @@ def test_inverse_takes_every_point_back(seed, kind):
     made = {"field": field(inner, 0.5, seed), "spline": spline(inner, 9.0, 0.5, seed)}
     made["chain"] = SQUEEZE @ made["spline"] @ made["field"]
     transform = made[kind]
-    index = np.random.default_rng(seed).uniform(6, np.array(inner.shape) - 7, (300, 3))  # clear of the edge, where it jumps
+    index = np.random.default_rng(seed).uniform(
+        6, np.array(inner.shape) - 7, (300, 3)
+    )  # clear of the edge, where it jumps
     points = index @ OBLIQUE[:3, :3].T + OBLIQUE[:3, 3]
     there = transform(points)
     assert np.abs(there - points).max() > 0.1
