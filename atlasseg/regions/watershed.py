@@ -1,0 +1,177 @@
+"""Watershed: the gradient magnitude flooded from markers, and the basins merged on their adjacency graph.
+
+scikit-image floods; without markers every minimum deeper than a noise-calibrated height is one, and the basins, too many as
+they always are, are merged like the blocks of split and merge.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.regions.adjacency_graph import adjacency_graph
+from atlasseg.regions.merging import Criterion, Merges, merge
+from atlasseg.regions.noise import noise_sd as estimated_noise_sd
+from atlasseg.regions.region_growing import check_seeds, gradient_magnitude
+from atlasseg.regions.split_and_merge import default_threshold
+from atlasseg.volume import Image, LabelMap, Mask
+
+
+def partition(
+    image: Image,
+    *,
+    markers: LabelMap | None = None,
+    inside: Mask | None = None,
+    depth: float = 0.5,
+    sigma_mm: float | None = None,
+    criterion: Criterion = "mumford_shah",
+    merge_threshold: float | None = None,
+    regions: int | None = None,
+    noise_sd: tuple[float, ...] | None = None,
+) -> LabelMap:
+    """Cut a volume into regions by flooding its gradient.
+
+    Parameters
+    ----------
+    image : Image
+        Of any size and spacing, with one channel or several.
+    markers : LabelMap, optional
+        Where each basin is flooded from (0: nowhere), on the image's grid; basins keep these labels and are not merged.
+        Where not given: the h-minima of the gradient.
+    inside : Mask, optional
+        Only these voxels are flooded; the others get 0.
+    depth : float
+        Depth that a minimum must have to be a marker, in noise standard deviations a voxel.
+    sigma_mm : float, optional
+        Gaussian smoothing before the gradient is taken; none where not given.
+    criterion : {"mumford_shah", "ward", "mean_difference"}
+        By which basins are merged; see `merging.merge`.
+    merge_threshold : float, optional
+        Dearest merge that is done, in units of the noise; `split_and_merge.default_threshold` where neither this nor `regions` is
+        given.
+    regions : int, optional
+        Number of regions to stop at.
+    noise_sd : tuple of float, optional
+        Noise of each channel; estimated where not given. A channel without noise counts in its own units.
+
+    Returns
+    -------
+    LabelMap
+        Basins with the labels of their markers, or regions 1..R.
+
+    Raises
+    ------
+    GeometryError
+        Markers or mask are on another grid.
+    InputError
+        There is no marker, one lies wholly outside the mask and so has no basin, or a parameter is out of range.
+
+    References
+    ----------
+    .. [1] Vincent, Soille, Watersheds in digital spaces, IEEE TPAMI 13, 1991.
+    .. [2] Beucher, Watershed, hierarchical segmentation and waterfall algorithm, ISMM 1994.
+    """
+    return hierarchy(
+        image,
+        markers=markers,
+        inside=inside,
+        depth=depth,
+        sigma_mm=sigma_mm,
+        criterion=criterion,
+        merge_threshold=merge_threshold,
+        regions=regions,
+        noise_sd=noise_sd,
+    )[0]
+
+
+def hierarchy(
+    image: Image,
+    *,
+    markers: LabelMap | None = None,
+    inside: Mask | None = None,
+    depth: float = 0.5,
+    sigma_mm: float | None = None,
+    criterion: Criterion = "mumford_shah",
+    merge_threshold: float | None = None,
+    regions: int | None = None,
+    noise_sd: tuple[float, ...] | None = None,
+) -> tuple[LabelMap, Merges | None]:
+    """The regions of `partition`, with the merges of the basins where there were no markers."""
+    channels = image.channels.shape[-1]
+    if not depth >= 0:
+        raise InputError(f"a depth of 0 or more is wanted, got {depth}")
+    if inside is not None and not inside.grid.matches(image.grid):
+        raise GeometryError(
+            f"the mask is not on the grid of image {image.name!r}: shapes {inside.shape} and {image.shape}"
+        )
+    if inside is not None and not inside.array.any():
+        raise InputError(f"mask {inside.name!r} is empty, so there is nothing to flood")
+    if regions is not None and regions > np.prod(image.shape):
+        raise InputError(
+            f"image {image.name!r}: {regions} regions are asked for, but it has only {np.prod(image.shape)} voxels"
+        )
+    sd = estimated_noise_sd(image) if noise_sd is None else np.asarray(noise_sd, np.float64)
+    if sd.shape != (channels,) or not (np.isfinite(sd) & (sd >= 0)).all():
+        raise InputError(f"noise_sd: {channels} values of 0 or more are wanted, one a channel, got {noise_sd!r}")
+    scale = np.where(sd > 0, sd, 1.0)
+    relative = Image(image.channels / scale.astype(np.float32), image.affine, image.name)
+    if sigma_mm is not None:
+        relative = _smoothed(relative, sigma_mm)
+    height = gradient_magnitude(relative) * np.float32(image.spacing_mm.min())
+    if markers is not None:
+        check_seeds(image, markers, "markers")
+        if inside is not None:
+            lost = np.setdiff1d(markers.values, markers.array[inside.array])
+            if lost[lost != 0].size:
+                raise InputError(f"markers without a basin: {lost[lost != 0].tolist()} lie outside the mask altogether")
+        return LabelMap(_flooded(height, markers.array, inside), image.affine, image.name), None
+    basins = LabelMap(_flooded(height, _minima(height, depth, inside), inside), image.affine, image.name)
+    if merge_threshold is None and regions is None:
+        merge_threshold = default_threshold(criterion)
+    merges = merge(
+        adjacency_graph(image, basins),
+        criterion=criterion,
+        threshold=merge_threshold,
+        regions=regions,
+        noise_sd=tuple(scale.tolist()),
+    )
+    region_of = np.concatenate([[0], merges.cut(merges.count - merges.kept.size)]).astype(np.int32)
+    return LabelMap(region_of[basins.array], image.affine, image.name), merges
+
+
+def _smoothed(image: Image, sigma_mm: float) -> Image:
+    from atlasseg.resampling import smooth
+
+    return smooth(image, sigma_mm)
+
+
+def _minima(height, depth, inside):  # type: ignore[no-untyped-def]
+    """Connected minima deeper than `depth`, numbered; one marker in all where the height is constant."""
+    from scipy.ndimage import label
+    from skimage.morphology import reconstruction
+
+    lifted = height if inside is None else np.where(inside.array, height, height.max())
+    if depth > 0:
+        lifted = reconstruction(lifted + np.float32(depth), lifted, method="erosion")
+    found, count = label(_regional_minima(lifted, inside))
+    if count == 0:
+        found = np.ones(height.shape, np.int32) if inside is None else inside.array.astype(np.int32)
+    return found.astype(np.int32)
+
+
+def _regional_minima(height, inside):  # type: ignore[no-untyped-def]
+    """Plateaus that no face neighbour lies below."""
+    from skimage.morphology import local_minima
+
+    thick = [axis for axis, n in enumerate(height.shape) if n > 1]
+    squeezed = height.squeeze() if thick else height.reshape(1)
+    minima = local_minima(squeezed, connectivity=1) if thick and squeezed.size > 2 else np.zeros(squeezed.shape, bool)
+    minima = minima.reshape(height.shape)
+    return minima if inside is None else minima & inside.array
+
+
+def _flooded(height, markers, inside):  # type: ignore[no-untyped-def]
+    from skimage.segmentation import watershed
+
+    mask = None if inside is None else inside.array
+    return watershed(height, markers, connectivity=1, mask=mask).astype(np.int32)
