@@ -88,6 +88,30 @@ def test_nifti_is_read_as_nibabel_reads_it(tmp_path, suffix, flip, shear):
     assert found.name == "scan" and found.origin.path == path
 
 
+def test_big_endian_files_are_read(tmp_path):
+    header = nib.Nifti1Header(endianness=">")
+    header.set_data_dtype(np.int32)
+    swapped = nib.Nifti1Image(np.array([[[614454277, 3, 0]]], np.int32), AFFINE, header)
+    nib.save(swapped, tmp_path / "a.nii.gz")
+    assert gzip.decompress((tmp_path / "a.nii.gz").read_bytes())[:4] == (348).to_bytes(4, "big")
+    labels = io.read_label_map(tmp_path / "a.nii.gz")
+    assert labels.array.tolist() == [[[614454277, 3, 0]]] and labels.array.dtype == np.int32
+    assert io.read_image(tmp_path / "a.nii.gz").array.dtype == np.float32
+    np.testing.assert_array_equal(labels.affine, AFFINE)
+    io.write_label_map(labels, tmp_path / "b.nii.gz")
+    assert io.read_label_map(tmp_path / "b.nii.gz").array.tolist() == labels.array.tolist()
+
+
+def test_the_origin_alone_says_how_to_write(tmp_path):
+    io.write_label_map(
+        label_map(SCAN > 100), tmp_path / "a.nii", like=Origin(dtype="int16", sform_code=4, qform_code=0)
+    )
+    found = nib.load(tmp_path / "a.nii")
+    assert found.get_data_dtype() == np.int16
+    assert (found.header["sform_code"], found.header["qform_code"]) == (4, 0)
+    np.testing.assert_array_equal(found.affine, AFFINE)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(("sform", "qform"), [(1, 1), (2, 1), (4, 0), (0, 1), (0, 3), (0, 0)])
 @pytest.mark.parametrize("flip", [False, True])
@@ -723,6 +747,29 @@ def test_faulty_probabilities_are_refused(tmp_path, value, labels, reason):
         io.read_probability_map(nifti(tmp_path / "p.nii.gz", array), labels=labels)
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (7, 9, 5, 1, 3)])
+def test_probabilities_of_other_dimensions_are_refused(tmp_path, shape):
+    path = nifti(tmp_path / "p.nii.gz", np.full(shape, 0.5, np.float32))
+    with pytest.raises(
+        InputError, match=r"p\.nii\.gz: a volume of shape \(I, J, K, labels\) is wanted, got shape \(7, 9"
+    ):
+        io.read_probability_map(path, labels=[0, 1, 2])
+    with pytest.raises(InputError, match=r"p\.nii\.gz: a volume of shape \(I, J, K\) is wanted"):
+        io.read_probability_map([path, path], labels=[1, 2])
+
+
+def test_as_many_files_of_probabilities_as_labels_are_wanted(tmp_path):
+    path = nifti(tmp_path / "p.nii.gz", np.full(SHAPE, 0.5, np.float32))
+    with pytest.raises(InputError, match="2 volumes of probabilities need as many different labels"):
+        io.read_probability_map([path, path], labels=[1, 1])
+
+
+def test_one_label_in_three_dimensions_leaves_the_rest_to_background(tmp_path):
+    found = io.read_probability_map(nifti(tmp_path / "p.nii.gz", np.full(SHAPE, 0.25, np.float32)), labels=[4])
+    assert found.label_values.tolist() == [0, 4]
+    np.testing.assert_array_equal(found.probability(0), np.full(SHAPE, 0.75))
+
+
 def test_probabilities_are_written_as_nifti_only(tmp_path):
     with pytest.raises(InputError, match=r"out\.nrrd"):
         io.write_probability_map(probabilities(), tmp_path / "out.nrrd")
@@ -828,6 +875,16 @@ def test_permission_denied_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(OutputError, match=r"a\.nii\.gz: cannot be written: Permission denied"):
         io.write_image(image(), tmp_path / "a.nii.gz")
+
+
+def test_what_itk_fails_to_write_is_named(tmp_path, monkeypatch):
+    def fail(*rest, **more):
+        raise RuntimeError("Exception thrown in SimpleITK\nsitk::ERROR: no space")
+
+    monkeypatch.setattr(sitk, "WriteImage", fail)
+    with pytest.raises(OutputError, match=r"a\.nrrd: cannot be written: sitk::ERROR: no space"):
+        io.write_image(image(), tmp_path / "a.nrrd")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_suffixes_are_refused_before_anything_is_made(tmp_path):

@@ -131,6 +131,11 @@ def test_freesurfer_names_lose_their_spaces_and_clashes_are_refused():
         format_label_table(LabelTable((Label(3, "CA 1"), Label(4, "CA_1"))), "freesurfer")
 
 
+def test_an_unknown_format_is_refused():
+    with pytest.raises(InputError, match="'xml'; there are bids, csv, itk-snap, freesurfer"):
+        format_label_table(LabelTable(), "xml")
+
+
 def test_itk_snap_names_lose_their_double_quotes():
     assert (
         parse_label_table(format_label_table(LabelTable((Label(3, 'the "head"'),)), "itk-snap")).name(3) == "the 'head'"

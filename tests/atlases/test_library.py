@@ -63,6 +63,15 @@ def test_a_library_of_several_grids_is_read(folder):
     np.testing.assert_array_equal(library.read("c").mask.array, scan("c").array > 60)
 
 
+def test_a_folder_among_the_images_is_a_dicom_series(folder):
+    (folder / "images" / "a.nii.gz").unlink()
+    (folder / "images" / "a").mkdir()
+    library = read_library(folder)
+    assert library.ids == ("a", "b", "c") and library.files("a").image == folder / "images" / "a"
+    with pytest.raises(InputError, match="images/a: a folder with one DICOM series is wanted"):
+        library.read("a")
+
+
 def test_nothing_is_read_before_it_is_asked_for(folder, monkeypatch):
     monkeypatch.setattr(io, "_reading", None)
     assert len(read_library(folder)) == 3
