@@ -1,0 +1,199 @@
+"""Fusion methods side by side on the same warped atlases: Dice, seconds, memory; peers beside them.
+
+    python benchmarks/fusion.py --data DIR [--sets hippocampus mouse_brain human_brain] [--targets N]
+                                [--methods majority joint staple] [--peers] [--registration affine diffeomorphic]
+
+Registers once for each target (kept in ``--cache``), then fuses every way, each in a process of its own, after a run
+on a small crop so that compilation is not timed. Peers are given the same arrays and the same parameters:
+``ants_joint`` is antspyx's joint_label_fusion (closed-form weights, radii 2 and 3, alpha 0.1, beta 2, correlation) on
+the voxels that joint fuses too, ``itk_staple`` is SimpleITK's MultiLabelSTAPLE. A peer's ratio of time is against our
+method of the same name in the same run. Threads: set NUMBA_NUM_THREADS and ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import multiprocessing
+import pickle
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from atlasseg import pipeline
+from atlasseg.atlases.library import read_library
+from atlasseg.evaluation import overlap
+from atlasseg.fusion._ballots import unanimity
+from atlasseg.recipe import parse_recipe
+from atlasseg.volume import Atlas, Image, LabelMap
+
+PEERS = {"ants_joint": "joint", "itk_staple": "staple"}
+MASKED_FOREGROUND = {"human_brain"}
+"""Sets whose scans have an empty surround and no masks of their own."""
+
+Case = tuple[Image, list[Atlas], LabelMap]
+
+
+def targets_of(root: Path, name: str) -> list[str]:
+    """Targets of a set, as its README splits it: those of its own, else leave-one-out over its atlases."""
+    folder = root / name / ("targets" if (root / name / "targets").is_dir() else "atlases")
+    return sorted(path.name.removesuffix(".nii.gz") for path in (folder / "images").glob("*.nii.gz"))
+
+
+def aligned(root: Path, name: str, target: str, steps: Sequence[str], cache: Path) -> Path:
+    """File with the target, its candidates and its reference, registered once."""
+    key = hashlib.sha256(repr((str(root), name, target, tuple(steps))).encode()).hexdigest()[:12]
+    path = cache / f"{name}_{target}_{key}.pickle"
+    if path.exists():
+        return path
+    own = root / name / "targets"
+    library = read_library(root / name / "atlases")
+    case = (read_library(own) if own.is_dir() else library).read(target)
+    recipe = parse_recipe(
+        {
+            "preprocessing": {
+                "steps": ["intensity"],
+                **({"mask": "foreground"} if name in MASKED_FOREGROUND else {}),
+            },
+            "registration": {"steps": list(steps)},
+            "fusion": {"method": "majority"},
+        }
+    )
+    atlases = [library.read(each) for each in library.ids if own.is_dir() or each != target]
+    alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask)
+    box = np.array(alignment.start), np.array(alignment.start) + alignment.target.shape
+    kept = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
+    cache.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps((alignment.target, kept, case.segmentation.cropped(*box))))
+    print(f"registered {name} {target}: {alignment.seconds['register']:.1f} s", flush=True)
+    return path
+
+
+def ants_joint(target: Image, candidates: Sequence[Atlas]) -> np.ndarray:
+    """Labels by antspyx."""
+    import ants
+
+    certain, disputed = unanimity(candidates)
+    mask = ndimage.binary_dilation(disputed, np.ones((5, 5, 5), bool))
+
+    def image(array: np.ndarray) -> object:
+        return ants.from_numpy(np.ascontiguousarray(array, np.float32))
+
+    with tempfile.TemporaryDirectory() as folder:
+        fused = ants.joint_label_fusion(
+            image(target.array),
+            image(mask),
+            [image(atlas.image.array) for atlas in candidates],
+            label_list=[image(atlas.segmentation.array) for atlas in candidates],
+            beta=2,
+            rho=0.1,
+            rad=2,
+            r_search=3,
+            usecor=True,
+            output_prefix=f"{folder}/fused",
+        )
+        votes = np.stack([each.numpy() for each in fused["probabilityimages"]])
+    labels = np.array([0, *(int(label) for label in fused["segmentation_numbers"])])
+    background = np.maximum(1 - votes.sum(axis=0), 0)  # it gives no probability of background
+    best = labels[np.argmax(np.concatenate([background[None], votes]), axis=0)]
+    return np.where(disputed, best, certain)
+
+
+def itk_staple(target: Image, candidates: Sequence[Atlas]) -> np.ndarray:
+    """Labels by SimpleITK; undecided voxels take the vote of the majority."""
+    import SimpleITK as sitk
+
+    values = np.unique(np.concatenate([atlas.segmentation.values for atlas in candidates]))
+    codes = [np.searchsorted(values, atlas.segmentation.array).astype(np.uint8) for atlas in candidates]
+    fused = sitk.GetArrayFromImage(
+        sitk.MultiLabelSTAPLE([sitk.GetImageFromArray(code) for code in codes], labelForUndecidedPixels=255)
+    )
+    votes = np.stack([(np.array(codes) == value).sum(axis=0) for value in range(values.size)]) if 255 in fused else None
+    return values[fused if votes is None else np.where(fused == 255, votes.argmax(axis=0), fused)]
+
+
+def fuse_by(method: str, target: Image, candidates: Sequence[Atlas]) -> np.ndarray:
+    """Labels by one of our methods, or by a peer."""
+    peers: dict[str, Callable[[Image, Sequence[Atlas]], np.ndarray]] = {
+        "ants_joint": ants_joint,
+        "itk_staple": itk_staple,
+    }
+    if method in peers:
+        return peers[method](target, candidates)
+    labels: np.ndarray = importlib.import_module(f"atlasseg.fusion.{method}").fuse(target, candidates).mode
+    return labels
+
+
+def measured(job: tuple[str, Path, bool]) -> tuple[float, float, float]:
+    """Mean Dice, seconds and peak GB of one method on one case: to be run in a process of its own."""
+    method, path, hard = job
+    target, candidates, reference = pickle.loads(path.read_bytes())
+    if hard:
+        candidates = [Atlas(a.id, a.image, a.segmentation, a.mask, a.not_annotated) for a in candidates]
+    middle = np.array(target.shape) // 2
+    box = np.maximum(middle - 8, 0), np.minimum(middle + 8, target.shape)
+    small = [
+        Atlas(a.id, a.image.cropped(*box), a.segmentation.cropped(*box), a.mask and a.mask.cropped(*box))
+        for a in candidates
+    ]
+    if method not in PEERS:
+        fuse_by(method, target.cropped(*box), small)
+    began = time.perf_counter()
+    labels = fuse_by(method, target, candidates)
+    seconds = time.perf_counter() - began
+    dice = float(np.nanmean(overlap.dice(overlap.count(labels, reference.array))))
+    return dice, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Measure what the command line asks for, and print tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sets", nargs="+", default=["hippocampus", "mouse_brain"])
+    parser.add_argument("--targets", type=int, default=None, help="the first so many of each set")
+    parser.add_argument("--methods", nargs="+", default=["majority", "joint", "staple"])
+    parser.add_argument("--peers", action="store_true", help="antspyx and SimpleITK too")
+    parser.add_argument("--peer-targets", type=int, default=1, help="targets that peers are run on")
+    parser.add_argument("--registration", nargs="+", default=["affine", "diffeomorphic"])
+    parser.add_argument("--hard", action="store_true", help="candidates' most probable labels instead of fractions")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "atlasseg_benchmark")
+    parser.add_argument("--out", type=Path, default=None, help="TSV of every run")
+    given = parser.parse_args()
+
+    rows = []
+    for name in given.sets:
+        for n, target in enumerate(targets_of(given.data, name)[: given.targets]):
+            path = aligned(given.data, name, target, given.registration, given.cache)
+            peers = [peer for peer, ours in PEERS.items() if ours in given.methods and given.peers]
+            for method in given.methods + (peers if n < given.peer_targets else []):
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    dice, seconds, memory = pool.apply(measured, ((method, path, given.hard or method in PEERS),))
+                rows.append((name, target, method, dice, seconds, memory))
+                print(f"{name} {target} {method}: Dice {dice:.4f}, {seconds:.2f} s, {memory:.2f} GB", flush=True)
+    table = pd.DataFrame(rows, columns=["set", "target", "method", "dice", "seconds", "peak_gb"])
+    if given.out:
+        table.to_csv(given.out, sep="\t", index=False)
+    print("\n| set | method | targets | mean Dice | lowest | s a target | peak GB |\n|---|---|---|---|---|---|---|")
+    for (name, method), part in table.groupby(["set", "method"], sort=False):
+        print(
+            f"| {name} | {method} | {len(part)} | {part.dice.mean():.4f} | {part.dice.min():.4f} "
+            f"| {part.seconds.mean():.2f} | {part.peak_gb.max():.2f} |"
+        )
+    for peer, ours in PEERS.items():
+        both = table[table.method == peer].merge(table[table.method == ours], on=["set", "target"])
+        for name, part in both.groupby("set"):
+            ratio = part.seconds_x.sum() / part.seconds_y.sum()
+            print(
+                f"\n{name}: {ours} is {ratio:.1f} times as fast as {peer}, Dice {part.dice_y.mean() - part.dice_x.mean():+.4f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
