@@ -190,9 +190,8 @@ def main() -> None:
         both = table[table.method == peer].merge(table[table.method == ours], on=["set", "target"])
         for name, part in both.groupby("set"):
             ratio = part.seconds_x.sum() / part.seconds_y.sum()
-            print(
-                f"\n{name}: {ours} is {ratio:.1f} times as fast as {peer}, Dice {part.dice_y.mean() - part.dice_x.mean():+.4f}"
-            )
+            gain = part.dice_y.mean() - part.dice_x.mean()
+            print(f"\n{name}: {ours} is {ratio:.1f} times as fast as {peer}, Dice {gain:+.4f}")
 
 
 if __name__ == "__main__":
