@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from atlasseg.errors import InputError
 from atlasseg.registration._engine import dense
-from atlasseg.registration._engine.batch import Pair, each, field_transform, pairs
+from atlasseg.registration._engine.batch import Pair, each, field_transform, pairs, schedule_of
 from atlasseg.registration._engine.linear import register_linear
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Image, Mask
@@ -26,8 +26,8 @@ def register(
     iterations: tuple[int, ...] = (60, 60, 60, 40),
     radius_voxels: int = 2,
     update_sigma_voxels: float = 1.7,
-    field_sigma_voxels: float = 0.7,
-    step_voxels: float = 0.5,
+    field_sigma_voxels: float = 0.4,
+    step_voxels: float = 1.0,
     tolerance: float = 1e-4,
 ) -> list[Transform]:
     """Register each moving image to the fixed one by a smooth, invertible displacement.
@@ -82,20 +82,16 @@ def register(
     """
     if step_voxels <= 0 or update_sigma_voxels < 0 or field_sigma_voxels < 0 or radius_voxels < 1:
         raise InputError(
-            f"step_voxels must be above 0, the sigmas 0 or above and radius_voxels 1 or above; got step_voxels={step_voxels}, "
-            f"update_sigma_voxels={update_sigma_voxels}, field_sigma_voxels={field_sigma_voxels}, radius_voxels={radius_voxels}"
+            "step_voxels must be above 0, the sigmas 0 or above and radius_voxels 1 or above; got "
+            f"{step_voxels}, {update_sigma_voxels}, {field_sigma_voxels} and {radius_voxels}"
         )
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []
-    shrinks = shrink_factors or tuple(prepared[0].fixed.schedule())[-len(iterations) :]
-    if shrink_factors and len(shrink_factors) != len(iterations):
-        raise InputError(
-            f"{len(shrink_factors)} shrink_factors and {len(iterations)} iterations: one number a level is wanted"
-        )
+    shrinks, counts = schedule_of(prepared[0].fixed, shrink_factors, iterations)
     schedule = dense.Schedule(
         shrinks,
-        iterations[len(iterations) - len(shrinks) :],
+        counts,
         radius_voxels,
         update_sigma_voxels,
         field_sigma_voxels,

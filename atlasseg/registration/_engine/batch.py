@@ -6,14 +6,15 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numba
 import numpy as np
 
 from atlasseg.errors import InputError
-from atlasseg.registration._engine.pyramid import Prepared, prepare
+from atlasseg.registration._engine import fields
+from atlasseg.registration._engine.pyramid import COUNTED, Prepared, prepare
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
 from atlasseg.volume import Float32, Float64, Grid, Image, Mask
 
@@ -37,6 +38,8 @@ class Pair:
     """(I, J, K, 3) on the prepared fixed grid."""
     known: bool
     """The moving image has a mask."""
+    initial: Transform | None = None
+    """What was given."""
 
 
 def pairs(
@@ -68,7 +71,7 @@ def pairs(
                 f"{fixed.name or 'the fixed image'} has {fixed.channels.shape[3]}"
             )
         matrix, displacement = (None, None) if initial is None else split(initial[n], target)
-        out.append(Pair(target, prepare(image, mask, cut=False), matrix, displacement, mask is not None))
+        out.append(Pair(target, prepare(image, mask, cut=False), matrix, displacement, mask is not None, initial and initial[n]))
     return out
 
 
@@ -82,6 +85,44 @@ def split(transform: Transform, fixed: Prepared) -> tuple[Float64, Float32 | Non
     grid = Grid(_shape3(fixed), fixed.affine)
     moved_mm = rest.on_grid(grid) - grid_points(grid)
     return matrix, np.ascontiguousarray(moved_mm @ np.linalg.inv(fixed.affine[:3, :3]).T, dtype=np.float32)
+
+
+def carried(pair: Pair) -> Pair:
+    """The pair with the moving image carried onto the fixed grid, where its start is more than a matrix."""
+    if pair.matrix_mm is None or pair.displacement_voxels is None:
+        return pair
+    fixed, moving = pair.fixed, pair.moving
+    to_moving = (np.linalg.inv(moving.affine) @ pair.matrix_mm @ fixed.affine)[:3]
+    known = moving.counted.astype(np.uint8) if pair.known else np.zeros((0, 0, 0), np.uint8)
+    everywhere = np.full(fixed.counted.shape, COUNTED, np.uint8)
+    weight = np.empty(fixed.counted.shape, np.float32)
+    channels = []
+    for channel in moving.channels:
+        warped = np.empty(fixed.counted.shape, np.float32)
+        fields.warp(channel, known, everywhere, to_moving, pair.displacement_voxels, warped, weight)
+        channels.append(warped)
+    on_fixed = Prepared(tuple(channels), fixed.affine, weight > 0, fixed.start, moving.name)
+    return replace(pair, moving=on_fixed, matrix_mm=np.eye(4), displacement_voxels=None, known=True)
+
+
+def schedule_of(
+    fixed: Prepared, shrink_factors: tuple[int, ...], iterations: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The levels and their iterations: as given, or by default as many of powers of two as there is room for.
+
+    Raises
+    ------
+    InputError
+        The two differ in length, or a number is out of its range.
+    """
+    if not iterations or min(iterations) < 0 or min(shrink_factors, default=1) < 1:
+        raise InputError(f"iterations must be 0 or above and shrink_factors 1 or above, got {iterations}, {shrink_factors}")
+    if shrink_factors and len(shrink_factors) != len(iterations):
+        raise InputError(
+            f"{len(shrink_factors)} shrink_factors and {len(iterations)} iterations: one of each a level is wanted"
+        )
+    shrinks = shrink_factors or tuple(fixed.schedule(2 ** (len(iterations) - 1)))
+    return shrinks, iterations[len(iterations) - len(shrinks) :]
 
 
 def field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Grid) -> DisplacementField:

@@ -203,3 +203,43 @@ def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
                 o[k, 0] += s0
                 o[k, 1] += s1
                 o[k, 2] += s2
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
+def add_moving_slope(moving, matrix, field, gradient, scale, out):  # type: ignore[no-untyped-def]
+    """out += scale gradient(x) times the derivative of the sampled value in field(x), that of the linear interpolation."""
+    ni, nj, nk = gradient.shape
+    ma, mb, mc = moving.shape
+    m = matrix.astype(np.float32)
+    zero = np.float32(0)
+    la, lb, lc = np.float32(ma - 1), np.float32(mb - 1), np.float32(mc - 1)
+    for i in numba.prange(ni):
+        for j in range(nj):
+            g, o, u = gradient[i, j], out[i, j], field[i, j]
+            for k in range(nk):
+                if g[k] == zero:
+                    continue
+                x, y, z = np.float32(i) + u[k, 0], np.float32(j) + u[k, 1], np.float32(k) + u[k, 2]
+                a = m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]
+                b = m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]
+                c = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
+                in_a = (a >= zero) & (a <= la)
+                in_b = (b >= zero) & (b <= lb)
+                in_c = (c >= zero) & (c <= lc)
+                a, b, c = min(max(a, zero), la), min(max(b, zero), lb), min(max(c, zero), lc)
+                i0, j0, k0 = int(a), int(b), int(c)
+                i1, j1, k1 = min(i0 + 1, ma - 1), min(j0 + 1, mb - 1), min(k0 + 1, mc - 1)
+                fa, fb, fc = a - np.float32(i0), b - np.float32(j0), c - np.float32(k0)
+                r00, r01, r10, r11 = moving[i0, j0], moving[i0, j1], moving[i1, j0], moving[i1, j1]
+                d00, d01, d10, d11 = r00[k1] - r00[k0], r01[k1] - r01[k0], r10[k1] - r10[k0], r11[k1] - r11[k0]
+                v00, v01 = r00[k0] + fc * d00, r01[k0] + fc * d01
+                v10, v11 = r10[k0] + fc * d10, r11[k0] + fc * d11
+                v0, v1 = v00 + fb * (v01 - v00), v10 + fb * (v11 - v10)
+                s = scale * g[k]
+                sa = s * (v1 - v0) if in_a else zero
+                sb = s * ((v01 - v00) + fa * ((v11 - v10) - (v01 - v00))) if in_b else zero
+                d0, d1 = d00 + fb * (d01 - d00), d10 + fb * (d11 - d10)
+                sc = s * (d0 + fa * (d1 - d0)) if in_c else zero
+                o[k, 0] += m[0, 0] * sa + m[1, 0] * sb + m[2, 0] * sc
+                o[k, 1] += m[0, 1] * sa + m[1, 1] * sb + m[2, 1] * sc
+                o[k, 2] += m[0, 2] * sa + m[1, 2] * sb + m[2, 2] * sc

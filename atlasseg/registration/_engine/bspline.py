@@ -1,0 +1,131 @@
+"""Cubic B-splines on a lattice: the field they span, its adjoint, and energies of their coefficients.
+
+Coefficients are (A, B, C, 3) float32. Along an axis cut into n intervals there are n + 3 of them; the field is a
+product of three banded matrices, one an axis, and its adjoint that of their transposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+
+from atlasseg.volume import Float32, Float64
+
+QUADRATURE = np.polynomial.legendre.leggauss(4)
+"""Exact for polynomials of degree 7: products of cubics have degree 6."""
+
+JACOBIAN_FLOOR = 0.2
+"""The folding penalty's logarithm goes on as a parabola below this determinant."""
+
+
+def basis(position: Float64, intervals: int, derivative: int = 0) -> Float32:
+    """(N, intervals + 3) values, or derivatives, of the splines at positions in units of intervals, 0 to `intervals`."""
+    cell = np.clip(np.floor(position).astype(int), 0, intervals - 1)
+    t = position - cell
+    taps = [
+        [(1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6],
+        [-((1 - t) ** 2) / 2, (3 * t**2 - 4 * t) / 2, (-3 * t**2 + 2 * t + 1) / 2, t**2 / 2],
+        [1 - t, 3 * t - 2, 1 - 3 * t, t],
+    ][derivative]
+    out = np.zeros((position.size, intervals + 3), np.float64)
+    for n, tap in enumerate(taps):
+        out[np.arange(position.size), cell + n] = tap
+    return out.astype(np.float32)
+
+
+def refinement(intervals: int) -> Float32:
+    """(2 intervals + 3, intervals + 3): coefficients of the same spline on half the intervals."""
+    position = np.linspace(0, intervals, 8 * intervals + 1)
+    fine, coarse = basis(2 * position, 2 * intervals).astype(float), basis(position, intervals).astype(float)
+    return np.asarray(np.linalg.lstsq(fine, coarse, rcond=None)[0], np.float32)
+
+
+def product(matrices: Sequence[Float32], values: Float32) -> Float32:
+    """Apply a matrix (out, in) along each of the first three axes of (.., .., .., 3), the cheapest axis last."""
+    order = (2, 1, 0) if matrices[0].shape[0] > matrices[0].shape[1] else (0, 1, 2)
+    out = np.ascontiguousarray(values)
+    for axis in order:
+        matrix = matrices[axis]
+        shape = out.shape
+        left, right = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
+        new = np.empty((*shape[:axis], matrix.shape[0], *shape[axis + 1 :]), np.float32)
+        _apply(matrix, out.reshape(left, shape[axis], right), new.reshape(left, matrix.shape[0], right))
+        out = new
+    return out
+
+
+def transposed(matrices: Sequence[Float32]) -> list[Float32]:
+    """The matrices of the adjoint."""
+    return [np.ascontiguousarray(m.T) for m in matrices]
+
+
+@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
+def _apply(matrix, values, out):  # type: ignore[no-untyped-def]
+    """out[l, o] = sum over n of matrix[o, n] values[l, n], skipping the zeros on both sides of the band."""
+    lefts, rows, width = out.shape
+    first, stop = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    for o in range(rows):
+        n = 0
+        while n < matrix.shape[1] and matrix[o, n] == 0:
+            n += 1
+        first[o] = n
+        n = matrix.shape[1]
+        while n > first[o] and matrix[o, n - 1] == 0:
+            n -= 1
+        stop[o] = n
+    for task in numba.prange(lefts * rows):
+        left, o = task // rows, task % rows
+        into = out[left, o]
+        into[:] = 0
+        for n in range(first[o], stop[o]):
+            w = matrix[o, n]
+            row = values[left, n]
+            for q in range(width):
+                into[q] += w * row[q]
+
+
+def grams(intervals: int, spacing: float) -> list[Float32]:
+    """Per order of derivative 0, 1, 2 the (n, n) integrals of products of the splines along an axis, over its length."""
+    nodes, weights = QUADRATURE
+    position = (np.arange(intervals)[:, None] + (nodes + 1) / 2).reshape(-1)
+    weight = np.tile(weights / 2, intervals)[:, None] / intervals
+    out = []
+    for order in range(3):
+        b = basis(position, intervals, order).astype(np.float64) / spacing**order
+        out.append((b.T @ (weight * b)).astype(np.float32))
+    return out
+
+
+def bending(coefficients: Float32, gram: Sequence[Sequence[Float32]]) -> tuple[float, Float32]:
+    """Mean over the lattice of the squared second derivatives (Rueckert 1999, eq. 4), exact, and its derivative."""
+    gradient = np.zeros_like(coefficients)
+    for orders, factor in (((2, 0, 0), 1), ((0, 2, 0), 1), ((0, 0, 2), 1), ((1, 1, 0), 2), ((1, 0, 1), 2), ((0, 1, 1), 2)):
+        gradient += factor * product([g[order] for g, order in zip(gram, orders, strict=True)], coefficients)
+    return float(np.sum(coefficients * gradient, dtype=np.float64)), 2 * gradient
+
+
+def folding(coefficients: Float32, intervals: Sequence[int]) -> tuple[float, Float32]:
+    """Mean squared logarithm of the Jacobian determinant at the knots, coefficients in intervals; and its derivative.
+
+    Below `JACOBIAN_FLOOR` it goes on as the parabola of the same value, slope and curvature, so that folds can be undone.
+    """
+    at = [np.arange(n + 1.0) for n in intervals]
+    value = [basis(x, n) for x, n in zip(at, intervals, strict=True)]
+    slope = [basis(x, n, 1) for x, n in zip(at, intervals, strict=True)]
+    matrices = [[slope[a] if a == axis else value[a] for a in range(3)] for axis in range(3)]
+    jacobian = np.stack([product(m, coefficients) for m in matrices], axis=-1).astype(np.float64) + np.eye(3)
+    a, b, c = (jacobian[..., i, :] for i in range(3))
+    cofactor = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=-2)
+    det = (a * cofactor[..., 0, :]).sum(axis=-1)
+    low, floor = det < JACOBIAN_FLOOR, JACOBIAN_FLOOR
+    log = np.log(np.maximum(det, floor))
+    short, curve = np.minimum(det - floor, 0), 2 * (1 - np.log(floor)) / floor**2
+    energy = log**2 + np.where(low, 2 * log / floor * short + curve / 2 * short**2, 0)
+    change = np.where(low, 2 * log / floor + curve * short, 2 * log / np.maximum(det, floor)) / det.size
+    pull = (change[..., None, None] * cofactor).astype(np.float32)
+    gradient = np.zeros_like(coefficients)
+    for axis in range(3):
+        gradient += product(transposed(matrices[axis]), np.ascontiguousarray(pull[..., axis]))
+    return float(energy.mean()), gradient

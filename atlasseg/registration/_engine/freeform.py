@@ -1,0 +1,149 @@
+"""Free-form deformation: the coefficients of a B-spline lattice climb local correlation less their energies, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlasseg.registration._engine import bspline, fields, lncc
+from atlasseg.registration._engine.dense import has_converged
+from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors
+from atlasseg.transforms import BSplineField
+from atlasseg.volume import Float32, Float64, Grid
+
+MOMENTUM, MEMORY = 0.9, 0.99
+"""Adam's decay of the mean gradient and of its mean square."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a free-form deformation goes by; see :func:`atlasseg.registration.ffd.register`."""
+
+    shrink_factors: tuple[int, ...]
+    iterations: tuple[int, ...]
+    spacing_voxels: float
+    radius_voxels: int
+    bending: float
+    folding: float
+    step_voxels: float
+    tolerance: float
+
+
+class Lattice:
+    """Control points over a whole grid, n intervals an axis, and where the voxels of a level lie in it."""
+
+    def __init__(self, grid: Grid, intervals: tuple[int, int, int]) -> None:
+        self.grid, self.intervals = grid, intervals
+        self.spacing_voxels = np.array(grid.shape) / intervals
+
+    def matrices(self, level: Level) -> list[Float32]:
+        """Three banded matrices from coefficients to the level's voxels."""
+        to_grid = np.linalg.inv(self.grid.affine) @ level.affine
+        out = []
+        for axis, n in enumerate(level.shape):
+            voxel = np.arange(n) * to_grid[axis, axis] + to_grid[axis, 3]
+            inside = np.clip((voxel + 0.5) / self.spacing_voxels[axis], 0, self.intervals[axis])
+            out.append(bspline.basis(inside, self.intervals[axis]))
+        return out
+
+    def transform(self, coefficients: Float32) -> BSplineField:
+        """Coefficients in voxels of the grid as a transform in RAS+ mm."""
+        affine = self.grid.affine.copy()
+        affine[:3, :3] = self.grid.affine[:3, :3] * self.spacing_voxels
+        affine[:3, 3] = self.grid.affine[:3, :3] @ (-0.5 - self.spacing_voxels) + self.grid.affine[:3, 3]
+        return BSplineField(coefficients.astype(np.float64) @ self.grid.affine[:3, :3].T, affine)
+
+
+def lattices(grid: Grid, spacing_voxels: float, shrink_factors: Sequence[int]) -> list[Lattice]:
+    """A lattice a level, each of twice the one before's intervals where the level's voxels are half as large."""
+    finest = grid.spacing_mm.min()
+    coarsest = max(shrink_factors)
+    counts = np.maximum(1, np.rint(np.array(grid.shape) * grid.spacing_mm / (spacing_voxels * finest * coarsest))).astype(int)
+    out = []
+    for shrink in shrink_factors:
+        i, j, k = (int(c) for c in counts * 2 ** round(np.log2(coarsest / shrink)))
+        out.append(Lattice(grid, (i, j, k)))
+    return out
+
+
+def solve(
+    fixed: Prepared,
+    moving: Prepared,
+    matrix_mm: Float64,
+    schedule: Schedule,
+    grid: Grid,
+    *,
+    known: bool,
+) -> tuple[BSplineField, float]:
+    """The spline that improves ``matrix_mm @ (x + u(x))``, and the mean squared local correlation reached."""
+    coefficients, value = None, 0.0
+    levels = lattices(grid, schedule.spacing_voxels, schedule.shrink_factors)
+    for n, (shrink, iterations, lattice) in enumerate(
+        zip(schedule.shrink_factors, schedule.iterations, levels, strict=True)
+    ):
+        if coefficients is None:
+            coefficients = np.zeros((*(c + 3 for c in lattice.intervals), 3), np.float32)
+        elif lattice.intervals != levels[n - 1].intervals:
+            coefficients = bspline.product([bspline.refinement(c) for c in levels[n - 1].intervals], coefficients)
+        level = fixed.level(fixed.factors(shrink))
+        other = moving.level(matching_factors(level, moving))
+        coefficients, value = _climb(level, other, matrix_mm, coefficients, lattice, iterations, schedule, known)
+    assert coefficients is not None
+    return levels[-1].transform(coefficients), value
+
+
+def _climb(
+    fixed: Level,
+    moving: Level,
+    matrix_mm: Float64,
+    coefficients: Float32,
+    lattice: Lattice,
+    iterations: int,
+    schedule: Schedule,
+    known: bool,
+) -> tuple[Float32, float]:
+    matrices = lattice.matrices(fixed)
+    adjoint = bspline.transposed(matrices)
+    per_level = (lattice.grid.spacing_mm / fixed.spacing_mm).astype(np.float32)  # voxels of the level in one of the grid
+    in_finest = (lattice.grid.spacing_mm / lattice.grid.spacing_mm.min()).astype(np.float32)
+    gram = [bspline.grams(n, float(s)) for n, s in zip(lattice.intervals, lattice.spacing_voxels * in_finest, strict=True)]
+    step = schedule.step_voxels * fixed.spacing_mm.min() / lattice.grid.spacing_mm.min()
+    mean, square = np.zeros_like(coefficients), np.zeros(coefficients.shape[:3], np.float32)
+    values: list[float] = []
+    for n in range(iterations):
+        field = bspline.product(matrices, coefficients * per_level)
+        value, slope = similarity(fixed, moving, matrix_mm, field, schedule.radius_voxels, known)
+        values.append(value)
+        if has_converged(values, schedule.tolerance):
+            break
+        gradient = bspline.product(adjoint, slope) * per_level
+        if schedule.bending:
+            gradient -= schedule.bending * bspline.bending(coefficients * in_finest, gram)[1] * in_finest
+        if schedule.folding:
+            per_interval = (1 / lattice.spacing_voxels).astype(np.float32)
+            gradient -= schedule.folding * bspline.folding(coefficients * per_interval, lattice.intervals)[1] * per_interval
+        gradient /= in_finest**2  # steepest in mm, whatever the shape of the voxels
+        mean = MOMENTUM * mean + (1 - MOMENTUM) * gradient
+        square = MEMORY * square + (1 - MEMORY) * np.sum((gradient * in_finest) ** 2, axis=-1)
+        size = np.sqrt(square / (1 - MEMORY ** (n + 1)))
+        rate = step / (1 - MOMENTUM ** (n + 1)) / (size + 1e-3 * size.max() + np.float32(1e-30))
+        coefficients = coefficients + rate[..., None].astype(np.float32) * mean
+    return coefficients, values[-1] if values else 0.0
+
+
+def similarity(
+    fixed: Level, moving: Level, matrix_mm: Float64, field: Float32, radius_voxels: int, known: bool
+) -> tuple[float, Float32]:
+    """Mean squared local correlation under ``matrix_mm (x + field(x))``, and its derivative in the field, both exact."""
+    to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
+    where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
+    warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
+    out, value = np.zeros_like(field), 0.0
+    for f, m in zip(fixed.channels, moving.channels, strict=True):
+        fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
+        part, slope, _ = lncc.lncc_gradient(f, warped, weight, radius_voxels=radius_voxels)
+        value += part / len(fixed.channels)
+        fields.add_moving_slope(m, to_moving, field, slope, np.float32(1 / max(float(weight.sum()), 1)), out)
+    return value, out / len(fixed.channels)
