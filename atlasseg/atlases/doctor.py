@@ -92,8 +92,13 @@ def examine(folder: str | Path, *, progress: Callable[[str], None] | None = None
         Errors first, then warnings, then notes; within them by file. Empty where nothing is wrong.
     """
     root = Path(folder)
+    findings: list[Finding] = []
     with _io_is_quiet():
-        findings = list(_examine(root, progress or (lambda _: None)))
+        try:
+            for finding in _examine(root, progress or (lambda _: None)):
+                findings.append(finding)
+        except Exception as error:  # a folder that cannot be listed, say; what was found before is kept
+            findings.append(Finding("error", root, f"{type(error).__name__}: {error}", "the rest was not looked at"))
     rank = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: (rank[finding.severity], str(finding.file)))
 
@@ -414,7 +419,8 @@ def _inventory(cases: Sequence[_Case], not_annotated: Mapping[str, frozenset[int
         )
         if lacking:
             message = f"lacks labels that most others have: {_some(lacking)}"
-            remedy = f'if nobody drew them, say so in {case.labels.parent / case.id}.json: {{"not_annotated": {lacking[:5]}}}'
+            sidecar = case.labels.parent / f"{case.id}.json"
+            remedy = f'if nobody drew them, say so in {sidecar}: {{"not_annotated": {lacking}}}'
             yield Finding("warning", case.labels, message, remedy)
         rare = sorted(value for value in case.voxels if 2 * holders[value] <= len(drawn) and len(drawn) > 2)
         if rare:

@@ -153,6 +153,17 @@ def test_an_unforeseen_failure_is_a_finding(folder, monkeypatch):
     assert len(findings) == len(IDS)
 
 
+def test_a_folder_that_cannot_be_listed_is_a_finding(folder, monkeypatch):
+    nifti(folder / "images" / "a.nii.gz", np.full(SHAPE, 7, np.uint8), place("a"))
+
+    def fail(*_):
+        raise PermissionError(13, "Permission denied", "labels")
+
+    monkeypatch.setattr(doctor, "read_library", fail)
+    assert_found(folder, "error", ".", "PermissionError")
+    assert_found(folder, "error", "images/a.nii.gz", "every intensity is 7")
+
+
 def test_a_faulty_label_table_or_sidecar_is_an_error(folder):
     (folder / "labels" / "b.json").write_text("{")
     assert_found(folder, "error", ".", "b.json, line 1: not JSON")
