@@ -79,7 +79,6 @@ def test_a_run_writes_a_derivative_on_each_targets_own_grid(recipe, dataset):
         "dataset_description.json",
         "head3",
         "head4",
-        "index.html",
         "metrics.tsv",
     ]
     for id_ in ("head3", "head4"):
@@ -120,12 +119,10 @@ def test_a_target_in_the_library_does_not_vote_on_itself(recipe, dataset):
     assert sidecar["Atlases"] == ["head0", "head2"]
 
 
-def test_that_it_is_left_out_is_said_in_the_log(recipe, dataset, caplog):
-    with caplog.at_level("INFO", logger="atlasseg"):
-        CliRunner().invoke(
-            app, ["-v", "run", str(recipe), "-j", "1", "--targets", str(dataset / "atlases/images/head1.nii.gz")]
-        )
-    assert "target head1 is atlas head1 of the library: left out of its own fusion" in caplog.text
+def test_that_it_is_left_out_is_said_in_the_log(recipe, dataset):
+    options = ["-v", "run", str(recipe), "-j", "1", "--targets", str(dataset / "atlases/images/head1.nii.gz")]
+    output = CliRunner().invoke(app, options).output
+    assert "target head1 is atlas head1 of the library: left out of its own fusion" in output
 
 
 def test_a_target_that_is_the_only_atlas_cannot_be_segmented(recipe, dataset):
@@ -160,7 +157,7 @@ def test_labels_that_an_atlas_does_not_annotate_are_not_background(recipe, datas
         (dataset / f"atlases/labels/{id_}.json").write_text('{"not_annotated": [2]}')
     assert run(recipe)[0] == 0
     kept = (io.read_label_map(dataset / "out/head3/head3_desc-majority_dseg.nii.gz").array == 2).sum()
-    assert lost < 0.3 * kept
+    assert lost < 0.5 * kept  # two votes of three against it, or none
 
 
 # -- a target that is wrong: it is named, the other one is done, nothing half-written remains --------
@@ -207,7 +204,7 @@ def half_a_voxel(path):
         (IMAGE, as_text, "head3.nii.gz"),
         (IMAGE, to_shape(9, 8, 7, 3), r"head3.nii.gz.*\(9, 8, 7, 3\)"),
         (IMAGE, to_shape(9, 8), r"head3.nii.gz.*\(9, 8\)"),
-        (IMAGE, constant, "head3.*constant"),
+        (IMAGE, constant, "head3.*all its intensities are 7"),
         (IMAGE, all_nan, "head3.nii.gz.*finite"),
         (LABELS, not_whole, "labels/head3.nii.gz.*whole"),
         (LABELS, to_shape(9, 8, 7), r"labels/head3.nii.gz.*\(9, 8, 7\)"),
@@ -224,7 +221,6 @@ def test_a_broken_target_is_named_and_the_others_are_done(recipe, dataset, name,
     assert sorted(p.name for p in (dataset / "out").iterdir()) == [
         "dataset_description.json",
         "head4",
-        "index.html",
         "metrics.tsv",
     ]
 
@@ -245,7 +241,7 @@ def test_a_target_without_anything_to_see_in_common_fails_by_name(recipe, datase
     assert "failed: head3:" in output and "mask" in output
 
 
-def test_some_nan_intensities_are_masked_with_a_warning(recipe, dataset, caplog):
+def test_some_nan_intensities_are_masked_with_a_warning(recipe, dataset):
     def change(array, affine):
         array = array.astype(np.float32)
         array[2:4, 3, 2] = np.nan
@@ -253,8 +249,9 @@ def test_some_nan_intensities_are_masked_with_a_warning(recipe, dataset, caplog)
         return array, affine
 
     edit(dataset / IMAGE, change)
-    assert run(recipe)[0] == 0
-    assert "head3.nii.gz" in caplog.text and "3" in caplog.text
+    status, output = run(recipe)
+    assert status == 0
+    assert re.search(r"head3.nii.gz: 3 .*(NaN|finite)", output), output
 
 
 def test_an_affine_that_differs_by_a_trifle_is_accepted(recipe, dataset):
