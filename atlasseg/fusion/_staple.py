@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -173,7 +174,7 @@ def unanimous(votes: Votes, candidates: Sequence[Atlas]) -> tuple[Float64, Int64
     where = np.flatnonzero(agreed)
     label = np.searchsorted(votes.label_values, votes.certain.reshape(-1)[where])
     masks = [None if a.mask is None or a.mask.array.all() else a.mask.array.reshape(-1) for a in candidates]
-    keys: NDArray[np.uint64] = label.astype(np.uint64) + np.uint64(1)
+    keys: NDArray[Any] = label.astype(np.uint64) + np.uint64(1)
     for mask in masks:
         if mask is not None:
             keys = (keys * np.uint64(0x9E3779B97F4A7C15)) ^ (keys >> np.uint64(29)) ^ mask[where].astype(np.uint64)

@@ -142,7 +142,7 @@ def log_likelihood(images: Standardised, sigma: float) -> Float64:
 
 
 def label_probabilities(votes: Votes, candidates: Sequence[Atlas], rho: float) -> Float64:
-    """(N, S) p(l | L_i) of every slot's label, by the signed distance to its border in each candidate.
+    """(N, S) p(l | L_i) of every slot's label, by the signed distance to its border in each candidate's field of view.
 
     The background of a candidate in which some labels were not annotated is shared out between it and these labels as
     the candidates that know them all have it.
@@ -154,7 +154,8 @@ def label_probabilities(votes: Votes, candidates: Sequence[Atlas], rho: float) -
     slot_values = votes.label_values[votes.slot_labels]
     for i, atlas in enumerate(candidates):
         said = np.ascontiguousarray(atlas.segmentation.array)
-        out[i] = _log_odds(said, place, offsets, distances, votes.slot_offsets, slot_values, rho, REACH)
+        seen = np.ones(said.shape, bool) if atlas.mask is None else np.ascontiguousarray(atlas.mask.array)
+        out[i] = _log_odds(said, seen, place, offsets, distances, votes.slot_offsets, slot_values, rho, REACH)
     return _annotated(out, votes, candidates)
 
 
@@ -192,7 +193,7 @@ def _first_largest(values: Float64, offsets: Int64) -> Int64:
 
 
 @njit(cache=True, parallel=True)
-def _log_odds(said, place, offsets, distances, slot_offsets, slot_values, rho, reach):  # type: ignore[no-untyped-def]
+def _log_odds(said, seen_at, place, offsets, distances, slot_offsets, slot_values, rho, reach):  # type: ignore[no-untyped-def]
     out = np.empty(slot_values.size)
     for m in prange(place.shape[0]):
         x, y, z = place[m]
@@ -207,7 +208,7 @@ def _log_odds(said, place, offsets, distances, slot_offsets, slot_values, rho, r
             if i < 0 or j < 0 or k < 0 or i >= said.shape[0] or j >= said.shape[1] or k >= said.shape[2]:
                 continue
             label = said[i, j, k]
-            if label == own:
+            if label == own or not seen_at[i, j, k]:
                 continue
             if n == 1:
                 signed[0] = distances[o]

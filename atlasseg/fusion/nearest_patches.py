@@ -117,25 +117,36 @@ def fuse(
     pairs = list(images)
     arrays = [np.moveaxis(image, -1, 0) for image, _ in pairs]
     masks = [mask for _, mask in pairs]
-    options = {} if search == "exact" else {"iterations": iterations, "seed": seed}
-    found = (nearest_patches if search == "exact" else patch_match)(
-        np.moveaxis(images.target, -1, 0),
-        arrays,
-        where,
-        count=count,
-        patch_radius_voxels=patch_radius_voxels,
-        search_radius_voxels=search_radius_voxels,
-        inside=masks,
-        **options,
-    )
+    scan = np.moveaxis(images.target, -1, 0)
+    if search == "exact":
+        found = nearest_patches(
+            scan,
+            arrays,
+            where,
+            count=count,
+            patch_radius_voxels=patch_radius_voxels,
+            search_radius_voxels=search_radius_voxels,
+            inside=masks,
+        )
+    else:
+        found = patch_match(
+            scan,
+            arrays,
+            where,
+            count=count,
+            patch_radius_voxels=patch_radius_voxels,
+            search_radius_voxels=search_radius_voxels,
+            inside=masks,
+            iterations=iterations,
+            seed=seed,
+        )
     floor = SMALLEST_DISTANCE * (2 * patch_radius_voxels + 1) ** 3
     distance = np.maximum(-found.scores, 0)
     nearest = np.where(np.isfinite(distance[:, :1]), distance[:, :1], 0)
     weights = np.exp(-(distance - nearest) / (bandwidth * (nearest + floor)))
     weights[found.candidate < 0] = 0
-    counts, labels, values = _vote(
-        found, weights, where, images.box, candidates, votes, whole_patch, patch_radius_voxels
-    )
+    radius = patch_radius_voxels if whole_patch else 0
+    counts, labels, values = _vote(found, weights, where, images.box, candidates, votes, radius)
     voxels = np.repeat(votes.voxels, counts)
     silent = votes.voxels[counts == 0]
     if silent.size:  # no patch could be found near enough: the candidates vote where they are
@@ -156,22 +167,20 @@ def _vote(
     box: tuple[slice, slice, slice],
     candidates: Sequence[Atlas],
     votes: Votes,
-    whole_patch: bool,
-    patch_radius_voxels: int,
+    radius: int,
 ) -> tuple[Int64, Int32, Float32]:
-    """Labels with a vote at each active voxel: how many, which (values), and their share of the vote."""
-    radius = patch_radius_voxels if whole_patch else 0
+    """Labels with a vote at each active voxel (how many, which values, what share); patches vote up to `radius`."""
     number = np.full(where.shape, -1, np.int32)
     number.reshape(-1)[found.voxels] = np.arange(found.voxels.size)
     number = np.pad(number, radius, constant_values=-1)
-    strides = np.array([number.shape[1] * number.shape[2], number.shape[2], 1])
+    strides = _strides(number)
     near = (np.argwhere(np.ones([2 * radius + 1] * 3, bool)) - radius) @ strides
 
     corner = np.array([part.start for part in box])
     window = found.offsets.max(axis=0)
     ballots = Ballots.gather(candidates, corner - window, corner + where.shape + window)
     size = ballots.codes[0].size
-    code_strides = np.array([ballots.codes.shape[2] * ballots.codes.shape[3], ballots.codes.shape[3], 1])
+    code_strides = _strides(ballots.codes[0])
     # one flat library of codes, in which a patch is where its candidate begins and its offset leads
     moves = (np.arange(len(candidates))[:, None] * size + found.offsets @ code_strides).reshape(-1)
     patches = np.where(found.candidate >= 0, found.candidate * len(found.offsets) + found.chosen, 0)
@@ -183,12 +192,18 @@ def _vote(
 
     def count(first: int) -> tuple[Int64, Int32, Float32]:
         part = slice(first, first + CHUNK)
-        return count_patch_votes(
+        counted: tuple[Int64, Int32, Float32] = count_patch_votes(
             at_number[part], at_code[part], number.reshape(-1), near, moves, patches.astype(np.int32),
             weights.astype(np.float32), codes, ballots.list_offsets, ballots.list_slots, ballots.list_fractions,
             ballots.unknown, background,
         )  # fmt: skip
+        return counted
 
     parts = each_tile(count, range(0, votes.voxels.size, CHUNK))
     counts, labels, values = (np.concatenate([part[n] for part in parts]) for n in range(3))
     return counts, ballots.label_values[labels], values
+
+
+def _strides(array: Int32) -> Int64:
+    """Steps, in elements, along the three axes of a C-ordered array."""
+    return np.array([array.shape[1] * array.shape[2], array.shape[2], 1])

@@ -54,8 +54,8 @@ def fuse(
         W_l(x)         proportional to f_l(x) prod_i sum over l' of theta_i(l', l) a_i(x, l')
         theta_i(l', l) = sum over x of a_i(x, l') W_l(x) / sum over x of W_l(x)
 
-    x runs over the voxels where the candidates disagree; the start is the largest f_l. Intensities are standardised first
-    (clipped to percentiles, mean 0, standard deviation 1), so sigma_i has no unit.
+    x runs over the voxels where the candidates disagree; the start is the largest f_l. Intensities are standardised
+    first (clipped to percentiles, mean 0, standard deviation 1), so sigma_i has no unit.
 
     Parameters
     ----------
@@ -105,7 +105,8 @@ def fuse(
         )
     if max_iterations < 1 or tolerance <= 0:
         raise InputError(
-            f"nonlocal_staple needs max_iterations of at least 1 and tolerance above 0, got {max_iterations}, {tolerance}"
+            "nonlocal_staple needs max_iterations of at least 1 and tolerance above 0, got "
+            f"{max_iterations} and {tolerance}"
         )
     votes = Votes.gather(target, candidates, hard=True)
     if votes.voxels.size == 0:
@@ -144,9 +145,8 @@ def spread_votes(
     """The votes a_i(x, l) at the active voxels instead of those of the candidates' voxels themselves."""
     where = np.zeros(images.target.shape[:3], bool)
     where.reshape(-1)[images.inside] = True
-    row_of = np.full(where.size, -1, np.int64)
-    row_of[images.inside] = np.arange(images.inside.size)
-    row_of = row_of.reshape(where.shape)
+    row_of = np.full(where.shape, -1, np.int64)
+    row_of.reshape(-1)[images.inside] = np.arange(images.inside.size)
     offsets = offsets_by_length(search_radius_voxels)
     near = -((offsets**2).sum(axis=1)) / (2 * sigma_voxels**2)
     scale = 1 / (2 * sigma_intensity**2 * (2 * patch_radius_voxels + 1) ** 3 * images.target.shape[-1])
