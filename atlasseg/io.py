@@ -13,8 +13,6 @@ import hashlib
 import json
 import logging
 import math
-import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -25,7 +23,8 @@ from typing import IO, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from atlasseg.errors import GeometryError, InputError, OutputError
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.files import written_whole
 from atlasseg.labels import LabelTable, TableFormat, format_label_table
 from atlasseg.volume import Float64, Grid, Image, LabelMap, Mask, Origin, ProbabilityMap
 
@@ -656,30 +655,6 @@ def write_tsv(rows: Iterable[Mapping[str, object]], path: str | Path, *, columns
         cells = [row.get(column) for column in header]
         writer.writerow(["n/a" if cell is None or cell != cell else cell for cell in cells])
     write_text(out.getvalue(), path)
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to; on leaving it becomes `path`, unless anything went wrong: then nothing remains.
-
-    Raises
-    ------
-    OutputError
-        For any OSError inside (disk full, read-only folder): the message names `path` and the reason.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _label_type(labels: LabelMap, wanted: Iterable[str | None]) -> np.dtype[Any]:

@@ -25,6 +25,7 @@ def doctor(
     - `atlasseg doctor sample_data/atlases`
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from atlasseg.atlases.doctor import examine
@@ -36,7 +37,8 @@ def doctor(
         table.add_column(column, overflow="fold")
     for finding in findings:
         color = colors[finding.severity]
-        table.add_row(f"[{color}]{finding.severity}[/]", str(finding.file), finding.message, finding.remedy)
+        file = finding.file.relative_to(folder) if finding.file.is_relative_to(folder) else finding.file
+        table.add_row(f"[{color}]{finding.severity}[/]", *map(escape, (str(file), finding.message, finding.remedy)))
     console = Console()
     if findings:
         console.print(table)

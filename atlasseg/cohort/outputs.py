@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlasseg import __version__, io
-from atlasseg.errors import InputError
+from atlasseg.errors import OutputError
 from atlasseg.evaluation import Score
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Segmentation
@@ -188,7 +188,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
     Raises
     ------
-    InputError
+    OutputError
         The folder cannot be made or written; the message names it and the cause.
     """
     aside = _aside(final)
@@ -204,7 +204,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise InputError(f"{final}: cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{final}: cannot be written: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

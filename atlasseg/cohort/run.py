@@ -16,7 +16,7 @@ from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.cohort import outputs
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
-from atlasseg.errors import InputError
+from atlasseg.errors import InputError, OutputError
 from atlasseg.evaluation import evaluate
 from atlasseg.pipeline import Progress, segment
 from atlasseg.recipe import Recipe
@@ -50,7 +50,9 @@ def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> l
     Raises
     ------
     InputError
-        The request itself is wrong: no library, no target, an output folder that cannot be written.
+        The request itself is wrong: no library, no target.
+    OutputError
+        The output folder cannot be written.
     """
     library, targets, out = opened(recipe, jobs)
     task = partial(_segment, library=library, recipe=recipe, out=out)
@@ -112,7 +114,7 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise InputError(f"output folder {out} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"output folder {out} cannot be written: {error.strerror or error}") from error
     io.write_json(outputs.dataset_description(recipe), out / "dataset_description.json")
     return library, targets, out
 

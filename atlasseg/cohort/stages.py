@@ -7,13 +7,13 @@ from pathlib import Path
 
 from atlasseg import io, similarity
 from atlasseg.atlases.library import read_library
-from atlasseg.errors import InputError
+from atlasseg.errors import GeometryError, InputError
 from atlasseg.itk import write_transform
 from atlasseg.recipe import Recipe, parse_recipe, with_device
 from atlasseg.registration.quality import RegistrationQuality, quality
 from atlasseg.resampling import resample
 from atlasseg.transforms import Transform
-from atlasseg.volume import ProbabilityMap
+from atlasseg.volume import Mask, ProbabilityMap
 
 
 def register_files(
@@ -59,8 +59,8 @@ def register_files(
         Mean local correlation of the warped and the fixed scan.
     """
     recipe = _recipe({"registration": {"steps": list(steps)}}, [f"registration.{s}" for s in settings], device)
-    target, source = io.read_image(fixed), io.read_image(moving)
-    masks = [None if path is None else io.read_mask(path) for path in (fixed_mask, moving_mask)]
+    (target, known), (source, source_known) = io.read_scan(fixed), io.read_scan(moving)
+    masks = [_mask(fixed_mask, known), _mask(moving_mask, source_known)]
     transforms: Sequence[Transform] | None = None
     for step in recipe.registration.steps:
         transforms = step(target, [source], initial=transforms, fixed_mask=masks[0], moving_masks=[masks[1]])
@@ -109,6 +109,16 @@ def fuse_files(
     fused: ProbabilityMap = recipe.fusion.method(scan, [library.read(id_) for id_ in library.ids])
     io.write_label_map(fused.label_map(), out, like=scan)
     return fused
+
+
+def _mask(path: Path | None, known: Mask | None) -> Mask | None:
+    """The mask in a file, without the voxels whose intensity is not known."""
+    if path is None:
+        return known
+    mask = io.read_mask(path)
+    if known is not None and not mask.grid.matches(known.grid):
+        raise GeometryError(f"{path}: the mask is not on the grid of its image")
+    return mask if known is None else mask.with_array(mask.array & known.array)
 
 
 def _recipe(tables: dict[str, dict[str, object]], settings: Sequence[str], device: str) -> Recipe:
