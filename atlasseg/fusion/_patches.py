@@ -1,10 +1,10 @@
-"""Exhaustive patch search by running box sums.
+"""Exhaustive patch search by box sums.
 
-For one offset of the search window, the product of the target and the shifted candidate is summed over every
-patch at once by running sums along two axes and a short sum along the third, so that a patch costs a few operations
-whatever its size. With the sums of the candidate and of its square, taken once, this gives each patch's correlation or
-squared difference exactly (in double precision). The work goes tile by tile, each tile small enough for the cache, and
-only around the voxels that are asked for.
+For one offset of the search window, the product of the target and the shifted candidate is summed over every patch at
+once, axis after axis, so that a patch costs a few operations per axis and not one for each of its voxels. With the
+sums of the candidate and of its square, taken once, this gives each patch's correlation or squared difference exactly
+(in double precision, and without differences of long sums, so that an outlier disturbs only the patches that hold
+it). The work goes tile by tile, each tile small enough for the cache, only around the voxels that are asked for.
 """
 
 from __future__ import annotations
@@ -483,35 +483,29 @@ def search_tile(
     scores = score.reshape(levels, n0, -1)
     best_codes = codes.reshape(levels, n0, -1)
     product = np.empty(taller)
-    column = np.empty(used)
-    ring = np.zeros((channels, depth, used))  # the last sums along j, one a plane of the patch
-    running = np.zeros((channels, used))  # their sum
+    sums = np.zeros((channels, depth * used))  # along j, of the last planes that a patch reaches
+    column = np.empty(used)  # over these planes
     total = np.empty(length)
     value = np.empty(length)
     for shift in range(shifts.shape[0]):
         d0 = shifts[shift, 0]
         along = shifts[shift, 1] * width + shifts[shift, 2]
         here = code + shift
-        ring[:] = 0.0
-        running[:] = 0.0
         for i in range(n0 + 2 * patch[0]):
+            first = i % depth * used
             for c in range(channels):
                 t = target_planes[c, i]
                 a = planes[c, i + d0, along : along + taller]
                 for e in range(taller):
                     product[e] = t[e] * a[e]
-                window_sums(product, width, rows, column)
-                old = ring[c, i % depth]
-                run = running[c]
-                for e in range(used):
-                    run[e] += column[e] - old[e]
-                    old[e] = column[e]
+                window_sums(product, width, rows, sums[c, first : first + used])
             x = i - 2 * patch[0]
             if x < 0:
                 continue
             value[:] = 0.0
             for c in range(channels):
-                window_sums(running[c], 1, 2 * patch[2] + 1, total)
+                window_sums(sums[c], used, depth, column)
+                window_sums(column, 1, 2 * patch[2] + 1, total)
                 tc = target_centres[c, x]
                 ts = target_scales[c, x]
                 ac = centres[c, x + d0, along : along + length]

@@ -142,6 +142,20 @@ def test_a_large_offset_of_the_intensities_does_not_hide_the_best_patch(offset):
     np.testing.assert_allclose(found.scores, 1, atol=1e-4)  # 12 of double's 16 digits go with the square of the offset
 
 
+def test_an_outlier_disturbs_only_the_patches_that_hold_it():
+    target, candidates, _, _ = scene(count=1, shape=(9, 8, 17))
+    spoiled = candidates[0].copy()
+    spoiled[0, 0, 0, 0] = 1e15
+    where = np.zeros(target.shape[1:], bool)
+    where[2:, :, 5:] = True  # patches and window of radius 1 and 2 do not reach the outlier
+    clean, other = (
+        best_patches(target, [each], where, patch_radius_voxels=1, search_radius_voxels=(2, 2, 3))
+        for each in (candidates[0], spoiled)
+    )
+    assert (clean.chosen == other.chosen).all()
+    np.testing.assert_allclose(clean.scores, other.scores, rtol=ROUNDING)
+
+
 def test_the_number_of_threads_changes_nothing():
     target, candidates, where, inside = scene(shape=(31, 29, 27), seed=5)
     before = numba.get_num_threads()
