@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import expm
 
 from atlasseg.errors import GeometryError
 from atlasseg.registration._engine import fields, lncc
@@ -128,7 +127,7 @@ def climb(
         if not diagonal.max() > 0:
             break
         step = np.linalg.solve(hessian + np.diag(ridge), linear @ best.gradient.reshape(12))
-        trial = matrix_mm @ expm(np.tensordot(step, moves, 1))
+        trial = matrix_mm @ exponential(np.tensordot(step, moves, 1))
         trial[3] = (0, 0, 0, 1)
         at = fit(fixed, moving, trial, radius_voxels=radius_voxels, known=known)
         if at.value > best.value and at.overlap > min(LEAST_OVERLAP, best.overlap):
@@ -175,6 +174,19 @@ def _moments(gradient, curvature, warped):  # type: ignore[no-untyped-def]
                             for e in range(d, 4):
                                 here[n] += hab * x[d] * x[e]
                                 n += 1
+    return out
+
+
+def exponential(matrix: Float64) -> Float64:
+    """Of a (4, 4) matrix, by its series after halving it until small: SciPy's wakes all BLAS threads for it."""
+    halvings = max(0, int(np.ceil(np.log2(max(float(np.abs(matrix).sum(axis=0).max()), 1e-300)))) + 3)
+    small = matrix / 2.0**halvings
+    out, term = np.eye(4), np.eye(4)
+    for n in range(1, 13):
+        term = term @ small / n
+        out = out + term
+    for _ in range(halvings):
+        out = out @ out
     return out
 
 
