@@ -26,7 +26,7 @@ from atlasseg.itk import (
     transform_to_sitk,
 )
 from atlasseg.resampling import coverage, resample, smooth
-from atlasseg.transforms import Affine, Transform
+from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, to_displacement_field
 from atlasseg.volume import Grid, Image, Mask
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ SEED = 1
 FEWEST_VOXELS = 8
 """No axis is shrunk to fewer voxels than this; one that has fewer is not shrunk."""
 
+FEWEST_FOR_GRADIENT_FILTER = 4
+"""ITK's recursive Gaussian derivatives need so many voxels along each axis."""
+
 SMOOTHING_PER_FACTOR = 0.5
 """Standard deviation of the Gaussian before shrinking by n: this times n, in voxels; none where n is 1."""
 
@@ -53,10 +56,10 @@ FEWEST_OVERLAPPING = 0.01
 """Share of the fixed voxels that must land in the moving image."""
 
 FIRST_STEP_VOXELS = 1.0
-"""First step of a linear optimisation at a level, as the shift of the image in that level's voxels."""
+"""First step of a linear optimisation at a level: the most that it moves the image, in that level's voxels."""
 
-LAST_STEP = 1e-4
-"""Such an optimisation ends when its step has shrunk to this (radians, mm, or entries of the matrix)."""
+LAST_STEP_VOXELS = 0.005
+"""Such an optimisation ends when its step, halved whenever it turns back, is smaller than this, in full voxels."""
 
 GRADIENT_TOLERANCE = 1e-8
 """A linear optimisation ends where the metric is flatter than this."""
@@ -156,9 +159,7 @@ def best_start(
         require_overlap(fixed, moving, candidates[int(np.argmax(shares))])
     f, m = shrunk(fixed, factor), shrunk(moving, factor)
     values = [
-        level_method(f, m, metric, start=candidate, domain=fixed.image.grid, samples=samples).MetricEvaluate(
-            f.image, m.image
-        )
+        level_method(f, m, metric, start=candidate, samples=samples).MetricEvaluate(f.image, m.image)
         if share >= LEAST_OVERLAP * max(shares)
         else np.inf
         for candidate, share in zip(candidates, shares, strict=True)
@@ -192,12 +193,9 @@ def shrunk(side: Side, factor: int) -> Level:
 
 
 def level_method(
-    fixed: Level, moving: Level, metric: Metric, *, start: Transform, domain: Grid, samples: int
+    fixed: Level, moving: Level, metric: Metric, *, start: Transform, samples: int
 ) -> sitk.ImageRegistrationMethod:
-    """A registration at one level, of a transform whose result goes on into `start`, on at most `samples` voxels.
-
-    Where `start` holds an inverse, which ITK cannot, that is sampled on `domain`.
-    """
+    """A registration at one level, of a transform whose result goes on into `start`, on at most `samples` voxels."""
     import SimpleITK as sitk
 
     method = sitk.ImageRegistrationMethod()
@@ -214,11 +212,14 @@ def level_method(
     if samples < voxels:
         method.SetMetricSamplingStrategy(method.REGULAR)
         method.SetMetricSamplingPercentage(samples / voxels, SEED)
+    if min((*fixed.image.GetSize(), *moving.image.GetSize())) < FEWEST_FOR_GRADIENT_FILTER:
+        method.MetricUseFixedImageGradientFilterOff()  # differences of neighbours instead
+        method.MetricUseMovingImageGradientFilterOff()
     if fixed.mask is not None:
         method.SetMetricFixedMask(fixed.mask)
     if moving.mask is not None:
         method.SetMetricMovingMask(moving.mask)
-    method.SetMovingInitialTransform(transform_to_sitk(start, grid=domain))
+    method.SetMovingInitialTransform(transform_to_sitk(start))
     method.SetInitialTransform(sitk.Transform(3, sitk.sitkIdentity), inPlace=True)
     return method
 
@@ -232,12 +233,6 @@ def execute(method: sitk.ImageRegistrationMethod, fixed: Level, moving: Level, n
         raise InputError(
             f"fixed image {names[0]!r} and moving image {names[1]!r}: ITK's registration failed: {cause}"
         ) from error
-
-
-def centre_lps(fixed: Side) -> list[float]:
-    """Centre of the fixed image in LPS, about which rotations are taken."""
-    x, y, z = _centre(fixed, False)
-    return [-x, -y, z]
 
 
 def linear(
@@ -281,26 +276,56 @@ def linear(
                 samples=samples,
             )
     require_overlap(fixed, moving, initial)
+    unit = _unit_ball(fixed)  # so that translations, turns and stretches of one size move the image alike
+    f, m = _in_units(fixed, unit), _in_units(moving, unit)
+    start = ~unit @ differentiable(initial, fixed.image.grid) @ unit
     motion = sitk.Euler3DTransform() if freedom == "rigid" else sitk.AffineTransform(3)
-    motion.SetCenter(centre_lps(fixed))
     for factor in shrink_factors:
-        f, m = shrunk(fixed, factor), shrunk(moving, factor)
-        method = level_method(f, m, metric, start=initial, domain=fixed.image.grid, samples=samples)
+        at_f, at_m = shrunk(f, factor), shrunk(m, factor)
+        method = level_method(at_f, at_m, metric, start=start, samples=samples)
+        voxel = float(f.image.spacing_mm.min())
         method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=1.0,  # unused: each step moves the corners by what is given below, halved when it turns back
-            minStep=LAST_STEP,
+            learningRate=FIRST_STEP_VOXELS * factor * voxel,
+            minStep=LAST_STEP_VOXELS * voxel,
             numberOfIterations=iterations,
             relaxationFactor=0.5,
             gradientMagnitudeTolerance=GRADIENT_TOLERANCE,
-            estimateLearningRate=method.EachIteration,
-            maximumStepSizeInPhysicalUnits=FIRST_STEP_VOXELS * factor * float(fixed.image.spacing_mm.min()),
         )
-        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetOptimizerScales([1.0] * motion.GetNumberOfParameters())
         method.SetInitialTransform(motion, inPlace=True)
-        execute(method, f, m, (fixed.name, moving.name))
-    found = initial @ transform_from_sitk(motion)
+        execute(method, at_f, at_m, (fixed.name, moving.name))
+    found = initial @ unit @ transform_from_sitk(motion) @ ~unit
     require_overlap(fixed, moving, found)
     return found
+
+
+def differentiable(transform: Transform, grid: Grid) -> Transform:
+    """The transform as affines and displacement fields, which are all that ITK's metrics can take as a start.
+
+    Other kinds are sampled on `grid`, the fixed image's; affines that come after them stay exact.
+    """
+    parts = list(transform.transforms) if isinstance(transform, Chain) else [transform]
+    if all(isinstance(part, Affine | DisplacementField) for part in parts):
+        return transform
+    after: Transform = Affine.identity()
+    while isinstance(parts[0], Affine):
+        after = after @ parts.pop(0)
+    return after @ to_displacement_field(Chain(tuple(parts)), grid)
+
+
+def _unit_ball(side: Side) -> Affine:
+    """Takes a ball of radius 1 about the origin to the ball that holds the image."""
+    grid = side.image.grid
+    matrix = np.eye(4) * np.linalg.norm(grid.corners_mm - grid.centre_mm, axis=1).max()
+    matrix[3, 3] = 1
+    matrix[:3, 3] = grid.centre_mm
+    return Affine(matrix)
+
+
+def _in_units(side: Side, unit: Affine) -> Side:
+    affine = (~unit).matrix @ side.image.affine
+    mask = None if side.mask is None else Mask(side.mask.array, affine)
+    return Side(Image(side.image.array, affine), mask, side.name)
 
 
 def check_levels(shrink_factors: Sequence[int], iterations: int, samples: int) -> None:

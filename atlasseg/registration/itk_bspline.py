@@ -14,6 +14,7 @@ from atlasseg.registration._itk import (
     Start,
     best_start,
     check_levels,
+    differentiable,
     execute,
     level_method,
     register_pairs,
@@ -99,6 +100,7 @@ def register(
                 target, source, metric=metric, starts=starts, rotations_degrees=(), factor=factor, samples=samples
             )
         require_overlap(target, source, start)
+        given = differentiable(start, target.image.grid)
         coarsest = 2.0 ** (len(shrink_factors) - 1) * control_spacing_mm
         control = BSplineField.control_grid(target.image.grid, coarsest)
         spline = BSplineField(np.zeros((*control.shape, 3)), control.affine)
@@ -106,7 +108,7 @@ def register(
             if level > 0:
                 spline = spline.refined()
             f, m = shrunk(target, factor), shrunk(source, factor)
-            method = level_method(f, m, metric, start=start, domain=target.image.grid, samples=samples)
+            method = level_method(f, m, metric, start=given, samples=samples)
             method.SetOptimizerAsLBFGSB(
                 gradientConvergenceTolerance=GRADIENT_TOLERANCE,
                 numberOfIterations=iterations,
