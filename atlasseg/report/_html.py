@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -124,6 +124,20 @@ def table(
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Name and figure, side by side."""
     return f'<dl class="facts">{"".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in pairs)}</dl>\n'
+
+
+def making(recipe: str, versions: Mapping[str, str]) -> str:
+    """The end of a page: recipe and software folded away, where they are known, and who made it."""
+    parts = []
+    if recipe:
+        parts.append(f"<details><summary>Recipe</summary><pre>{escape(recipe)}</pre></details>\n")
+    if versions:
+        rows = [([text(name), text(version)], False) for name, version in versions.items()]
+        listed = table([("Software", False), ("Version", False)], rows, sorts=False)
+        parts.append(f"<details><summary>Software</summary>{listed}</details>\n")
+    version = versions.get("atlasseg", "")
+    made = f'<section aria-label="How it was made">{"".join(parts)}</section>\n' if parts else ""
+    return f"{made}</main>\n<footer>Made by atlasseg{' ' + escape(version) if version else ''}.</footer>\n"
 
 
 def document(title: str, body: str, *, style: str = "") -> str:

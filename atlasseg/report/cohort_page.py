@@ -87,7 +87,7 @@ class CohortReport:
 def render_cohort(report: CohortReport) -> str:
     """The page, as HTML that needs no network; the same report gives the same text."""
     values = sorted({int(v) for t in report.targets if t.volumes is not None for v in t.volumes["label"]} - {0})
-    body = "".join((_header(report), _targets(report), _strips(report), _making(report)))
+    body = "".join((_header(report), _targets(report), _strips(report), _html.making(report.recipe, report.versions)))
     return _html.document(f"{report.name} \u00b7 atlasseg", body, style=label_colours(values, report.table))
 
 
@@ -240,16 +240,3 @@ def _strip_plot(
             parts.append(f'<a href="{escape(t.href)}" aria-label="{escape(t.target)}">{dot}</a>' if t.href else dot)
         parts.append(f'<line class="median" x1="{middle:.1f}" x2="{middle:.1f}" y1="{y - 7:.1f}" y2="{y + 7:.1f}"/>')
     return "".join([*parts, "</svg>"]), remark
-
-
-def _making(report: CohortReport) -> str:
-    parts = []
-    if report.recipe:
-        parts.append(f"<details><summary>Recipe</summary><pre>{escape(report.recipe)}</pre></details>\n")
-    if report.versions:
-        rows = [([_html.text(name), _html.text(version)], False) for name, version in report.versions.items()]
-        listed = _html.table([("Software", False), ("Version", False)], rows, sorts=False)
-        parts.append(f"<details><summary>Software</summary>{listed}</details>\n")
-    version = report.versions.get("atlasseg", "")
-    made = f'<section aria-label="How it was made">{"".join(parts)}</section>\n' if parts else ""
-    return f"{made}</main>\n<footer>Made by atlasseg{' ' + escape(version) if version else ''}.</footer>\n"
