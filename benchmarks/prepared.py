@@ -1,0 +1,129 @@
+"""A library prepared once against registering every atlas: seconds a target, Dice of single atlases and after fusion.
+
+    python benchmarks/prepared.py --data DIR [--sets mouse_brain human_brain hippocampus] [--targets N] [--atlases N]
+                                  [--fusion majority joint] [--refine 20 10] [--starts] [--cache DIR]
+
+Leave-one-out where a set has no targets of its own: the template is made without the target. The prepared library is
+kept in ``--cache`` by set and left-out scan, since it is made once for any number of targets; its seconds are printed.
+``direct`` registers every atlas (affine, then `diffeomorphic` with its defaults). ``--starts`` compares direct
+registration with and without the coarse search of `coupled_convex` as its start instead. Threads: NUMBA_NUM_THREADS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from atlasseg.atlases.library import AtlasLibrary, read_library
+from atlasseg.evaluation import overlap
+from atlasseg.preparation import PreparedLibrary, prepare, read_prepared, register_prepared, write_prepared
+from atlasseg.propagation import propagate
+from atlasseg.registration import affine, coupled_convex, diffeomorphic
+from atlasseg.registration.quality import quality
+from atlasseg.transforms import Transform
+from atlasseg.volume import Atlas
+
+
+def dice(labels: np.ndarray, reference: Atlas) -> float:
+    return float(np.nanmean(overlap.dice(overlap.count(labels, reference.segmentation.array))))
+
+
+def prepared_for(library: AtlasLibrary, folder: Path) -> PreparedLibrary:
+    if not folder.exists():
+        began = time.perf_counter()
+        write_prepared(prepare(library, progress=print), folder)
+        print(f"prepared {len(library)} atlases in {time.perf_counter() - began:.1f} s: {folder}", flush=True)
+    prepared = read_prepared(folder)
+    prepared.check(library)
+    return prepared
+
+
+def measured(
+    target: Atlas, atlases: Sequence[Atlas], transforms: Sequence[Transform], fusions: Sequence[str]
+) -> dict[str, float]:
+    candidates = [propagate(a, t, target.image.grid) for a, t in zip(atlases, transforms, strict=True)]
+    folded = max(quality(t, target.image.grid, mask=target.mask).folded_share for t in transforms)
+    row = {"single": float(np.mean([dice(c.segmentation.array, target) for c in candidates])), "folded": folded}
+    for name in fusions:
+        fused = importlib.import_module(f"atlasseg.fusion.{name}").fuse(target.image, candidates)
+        row[name] = dice(fused.mode, target)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sets", nargs="+", default=["mouse_brain", "human_brain", "hippocampus"])
+    parser.add_argument("--targets", type=int, default=3, help="the first so many of each set")
+    parser.add_argument("--atlases", type=int, default=None, help="the first so many of each set")
+    parser.add_argument("--fusion", nargs="+", default=["majority", "joint"])
+    parser.add_argument("--refine", nargs=2, type=int, default=[20, 10], help="iterations at 2 voxels and at 1")
+    parser.add_argument("--starts", action="store_true")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "atlasseg_prepared")
+    parser.add_argument("--out", type=Path, default=None, help="TSV of every run")
+    given = parser.parse_args()
+
+    rows: list[dict[str, object]] = []
+    for name in given.sets:
+        whole = read_library(given.data / name / "atlases")
+        own = given.data / name / "targets"
+        targets = read_library(own) if own.is_dir() else whole
+        for target_id in targets.ids[: given.targets]:
+            target = targets.read(target_id)
+            library = whole if own.is_dir() else whole.without(target_id)
+            library = library.only(library.ids[: given.atlases])
+            atlases = [library.read(each) for each in library.ids]
+            images, masks = [a.image for a in atlases], [a.mask for a in atlases]
+            given_masks = {"fixed_mask": target.mask, "moving_masks": masks}
+
+            def report(way: str, transforms: Sequence[Transform], began: float) -> None:
+                seconds = time.perf_counter() - began
+                row = {"set": name, "target": target_id, "way": way, "atlases": len(atlases), "seconds": seconds}  # noqa: B023
+                rows.append({**row, **measured(target, atlases, transforms, given.fusion)})  # noqa: B023
+                print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+
+            affine.register(target.image, images[:1], **given_masks | {"moving_masks": masks[:1]})  # compiles
+            if given.starts:
+                begin = affine.register(target.image, images, **given_masks)
+                for way, nodes in (("affine start", ()), ("coarse search", (6.0,)), ("two searches", (6.0, 4.0))):
+                    began, start = time.perf_counter(), begin
+                    if nodes:
+                        start = coupled_convex.register(
+                            target.image, images, initial=begin, node_voxels=nodes, **given_masks
+                        )
+                    found = diffeomorphic.register(target.image, images, initial=start, **given_masks)
+                    report(way, found, began)
+                continue
+            left_out = "whole" if own.is_dir() else f"without_{target_id}"
+            prepared = prepared_for(library, given.cache / f"{name}_{left_out}_{len(library)}")
+            began = time.perf_counter()
+            found = register_prepared(
+                target.image, prepared, images, ids=library.ids, refine_iterations=tuple(given.refine), **given_masks
+            )
+            report("prepared", found, began)
+            began = time.perf_counter()
+            report("direct", diffeomorphic.register(target.image, images, **given_masks), began)
+
+    table = pd.DataFrame(rows)
+    if given.out:
+        table.to_csv(given.out, sep="\t", index=False)
+    means = table.groupby(["set", "way"], sort=False).mean(numeric_only=True)
+    print("\n| set | way | atlases | s a target | single | " + " | ".join(given.fusion) + " | folded |")
+    print("|---" * (6 + len(given.fusion)) + "|")
+    for (name, way), row in means.iterrows():
+        fused = " | ".join(f"{row[each]:.4f}" for each in given.fusion)
+        print(
+            f"| {name} | {way} | {row.atlases:.0f} | {row.seconds:.1f} | {row.single:.4f} | {fused} "
+            f"| {100 * row.folded:.4f} % |"
+        )
+
+
+if __name__ == "__main__":
+    main()
