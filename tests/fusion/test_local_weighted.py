@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from atlasseg import similarity as measures
+from atlasseg.errors import InputError
+from atlasseg.fusion.local_weighted import _WEIGHTS, fuse, top_ranked
+
+ROUNDING = 2e-3  # float32 intensities in correlations of near-flat windows, raised to powers
+
+
+def gaussian(values, sigma):
+    return gaussian_filter(values, sigma, mode="constant", truncate=4)
+
+
+def correlation(t, a, mask, sigma):
+    """Windowed correlation, written out with weights G over the mask."""
+    g = np.maximum(gaussian(mask.astype(float), sigma), 1e-9)
+    mean = lambda v: gaussian(v * mask, sigma) / g  # noqa: E731
+    cov = mean(t * a) - mean(t) * mean(a)
+    vt, va = mean(t * t) - mean(t) ** 2, mean(a * a) - mean(a) ** 2
+    return np.where((vt > 1e-5) & (va > 1e-5), cov / np.sqrt(np.maximum(vt * va, 1e-12)), 0)
+
+
+def weights_by_hand(case, standardised, similarity):
+    everywhere = np.ones(case.scan.shape, bool)
+    t = standardised(case.scan[..., None], everywhere)[..., 0]
+    out = []
+    for image, mask in zip(case.images, case.masks, strict=True):
+        a = standardised(image[..., None], mask)[..., 0]
+        if similarity in ("local_correlation", "rank"):
+            out.append(correlation(t, a, mask, 1.5))
+        elif similarity == "inverse_difference":
+            known = np.maximum(gaussian(mask.astype(float), 1.5), 1e-9)
+            out.append(1 / (gaussian(np.abs(t - a) * mask, 1.5) / known + 1e-3))
+        elif similarity == "block_correlation":
+            out.append(measures.local_correlation_map(t, a, radius_voxels=2, mask=mask))
+        else:
+            level = np.zeros(t.shape)
+            for x in np.ndindex(t.shape):
+                block = tuple(slice(max(n - 2, 0), n + 3) for n in x)
+                d = ((t - a)[block] ** 2)[mask[block]]
+                level[x] = d.mean() if d.size else 0
+            out.append(1 / (level + 1e-3))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize(
+    "similarity", ["local_correlation", "rank", "inverse_difference", "block_mean_squares", "block_correlation"]
+)
+@pytest.mark.parametrize("masks", [False, True])
+def test_weights(problem, standardised, similarity, masks):
+    case = problem(4, masks=masks)
+    w = weights_by_hand(case, standardised, similarity)
+    if similarity == "rank":
+        w = np.where(case.masks, w, -np.inf)
+        w = (w >= np.sort(w, axis=0)[-2]).astype(float)
+    else:
+        w = np.maximum(w, 0) ** 2
+    w = w * case.masks
+    w = np.where(w.sum(0) > 0, w, case.masks)
+    result = fuse(case.target, case.candidates, similarity=similarity, power=2.0, top=2)
+    total = np.where(w.sum(0) > 0, w.sum(0), 1)
+    for label in (2, 5):
+        expected = ((case.labels == label) * w).sum(0) / total
+        np.testing.assert_allclose(result.probability(label)[case.disputed], expected[case.disputed], atol=ROUNDING)
+
+
+def test_mutual_information_of_one_block(problem, standardised):
+    """A block that holds the whole grid: the histogram is the whole image's."""
+    case = problem(3)
+    everywhere = np.ones(case.scan.shape, bool)
+    edges = np.concatenate(([-np.inf], np.linspace(-2, 2, 9)[1:-1], [np.inf]))
+    t = standardised(case.scan[..., None], everywhere).ravel()
+    w = []
+    for image in case.images:
+        p = np.histogram2d(t, standardised(image[..., None], everywhere).ravel(), bins=(edges, edges))[0] / t.size
+        outer = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
+        w.append((p[p > 0] * np.log(p[p > 0] / outer[p > 0])).sum() ** 2)
+    result = fuse(case.target, case.candidates, similarity="block_mutual_information", radius_voxels=5, power=2.0)
+    expected = ((case.labels == 2) * np.reshape(w, (-1, 1, 1, 1))).sum(0) / np.sum(w)
+    np.testing.assert_allclose(result.probability(2), expected, atol=ROUNDING)
+
+
+def test_better_than_majority_where_images_tell(problem):
+    """The candidate that shows the target itself decides."""
+    case = problem(5)
+    twin = problem(5).candidates[0]
+    result = fuse(twin.image, case.candidates, power=40.0)
+    agree = result.mode == case.labels[0]
+    assert agree.mean() > 0.97 and agree.mean() > (np.median(case.labels, axis=0) == case.labels[0]).mean()
+
+
+def test_ranked_ties_share():
+    scores = np.array([[3.0, 1.0], [2.0, 1.0], [2.0, 1.0], [1.0, -np.inf]], np.float32)
+    np.testing.assert_allclose(top_ranked(scores, 2), [[1, 2 / 3], [0.5, 2 / 3], [0.5, 2 / 3], [0, 0]])
+    np.testing.assert_array_equal(top_ranked(scores, 4), [[1, 1], [1, 1], [1, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("similarity", list(_WEIGHTS))
+def test_several_channels_are_averaged(problem, similarity):
+    case = problem(3, channels=2)
+    assert np.isfinite(fuse(case.target, case.candidates, similarity=similarity).values).all()
+
+
+@pytest.mark.parametrize("wrong", [{"similarity": "charm"}, {"sigma_voxels": 0.0}, {"top": 0}, {"power": -1.0}])
+def test_parameters(problem, wrong):
+    case = problem()
+    with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
+        fuse(case.target, case.candidates, **wrong)
