@@ -24,7 +24,7 @@ from atlasseg.registration._itk import (
 from atlasseg.transforms import BSplineField, Transform
 from atlasseg.volume import Image, Mask
 
-GRADIENT_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-7
 """L-BFGS-B ends where the projected gradient is smaller than this."""
 
 
@@ -40,7 +40,7 @@ def register(
     control_spacing_mm: float = 10.0,
     shrink_factors: tuple[int, ...] = (4, 2, 1),
     iterations: int = 30,
-    samples: int = 20_000,
+    samples: int = 10_000,
 ) -> list[Transform]:
     """Register each moving image to the fixed one by a cubic B-spline that is refined from level to level.
 
