@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import numba
 import numpy as np
 import pytest
 
@@ -18,6 +19,15 @@ from atlasseg.transforms import Affine, BSplineField, DisplacementField, grid_po
 from atlasseg.volume import Image, Mask
 
 SHAPES = ((30, 34, 25), (28, 36, 26), (33, 31, 27))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Volumes this small gain nothing from several threads, and lose much where other work shares the cores."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

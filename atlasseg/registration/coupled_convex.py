@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from atlasseg.errors import GeometryError, InputError
-from atlasseg.registration._coarse import coarser, first_channel
+from atlasseg.errors import InputError
+from atlasseg.registration._coarse import coarser, first_channel, starts_and_masks
 from atlasseg.registration._discrete import search
 from atlasseg.registration._mind import mind_ssc
 from atlasseg.resampling import coverage, resample
@@ -78,7 +78,7 @@ def register(
     Raises
     ------
     InputError
-        A parameter is out of range, or the lists do not pair up.
+        A parameter is out of range, the lists do not pair up, or a mask is empty.
     GeometryError
         A mask is not on its image's grid.
     """
@@ -87,17 +87,7 @@ def register(
             f"wanted node_voxels of at least 1, radius_nodes of at least 1 and smoothness of at least 0; got "
             f"{node_voxels}, {radius_nodes} and {smoothness}"
         )
-    masks = [None] * len(moving) if moving_masks is None else list(moving_masks)
-    if initial is None:
-        from atlasseg.registration.affine import register as register_affine
-
-        initial = register_affine(fixed, moving, fixed_mask=fixed_mask, moving_masks=moving_masks)
-    if not len(moving) == len(masks) == len(initial):
-        raise InputError(f"{len(moving)} moving images, {len(masks)} masks and {len(initial)} initial transforms")
-    for image, mask in ((fixed, fixed_mask), *zip(moving, masks, strict=True)):
-        if mask is not None and not mask.grid.matches(image.grid):
-            raise GeometryError(f"the mask of {image.name!r} has shape {mask.shape}, its image {image.shape}")
-    found = list(initial)
+    found, masks = starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
     for apart in node_voxels:
         grid = _descriptor_grid(fixed.grid, apart, radius_nodes)
         nodes = _node_grid(grid)

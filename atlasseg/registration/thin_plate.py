@@ -23,9 +23,9 @@ from numba import njit, prange
 from numpy.typing import ArrayLike
 from scipy import linalg
 
-from atlasseg.errors import GeometryError, InputError
+from atlasseg.errors import InputError
 from atlasseg.registration._block_matching import match_blocks, textured_blocks
-from atlasseg.registration._coarse import coarser, first_channel
+from atlasseg.registration._coarse import coarser, first_channel, starts_and_masks
 from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Bool, Float64, Image, Mask
@@ -235,7 +235,7 @@ def register(
     Parameters
     ----------
     fixed : Image
-        The target.
+        The target; of several channels the first is used.
     moving : sequence of Image
         The atlases; each is registered on its own.
     initial : sequence of Transform, optional
@@ -263,7 +263,7 @@ def register(
     Raises
     ------
     InputError
-        A parameter is out of range, or the lists do not pair up.
+        A parameter is out of range, the lists do not pair up, or a mask is empty.
     GeometryError
         A mask is not on its image's grid.
     """
@@ -273,17 +273,7 @@ def register(
             f"trim {trim}, landmarks {landmarks}, block radius {block_radius_voxels}, search {search_voxels}, "
             f"levels {levels}"
         )
-    masks = [None] * len(moving) if moving_masks is None else list(moving_masks)
-    if initial is None:
-        from atlasseg.registration.affine import register as register_affine
-
-        initial = register_affine(fixed, moving, fixed_mask=fixed_mask, moving_masks=moving_masks)
-    if not len(moving) == len(masks) == len(initial):
-        raise InputError(f"{len(moving)} moving images, {len(masks)} masks and {len(initial)} initial transforms")
-    for image, mask in ((fixed, fixed_mask), *zip(moving, masks, strict=True)):
-        if mask is not None and not mask.grid.matches(image.grid):
-            raise GeometryError(f"the mask of {image.name!r} has shape {mask.shape}, its image {image.shape}")
-    found = list(initial)
+    found, masks = starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
     for level in levels:
         grid = coarser(fixed.grid, level * float(fixed.spacing_mm.min()))
         target = first_channel(resample(fixed, grid, antialias=True))

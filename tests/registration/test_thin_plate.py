@@ -191,6 +191,8 @@ def test_a_constant_image_keeps_its_start_and_bad_requests_are_named(caplog):
         thin_plate.register(fixed, [flat], initial=[start], trim=1.0)
     with pytest.raises(InputError, match="1 moving images"):
         thin_plate.register(fixed, [flat], initial=[start, start])
+    with pytest.raises(InputError, match="empty"):
+        thin_plate.register(fixed, [flat], initial=[start], fixed_mask=Mask(np.zeros(grid.shape, bool), grid.affine))
     with pytest.raises(GeometryError, match="flat"):
         thin_plate.register(
             fixed, [flat], initial=[start], moving_masks=[Mask(np.ones((3, 4, 5), bool), np.eye(4), "flat")]
