@@ -123,7 +123,7 @@ def resample(
     if isinstance(volume, ProbabilityMap):
         return resample_fractions(volume, grid, through, interpolation=interpolation, sigma_voxels=sigma_voxels)
     _check(interpolation, ("linear", "gaussian", "nearest"), f"a {type(volume).__name__}")
-    labels = volume.array.astype(np.int32, copy=False)
+    labels = np.ascontiguousarray(volume.array, np.int32)
     result = _resample_labels(labels, volume.affine, grid, through, interpolation, sigma_voxels)
     if isinstance(volume, Mask):
         return Mask(result.astype(bool), grid.affine, volume.name)
@@ -162,9 +162,13 @@ def resample_fractions(
     through = Affine.identity() if transform is None else transform
     _check(interpolation, ("linear", "gaussian", "nearest"), "fractions of labels")
     if isinstance(labels, LabelMap):
-        mode, row, source = labels.array, np.zeros((1, 1, 1), np.int32), ProbabilityMap.from_labels(labels)
+        mode, row, source = (
+            np.ascontiguousarray(labels.array),
+            np.zeros((1, 1, 1), np.int32),
+            ProbabilityMap.from_labels(labels),
+        )
     else:
-        mode, source = labels.mode, labels
+        mode, source = np.ascontiguousarray(labels.mode), labels
         row = np.full(mode.shape, -1, np.int32)
         row.reshape(-1)[labels.voxels] = np.arange(labels.voxels.size, dtype=np.int32)
     inverse = inverse_matrix(labels.affine)
@@ -346,6 +350,19 @@ def _taps(x, shape, size, sigma, first, weights):  # type: ignore[no-untyped-def
 
 
 @numba.njit(cache=True)
+def _alike(mode, row, plain, x):  # type: ignore[no-untyped-def]
+    """Whether the 8 voxels around index x are certain of one and the same label."""
+    i, j, k = int(x[0]), int(x[1]), int(x[2])
+    label = mode[i, j, k]
+    for a in range(i, min(i + 2, mode.shape[0])):
+        for b in range(j, min(j + 2, mode.shape[1])):
+            for c in range(k, min(k + 2, mode.shape[2])):
+                if mode[a, b, c] != label or not (plain or row[a, b, c] < 0):
+                    return False
+    return True
+
+
+@numba.njit(cache=True)
 def _add(label, weight, n, labels, weights):  # type: ignore[no-untyped-def]
     """Add to the weight of `label` among the first n, which stay ascending; how many there are now."""
     at = n
@@ -389,12 +406,17 @@ def _gather(mode, row, offsets, entry_labels, entry_values, size, first, taps, l
 def _count_fractions(points, inverse, mode, row, offsets, entry_labels, entry_values, size, sigma, widest, modes):  # type: ignore[no-untyped-def]
     """Number of labels on each point; the heaviest of them, the smallest on a tie, is put into `modes`."""
     count = np.zeros(points.shape[0], np.int64)
+    plain = entry_labels.size == 0
     for chunk in numba.prange((points.shape[0] + CHUNK - 1) // CHUNK):
         x, first, taps = np.empty(3), np.empty(3, np.int64), np.empty((3, size))
         labels, weights = np.empty(widest + 1, np.int32), np.empty(widest + 1)
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, points.shape[0])):
             modes[n] = 0
             if not _locate(points, n, inverse, mode.shape, x):
+                continue
+            if size == 2 and _alike(mode, row, plain, x):  # most voxels, by far
+                count[n] = 1
+                modes[n] = mode[int(x[0]), int(x[1]), int(x[2])]
                 continue
             _taps(x, mode.shape, size, sigma, first, taps)
             count[n] = _gather(mode, row, offsets, entry_labels, entry_values, size, first, taps, labels, weights)

@@ -26,7 +26,7 @@ from atlasseg.itk import (
     transform_to_sitk,
 )
 from atlasseg.resampling import coverage, resample, smooth
-from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, to_displacement_field
+from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points, to_displacement_field
 from atlasseg.volume import Grid, Image, Mask
 
 if TYPE_CHECKING:
@@ -106,8 +106,14 @@ def register_pairs(
     """Check everything, then run `one` on each pair, several at a time."""
     target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
     starts: Sequence[Transform | None] = initial or [None] * len(moving)
-    with one_thread(), ThreadPoolExecutor(max(1, min(len(moving), numba.get_num_threads()))) as pool:
+    with one_thread(), ThreadPoolExecutor(_pairs_at_once(len(sides))) as pool:
         return list(pool.map(one, [target] * len(sides), sides, starts))
+
+
+def _pairs_at_once(pairs: int) -> int:
+    """As many as numba has threads; 1 where its threads cannot be shared by several of Python's."""
+    grid_points(Grid((1, 1, 1), np.eye(4)))  # the first parallel loop decides on the layer
+    return 1 if numba.threading_layer() == "workqueue" else max(1, min(pairs, numba.get_num_threads()))
 
 
 def overlap(fixed: Side, moving: Side, transform: Transform) -> float:
