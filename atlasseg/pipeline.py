@@ -50,6 +50,21 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
+class Scans:
+    """What a registration is given: the preprocessed target and atlases, in the atlases' order."""
+
+    target: Image
+    target_mask: Mask | None
+    atlases: tuple[Atlas, ...]
+    atlas_masks: tuple[Mask | None, ...]
+
+    @property
+    def images(self) -> list[Image]:
+        """The atlases' images."""
+        return [atlas.image for atlas in self.atlases]
+
+
+@dataclass(frozen=True, eq=False)
 class Registered:
     """Transforms from the target's points to each atlas's, and the box of the target's voxels that is worked on."""
 
@@ -83,8 +98,18 @@ class Segmentation:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+Registrar = Callable[[Scans], Registered]
+"""Registers the atlases to the target, as `register` does by a recipe's steps."""
+
+
 def segment(
-    scan: Image, atlases: Sequence[Atlas], recipe: Recipe, *, mask: Mask | None = None, progress: Progress | None = None
+    scan: Image,
+    atlases: Sequence[Atlas],
+    recipe: Recipe,
+    *,
+    mask: Mask | None = None,
+    progress: Progress | None = None,
+    registrar: Registrar | None = None,
 ) -> Segmentation:
     """Segment a scan with a library of atlases.
 
@@ -100,13 +125,15 @@ def segment(
         Where in the scan similarity is measured, on its grid.
     progress : callable, optional
         Told the name of each stage as it begins.
+    registrar : callable, optional
+        Takes the place of the recipe's registration steps.
 
     Raises
     ------
     InputError
         There is no atlas, or a stage cannot use what it was given; the message names the volume and the cause.
     """
-    alignment = align(scan, atlases, recipe, mask=mask, progress=progress)
+    alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar)
     return fuse(alignment, recipe.fusion.method, progress=progress)
 
 
@@ -117,54 +144,63 @@ def align(
     *,
     mask: Mask | None = None,
     progress: Progress | None = None,
-    remember: Callable[[Callable[[], Registered]], Registered] | None = None,
+    registrar: Registrar | None = None,
 ) -> Alignment:
-    """Preprocess, register and propagate: everything that comes before fusion.
-
-    Parameters
-    ----------
-    scan, atlases, recipe, mask, progress
-        As for `segment`.
-    remember : callable, optional
-        Given the function that registers; it may return what that function returned for the same input before.
-    """
+    """Preprocess, register and propagate: everything that comes before fusion. Parameters as for `segment`."""
     if not atlases:
         raise InputError(f"{scan.name or 'scan'}: there is no atlas to segment it with")
-    if not recipe.registration.steps:
-        raise InputError(f"recipe {recipe.name}: [registration] steps is empty; name at least one method")
     seconds: dict[str, float] = {}
-    preprocessing = recipe.preprocessing
 
     with _stage("preprocess", seconds, progress):
-        target = _preprocessed(scan, preprocessing.steps, None)
-        images = [_preprocessed(atlas.image, preprocessing.steps, target) for atlas in atlases]
-        target_mask = _mask(target, mask, preprocessing)
-        atlas_masks = [_mask(i, a.mask, preprocessing) for i, a in zip(images, atlases, strict=True)]
+        scans = _preprocessed_scans(scan, atlases, mask, recipe.preprocessing)
 
     with _stage("register", seconds, progress):
-
-        def register() -> Registered:
-            return _registered(target, target_mask, images, atlas_masks, [a.segmentation for a in atlases], recipe)
-
-        registered = register() if remember is None else remember(register)
-        target = target.cropped(registered.start, registered.stop)
-        target_mask = target_mask and target_mask.cropped(registered.start, registered.stop)
+        registered = register(scans, recipe) if registrar is None else registrar(scans)
+        target = scans.target.cropped(registered.start, registered.stop)
+        target_mask = scans.target_mask and scans.target_mask.cropped(registered.start, registered.stop)
 
     with _stage("propagate", seconds, progress):
         carried = [
             propagate(
-                replace(atlas, image=image),
+                atlas,
                 transform,
                 target.grid,
                 interpolation=recipe.propagation.interpolation,
                 fractions=recipe.propagation.fractions,
             )
-            for atlas, image, transform in zip(atlases, images, registered.transforms, strict=True)
+            for atlas, transform in zip(scans.atlases, registered.transforms, strict=True)
         ]
         candidates = _judged(target, target_mask, carried, registered.transforms, drop=recipe.registration.drop_failed)
 
     labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
     return Alignment(target, candidates, scan.grid, registered.start, tuple(int(v) for v in labels), seconds)
+
+
+def register(scans: Scans, recipe: Recipe) -> Registered:
+    """Run the recipe's registration steps one after the other, cropping the target after the first if it says so.
+
+    Raises
+    ------
+    InputError
+        The recipe names no step.
+    """
+    if not recipe.registration.steps:
+        raise InputError(f"recipe {recipe.name}: [registration] steps is empty; name at least one method")
+    target, target_mask = scans.target, scans.target_mask
+    start, stop = (0, 0, 0), target.shape
+    margin_mm = recipe.preprocessing.crop_margin_mm
+    transforms: Sequence[Transform] | None = None
+    for number, step in enumerate(recipe.registration.steps):
+        transforms = step(
+            target, scans.images, initial=transforms, fixed_mask=target_mask, moving_masks=scans.atlas_masks
+        )
+        if number == 0 and margin_mm is not None:
+            labels = [atlas.segmentation for atlas in scans.atlases]
+            box = box_around(labels, transforms, target.grid, margin_mm=margin_mm)
+            start, stop = (tuple(int(n) for n in corner) for corner in box)  # type: ignore[assignment]
+            target = target.cropped(start, stop)
+            target_mask = target_mask and target_mask.cropped(start, stop)
+    return Registered(tuple(transforms or ()), start, stop)
 
 
 def fuse(alignment: Alignment, method: Step, *, progress: Progress | None = None) -> Segmentation:
@@ -177,7 +213,15 @@ def fuse(alignment: Alignment, method: Step, *, progress: Progress | None = None
     return Segmentation(probabilities.label_map(), probabilities, alignment, seconds)
 
 
-def _preprocessed(image: Image, steps: Sequence[Step], reference: Image | None) -> Image:
+def _preprocessed_scans(scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing) -> Scans:
+    """Treat target and atlases alike."""
+    target = preprocessed(scan, recipe.steps)
+    treated = [replace(atlas, image=preprocessed(atlas.image, recipe.steps, reference=target)) for atlas in atlases]
+    masks = [_mask(atlas.image, atlas.mask, recipe) for atlas in treated]
+    return Scans(target, _mask(target, mask, recipe), tuple(treated), tuple(masks))
+
+
+def preprocessed(image: Image, steps: Sequence[Step], *, reference: Image | None = None) -> Image:
     """Run `steps` in order; one that matches to a reference is for the atlases, whose reference is the target."""
     for step in steps:
         if reference is not None or not step.method.takes("reference"):
@@ -190,27 +234,6 @@ def _mask(image: Image, given: Mask | None, preprocessing: Preprocessing) -> Mas
     if preprocessing.mask == "foreground":
         return foreground(image)
     return given if preprocessing.mask == "given" else None
-
-
-def _registered(
-    target: Image,
-    target_mask: Mask | None,
-    images: Sequence[Image],
-    atlas_masks: Sequence[Mask | None],
-    labels: Sequence[LabelMap],
-    recipe: Recipe,
-) -> Registered:
-    """Run the registration steps one after the other, cropping the target after the first where the recipe says so."""
-    start, stop = (0, 0, 0), target.shape
-    transforms: Sequence[Transform] | None = None
-    for number, step in enumerate(recipe.registration.steps):
-        transforms = step(target, images, initial=transforms, fixed_mask=target_mask, moving_masks=atlas_masks)
-        if number == 0 and recipe.preprocessing.crop_margin_mm is not None:
-            box = box_around(labels, transforms, target.grid, margin_mm=recipe.preprocessing.crop_margin_mm)
-            start, stop = (tuple(int(n) for n in corner) for corner in box)  # type: ignore[assignment]
-            target = target.cropped(start, stop)
-            target_mask = target_mask and target_mask.cropped(start, stop)
-    return Registered(tuple(transforms or ()), start, stop)
 
 
 def _judged(

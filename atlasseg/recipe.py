@@ -77,9 +77,12 @@ class Registration:
     """Steps that run one after the other, each from the last one's result.
 
     With `drop_failed` an atlas whose registration failed, by the library's own distribution, does not vote.
+    `prepared` is the folder of a library prepared by ``atlasseg atlases prepare``: the target is then registered to its
+    template alone, and the way from there to each atlas is refined, in place of the steps.
     """
 
     steps: tuple[Step, ...] = ()
+    prepared: Path | None = None
     drop_failed: bool = True
 
 
@@ -210,6 +213,9 @@ def parse_recipe(
             tuple(base / target for target in data.targets),
             None if data.out is None else base / data.out,
         )
+    if base is not None and "registration" in sections and sections["registration"].prepared is not None:
+        registration = sections["registration"]
+        sections["registration"] = replace(registration, prepared=base / registration.prepared)
     return Recipe(**sections, name=name, text=tomli_w.dumps(merged))
 
 

@@ -28,3 +28,7 @@ Device = Annotated[
 Jobs = Annotated[
     int, typer.Option("--jobs", "-j", min=0, help="Targets at once, a process each; 0 takes one a processor.")
 ]
+Prepared = Annotated[
+    Path | None,
+    typer.Option("--prepared", help="Library prepared by atlasseg atlases prepare; takes the place of the steps."),
+]

@@ -43,7 +43,7 @@ class TargetProgress:
         else:
             if target not in self._rows:
                 self._rows[target] = self._bars.add_task(target, total=len(STAGES) - 1, stage=stage)
-            self._bars.update(self._rows[target], completed=STAGES.index(stage), stage=stage)
+            self._bars.update(self._rows[target], completed=STAGES.index(stage.partition(" ")[0]), stage=stage)
 
     def __enter__(self) -> Self:
         self._bars.start()

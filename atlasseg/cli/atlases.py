@@ -33,3 +33,42 @@ def list_atlases(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Fol
             }
         )
     Console().print(as_table(pd.DataFrame(rows), title=f"{folder}: {library.kind} library"))
+
+
+@app.command("prepare")
+def prepare(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the library.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the prepared library.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="Preprocess the scans as this recipe does; give the one you will run."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the template is made anew from the last one.")] = 3,
+) -> None:
+    """Register the atlases of a library to their mean once, so that every target costs less.
+
+    Then give the folder to a run: it registers the target to the template alone, composes the way to each atlas, and
+    refines it in a few iterations.
+
+    **Example**
+
+    - `atlasseg atlases prepare my_atlases --out my_atlases_prepared --recipe pipelines/human_brain_t1.toml`
+    - `atlasseg run pipelines/human_brain_t1.toml --prepared my_atlases_prepared --targets scan.nii.gz`
+    """
+    from rich.console import Console
+
+    from atlasseg.atlases.library import read_library
+    from atlasseg.pipeline import preprocessed
+    from atlasseg.preparation import prepare as make
+    from atlasseg.preparation import write_prepared
+    from atlasseg.recipe import read_recipe
+
+    steps = () if recipe is None else read_recipe(recipe).preprocessing.steps
+    library = read_library(folder)
+    console = Console(stderr=True)
+    with console.status("prepare") as status:
+        prepared = make(
+            library, preprocess=lambda image: preprocessed(image, steps), rounds=rounds, progress=status.update
+        )
+    write_prepared(prepared, out)
+    typer.echo(f"wrote {out}: a template of {len(library)} atlases")

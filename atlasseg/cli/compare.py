@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName, Jobs, RecipeFile, Settings
+from atlasseg.cli._options import Device, DeviceName, Jobs, Prepared, RecipeFile, Settings
 from atlasseg.cli.run import Atlases, Out, Targets, located
 
 
@@ -32,6 +32,7 @@ def compare(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Folder for registrations, found again by their content.")
     ] = None,
+    prepared: Prepared = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
@@ -55,7 +56,7 @@ def compare(
     from atlasseg.cohort.compare import compare as compare_methods
     from atlasseg.cohort.compare import overview
 
-    checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out)
+    checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
     if leave_one_out and checked.data.atlases is not None:
         checked = replace(checked, data=replace(checked.data, targets=(checked.data.atlases,)))
     chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName, Jobs, RecipeFile, Settings
+from atlasseg.cli._options import Device, DeviceName, Jobs, Prepared, RecipeFile, Settings
 
 if TYPE_CHECKING:
     from atlasseg.recipe import Recipe
@@ -31,6 +31,7 @@ def run(
     targets: Targets = None,
     atlases: Atlases = None,
     out: Out = None,
+    prepared: Prepared = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
@@ -54,7 +55,7 @@ def run(
     from atlasseg.cohort.run import run as run_recipe
     from atlasseg.cohort.run import summary
 
-    checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out)
+    checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
     with TargetProgress(Console(stderr=True)) as progress:
         done = run_recipe(checked, jobs=jobs or os.cpu_count() or 1, listener=progress)
     Console().print(as_table(summary(done)))
@@ -74,6 +75,7 @@ def located(
     targets: list[Path] | None,
     atlases: Path | None,
     out: Path | None,
+    prepared: Path | None,
 ) -> Recipe:
     """Read a recipe; paths given as options take the place of its own."""
     from atlasseg.recipe import read_recipe, with_device
@@ -85,4 +87,5 @@ def located(
         data=replace(
             data, atlases=atlases or data.atlases, targets=tuple(targets or data.targets), out=out or data.out
         ),
+        registration=replace(recipe.registration, prepared=prepared or recipe.registration.prepared),
     )

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from atlasseg import __version__, io
-from atlasseg.cohort.outputs import whole_folder
 from atlasseg.errors import InputError
+from atlasseg.files import whole_folder
 from atlasseg.itk import read_transform, write_transform
 from atlasseg.pipeline import Registered
+from atlasseg.preparation import HEADER
 from atlasseg.recipe import Recipe
 from atlasseg.volume import Atlas, Image, Mask
 
@@ -29,6 +30,8 @@ def registration_key(scan: Image, mask: Mask | None, atlases: Sequence[Atlas], r
     """Hexadecimal digest of everything that the registrations of `scan` depend on."""
     tables = tomllib.loads(recipe.text)
     parts = [__version__, json.dumps([tables.get(name) for name in ("preprocessing", "registration")], sort_keys=True)]
+    if recipe.registration.prepared is not None:
+        parts.append((recipe.registration.prepared / HEADER).read_text(encoding="utf-8"))
     for image, other, labels in ((scan, mask, None), *((a.image, a.mask, a.segmentation) for a in atlases)):
         parts += [io.content_hash(volume) if volume is not None else "none" for volume in (image, other, labels)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

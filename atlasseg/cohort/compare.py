@@ -16,10 +16,11 @@ from atlasseg.atlases.library import AtlasLibrary, Target
 from atlasseg.cohort import outputs
 from atlasseg.cohort.cache import kept_registrations, registration_key
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
-from atlasseg.cohort.run import opened, read_case
+from atlasseg.cohort.run import opened, read_case, registrar
 from atlasseg.errors import InputError
 from atlasseg.evaluation import calibration, evaluate
 from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
+from atlasseg.files import discard_partial, whole_folder
 from atlasseg.pipeline import Progress, align, fuse
 from atlasseg.recipe import Recipe, Step, with_fusion
 
@@ -91,7 +92,7 @@ def compare(
         _fused_every_way, library=library, recipe=recipe, steps=steps, out=out, cache=cache or out / ".registrations"
     )
     done = over_targets(
-        task, targets, jobs=jobs, listener=listener, on_abort=lambda target: outputs.discard_partial(out / target.id)
+        task, targets, jobs=jobs, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
     )
     found = compared(done)
     outputs.write_table(found.metrics, out / "comparison.tsv")
@@ -173,17 +174,18 @@ def _fused_every_way(
     assert case.reference is not None
     ids = [atlas.id for atlas in case.atlases]
     folder = cache / registration_key(case.scan, case.mask, case.atlases, recipe)
+    registers = registrar(recipe, library)
     alignment = align(
         case.scan,
         case.atlases,
         recipe,
         mask=case.mask,
         progress=progress,
-        remember=lambda compute: kept_registrations(folder, ids, compute, case.scan),
+        registrar=lambda scans: kept_registrations(folder, ids, lambda: registers(scans), case.scan),
     )
     table = library.table.completed(alignment.label_values)
     found = []
-    with outputs.whole_folder(out / target.id) as results:
+    with whole_folder(out / target.id) as results:
         for step in steps:
             gc.collect()
             memory = outputs.PeakMemory()

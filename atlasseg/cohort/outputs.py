@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlasseg import __version__, io
-from atlasseg.errors import OutputError
 from atlasseg.evaluation import Score
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Segmentation
@@ -169,42 +166,3 @@ class PeakMemory:
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """A TSV file as BIDS has it: tabs, ``n/a`` for what is not known."""
     io.write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n", float_format="%.6g"), path)
-
-
-def discard_partial(final: Path) -> None:
-    """Remove what an interrupted `whole_folder` may have left beside `final`."""
-    shutil.rmtree(_aside(final), ignore_errors=True)
-
-
-def _aside(final: Path) -> Path:
-    return final.parent / f".{final.name}.partial"
-
-
-@contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into that takes the name `final` when the block ends well, and vanishes when it does not.
-
-    A folder of that name from an earlier run is replaced in one step, and kept if the block fails.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be made or written; the message names it and the cause.
-    """
-    aside = _aside(final)
-    old = final.parent / f".{final.name}.old"
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            final.rename(old)
-        aside.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise OutputError(f"{final}: cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise

@@ -18,7 +18,9 @@ from atlasseg.cohort import outputs
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
 from atlasseg.errors import InputError, OutputError
 from atlasseg.evaluation import evaluate
-from atlasseg.pipeline import Progress, segment
+from atlasseg.files import discard_partial, whole_folder
+from atlasseg.pipeline import Progress, Registered, Registrar, Scans, register, segment
+from atlasseg.preparation import PreparedLibrary, read_prepared, register_prepared
 from atlasseg.recipe import Recipe
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
@@ -61,7 +63,7 @@ def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> l
         targets,
         jobs=jobs,
         listener=listener,
-        on_abort=lambda target: outputs.discard_partial(out / target.id),
+        on_abort=lambda target: discard_partial(out / target.id),
     )
     tables = [o.result.metrics for o in done if o.result is not None and o.result.metrics is not None]
     if tables:
@@ -105,9 +107,11 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
         raise InputError(f"jobs must be at least 1, got {jobs}")
     library = read_library(recipe.data.atlases)
     targets = read_targets(recipe.data.targets)
+    _prepared.cache_clear()
     _atlas.cache_clear()  # files may have changed since an earlier run in this process
     for id_ in library.ids:
         _atlas(library, id_)  # a broken atlas is a wrong request, and is told before the work begins
+    registrar(recipe, library)
     out = recipe.data.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +130,14 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
     begun = time.perf_counter()
     with _warnings_of(target.id) as heard:
         case = read_case(target, library, progress)
-        result = segment(case.scan, case.atlases, recipe, mask=case.mask, progress=progress)
+        result = segment(
+            case.scan,
+            case.atlases,
+            recipe,
+            mask=case.mask,
+            progress=progress,
+            registrar=registrar(recipe, library),
+        )
         table = library.table.completed(result.alignment.label_values)
         metrics = None
         if case.reference is not None:
@@ -142,7 +153,7 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
         progress("write")
         volumes = outputs.volumes(result.labels, table)
         seconds = {**result.seconds, "total": time.perf_counter() - begun}
-        with outputs.whole_folder(out / target.id) as folder:
+        with whole_folder(out / target.id) as folder:
             outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)
             if metrics is not None:
                 outputs.write_table(metrics, folder / f"{target.id}_metrics.tsv")
@@ -202,6 +213,35 @@ def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case
     not_annotated = library.files(target.id).not_annotated if target.id in library.ids else frozenset()
     sources = [str(target.image), *(str(library.files(atlas.id).image) for atlas in atlases)]
     return Case(scan, mask, reference, atlases, not_annotated, sources)
+
+
+def registrar(recipe: Recipe, library: AtlasLibrary) -> Registrar:
+    """How the recipe registers: by its steps, or by way of the prepared library's template."""
+    folder = recipe.registration.prepared
+    if folder is None:
+        return partial(register, recipe=recipe)
+    prepared = _prepared(folder, library)
+
+    def by_template(scans: Scans) -> Registered:
+        transforms = register_prepared(
+            scans.target,
+            prepared,
+            scans.images,
+            ids=[atlas.id for atlas in scans.atlases],
+            fixed_mask=scans.target_mask,
+            moving_masks=scans.atlas_masks,
+        )
+        return Registered(tuple(transforms), (0, 0, 0), scans.target.shape)
+
+    return by_template
+
+
+@cache
+def _prepared(folder: Path, library: AtlasLibrary) -> PreparedLibrary:
+    """A prepared library, read and checked once a process."""
+    prepared = read_prepared(folder)
+    prepared.check(library)
+    return prepared
 
 
 @cache
