@@ -134,7 +134,7 @@ def overview(found: Comparison) -> pd.DataFrame:
 
     metrics = found.metrics
     of_labels = metrics[metrics["label"].notna() | (metrics["name"] == "all")]
-    per_target = of_labels.groupby(["method", "metric", "target"], sort=False)["value"].mean()
+    per_target = of_labels.groupby(["method", "metric", "target"])["value"].mean()
 
     def mean(method: str, metric: str) -> float:
         return float(per_target[method, metric].mean())
