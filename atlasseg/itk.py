@@ -5,10 +5,8 @@ Volumes and transforms to and from SimpleITK, and transforms to and from the fil
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlasseg.errors import InputError
+from atlasseg.errors import InputError, OutputError
+from atlasseg.files import written_whole
 from atlasseg.transforms import (
     Affine,
     BSplineField,
@@ -205,15 +204,15 @@ def read_ants_transforms(paths: list[str] | list[Path]) -> Transform:
     return composed
 
 
-def write_transform(path: str | Path, transform: Transform, *, grid: Grid | None = None) -> None:
+def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None = None) -> None:
     """The transform to a file that ITK, ANTs and Slicer read; the file appears whole or not at all.
 
     Parameters
     ----------
+    transform : Transform
     path : path
         ``.tfm .txt .mat``: one transform (``.tfm .txt`` hold chains too); ``.h5``: any; ``.nii .nii.gz .nrrd .mha``:
         a displacement field, into which any transform is sampled on `grid`.
-    transform : Transform
     grid : Grid, optional
         Where to sample; by default where a displacement field, or what an `Inverse` inverts, is defined. An image
         file cannot hold a sheared grid, so there the field is sampled on the perpendicular grid that covers it.
@@ -221,7 +220,9 @@ def write_transform(path: str | Path, transform: Transform, *, grid: Grid | None
     Raises
     ------
     InputError
-        The file name says no known kind, the kind cannot hold this transform, a grid is wanted, or writing failed.
+        The file name says no known kind, the kind cannot hold this transform, or a grid is wanted.
+    OutputError
+        It cannot be written; the message names the file and the cause.
     """
     import SimpleITK as sitk
 
@@ -233,8 +234,7 @@ def write_transform(path: str | Path, transform: Transform, *, grid: Grid | None
         )
     if kind in PARAMETER_FILES:
         parameters = transform_to_sitk(transform, grid=grid)
-        with written_aside(path) as aside:
-            sitk.WriteTransform(parameters, str(aside))
+        _write(path, lambda aside: sitk.WriteTransform(parameters, aside))
         return
     where = grid or _domain(transform)
     if where is None:
@@ -245,32 +245,16 @@ def write_transform(path: str | Path, transform: Transform, *, grid: Grid | None
     else:
         field = to_displacement_field(transform, where)
     image = _array_to_sitk(_flip(field.displacement_mm), field.affine, vector=True)
-    with written_aside(path) as aside:
-        sitk.WriteImage(image, str(aside))
+    _write(path, lambda aside: sitk.WriteImage(image, aside))
 
 
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A name beside `path`, with its ending, to write to; renamed to `path` at the end, and removed if that fails.
-
-    Raises
-    ------
-    InputError
-        Writing failed: the message names `path` and the cause.
-    """
-    aside: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name.split('.')[0]}-", suffix=_suffix(path), dir=path.parent)
-        os.close(handle)
-        aside = Path(name)
-        yield aside
-        aside.chmod(0o666 & ~_umask())
-        aside.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be written: {_last_line(error)}") from error
-    finally:
-        if aside is not None:
-            aside.unlink(missing_ok=True)
+def _write(path: Path, write: Callable[[str], None]) -> None:
+    """Let ITK write a file that appears whole or not at all."""
+    with written_whole(path) as aside:
+        try:
+            write(str(aside))
+        except RuntimeError as error:
+            raise OutputError(f"{path}: cannot be written: {_last_line(error)}") from error
 
 
 @contextmanager
@@ -302,12 +286,6 @@ def one_thread() -> Iterator[None]:
 
 _lock = threading.Lock()
 _asking, _threads_before, _warned_before = 0, 1, True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _suffix(path: Path) -> str:

@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from atlasseg import itk
-from atlasseg.errors import InputError
+from atlasseg.errors import InputError, OutputError
 from atlasseg.resampling import resample
 from atlasseg.transforms import Affine, BSplineField, Chain, DisplacementField, Transform, grid_points
 from atlasseg.volume import Grid, Image, LabelMap, Mask
@@ -95,10 +95,10 @@ def test_parameter_files_keep_the_transform(tmp_path, kind, suffix):
     transform, path = kinds(LEFT_HANDED)[kind], tmp_path / f"x{suffix}"
     if suffix == ".mat" and isinstance(transform, Chain):
         with pytest.raises(InputError, match=r"x\.mat: .* one transform"):
-            itk.write_transform(path, transform)
+            itk.write_transform(transform, path)
         assert not list(tmp_path.iterdir())
         return
-    itk.write_transform(path, transform)
+    itk.write_transform(transform, path)
     points = points_around(LEFT_HANDED)
     np.testing.assert_allclose(itk.read_transform(path)(points), transform(points), atol=ROUNDING_MM)
 
@@ -107,13 +107,13 @@ def test_parameter_files_keep_the_transform(tmp_path, kind, suffix):
 @pytest.mark.parametrize("kind", KINDS)
 def test_field_files_keep_the_transform_on_their_voxels(tmp_path, kind, suffix):
     transform, path = kinds(LEFT_HANDED)[kind], tmp_path / f"x{suffix}"
-    itk.write_transform(path, transform, grid=LEFT_HANDED)
+    itk.write_transform(transform, path, grid=LEFT_HANDED)
     points = grid_points(LEFT_HANDED)
     np.testing.assert_allclose(itk.read_transform(path)(points), transform(points), atol=FLOAT32_MM)
 
 
 def test_a_nifti_field_has_the_header_that_ants_wants(tmp_path):
-    itk.write_transform(tmp_path / "x.nii.gz", field(GRID))
+    itk.write_transform(field(GRID), tmp_path / "x.nii.gz")
     image = nib.load(tmp_path / "x.nii.gz")
     assert image.header["intent_code"] == 1007
     assert image.shape == (11, 13, 9, 1, 3)
@@ -122,7 +122,7 @@ def test_a_nifti_field_has_the_header_that_ants_wants(tmp_path):
 
 def test_a_sheared_field_is_written_on_perpendicular_axes(tmp_path):
     smooth = DisplacementField(np.broadcast_to([1.0, -2, 3], (*SHEARED.shape, 3)), SHEARED.affine)
-    itk.write_transform(tmp_path / "x.nii.gz", smooth)
+    itk.write_transform(smooth, tmp_path / "x.nii.gz")
     read = itk.read_transform(tmp_path / "x.nii.gz")
     assert itk.is_orthonormal(read.grid) and not itk.is_orthonormal(SHEARED)
     inner = grid_points(SHEARED.cropped((2, 2, 2), (9, 11, 7)))
@@ -143,7 +143,7 @@ def test_perpendicular_axes_hold_all_corners(grid):
 def test_simpleitk_resamples_through_the_file_as_we_do(tmp_path, moving, kind, suffix):
     image, _ = moving
     transform, path = kinds(GRID)[kind], tmp_path / f"x{suffix}"
-    itk.write_transform(path, transform, grid=GRID)
+    itk.write_transform(transform, path, grid=GRID)
     if suffix == ".h5":
         theirs = sitk.ReadTransform(str(path))
     else:
@@ -161,7 +161,7 @@ def test_ants_resamples_through_the_file_as_we_do(tmp_path, moving, kind, suffix
     ants = pytest.importorskip("ants", reason="antspyx is not installed")
     image, _ = moving
     transform, path = kinds(GRID)[kind], tmp_path / f"x{suffix}"
-    itk.write_transform(path, transform, grid=GRID)
+    itk.write_transform(transform, path, grid=GRID)
     sitk.WriteImage(itk.image_to_sitk(Image(np.zeros(GRID.shape), GRID.affine)), str(tmp_path / "fixed.nii"))
     sitk.WriteImage(itk.image_to_sitk(image), str(tmp_path / "moving.nii"))
     fixed, source = (ants.image_read(str(tmp_path / f"{name}.nii")) for name in ("fixed", "moving"))
@@ -218,7 +218,7 @@ def test_every_linear_transform_of_itk_is_an_affine(tmp_path, made):
 
 
 def test_an_inverse_is_written_as_what_it_does_on_a_grid(tmp_path):
-    itk.write_transform(tmp_path / "x.h5", ~(SQUEEZE @ field(GRID)))
+    itk.write_transform(~(SQUEEZE @ field(GRID)), tmp_path / "x.h5")
     inner = grid_points(GRID.cropped((3, 3, 3), (8, 10, 6)))
     read = itk.read_transform(tmp_path / "x.h5")
     np.testing.assert_allclose(read(SQUEEZE(inner)), (~field(GRID))(inner), atol=1e-4)
@@ -259,16 +259,14 @@ def test_other_wrong_files(tmp_path):
     with pytest.raises(InputError, match=r"order\.tfm: .*order 3 is wanted, got order 2"):
         itk.read_transform(tmp_path / "order.tfm")
     with pytest.raises(InputError, match="grid is wanted"):
-        itk.write_transform(tmp_path / "x.nii.gz", SQUEEZE)
+        itk.write_transform(SQUEEZE, tmp_path / "x.nii.gz")
     with pytest.raises(InputError, match="no transform files"):
         itk.read_ants_transforms([])
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"nowhere/x\.h5: cannot be written"):
-        itk.write_transform(tmp_path / "nowhere" / "x.h5", SQUEEZE)
     path = tmp_path / "x.h5"
-    itk.write_transform(path, SQUEEZE)
+    itk.write_transform(SQUEEZE, path)
     before = path.read_bytes()
 
     def full(transform: sitk.Transform, name: str) -> None:
@@ -276,8 +274,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         raise RuntimeError("ITK ERROR:\n No space left on device")
 
     monkeypatch.setattr(sitk, "WriteTransform", full)
-    with pytest.raises(InputError, match=r"x\.h5: cannot be written: No space left"):
-        itk.write_transform(path, spline(GRID))
+    with pytest.raises(OutputError, match=r"x\.h5: cannot be written: No space left"):
+        itk.write_transform(spline(GRID), path)
+    with pytest.raises(OutputError, match=r"x\.h5/y\.h5: cannot be written"):
+        itk.write_transform(SQUEEZE, path / "y.h5")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.h5"]
 

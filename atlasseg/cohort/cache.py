@@ -50,7 +50,7 @@ def kept_registrations(folder: Path, ids: Sequence[str], compute: Callable[[], R
     registered = compute()
     with whole_folder(folder) as aside:
         for id_, transform in zip(ids, registered.transforms, strict=True):
-            write_transform(aside / f"{id_}.h5", transform, grid=scan.grid)
+            write_transform(transform, aside / f"{id_}.h5", grid=scan.grid)
         io.write_json({"start": registered.start, "stop": registered.stop}, aside / "box.json")
     return _read(folder, ids)
 

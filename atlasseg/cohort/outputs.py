@@ -137,7 +137,7 @@ def write_segmentation(
 
         for candidate in result.alignment.candidates:
             name = f"{target}_from-scan_to-{candidate.atlas.id}_mode-points_xfm.h5"
-            write_transform(folder / name, candidate.transform, grid=result.alignment.target.grid)
+            write_transform(candidate.transform, folder / name, grid=result.alignment.target.grid)
 
 
 class PeakMemory:

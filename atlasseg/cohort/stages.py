@@ -67,7 +67,7 @@ def register_files(
     if transforms is None:
         raise InputError("--steps names no method")
     transform = transforms[0]
-    write_transform(out, transform, grid=target.grid)
+    write_transform(transform, out, grid=target.grid)
     carried = resample(source, target.grid, transform)
     if warped is not None:
         io.write_image(carried, warped, like=target)

@@ -1,0 +1,247 @@
+"""The regions stage on files: what the command ``regions`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from atlasseg import files, io
+from atlasseg.errors import InputError
+from atlasseg.recipe import Step, parse_recipe
+from atlasseg.regions import figures, split_and_merge, watershed
+from atlasseg.regions.adjacency_graph import AdjacencyGraph, adjacency_graph
+from atlasseg.regions.consistency import Change, Consistent, LabelChoice, make_consistent
+from atlasseg.regions.instances import Split, instances
+from atlasseg.regions.merging import Merges
+from atlasseg.regions.octree import split
+from atlasseg.volume import Image, LabelMap
+
+ALIASES = {"growing": "region_growing"}
+"""Shorter names of methods, for the command line."""
+
+_HIERARCHIES: dict[str, Callable[..., tuple[LabelMap, Merges | None]]] = {
+    "split_and_merge": split_and_merge.hierarchy,
+    "watershed": watershed.hierarchy,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Partitioned:
+    """Regions of a volume, their graph, and the files that were written."""
+
+    regions: LabelMap
+    graph: AdjacencyGraph
+    written: tuple[Path, ...]
+
+
+def partition_files(
+    volume: Path,
+    out: Path,
+    *,
+    method: str,
+    settings: Sequence[str] = (),
+    seeds: Path | None = None,
+    table: Path | None = None,
+    pictures: Path | None = None,
+) -> Partitioned:
+    """Cut a volume into regions and write them.
+
+    Parameters
+    ----------
+    volume : path
+        The scan.
+    out : path
+        Label map of the regions to write.
+    method : str
+        "split_and_merge", "region_growing" ("growing") or "watershed".
+    settings : sequence of str
+        ``"key=value"`` each: parameters of the method.
+    seeds : path, optional
+        Label map of seeds (growing) or markers (watershed).
+    table : path, optional
+        TSV to write: a row a region, with size, mean, standard deviation and neighbours.
+    pictures : path, optional
+        Folder for pictures: the borders of the regions and, for split and merge, octree blocks and dendrogram.
+
+    Raises
+    ------
+    InputError
+        The method has no such parameter, or does not take seeds.
+    """
+    image = io.read_image(volume)
+    step = _step(method, settings)
+    given: dict[str, Any] = {}
+    if seeds is not None:
+        name = next((n for n in ("seeds", "markers") if step.method.takes(n)), None)
+        if name is None:
+            raise InputError(f"{step.name} takes no seeds, but {seeds} was given")
+        given[name] = io.read_label_map(seeds)
+    merges: Merges | None = None
+    if step.name in _HIERARCHIES:
+        regions, merges = _HIERARCHIES[step.name](image, **step.arguments, **given)
+    else:
+        regions = step(image, **given)
+    graph = adjacency_graph(image, regions)
+    written = [out]
+    io.write_label_map(regions, out, like=image)
+    if table is not None:
+        io.write_text(graph.table().to_csv(sep="\t", index=False, float_format="%.6g"), table)
+        written.append(table)
+    if pictures is not None:
+        drawn = {"borders": figures.borders(image, regions)}
+        if merges is not None and step.name == "split_and_merge":
+            drawn["blocks"] = figures.borders(image, _blocks(image, step.arguments), title="Octree blocks")
+        if merges is not None and merges.kept.size:
+            drawn["dendrogram"] = figures.dendrogram(merges)
+        for name, figure in drawn.items():
+            path = pictures / f"{io.volume_id(volume)}_{name}.png"
+            with files.written_whole(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=100)
+            written.append(path)
+    return Partitioned(regions, graph, tuple(written))
+
+
+def _step(method: str, settings: Sequence[str]) -> Step:
+    """A method of this stage with checked parameters, from a command's options."""
+    name = ALIASES.get(method, method)
+    tables = {"fusion": {"method": "majority"}, "regions": {"method": name}}
+    recipe = parse_recipe(tables, overrides=[f"regions.{name}.{s}" for s in settings], where="--set")
+    assert recipe.regions is not None and recipe.regions.method is not None
+    return recipe.regions.method
+
+
+def _blocks(image: Image, arguments: Any) -> LabelMap:
+    """The blocks that split and merge started from."""
+    return split(
+        image,
+        homogeneity=arguments.get("homogeneity", "noise"),
+        threshold=arguments.get("split_threshold"),
+        significance=arguments.get("significance", 0.001),
+    )
+
+
+def consistent_files(
+    volume: Path,
+    segmentation: Path,
+    out: Path,
+    *,
+    method: str | None,
+    settings: Sequence[str] = (),
+    island_share: float,
+    largest_part: LabelChoice,
+    fill_holes: LabelChoice,
+    may_vanish: LabelChoice,
+    changes: Path | None = None,
+) -> Consistent:
+    """Make a segmentation consistent with the regions of its scan and write it to `out`.
+
+    Parameters
+    ----------
+    volume : path
+        The scan.
+    segmentation : path
+        Label map, or probabilities (4-D), on the scan's grid.
+    out : path
+        Label map to write.
+    method, settings
+        As for `partition_files`; no region votes where `method` is None.
+    island_share, largest_part, fill_holes, may_vanish
+        As for `regions.make_consistent`.
+    changes : path, optional
+        TSV to write: what happened to each label.
+    """
+    image = io.read_image(volume)
+    given = _read_segmentation(segmentation)
+    step = None if method is None else _step(method, settings)
+    result = make_consistent(
+        image,
+        given,
+        method=None if step is None else partial(step.method.function, **step.arguments),
+        island_share=island_share,
+        largest_part=largest_part,
+        fill_holes=fill_holes,
+        may_vanish=may_vanish,
+    )
+    io.write_label_map(result.labels, out, like=image)
+    if changes is not None:
+        io.write_tsv(result.rows(), changes, columns=[field.name for field in fields(Change)])
+    return result
+
+
+def _read_segmentation(path: Path) -> Any:
+    """A ProbabilityMap where the file is 4-D, else a LabelMap."""
+    import nibabel
+
+    try:
+        several = len(nibabel.load(path).shape) > 3 and nibabel.load(path).shape[3] > 1
+    except Exception:
+        several = False  # not a NIfTI file: what reads label maps says what is wrong with it
+    return io.read_probability_map(path) if several else io.read_label_map(path)
+
+
+def instance_files(
+    segmentation: Path,
+    out: Path,
+    *,
+    by: Split = "components",
+    depth_mm: float = 1.0,
+    smallest_voxels: int = 1,
+    stuff: tuple[int, ...] = (),
+    table: Path | None = None,
+    masks: Path | None = None,
+) -> int:
+    """Number the instances of a segmentation, and write them.
+
+    Parameters
+    ----------
+    segmentation : path
+        Label map.
+    out : path
+        Volume of instance numbers to write; the labels stay in their own file.
+    by, depth_mm, smallest_voxels, stuff
+        As for `regions.instances` (`split` is `by`).
+    table : path, optional
+        TSV to write: number, label, size and centre of each instance.
+    masks : path, optional
+        Folder for one binary mask a label.
+
+    Returns
+    -------
+    int
+        Number of instances.
+    """
+    labels = io.read_label_map(segmentation)
+    found = instances(labels, split=by, depth_mm=depth_mm, smallest_voxels=smallest_voxels, stuff=stuff)
+    io.write_label_map(found.instance, out, like=labels)
+    if table is not None:
+        columns = ["instance", "label", "voxels", "volume_mm3", "x_mm", "y_mm", "z_mm"]
+        io.write_tsv(found.rows(), table, columns=columns)
+    if masks is not None:
+        for label, mask in found.masks():
+            io.write_mask(mask, masks / f"{io.volume_id(segmentation)}_label-{label}_mask.nii.gz", like=labels)
+    return int(found.labels.size)
+
+
+def label_choice(text: str, what: str) -> tuple[int, ...] | Literal["all"]:
+    """``"all"``, or labels with commas."""
+    if text.strip() == "all":
+        return "all"
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{what}: labels with commas, or 'all', are wanted, got {text!r}") from None
+
+
+def region_sizes(graph: AdjacencyGraph) -> dict[str, float]:
+    """What is said of regions on the terminal."""
+    return {
+        "regions": float(graph.labels.size),
+        "smallest": float(graph.sizes.min()),
+        "median": float(np.median(graph.sizes)),
+        "largest": float(graph.sizes.max()),
+    }
