@@ -27,7 +27,7 @@ def starts_and_masks(
     GeometryError
         A mask is not on its image's grid.
     """
-    masks = [None] * len(moving) if moving_masks is None else list(moving_masks)
+    masks: list[Mask | None] = [None] * len(moving) if moving_masks is None else list(moving_masks)
     if len(masks) != len(moving) or (initial is not None and len(initial) != len(moving)):
         raise InputError(
             f"{len(moving)} moving images, {len(masks)} moving masks and "

@@ -38,6 +38,9 @@ INVERSE_TOLERANCE_MM = 1e-6
 INVERSE_MAX_ITERATIONS = 50
 """Newton steps of the inverse, after which a point is given up."""
 
+STEP_HALVINGS = 12
+"""Of a Newton step that leads away from the goal, before the point is given up."""
+
 TRIMMING_ROUNDS = 5
 """Concentration steps of the least trimmed squares, unless the landmarks kept stop changing before."""
 
@@ -339,19 +342,57 @@ def _spline_and_derivative(x, landmarks, weights, matrix, value, derivative):  #
 
 
 @njit(cache=True)
-def _solved(a, b):  # type: ignore[no-untyped-def]
-    """X of ``a x = b``, 3 by 3, by Cramer's rule; b itself where a is singular."""
+def _solve(a, goal, value, x):  # type: ignore[no-untyped-def]
+    """x of ``a x = goal - value``, 3 by 3, by Cramer's rule; ``goal - value`` itself where a is singular."""
+    b0, b1, b2 = goal[0] - value[0], goal[1] - value[1], goal[2] - value[2]
     c0 = a[1, 1] * a[2, 2] - a[1, 2] * a[2, 1]
     c1 = a[1, 2] * a[2, 0] - a[1, 0] * a[2, 2]
     c2 = a[1, 0] * a[2, 1] - a[1, 1] * a[2, 0]
-    determinant = a[0, 0] * c0 + a[0, 1] * c1 + a[0, 2] * c2
-    if abs(determinant) < 1e-12:
-        return b.copy()
-    x = np.empty(3)
-    x[0] = c0 * b[0] + (a[0, 2] * a[2, 1] - a[0, 1] * a[2, 2]) * b[1] + (a[0, 1] * a[1, 2] - a[0, 2] * a[1, 1]) * b[2]
-    x[1] = c1 * b[0] + (a[0, 0] * a[2, 2] - a[0, 2] * a[2, 0]) * b[1] + (a[0, 2] * a[1, 0] - a[0, 0] * a[1, 2]) * b[2]
-    x[2] = c2 * b[0] + (a[0, 1] * a[2, 0] - a[0, 0] * a[2, 1]) * b[1] + (a[0, 0] * a[1, 1] - a[0, 1] * a[1, 0]) * b[2]
-    return x / determinant
+    over = a[0, 0] * c0 + a[0, 1] * c1 + a[0, 2] * c2
+    if abs(over) < 1e-12:
+        x[0], x[1], x[2] = b0, b1, b2
+        return
+    d0, d1 = a[0, 2] * a[2, 1] - a[0, 1] * a[2, 2], a[0, 1] * a[1, 2] - a[0, 2] * a[1, 1]
+    e0, e1 = a[0, 0] * a[2, 2] - a[0, 2] * a[2, 0], a[0, 2] * a[1, 0] - a[0, 0] * a[1, 2]
+    f0, f1 = a[0, 1] * a[2, 0] - a[0, 0] * a[2, 1], a[0, 0] * a[1, 1] - a[0, 1] * a[1, 0]
+    x[0] = (c0 * b0 + d0 * b1 + d1 * b2) / over
+    x[1] = (c1 * b0 + e0 * b1 + e1 * b2) / over
+    x[2] = (c2 * b0 + f0 * b1 + f1 * b2) / over
+
+
+@njit(cache=True)
+def _newton_point(goal, landmarks, weights, matrix, x):  # type: ignore[no-untyped-def]
+    """Move x, (3,), until the spline takes it to `goal`; how far it still misses, in mm."""
+    value, derivative = np.empty(3), np.empty((3, 3))
+    trial_value, trial_derivative, trial, step = np.empty(3), np.empty((3, 3)), np.empty(3), np.empty(3)
+    _spline_and_derivative(x, landmarks, weights, matrix, value, derivative)
+    error = _distance(value, goal)
+    for _ in range(INVERSE_MAX_ITERATIONS):
+        if error <= INVERSE_TOLERANCE_MM:
+            break
+        _solve(derivative, goal, value, step)
+        share, moved = 1.0, False
+        for _ in range(STEP_HALVINGS):
+            for a in range(3):
+                trial[a] = x[a] + share * step[a]
+            _spline_and_derivative(trial, landmarks, weights, matrix, trial_value, trial_derivative)
+            trial_error = _distance(trial_value, goal)
+            if trial_error < error:
+                for a in range(3):
+                    x[a], value[a] = trial[a], trial_value[a]
+                    for b in range(3):
+                        derivative[a, b] = trial_derivative[a, b]
+                error, moved = trial_error, True
+                break
+            share /= 2
+        if not moved:
+            break
+    return error
+
+
+@njit(cache=True)
+def _distance(a, b):  # type: ignore[no-untyped-def]
+    return np.sqrt((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 + (a[2] - b[2]) ** 2)
 
 
 @njit(cache=True, parallel=True)
@@ -359,25 +400,5 @@ def _newton(goals, starts, landmarks, weights, matrix):  # type: ignore[no-untyp
     found = starts.copy()
     missed = np.empty(len(goals))
     for n in prange(len(goals)):
-        value, derivative = np.empty(3), np.empty((3, 3))
-        trial_value, trial_derivative = np.empty(3), np.empty((3, 3))
-        _spline_and_derivative(found[n], landmarks, weights, matrix, value, derivative)
-        error = np.sqrt(((value - goals[n]) ** 2).sum())
-        for _ in range(INVERSE_MAX_ITERATIONS):
-            if error <= INVERSE_TOLERANCE_MM:
-                break
-            step = _solved(derivative, goals[n] - value)
-            moved = False
-            for _ in range(12):
-                trial = found[n] + step
-                _spline_and_derivative(trial, landmarks, weights, matrix, trial_value, trial_derivative)
-                trial_error = np.sqrt(((trial_value - goals[n]) ** 2).sum())
-                if trial_error < error:
-                    found[n], error, moved = trial, trial_error, True
-                    value[:], derivative[:] = trial_value, trial_derivative
-                    break
-                step = step / 2
-            if not moved:
-                break
-        missed[n] = error
+        missed[n] = _newton_point(goals[n], landmarks, weights, matrix, found[n])
     return found, missed
