@@ -22,10 +22,12 @@ from typing import Any
 
 from atlasseg.errors import InputError
 
-VERBS = {"preprocessing": "preprocess", "registration": "register", "fusion": "fuse"}
+VERBS = {"preprocessing": "preprocess", "registration": "register", "fusion": "fuse", "regions": "partition"}
 """Stages whose methods can be chosen, with the function that a file must define to be one."""
 
-GIVEN_BY_PIPELINE = frozenset({"initial", "fixed_mask", "moving_masks", "reference", "mask"})
+GIVEN_BY_PIPELINE = frozenset(
+    {"initial", "fixed_mask", "moving_masks", "reference", "mask", "noise_sd", "seeds", "markers", "inside"}
+)
 """Keyword arguments that carry data: the pipeline gives them, so a recipe cannot."""
 
 

@@ -17,7 +17,8 @@ from atlasseg.regions import figures, split_and_merge, watershed
 from atlasseg.regions.adjacency_graph import AdjacencyGraph, adjacency_graph
 from atlasseg.regions.consistency import Change, Consistent, LabelChoice, make_consistent
 from atlasseg.regions.instances import Split, instances
-from atlasseg.regions.merging import Merges
+from atlasseg.regions.merging import Merges, merge
+from atlasseg.regions.noise import noise_sd
 from atlasseg.regions.octree import split
 from atlasseg.volume import Image, LabelMap
 
@@ -96,8 +97,8 @@ def partition_files(
         drawn = {"borders": figures.borders(image, regions)}
         if merges is not None and step.name == "split_and_merge":
             drawn["blocks"] = figures.borders(image, _blocks(image, step.arguments), title="Octree blocks")
-        if merges is not None and merges.kept.size:
-            drawn["dendrogram"] = figures.dendrogram(merges)
+        if merges is not None and graph.labels.size > 1:
+            drawn["dendrogram"] = figures.dendrogram(_tree(image, graph, step))
         for name, figure in drawn.items():
             path = pictures / f"{io.volume_id(volume)}_{name}.png"
             with files.written_whole(path) as temporary:
@@ -113,6 +114,12 @@ def _step(method: str, settings: Sequence[str]) -> Step:
     recipe = parse_recipe(tables, overrides=[f"regions.{name}.{s}" for s in settings], where="--set")
     assert recipe.regions is not None and recipe.regions.method is not None
     return recipe.regions.method
+
+
+def _tree(image: Image, graph: AdjacencyGraph, step: Step) -> Merges:
+    """How the regions would go on merging until all are one, costs in units of the noise."""
+    sd = tuple(value if value > 0 else 1.0 for value in noise_sd(image).tolist())
+    return merge(graph, criterion=step.arguments.get("criterion", "mumford_shah"), regions=1, noise_sd=sd)
 
 
 def _blocks(image: Image, arguments: Any) -> LabelMap:

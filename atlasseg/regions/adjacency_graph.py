@@ -12,7 +12,7 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap
 
 if TYPE_CHECKING:
-    import networkx
+    import networkx  # type: ignore[import-untyped]
     import pandas as pd
 
 
@@ -168,7 +168,7 @@ def _seen(flat: Int32, high: int):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _statistics(x: Float32, rows: Int32, count: int) -> tuple[Int64, Float64, Float64]:
-    """Sizes, means and standard deviations, in two passes so that nothing cancels; a run of one region is summed first."""
+    """Sizes, means and standard deviations, in two passes so that nothing cancels; runs of one region are summed up."""
     shape0, shape1, shape2, channels = x.shape
     sizes = np.zeros(count, np.int64)
     means = np.zeros((count, channels))
@@ -208,7 +208,7 @@ def _statistics(x: Float32, rows: Int32, count: int) -> tuple[Int64, Float64, Fl
 
 
 @njit(cache=True, inline="always")
-def _slot(a: int, b: int, mask: int) -> int:
+def _slot(a, b, mask):  # type: ignore[no-untyped-def]
     """Where to look for a pair first: multiplicative hashing of both ends."""
     h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
     h ^= h >> np.uint64(32)
@@ -216,7 +216,7 @@ def _slot(a: int, b: int, mask: int) -> int:
 
 
 @njit(cache=True)
-def _find(ends: Int32, table: Int32, a: int, b: int) -> int:
+def _find(ends, table, a, b):  # type: ignore[no-untyped-def]
     """The slot of `table` that holds the edge a-b, or where it belongs."""
     mask = table.size - 1
     slot = _slot(a, b, mask)
@@ -233,9 +233,9 @@ def _longer(values, capacity):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _edges(x: Float32, rows: Int32, face_mm2: Float64) -> tuple[Int32, Float64, Float64]:
+def _edges(x, rows, face_mm2):  # type: ignore[no-untyped-def]
     """All pairs that share a face, with area and mean contrast, through a hash table that grows."""
-    shape0, shape1, shape2, channels = x.shape
+    shape0, shape1, _, channels = x.shape
     capacity = 1024
     ends = np.zeros((capacity, 2), np.int32)
     sums = np.zeros((capacity, 2))  # area, area times contrast
@@ -275,11 +275,11 @@ def _edges(x: Float32, rows: Int32, face_mm2: Float64) -> tuple[Int32, Float64, 
                     if channels == 1:
                         contrast = abs(np.float64(x[i, j, k, 0]) - np.float64(x[i2, j2, k2 + k, 0]))
                     else:
-                        contrast = 0.0
+                        squares = 0.0
                         for c in range(channels):
                             off = np.float64(x[i, j, k, c]) - np.float64(x[i2, j2, k2 + k, c])
-                            contrast += off * off
-                        contrast = np.sqrt(contrast)
+                            squares += off * off
+                        contrast = np.sqrt(squares)
                     sums[edge, 0] += face_mm2[axis]
                     sums[edge, 1] += face_mm2[axis] * contrast
     areas = sums[:count, 0].copy()

@@ -1,10 +1,12 @@
 """Make a segmentation consistent with the regions of its scan: the last stage of the pipeline.
 
-1. Intensity and posterior become channels of one image, in units of the noise, and a method of this stage cuts it into regions.
-2. Each region takes the label of its summed posterior.
-3. Islands, parts of a label much smaller than its largest part, go to the neighbour that explains them best.
-4. Topology, where asked for: only the largest part of a label stays, its holes are filled.
-5. A label that was there and is no longer is put back, unless it may vanish.
+1. The fused probabilities take up what intensity says where they are uncertain (`evidence.with_intensity`).
+2. Intensity and posterior become channels of one image, in units of the noise; a method of this stage cuts it into
+   regions.
+3. Each region takes the label of its summed posterior.
+4. Islands, parts of a label much smaller than its largest part, go to the neighbour that explains them best.
+5. Topology, where asked for: only the largest part of a label stays, its holes are filled.
+6. A label that was there and is no longer is put back, unless it may vanish.
 
 What changed is reported label by label.
 """
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.regions.adjacency_graph import adjacency_graph
+from atlasseg.regions.evidence import with_intensity
 from atlasseg.regions.noise import noise_sd
 from atlasseg.volume import Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
 
@@ -46,9 +49,9 @@ class Change:
     voxels_before, voxels_after : int
         Its size.
     parts_before, parts_after : int
-        Its connected parts (by faces).
+        Its connected parts (by faces, edges or corners).
     by_region : int
-        Voxels that it gained by the votes of regions.
+        Voxels that it gained by intensity and the votes of regions.
     islands : int
         Parts of it that went to a neighbour.
     holes : int
@@ -75,7 +78,8 @@ class Consistent:
     Parameters
     ----------
     probabilities : ProbabilityMap
-        As given, but in every voxel whose label changed the two labels' probabilities are exchanged.
+        With the evidence of intensity; where a region, topology or restoration chose another label than the most
+        probable one, the two have exchanged their probabilities.
     changes : tuple of Change
         One a label, ascending, background included.
     voxels_changed : int
@@ -101,8 +105,10 @@ def make_consistent(
     segmentation: ProbabilityMap | LabelMap,
     *,
     method: Partition | None = None,
-    posterior_weight: float = 10.0,
-    island_share: float = 0.1,
+    intensity_exponent: float = 0.2,
+    window_voxels: float = 3.0,
+    posterior_weight: float = 60.0,
+    island_share: float = 0.02,
     largest_part: LabelChoice = (),
     fill_holes: LabelChoice = (),
     may_vanish: LabelChoice = (),
@@ -117,13 +123,16 @@ def make_consistent(
         Fused labels, on the scan's grid; a LabelMap is taken as certain.
     method : callable, optional
         Cuts the channels of `region_channels` into regions, given `noise_sd` by keyword, such as
-        `split_and_merge.partition` with parameters of its own bound to it. Where None no region votes, and only islands and
-        topology are seen to.
+        `split_and_merge.partition` with parameters of its own bound to it. Where None no region votes, and only islands
+        and topology are seen to.
+    intensity_exponent, window_voxels : float
+        How much intensity counts where the labels are uncertain, and over which window their intensities are measured:
+        `exponent` and `sigma_voxels` of `evidence.with_intensity`; an exponent of 0 leaves the probabilities alone.
     posterior_weight : float
-        What a difference in probability of 1 counts, in noise standard deviations; 0 or more.
+        What a difference in probability of 1 counts when regions are cut, in noise standard deviations; 0 or more.
     island_share : float
-        A part of a label is an island where it has fewer voxels than this share of the label's largest part; 0 to 1, and
-        0 leaves all parts where they are. Background has islands too.
+        A part of a label is an island where it has fewer voxels than this share of the label's largest part; 0 to 1,
+        and 0 leaves all parts where they are. Background has islands too.
     largest_part : tuple of int, or "all"
         Labels of which only the largest part stays, whatever the size of the others.
     fill_holes : tuple of int, or "all"
@@ -157,16 +166,17 @@ def make_consistent(
         if isinstance(segmentation, LabelMap)
         else segmentation
     )
+    updated = with_intensity(image, given, exponent=intensity_exponent, sigma_voxels=window_voxels)
     known = [int(v) for v in given.label_values if v != 0]
     only, filled, mortal = (
         _chosen(choice, known, name)
         for choice, name in ((largest_part, "largest_part"), (fill_holes, "fill_holes"), (may_vanish, "may_vanish"))
     )
     before = given.mode
-    voted = before if method is None else _voted(image, given, method, posterior_weight)
+    voted = updated.mode if method is None else _voted(image, updated, method, posterior_weight)
     regained = dict(zip(*np.unique(voted[voted != before], return_counts=True), strict=True))
     labels, restored = _restored(before, voted, mortal)
-    labels, islands = _without_islands(image, given, labels, island_share, only)
+    labels, islands = _without_islands(image, updated, labels, island_share, only)
     holes = {}
     for label in filled:
         labels, holes[label] = _filled(labels, label)
@@ -190,10 +200,10 @@ def make_consistent(
         for n, label in enumerate(every)
         if sizes[0][n] or sizes[1][n]
     )
-    return Consistent(_with_labels(given, labels), changes, int((labels != before).sum()))
+    return Consistent(_with_labels(updated, labels), changes, int((labels != before).sum()))
 
 
-def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_weight: float = 10.0) -> Image:
+def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_weight: float = 60.0) -> Image:
     """Intensity and posterior as the channels of one image, in units of the intensities' noise.
 
     Labels that meet, in one uncertain voxel or across a face, get different channels; labels that never meet may share
@@ -214,7 +224,7 @@ def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_we
         (I, J, K, C + colors).
     """
     sd = noise_sd(image)
-    scaled = image.channels / np.where(sd > 0, sd, 1.0).astype(np.float32)
+    scaled = np.divide(image.channels, np.where(sd > 0, sd, 1.0), dtype=np.float32)
     if posterior_weight == 0:
         return Image(scaled, image.affine, image.name)
     labels = np.union1d(probabilities.label_values, probabilities.mode)
@@ -320,10 +330,10 @@ def _cropped(given: ProbabilityMap, start: Int64, stop: Int64) -> ProbabilityMap
 
 
 def _parts(labels: Int32) -> Int32:
-    """(I, J, K) the connected parts (by faces) of equal labels, numbered from 1, background's among them."""
+    """(I, J, K) the connected parts (by corners) of equal labels, numbered from 1, background's among them."""
     from skimage.measure import label
 
-    return np.asarray(label(labels.astype(np.int64), background=int(labels.min()) - 1, connectivity=1), np.int32)
+    return np.asarray(label(labels.astype(np.int64), background=int(labels.min()) - 1, connectivity=3), np.int32)
 
 
 def _without_islands(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atlasseg.errors import InputError
-from atlasseg.volume import Int32, LabelMap, Mask
+from atlasseg.volume import Bool, Float32, Float64, Int32, LabelMap, Mask
 
 Split = Literal["components", "watershed"]
 
@@ -133,7 +133,7 @@ def instances(
     return Instances(labels, LabelMap(numbers, labels.affine, labels.name), np.array(of, np.int32))
 
 
-def _cut_where_thin(mask, parts, affine, depth_mm):  # type: ignore[no-untyped-def]
+def _cut_where_thin(mask: Bool, parts: Int32, affine: Float64, depth_mm: float) -> Int32:
     """Numbers of the watershed basins of the distance to the surface, by first voxel."""
     from scipy.ndimage import distance_transform_edt
     from skimage.morphology import reconstruction
@@ -151,10 +151,10 @@ def _cut_where_thin(mask, parts, affine, depth_mm):  # type: ignore[no-untyped-d
     numbers, first = np.unique(cut[mask], return_index=True)
     rank = np.zeros(int(numbers.max()) + 1, np.int32)
     rank[numbers[np.argsort(first)]] = np.arange(1, numbers.size + 1)
-    return np.where(mask, rank[cut], 0)
+    return np.where(mask, rank[cut], 0).astype(np.int32)
 
 
-def _peaks(height, mask):  # type: ignore[no-untyped-def]
+def _peaks(height: Float32, mask: Bool) -> Int32:
     """Plateaus of `mask` that no face neighbour in it rises above, numbered."""
     from scipy.ndimage import generate_binary_structure, maximum_filter
     from skimage.measure import label
@@ -163,4 +163,4 @@ def _peaks(height, mask):  # type: ignore[no-untyped-def]
     plateaus = label(ranks, background=0, connectivity=1)
     overtopped = mask & (maximum_filter(ranks, footprint=generate_binary_structure(3, 1)) > ranks)
     plateaus[np.isin(plateaus, plateaus[overtopped])] = 0
-    return plateaus
+    return np.asarray(plateaus, np.int32)

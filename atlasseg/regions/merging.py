@@ -1,11 +1,11 @@
 """Merge touching regions, the most alike first: a heap over the edges of the region adjacency graph.
 
-At every step the edge of least cost is contracted, and the costs around the new region change. For a region with very many
-neighbours, such as the background, doing that for all its edges at every step would be quadratic. The heap therefore
-holds lower bounds: a mean that has moved by t since an edge was measured cannot have brought its ends closer than their
-distance then minus t, and sizes only grow, so a bound with some slack stays valid for many merges; an edge that comes to
-the top is measured exactly before it is contracted. The order of the merges, and thereby the result, is that of measuring
-every edge anew after every merge.
+At every step the edge of least cost is contracted, and the costs around the new region change. For a region with very
+many neighbours, such as the background, doing that for all its edges at every step would be quadratic. So the heap
+holds lower bounds: each mean lies in a ball around an anchor, so two means are no closer than their anchors less both
+radii, and sizes only grow; a bound made with them stays valid for many merges, until the mean leaves its ball. An edge
+that comes to the top is measured exactly before it is contracted. The order of the merges, and thereby the result, is
+that of measuring every edge anew after every merge.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Literal
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
 from atlasseg.regions.adjacency_graph import AdjacencyGraph
-from atlasseg.volume import Float64, Int32, Int64
+from atlasseg.volume import Float64, Int32
 
 Criterion = Literal["ward", "mean_difference", "mumford_shah"]
 
@@ -57,7 +56,9 @@ class Merges:
         fewest = self.count - self.kept.size
         if not fewest <= regions <= self.count:
             raise InputError(f"{fewest} to {self.count} regions can be had from this hierarchy, not {regions}")
-        return _cut(self.count, self.kept[: self.count - regions], self.absorbed[: self.count - regions])
+        done = self.count - regions
+        rows: Int32 = _cut(self.count, self.kept[:done], self.absorbed[:done])
+        return rows
 
     def linkage(self, regions: int) -> Float64:
         """(regions - roots, 4) matrix of SciPy's `linkage` over the last merges, from `regions` regions on.
@@ -124,8 +125,8 @@ def merge(
 
     References
     ----------
-    .. [1] Ward, Hierarchical grouping to optimize an objective function, J. Am. Stat. Assoc. 58, 1963; on a graph: Beaulieu,
-       Goldberg, Hierarchy in picture segmentation: a stepwise optimization approach, IEEE TPAMI 11, 1989.
+    .. [1] Ward, Hierarchical grouping to optimize an objective function, J. Am. Stat. Assoc. 58, 1963; on a graph:
+       Beaulieu, Goldberg, Hierarchy in picture segmentation: a stepwise optimization approach, IEEE TPAMI 11, 1989.
     .. [2] Koepfler, Lopez, Morel, A multiscale algorithm for image segmentation by variational method, SIAM J. Numer.
        Anal. 31, 1994, section 3.
     """
@@ -181,7 +182,7 @@ def merge_arrays(
 
 
 @njit(cache=True)
-def _cut(count: int, kept: Int32, absorbed: Int32) -> Int32:
+def _cut(count, kept, absorbed):  # type: ignore[no-untyped-def]
     parent = np.arange(count).astype(np.int32)
     for m in range(kept.size - 1, -1, -1):  # later merges first, so that one look suffices
         parent[absorbed[m]] = parent[kept[m]]
@@ -262,11 +263,11 @@ def _take_out(heap: Int32, place: Int32, keys: Float64, edge: int, size: int) ->
         _sift_down(heap, place, keys, place[last], size - 1)
 
 
-# ------------------------------------------------------------------------------------ hash table from two ends to an edge
+# ---------------------------------------------------------------------------------- hash table from two ends to an edge
 
 
 @njit(cache=True, inline="always")
-def _home(a: int, b: int, size: int) -> int:
+def _home(a, b, size):  # type: ignore[no-untyped-def]
     low, high = (a, b) if a < b else (b, a)
     h = np.uint64(low) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(high) * np.uint64(0xC2B2AE3D27D4EB4F)
     h ^= h >> np.uint64(32)
@@ -274,7 +275,7 @@ def _home(a: int, b: int, size: int) -> int:
 
 
 @njit(cache=True)
-def _slot_of(table: Int32, ends: Int32, a: int, b: int) -> int:
+def _slot_of(table, ends, a, b):  # type: ignore[no-untyped-def]
     """Slot of the edge between a and b, or the free one where it belongs."""
     slot = _home(a, b, table.size)
     while True:
@@ -311,7 +312,7 @@ def _forget(table: Int32, ends: Int32, a: int, b: int) -> None:
 
 
 @njit(cache=True)
-def _distance(means: Float64, a: int, b: int) -> float:
+def _distance(means, a, b):  # type: ignore[no-untyped-def]
     if means.shape[1] == 1:
         return abs(means[a, 0] - means[b, 0])
     squares = 0.0
@@ -322,7 +323,7 @@ def _distance(means: Float64, a: int, b: int) -> float:
 
 
 @njit(cache=True)
-def _cost(kind: int, apart: float, n_a: float, n_b: float, area: float) -> float:
+def _cost(kind, apart, n_a, n_b, area):  # type: ignore[no-untyped-def]
     if kind == 0:
         return apart
     ward = n_a * n_b / (n_a + n_b) * (apart * apart)
@@ -330,15 +331,13 @@ def _cost(kind: int, apart: float, n_a: float, n_b: float, area: float) -> float
 
 
 @njit(cache=True)
-def _exact(edge: int, ends: Int32, areas: Float64, sizes: Float64, means: Float64, kind: int) -> float:
+def _exact(edge, ends, areas, sizes, means, kind):  # type: ignore[no-untyped-def]
     a, b = ends[edge, 0], ends[edge, 1]
     return _cost(kind, _distance(means, a, b), sizes[a], sizes[b], areas[edge] if kind == 2 else 1.0)
 
 
 @njit(cache=True)
-def _bound(
-    edge: int, ends: Int32, areas: Float64, sizes: Float64, anchors: Float64, radii: Float64, kind: int
-) -> float:
+def _bound(edge, ends, areas, sizes, anchors, radii, kind):  # type: ignore[no-untyped-def]
     """A lower bound of an edge's cost that holds while the means of both ends are in the balls around their anchors."""
     a, b = ends[edge, 0], ends[edge, 1]
     apart = _distance(anchors, a, b)
@@ -453,7 +452,7 @@ def _merge(
             off += (means[kept, c] - anchors[kept, c]) ** 2
         due = np.sqrt(off) > radii[kept] or work[kept] > degree[kept]
 
-        # exact edges: those of `gone` are measured below with its others; those of `kept` stay exact, or are so no longer
+        # exact edges: those of `gone` are measured below with its others; those of `kept` stay exact unless all are due
         for row in (gone, kept):
             entry = exact_head[row]
             before = -1

@@ -1,9 +1,9 @@
 """Split a volume into homogeneous blocks: an octree whose blocks stay close to cubes in millimetres.
 
 A block that is not homogeneous is halved along every axis along which it is long; an axis counts as long when the block
-is more than 1/sqrt(2) as long along it as along its longest. A volume of equal sides is thereby cut as by the classical octree, a slice
-as by a quadtree, and thick slices are first cut within the slice. Uneven lengths need no padding: of 7 voxels the first
-part gets 4. Blocks of one voxel are always homogeneous, so the cutting ends.
+is more than 1/sqrt(2) as long along it as along its longest. A volume of equal sides is thereby cut as by the classical
+octree, a slice as by a quadtree, and thick slices are first cut within the slice. Uneven lengths need no padding: of 7
+voxels the first part gets 4. Blocks of one voxel are always homogeneous, so the cutting ends.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def split(
     --------
     >>> steps = Image(np.repeat([0.0, 0, 0, 5], 4).reshape(4, 4, 1).T, np.eye(4))
     >>> split(steps, homogeneity="range", threshold=0.0).array[0]
-    array([[1, 1, 2, 4],
-           [1, 1, 3, 5],
-           [6, 6, 7, 9],
-           [6, 6, 8, 10]], dtype=int32)
+    array([[ 1,  1,  2,  3],
+           [ 1,  1,  4,  5],
+           [ 6,  6,  7,  8],
+           [ 6,  6,  9, 10]], dtype=int32)
     """
     if image.array.size == 0 or np.prod(image.shape) >= 2**31 - 1:
         raise InputError(f"image {image.name!r}: 1 to 2**31 - 2 voxels are wanted, got shape {image.shape}")
@@ -254,7 +254,7 @@ def _split_boxes(
 
 @njit(cache=True)
 def _number_blocks(flat: Int32) -> None:
-    """First-voxel indices become 1, 2, ... in place: a block's first voxel comes first, and its number is found there."""
+    """First-voxel indices become 1, 2, ... in place: a block's first voxel comes first and has its number by then."""
     last = 0
     for v in range(flat.size):
         first = flat[v]

@@ -1,8 +1,11 @@
 """Region growing: seeds take in the voxels around them that are like their neighbours and like the region.
 
-The voxel that is most like the region it borders on comes first [1]_. In the order-independent form all voxels that are equally
-like join at once, before any mean changes [2]_, so that neither the order of the axes nor the direction of the scan
-shows in the result.
+The voxel that is most like the region it borders on comes first [1]_. In the order-independent form all voxels that are
+equally like join at once, before any mean changes [2]_, so that neither the order of the axes nor the direction of the
+scan shows in the result.
+
+.. [1] Adams, Bischof, Seeded region growing, IEEE TPAMI 16, 1994.
+.. [2] Mehnert, Jackway, An improved seeded region growing algorithm, Pattern Recognition Letters 18, 1997.
 """
 
 from __future__ import annotations
@@ -161,7 +164,7 @@ def find_seeds(image: Image, *, share: float = 0.3, voxels: int = 8) -> LabelMap
 
 
 @njit(cache=True)
-def _step(x: Float32, v: int, w: int, sd: Float64) -> float:
+def _step(x, v, w, sd):  # type: ignore[no-untyped-def]
     """Difference of two voxels in noise standard deviations."""
     squares = 0.0
     for c in range(x.shape[1]):
@@ -170,7 +173,7 @@ def _step(x: Float32, v: int, w: int, sd: Float64) -> float:
 
 
 @njit(cache=True)
-def _off_mean(x: Float32, v: int, sums: Int64, size: int, scale: Float64, sd: Float64) -> float:
+def _off_mean(x, v, sums, size, scale, sd):  # type: ignore[no-untyped-def]
     """Difference of a voxel from a region's mean, from whole numbers, so that the order of the sum does not show."""
     squares = 0.0
     for c in range(x.shape[1]):
@@ -246,17 +249,18 @@ def _grow_in_turn(
         row = rows[v]
         for n in range(_neighbours(v, shape, near)):
             w = near[n]
-            if rows[w] == 0 and _step(x, v, w, sd) <= local:
-                if _off_mean(x, w, sums[row], sizes[row], scale, sd) <= overall:
-                    rows[w] = row
-                    sizes[row] += 1
-                    _add(x, w, sums[row], scale)
-                    queue[end] = w
-                    end += 1
+            if rows[w] != 0 or _step(x, v, w, sd) > local:
+                continue
+            if _off_mean(x, w, sums[row], sizes[row], scale, sd) <= overall:
+                rows[w] = row
+                sizes[row] += 1
+                _add(x, w, sums[row], scale)
+                queue[end] = w
+                end += 1
 
 
 @njit(cache=True)
-def _less(keys: Float64, voxels: Int32, regions: Int32, p: int, q: int) -> bool:
+def _less(keys, voxels, regions, p, q):  # type: ignore[no-untyped-def]
     if keys[p] != keys[q]:
         return keys[p] < keys[q]
     if regions[p] != regions[q]:

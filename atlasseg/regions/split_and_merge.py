@@ -14,7 +14,7 @@ from atlasseg.regions.adjacency_graph import adjacency_graph
 from atlasseg.regions.merging import Criterion, Merges, merge_arrays
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.regions.octree import Homogeneity, split
-from atlasseg.volume import Image, LabelMap
+from atlasseg.volume import Float64, Image, LabelMap
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def partition(
     criterion : {"mumford_shah", "ward", "mean_difference"}
         Cost of a merge; see `merging.merge`.
     merge_threshold : float, optional
-        Dearest merge that is done. With "noise" in units of the noise: means are divided by its standard deviation first.
-        Where neither this nor `regions` is given: with "noise" `default_threshold`, else 0.
+        Dearest merge that is done. With "noise" in units of the noise: means are divided by its standard deviation
+        first. Where neither this nor `regions` is given: with "noise" `default_threshold`, else 0.
     regions : int, optional
         Number of regions to stop at.
     noise_sd : tuple of float, optional
@@ -91,8 +91,8 @@ def partition(
            [ 9,  9,  7,  7,  4,  4,  4,  4],
            [10, 10, 11, 11, 12, 12,  4,  4],
            [13, 13, 14, 14, 12,  4,  4,  4],
-           [14, 15, 16, 17, 18,  4,  4,  4],
-           [14, 16, 16, 18, 18, 19,  4,  4]], dtype=int32)
+           [15, 16, 17, 18, 19,  4,  4,  4],
+           [15, 17, 17, 19, 19, 20,  4,  4]], dtype=int32)
     >>> int((merged == merged[0, 7]).sum())
     26
     """
@@ -130,7 +130,7 @@ def hierarchy(
     blocks = split(image, homogeneity=homogeneity, threshold=split_threshold, significance=significance, noise_sd=sd)
     graph = adjacency_graph(image, blocks)
     if merge_threshold is None and regions is None:
-        merge_threshold = default_threshold(criterion) if homogeneity == "noise" else 0.0
+        merge_threshold = default_threshold(criterion, image.affine) if homogeneity == "noise" else 0.0
     log.info("%s: %d blocks, %d pairs touch", image.name or "image", graph.labels.size, len(graph.edges))
     edges, areas_mm2, sizes, means = graph.edges, graph.areas_mm2, graph.sizes.astype(np.float64), graph.means
     del graph  # what merging does not need of it is set free
@@ -143,11 +143,13 @@ def hierarchy(
     return LabelMap(region_of[blocks.array - 1], image.affine, image.name), merges
 
 
-def default_threshold(criterion: Criterion) -> float:
-    """Dearest merge in units of the noise.
+def default_threshold(criterion: Criterion, affine: Float64) -> float:
+    """Dearest merge in units of the noise, for voxels of the given affine.
 
-    "mean_difference": 3 standard deviations. "ward": 100 variances, far above the chi-square that one pair of equal regions
-    would show, since the cheapest of many merges is always taken and unlike neighbours are sorted out by that.
-    "mumford_shah": 10 variances a mm^2 of boundary.
+    "mean_difference": 3 standard deviations. "ward": 100 variances, far above the chi-square that one pair of equal
+    regions would show, since the cheapest of many merges is always taken and unlike neighbours are sorted out by that.
+    "mumford_shah": 30 variances a voxel face (of mean area), so that one voxel alone must stand out by 13 standard
+    deviations, and one of a plane between two large regions by 6.
     """
-    return {"mean_difference": 3.0, "ward": 100.0, "mumford_shah": 10.0}[criterion]
+    face_mm2 = abs(float(np.linalg.det(affine[:3, :3]))) ** (2 / 3)
+    return {"mean_difference": 3.0, "ward": 100.0, "mumford_shah": 30.0 / face_mm2}[criterion]

@@ -1,7 +1,7 @@
 """Watershed: the gradient magnitude flooded from markers, and the basins merged on their adjacency graph.
 
-scikit-image floods; without markers every minimum deeper than a noise-calibrated height is one, and the basins, too many as
-they always are, are merged like the blocks of split and merge.
+scikit-image floods; without markers every minimum deeper than a noise-calibrated height is one, and the basins, too
+many as they always are, are merged like the blocks of split and merge.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from atlasseg.regions.merging import Criterion, Merges, merge
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.regions.region_growing import check_seeds, gradient_magnitude
 from atlasseg.regions.split_and_merge import default_threshold
-from atlasseg.volume import Image, LabelMap, Mask
+from atlasseg.volume import Bool, Float32, Image, Int32, LabelMap, Mask
 
 
 def partition(
@@ -47,8 +47,8 @@ def partition(
     criterion : {"mumford_shah", "ward", "mean_difference"}
         By which basins are merged; see `merging.merge`.
     merge_threshold : float, optional
-        Dearest merge that is done, in units of the noise; `split_and_merge.default_threshold` where neither this nor `regions` is
-        given.
+        Dearest merge that is done, in units of the noise; `split_and_merge.default_threshold` where neither this nor
+        `regions` is given.
     regions : int, optional
         Number of regions to stop at.
     noise_sd : tuple of float, optional
@@ -114,7 +114,7 @@ def hierarchy(
     if sd.shape != (channels,) or not (np.isfinite(sd) & (sd >= 0)).all():
         raise InputError(f"noise_sd: {channels} values of 0 or more are wanted, one a channel, got {noise_sd!r}")
     scale = np.where(sd > 0, sd, 1.0)
-    relative = Image(image.channels / scale.astype(np.float32), image.affine, image.name)
+    relative = Image(np.divide(image.channels, scale, dtype=np.float32), image.affine, image.name)
     if sigma_mm is not None:
         relative = _smoothed(relative, sigma_mm)
     height = gradient_magnitude(relative) * np.float32(image.spacing_mm.min())
@@ -127,7 +127,7 @@ def hierarchy(
         return LabelMap(_flooded(height, markers.array, inside), image.affine, image.name), None
     basins = LabelMap(_flooded(height, _minima(height, depth, inside), inside), image.affine, image.name)
     if merge_threshold is None and regions is None:
-        merge_threshold = default_threshold(criterion)
+        merge_threshold = default_threshold(criterion, image.affine)
     merges = merge(
         adjacency_graph(image, basins),
         criterion=criterion,
@@ -145,7 +145,7 @@ def _smoothed(image: Image, sigma_mm: float) -> Image:
     return smooth(image, sigma_mm)
 
 
-def _minima(height, depth, inside):  # type: ignore[no-untyped-def]
+def _minima(height: Float32, depth: float, inside: Mask | None) -> Int32:
     """Connected minima deeper than `depth`, numbered; one marker in all where the height is constant."""
     from scipy.ndimage import label
     from skimage.morphology import reconstruction
@@ -156,10 +156,10 @@ def _minima(height, depth, inside):  # type: ignore[no-untyped-def]
     found, count = label(_regional_minima(lifted, inside))
     if count == 0:
         found = np.ones(height.shape, np.int32) if inside is None else inside.array.astype(np.int32)
-    return found.astype(np.int32)
+    return np.asarray(found, np.int32)
 
 
-def _regional_minima(height, inside):  # type: ignore[no-untyped-def]
+def _regional_minima(height: Float32, inside: Mask | None) -> Bool:
     """Plateaus that no face neighbour lies below."""
     from skimage.morphology import local_minima
 
@@ -167,11 +167,11 @@ def _regional_minima(height, inside):  # type: ignore[no-untyped-def]
     squeezed = height.squeeze() if thick else height.reshape(1)
     minima = local_minima(squeezed, connectivity=1) if thick and squeezed.size > 2 else np.zeros(squeezed.shape, bool)
     minima = minima.reshape(height.shape)
-    return minima if inside is None else minima & inside.array
+    return np.asarray(minima if inside is None else minima & inside.array, bool)
 
 
-def _flooded(height, markers, inside):  # type: ignore[no-untyped-def]
+def _flooded(height: Float32, markers: Int32, inside: Mask | None) -> Int32:
     from skimage.segmentation import watershed
 
     mask = None if inside is None else inside.array
-    return watershed(height, markers, connectivity=1, mask=mask).astype(np.int32)
+    return np.asarray(watershed(height, markers, connectivity=1, mask=mask), np.int32)

@@ -1,0 +1,117 @@
+"""``atlasseg regions``: a volume into regions, a segmentation made consistent with them, its instances."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Method(StrEnum):
+    """How regions are found."""
+
+    split_and_merge = "split_and_merge"
+    growing = "growing"
+    watershed = "watershed"
+
+
+class Instances(StrEnum):
+    """What an instance is."""
+
+    components = "components"
+    watershed = "watershed"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("regions")(regions)
+
+
+def regions(
+    volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="The scan.")],
+    out: Annotated[Path, typer.Option("--out", help="Label map to write: the regions, or the segmentation made fit.")],
+    method: Annotated[Method, typer.Option("--method", help="How regions are found.")] = Method.split_and_merge,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
+    ] = None,
+    seeds: Annotated[
+        Path | None, typer.Option(help="Seeds (growing) or markers (watershed), a label map on the scan's grid.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Also write a TSV: of regions size, mean, sd, neighbours; of labels changes.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for pictures: borders, octree blocks, dendrogram of the merges.")
+    ] = None,
+    segmentation: Annotated[
+        Path | None,
+        typer.Option(help="Label map or probabilities to be made consistent with the regions, in place of them."),
+    ] = None,
+    votes: Annotated[bool, typer.Option(help="Whether regions vote on the segmentation's labels.")] = True,
+    island_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Parts below this share of their label's largest are absorbed.")
+    ] = 0.02,
+    largest_part: Annotated[
+        str, typer.Option(help="Labels of which only the largest part stays: 1,2 or all.", metavar="LABELS")
+    ] = "",
+    fill_holes: Annotated[str, typer.Option(help="Labels whose holes are filled.", metavar="LABELS")] = "",
+    may_vanish: Annotated[str, typer.Option(help="Labels that may lose all voxels.", metavar="LABELS")] = "",
+    instances: Annotated[
+        Path | None, typer.Option(help="Also write the number of each voxel's instance of its label (panoptic).")
+    ] = None,
+    instances_by: Annotated[Instances, typer.Option(help="What an instance is.")] = Instances.components,
+    masks: Annotated[Path | None, typer.Option(help="Folder for one binary mask a label of the segmentation.")] = None,
+) -> None:
+    """Cut a volume into homogeneous regions; or make a segmentation consistent with them.
+
+    **Examples**
+
+    - `atlasseg regions scan.nii.gz --out regions.nii.gz --table regions.tsv --pictures pictures/`
+    - `atlasseg regions scan.nii.gz --method growing --seeds seeds.nii.gz --set global_difference=2 --out grown.nii.gz`
+    - `atlasseg regions scan.nii.gz --segmentation joint.nii.gz --fill-holes all --table changes.tsv --out fit.nii.gz`
+    """
+    from rich.console import Console
+
+    from atlasseg.cli._tables import as_table
+    from atlasseg.cohort import regions as files
+    from atlasseg.errors import InputError
+
+    if segmentation is None:
+        if instances is not None or masks is not None:
+            raise InputError("--instances and --masks are of a --segmentation, and none is given")
+        found = files.partition_files(
+            volume, out, method=method.value, settings=settings or (), seeds=seeds, table=table, pictures=pictures
+        )
+        sizes = files.region_sizes(found.graph)
+        typer.echo(
+            f"{sizes['regions']:.0f} regions of {sizes['smallest']:.0f} to {sizes['largest']:.0f} voxels "
+            f"(median {sizes['median']:.0f})"
+        )
+        for path in found.written:
+            typer.echo(f"wrote {path}")
+        return
+    if seeds is not None or pictures is not None:
+        raise InputError("--seeds and --pictures are of regions; with --segmentation they have no use")
+    result = files.consistent_files(
+        volume,
+        segmentation,
+        out,
+        method=method.value if votes else None,
+        settings=settings or (),
+        island_share=island_share,
+        largest_part=files.label_choice(largest_part, "--largest-part"),
+        fill_holes=files.label_choice(fill_holes, "--fill-holes"),
+        may_vanish=files.label_choice(may_vanish, "--may-vanish"),
+        changes=table,
+    )
+    import pandas as pd
+
+    Console().print(as_table(pd.DataFrame(result.rows()), title=f"{result.voxels_changed} voxels changed their label"))
+    typer.echo(f"wrote {out}")
+    if instances is not None:
+        count = files.instance_files(out, instances, by=instances_by.value, masks=masks)
+        typer.echo(f"wrote {instances}: {count} instances")
+    elif masks is not None:
+        raise InputError("--masks goes with --instances")
