@@ -38,7 +38,7 @@ from atlasseg.registration import affine, diffeomorphic
 from atlasseg.registration._coarse import coarser
 from atlasseg.registration._engine.pyramid import prepare as scaled_and_cut
 from atlasseg.resampling import coverage, resample
-from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points, to_displacement_field
+from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
 from atlasseg.volume import Float64, Grid, Image, Mask
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,9 @@ LARGE_VOXELS = 1_000_000
 
 MARGIN_SHARE = 0.08
 """The template's grid is wider than the reference's by this share of it on every side: others reach farther."""
+
+WIDER_SHARE = 0.25
+"""Fields go on beyond the template's grid by this share of its size before they end."""
 
 HEADER, TEMPLATE, MASK, TRANSFORMS = "preparation.json", "template.nii.gz", "template_mask.nii.gz", "transforms"
 
@@ -329,9 +332,26 @@ def _halvings(target: Image, mask: Mask | None) -> list[int]:
 def _composed(atlas_from_template: Transform, template_from_target: Transform, grid: Grid) -> Transform:
     """`atlas_from_template` after `template_from_target` as an affine after one displacement field on `grid`."""
     whole = _leading(atlas_from_template) @ _leading(template_from_target)
-    points_mm = atlas_from_template(template_from_target.on_grid(grid))
+    points_mm = _widened(atlas_from_template)(template_from_target.on_grid(grid))
     displacement_mm = (~whole)(points_mm) - grid_points(grid)
     return whole @ DisplacementField(displacement_mm.astype(np.float32), grid.affine)
+
+
+def _widened(transform: Transform) -> Transform:
+    """A field that goes on as on its edge for `WIDER_SHARE` of its size, where by itself it ends in a step.
+
+    Any affine applied after it stays; other transforms are returned as they are.
+    """
+    match transform:
+        case DisplacementField(displacement_mm=field):
+            wider = [int(np.ceil(WIDER_SHARE * n)) for n in field.shape[:3]]
+            grid = transform.grid.cropped(
+                [-n for n in wider], [n + m for n, m in zip(field.shape[:3], wider, strict=True)]
+            )
+            return DisplacementField(np.pad(field, [*((n, n) for n in wider), (0, 0)], mode="edge"), grid.affine)
+        case Chain(transforms=(Affine() as matrix, DisplacementField() as field)):
+            return matrix @ _widened(field)
+    return transform
 
 
 def _leading(transform: Transform) -> Affine:
@@ -375,14 +395,15 @@ def _deformations_about_their_mean(
 ) -> list[Transform]:
     """Each transform after the inverse of the mean displacement beyond the affines, as an affine after a field."""
     points_mm = grid_points(grid)
-    mean_mm = np.zeros_like(points_mm)
-    for transform, matrix in zip(transforms, matrices, strict=True):
-        mean_mm += ((~matrix)(transform.on_grid(grid)) - points_mm) / len(transforms)
-    inverse = to_displacement_field(~DisplacementField(mean_mm.astype(np.float32), grid.affine), grid)
-    before_mm = inverse.on_grid(grid)
-    return [
-        matrix @ DisplacementField(((~matrix)(t(before_mm)) - points_mm).astype(np.float32), grid.affine)
+    fields = [
+        DisplacementField(((~matrix)(t.on_grid(grid)) - points_mm).astype(np.float32), grid.affine)
         for t, matrix in zip(transforms, matrices, strict=True)
+    ]
+    mean_mm = np.mean([f.displacement_mm for f in fields], axis=0)
+    before_mm = (~_widened(DisplacementField(mean_mm, grid.affine)))(points_mm)
+    return [
+        matrix @ DisplacementField((_widened(f)(before_mm) - points_mm).astype(np.float32), grid.affine)
+        for f, matrix in zip(fields, matrices, strict=True)
     ]
 
 

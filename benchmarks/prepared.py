@@ -6,7 +6,8 @@
 Leave-one-out where a set has no targets of its own: the template is made without the target. The prepared library is
 kept in ``--cache`` by set and left-out scan, since it is made once for any number of targets; its seconds are printed.
 ``direct`` registers every atlas (affine, then `diffeomorphic` with its defaults). ``--starts`` compares direct
-registration with and without the coarse search of `coupled_convex` as its start instead. Threads: NUMBA_NUM_THREADS.
+registration with and without the coarse search of `coupled_convex` as its start instead. CPU seconds are
+comparable only with NUMBA_NUM_THREADS=1, since threads that wait count too.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import argparse
 import importlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,6 +60,35 @@ def measured(
     return row
 
 
+def timed(register: Callable[[], list[Transform]]) -> tuple[list[Transform], float, float]:
+    began, cpu = time.perf_counter(), time.process_time()
+    return register(), time.perf_counter() - began, time.process_time() - cpu
+
+
+def ways_of(
+    target: Atlas, library: AtlasLibrary, atlases: Sequence[Atlas], cache: Path, given: argparse.Namespace
+) -> Iterator[tuple[str, tuple[list[Transform], float, float]]]:
+    images = [a.image for a in atlases]
+    masks: dict[str, Any] = {"fixed_mask": target.mask, "moving_masks": [a.mask for a in atlases]}
+    if given.starts:
+        begin = affine.register(target.image, images, **masks)
+
+        def searched(nodes: tuple[float, ...]) -> list[Transform]:
+            start = begin
+            if nodes:
+                start = coupled_convex.register(target.image, images, initial=begin, node_voxels=nodes, **masks)
+            return diffeomorphic.register(target.image, images, initial=start, **masks)
+
+        for way, nodes in (("affine start", ()), ("coarse search", (6.0,)), ("two searches", (6.0, 4.0))):
+            yield way, timed(partial(searched, nodes))
+        return
+    prepared = prepared_for(library, cache)
+    refine = {"refine_iterations": tuple(given.refine), "ids": library.ids}
+    diffeomorphic.register(target.image, images[:1], iterations=(1,), shrink_factors=(8,))  # compiles
+    yield "prepared", timed(partial(register_prepared, target.image, prepared, images, **refine, **masks))
+    yield "direct", timed(partial(diffeomorphic.register, target.image, images, **masks))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -80,48 +112,23 @@ def main() -> None:
             library = whole if own.is_dir() else whole.without(target_id)
             library = library.only(library.ids[: given.atlases])
             atlases = [library.read(each) for each in library.ids]
-            images, masks = [a.image for a in atlases], [a.mask for a in atlases]
-            given_masks = {"fixed_mask": target.mask, "moving_masks": masks}
-
-            def report(way: str, transforms: Sequence[Transform], began: float) -> None:
-                seconds = time.perf_counter() - began
-                row = {"set": name, "target": target_id, "way": way, "atlases": len(atlases), "seconds": seconds}  # noqa: B023
-                rows.append({**row, **measured(target, atlases, transforms, given.fusion)})  # noqa: B023
-                print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-
-            affine.register(target.image, images[:1], **given_masks | {"moving_masks": masks[:1]})  # compiles
-            if given.starts:
-                begin = affine.register(target.image, images, **given_masks)
-                for way, nodes in (("affine start", ()), ("coarse search", (6.0,)), ("two searches", (6.0, 4.0))):
-                    began, start = time.perf_counter(), begin
-                    if nodes:
-                        start = coupled_convex.register(
-                            target.image, images, initial=begin, node_voxels=nodes, **given_masks
-                        )
-                    found = diffeomorphic.register(target.image, images, initial=start, **given_masks)
-                    report(way, found, began)
-                continue
-            left_out = "whole" if own.is_dir() else f"without_{target_id}"
-            prepared = prepared_for(library, given.cache / f"{name}_{left_out}_{len(library)}")
-            began = time.perf_counter()
-            found = register_prepared(
-                target.image, prepared, images, ids=library.ids, refine_iterations=tuple(given.refine), **given_masks
-            )
-            report("prepared", found, began)
-            began = time.perf_counter()
-            report("direct", diffeomorphic.register(target.image, images, **given_masks), began)
+            cache = given.cache / f"{name}_{'whole' if own.is_dir() else 'without_' + target_id}_{len(library)}"
+            for way, (transforms, seconds, cpu_s) in ways_of(target, library, atlases, cache, given):
+                row = {"set": name, "target": target_id, "way": way, "atlases": len(atlases)}
+                row |= {"seconds": seconds, "cpu_s": cpu_s, **measured(target, atlases, transforms, given.fusion)}
+                rows.append(row)
+                print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
     table = pd.DataFrame(rows)
     if given.out:
         table.to_csv(given.out, sep="\t", index=False)
-    means = table.groupby(["set", "way"], sort=False).mean(numeric_only=True)
-    print("\n| set | way | atlases | s a target | single | " + " | ".join(given.fusion) + " | folded |")
-    print("|---" * (6 + len(given.fusion)) + "|")
-    for (name, way), row in means.iterrows():
-        fused = " | ".join(f"{row[each]:.4f}" for each in given.fusion)
+    print("\n| set | way | atlases | s a target | CPU s | single | " + " | ".join(given.fusion) + " | folded |")
+    print("|---" * (7 + len(given.fusion)) + "|")
+    for (name, way), mean in table.groupby(["set", "way"], sort=False).mean(numeric_only=True).iterrows():
+        fused = " | ".join(f"{mean[each]:.4f}" for each in given.fusion)
         print(
-            f"| {name} | {way} | {row.atlases:.0f} | {row.seconds:.1f} | {row.single:.4f} | {fused} "
-            f"| {100 * row.folded:.4f} % |"
+            f"| {name} | {way} | {mean.atlases:.0f} | {mean.seconds:.1f} | {mean.cpu_s:.1f} | {mean.single:.4f} "
+            f"| {fused} | {100 * mean.folded:.4f} % |"
         )
 
 

@@ -343,7 +343,7 @@ def _spline_and_derivative(x, landmarks, weights, matrix, value, derivative):  #
 
 @njit(cache=True)
 def _solve(a, goal, value, x):  # type: ignore[no-untyped-def]
-    """x of ``a x = goal - value``, 3 by 3, by Cramer's rule; ``goal - value`` itself where a is singular."""
+    """Solve ``a x = goal - value``, 3 by 3, by Cramer's rule; x is ``goal - value`` itself where a is singular."""
     b0, b1, b2 = goal[0] - value[0], goal[1] - value[1], goal[2] - value[2]
     c0 = a[1, 1] * a[2, 2] - a[1, 2] * a[2, 1]
     c1 = a[1, 2] * a[2, 0] - a[1, 0] * a[2, 2]
