@@ -1,0 +1,292 @@
+"""Which atlases of a library are worth registering to a target, or worth fusing once they are.
+
+Before registration, target and atlases are compared as thumbnails: a coarse grid over the target, onto which each atlas
+is brought by a transform that costs little (centres here, or an affine from the registration stage). After
+registration the candidates are on the target's grid already and are compared there. Either way the choice is the most
+similar `count`, or a greedy one that also avoids atlases that show the same as those already chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from atlasseg import similarity as measures
+from atlasseg.errors import InputError
+from atlasseg.resampling import coverage, resample
+from atlasseg.transforms import Affine, Transform
+from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Mask
+
+Similarity = Literal["correlation", "local_correlation", "mutual_information", "normalized_mutual_information", "ssd"]
+
+CLIP_PERCENTILES = (1.0, 99.0)
+LEAST_COVERAGE = 0.25
+"""An atlas that reaches a smaller part of the compared voxels than this cannot be judged and comes last."""
+SHIFTS_VOXELS = 2
+"""How far, in voxels of the thumbnail, centres may be off along each axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Thumbnails:
+    """Target and atlases on one grid, of comparable intensities.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where they are.
+    target : (i, j, k, C) float32
+    images : (N, i, j, k, C) float32
+    covered : (N, i, j, k) bool
+        Where each atlas is known and the target is wanted.
+    """
+
+    grid: Grid
+    target: Float32
+    images: Float32
+    covered: Bool
+
+
+def select(
+    target: Image,
+    atlases: Sequence[Atlas],
+    *,
+    count: int,
+    transforms: Sequence[Transform] | None = None,
+    similarity: Similarity = "correlation",
+    redundancy: float = 0.0,
+    longest_voxels: int = 32,
+    mask: Mask | None = None,
+) -> tuple[int, ...]:
+    """Choose the atlases to use for a target.
+
+    Parameters
+    ----------
+    target : Image
+        The scan.
+    atlases : sequence of Atlas
+        A library, or candidates that are on the target's grid already.
+    count : int
+        How many to choose; all where there are fewer.
+    transforms : sequence of Transform, optional
+        For each atlas, what takes points of the target to points of the atlas. By default the identity for an atlas on
+        the target's grid, and for others the shift of centres that makes the thumbnails correlate most.
+    similarity : str
+        What is compared, see `similarities`.
+    redundancy : float
+        0 takes the most similar; above, see `choose`.
+    longest_voxels : int
+        Voxels along the longest side of a thumbnail, at least 4.
+    mask : Mask, optional
+        On the target's grid: compare only inside it.
+
+    Returns
+    -------
+    tuple of int
+        Indices of the chosen atlases, best first.
+
+    Raises
+    ------
+    InputError
+        There is no atlas, numbers do not match, or a parameter is out of its range.
+
+    References
+    ----------
+    .. [1] Aljabar et al. (2009), Multi-atlas based segmentation of brain images: atlas selection and its effect on
+       accuracy, NeuroImage 46(3):726-738.
+    """
+    seen = thumbnails(target, atlases, transforms=transforms, longest_voxels=longest_voxels, mask=mask)
+    scores = similarities(seen, similarity=similarity)
+    likeness = likenesses(seen) if redundancy > 0 else None
+    return choose(scores, count=count, likeness=likeness, redundancy=redundancy)
+
+
+def thumbnails(
+    target: Image,
+    atlases: Sequence[Atlas],
+    *,
+    transforms: Sequence[Transform] | None = None,
+    longest_voxels: int = 32,
+    mask: Mask | None = None,
+) -> Thumbnails:
+    """Target and atlases on a coarse grid over the target, smoothed to its resolution; parameters as for `select`.
+
+    Each channel is clipped to its 1st and 99th percentile and has mean 0 and standard deviation 1 where it is covered.
+    """
+    if not atlases:
+        raise InputError("there is no atlas to select from")
+    if transforms is not None and len(transforms) != len(atlases):
+        raise InputError(f"one transform an atlas is wanted, got {len(transforms)} for {len(atlases)} atlases")
+    if longest_voxels < 4:
+        raise InputError(f"a thumbnail needs at least 4 voxels along its longest side, got {longest_voxels}")
+    channels = target.channels.shape[-1]
+    for atlas in atlases:
+        if atlas.image.channels.shape[-1] != channels:
+            raise InputError(
+                f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
+                f"the target {target.name!r} has {channels}"
+            )
+    grid = _coarse(target.grid, longest_voxels)
+    wanted = np.ones(grid.shape, bool)
+    if mask is not None:
+        wanted = resample(mask, grid).array
+        if not wanted.any():
+            raise InputError(f"the mask of the target {target.name!r} is empty on a grid of {grid.shape} voxels")
+    scan = resample(target, grid, antialias=True).channels
+    images = np.empty((len(atlases), *scan.shape), np.float32)
+    covered = np.empty((len(atlases), *grid.shape), bool)
+    for n, atlas in enumerate(atlases):
+        if transforms is not None:
+            images[n], covered[n] = _seen(atlas, grid, transforms[n], wanted)
+        elif atlas.image.grid.matches(target.grid):
+            images[n], covered[n] = _seen(atlas, grid, Affine.identity(), wanted)
+        else:
+            images[n], covered[n] = _centred(atlas, grid, scan, wanted)
+    return Thumbnails(grid, _standardised(scan, wanted), images, covered)
+
+
+def similarities(seen: Thumbnails, *, similarity: Similarity = "correlation") -> Float64:
+    """(N,) how like the target each atlas is, the larger the more; -inf where too little of it is covered.
+
+    Parameters
+    ----------
+    seen : Thumbnails
+        What is compared.
+    similarity : str
+        `correlation`, `local_correlation`, `mutual_information`, `normalized_mutual_information`, or `ssd`, which is
+        taken negative.
+    """
+    known: dict[str, Callable[..., float]] = {
+        "correlation": measures.correlation,
+        "local_correlation": measures.local_correlation,
+        "mutual_information": measures.mutual_information,
+        "normalized_mutual_information": measures.normalized_mutual_information,
+        "ssd": lambda fixed, warped, mask: -measures.ssd(fixed, warped, mask=mask),
+    }
+    if similarity not in known:
+        raise InputError(f"atlas selection has no similarity {similarity!r}: there are {', '.join(known)}")
+    scores = np.full(len(seen.images), -np.inf)
+    enough = seen.covered.sum(axis=(1, 2, 3)) >= LEAST_COVERAGE * seen.covered.any(axis=0).sum()
+    for n in np.flatnonzero(enough & seen.covered.any(axis=(1, 2, 3))):
+        scores[n] = known[similarity](seen.target, seen.images[n], mask=seen.covered[n])
+    return scores
+
+
+def likenesses(seen: Thumbnails) -> Float64:
+    """(N, N) correlation of each atlas with each other where both are covered; 0 where they share nothing."""
+    n = len(seen.images)
+    out = np.eye(n)
+    for i in range(n):
+        for j in range(i):
+            both = seen.covered[i] & seen.covered[j]
+            if both.any():
+                out[i, j] = out[j, i] = _correlation(seen.images[i][both], seen.images[j][both])
+    return out
+
+
+def choose(scores: Float64, *, count: int, likeness: Float64 | None = None, redundancy: float = 0.0) -> tuple[int, ...]:
+    """Choose `count` of N by their scores, one after the other.
+
+    The next is the one of largest ``score_i - redundancy * max over the chosen j of likeness_ij`` ([1] eq. 1, up to
+    scale): with 0, the most similar ones; with more, also different ones, of which the errors are less the same.
+    Ties go to the first.
+
+    Parameters
+    ----------
+    scores : (N,) float64
+        Similarity to the target; -inf is chosen last.
+    count : int
+        How many, at least 1; all N where there are fewer.
+    likeness : (N, N) float64, optional
+        Similarity of the atlases to one another.
+    redundancy : float
+        Weight of the likeness, 0 or more.
+
+    Returns
+    -------
+    tuple of int
+        The chosen, in the order of choice.
+
+    Raises
+    ------
+    InputError
+        `count` or `redundancy` is out of its range, or the likeness is missing or of another shape.
+
+    References
+    ----------
+    .. [1] Carbonell and Goldstein (1998), The use of MMR, diversity-based reranking for reordering documents and
+       producing summaries, SIGIR, 335-336.
+    """
+    n = len(scores)
+    if count < 1 or not redundancy >= 0:
+        raise InputError(
+            f"selection needs count of at least 1 and redundancy of 0 or more, got {count} and {redundancy}"
+        )
+    if redundancy > 0 and (likeness is None or likeness.shape != (n, n)):
+        raise InputError(f"redundancy needs the likeness of {n} atlases to one another, an ({n}, {n}) array")
+    chosen: list[int] = []
+    penalty = np.zeros(n)
+    left = np.ones(n, bool)
+    while left.any() and len(chosen) < count:
+        worth = np.where(left, scores - penalty, -np.inf)
+        best = int(np.argmax(worth)) if np.isfinite(worth).any() else int(np.argmax(left))
+        chosen.append(best)
+        left[best] = False
+        if likeness is not None and redundancy > 0:
+            closest = redundancy * likeness[best]
+            penalty = closest if len(chosen) == 1 else np.maximum(penalty, closest)
+    return tuple(chosen)
+
+
+def _coarse(grid: Grid, longest_voxels: int) -> Grid:
+    """Nearly isotropic voxels over the same box, `longest_voxels` along its longest side, never finer than `grid`."""
+    extent = grid.spacing_mm * grid.shape
+    shape = np.minimum(np.maximum(np.round(extent / extent.max() * longest_voxels), 1), grid.shape).astype(int)
+    affine = grid.affine.copy()
+    affine[:3, :3] = grid.affine[:3, :3] * (np.array(grid.shape) / shape)
+    affine[:3, 3] = grid.centre_mm - affine[:3, :3] @ ((shape - 1) / 2)
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+
+def _seen(atlas: Atlas, grid: Grid, transform: Transform, wanted: Bool) -> tuple[Float32, Bool]:
+    """The atlas through a transform, standardised, and where it is known and wanted."""
+    known = wanted & coverage(atlas.image.grid, grid, transform).array
+    if atlas.mask is not None:
+        known &= resample(atlas.mask, grid, transform).array
+    return _standardised(resample(atlas.image, grid, transform, antialias=True).channels, known), known
+
+
+def _centred(atlas: Atlas, grid: Grid, scan: Float32, wanted: Bool) -> tuple[Float32, Bool]:
+    """The atlas shifted: from its centre on the target's, to where it correlates most around there."""
+    reach = np.minimum(SHIFTS_VOXELS, np.array(grid.shape) // 4)
+    wide = grid.cropped(-reach, grid.shape + reach)
+    onto = Affine.translation(atlas.image.grid.centre_mm - grid.centre_mm)
+    image, known = _seen(atlas, wide, onto, np.ones(wide.shape, bool))
+    target = _standardised(scan, wanted)
+    best = (-np.inf, tuple(slice(r, r + n) for r, n in zip(reach, grid.shape, strict=True)))
+    for step in np.ndindex(*(2 * reach + 1)):
+        box = tuple(slice(a, a + n) for a, n in zip(step, grid.shape, strict=True))
+        inside = known[box] & wanted
+        if inside.sum() >= LEAST_COVERAGE * wanted.sum():
+            best = max(best, (_correlation(target[inside], image[box][inside]), box), key=lambda found: found[0])
+    inside = known[best[1]] & wanted
+    return _standardised(image[best[1]], inside), inside
+
+
+def _correlation(a: Float32, b: Float32) -> float:
+    """Mean over the channels of the correlation of (V, C) intensities, 0 where one is constant."""
+    x, y = a - a.mean(axis=0), b - b.mean(axis=0)
+    norm = np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
+    return float(np.divide((x * y).sum(axis=0), norm, out=np.zeros_like(norm), where=norm > 0).mean())
+
+
+def _standardised(channels: Float32, known: Bool) -> Float32:
+    out = np.zeros(channels.shape, np.float32)
+    for c in range(channels.shape[-1] if known.any() else 0):
+        inside = channels[..., c][known].astype(np.float64)
+        clipped = np.clip(inside, *np.percentile(inside, CLIP_PERCENTILES))
+        if clipped.std() > 0:
+            out[..., c][known] = (clipped - clipped.mean()) / clipped.std()
+    return out
