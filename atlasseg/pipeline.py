@@ -2,7 +2,7 @@
 
 ::
 
-    scan -> preprocess -> register -> propagate -> fuse -> labels with their probabilities
+    scan -> preprocess -> register -> propagate -> fuse -> regions -> labels with their probabilities
 
 :mod:`atlasseg.cohort` runs this over many scans and writes what comes out.
 """
@@ -23,7 +23,8 @@ from atlasseg.errors import InputError
 from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.propagation import propagate
-from atlasseg.recipe import Preprocessing, Recipe, Step
+from atlasseg.recipe import Preprocessing, Recipe, Regions, Step
+from atlasseg.regions.consistency import Change, make_consistent
 from atlasseg.registration.outliers import Verdict, find_failures
 from atlasseg.registration.quality import RegistrationQuality, quality
 from atlasseg.transforms import Transform
@@ -90,12 +91,13 @@ class Alignment:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What comes out for one scan, on its own grid."""
+    """What comes out for one scan, on its own grid; `changes` says what regions did to each label, where asked for."""
 
     labels: LabelMap
     probabilities: ProbabilityMap
     alignment: Alignment
     seconds: Mapping[str, float] = field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
 
 
 Registrar = Callable[[Scans], Registered]
@@ -134,7 +136,7 @@ def segment(
         There is no atlas, or a stage cannot use what it was given; the message names the volume and the cause.
     """
     alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar)
-    return fuse(alignment, recipe.fusion.method, progress=progress)
+    return fuse(alignment, recipe.fusion.method, regions=recipe.regions, progress=progress)
 
 
 def align(
@@ -203,14 +205,32 @@ def register(scans: Scans, recipe: Recipe) -> Registered:
     return Registered(tuple(transforms or ()), start, stop)
 
 
-def fuse(alignment: Alignment, method: Step, *, progress: Progress | None = None) -> Segmentation:
-    """Fuse the candidates that did not fail, and bring the result back onto the scan's own grid."""
+def fuse(
+    alignment: Alignment, method: Step, *, regions: Regions | None = None, progress: Progress | None = None
+) -> Segmentation:
+    """Fuse the candidates that did not fail, see to regions if asked, and go back onto the scan's own grid."""
     seconds = dict(alignment.seconds)
     with _stage("fuse", seconds, progress):
         voters = [c.atlas for c in alignment.candidates if c.verdict.keep]
         fused: ProbabilityMap = method(alignment.target, voters)
-        probabilities = fused.embedded(alignment.grid, alignment.start)
-    return Segmentation(probabilities.label_map(), probabilities, alignment, seconds)
+    changes: tuple[Change, ...] = ()
+    if regions is not None:
+        with _stage("regions", seconds, progress):
+            consistent = make_consistent(
+                alignment.target,
+                fused,
+                method=regions.method,
+                intensity_exponent=regions.intensity_exponent,
+                window_voxels=regions.window_voxels,
+                posterior_weight=regions.posterior_weight,
+                island_share=regions.island_share,
+                largest_part=regions.largest_part,
+                fill_holes=regions.fill_holes,
+                may_vanish=regions.may_vanish,
+            )
+            fused, changes = consistent.probabilities, consistent.changes
+    probabilities = fused.embedded(alignment.grid, alignment.start)
+    return Segmentation(probabilities.label_map(), probabilities, alignment, seconds, changes)
 
 
 def _preprocessed_scans(scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing) -> Scans:

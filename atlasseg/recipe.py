@@ -102,6 +102,23 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class Regions:
+    """How the fused labels are made consistent with the regions of the scan; without the table [regions] they are not.
+
+    With `method` regions are cut by it and vote. The other keys are those of `regions.make_consistent`.
+    """
+
+    method: Step | None = None
+    intensity_exponent: float = 0.2
+    window_voxels: float = 3.0
+    posterior_weight: float = 60.0
+    island_share: float = 0.02
+    largest_part: tuple[int, ...] | Literal["all"] = ()
+    fill_holes: tuple[int, ...] | Literal["all"] = ()
+    may_vanish: tuple[int, ...] | Literal["all"] = ()
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How results are measured where a target has a reference."""
 
@@ -127,6 +144,7 @@ class Recipe:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     registration: Registration = field(default_factory=Registration)
     propagation: Propagation = field(default_factory=Propagation)
+    regions: Regions | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     output: Output = field(default_factory=Output)
     name: str = "recipe"
@@ -139,6 +157,7 @@ SECTIONS: dict[str, type] = {
     "registration": Registration,
     "propagation": Propagation,
     "fusion": Fusion,
+    "regions": Regions,
     "evaluation": Evaluation,
     "output": Output,
 }
@@ -251,7 +270,7 @@ def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
     arguments: dict[str, Any] = {}
     for key, value in table.items():
         if key in hints:
-            if hints[key] is Step:
+            if hints[key] in (Step, Step | None):
                 arguments[key] = _step(title, key, value, table, where)
             elif hints[key] == tuple[Step, ...]:
                 chosen = _checked(tuple[str, ...], value, f"{where}: [{title}] {key}")

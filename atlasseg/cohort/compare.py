@@ -190,7 +190,12 @@ def _fused_every_way(
             gc.collect()
             memory = outputs.PeakMemory()
             begun = time.perf_counter()
-            result = fuse(alignment, step, progress=lambda _, name=step.name: progress(f"fuse {name}"))  # type: ignore[misc]
+            result = fuse(
+                alignment,
+                step,
+                regions=recipe.regions,
+                progress=lambda stage, name=step.name: progress(f"{stage} {name}"),  # type: ignore[misc]
+            )
             cost = {"seconds": time.perf_counter() - begun, "peak_memory_mb": memory.megabytes()}
             scores = evaluate(
                 result.labels,

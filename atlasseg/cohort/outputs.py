@@ -127,6 +127,8 @@ def write_segmentation(
     io.write_json(sidecar, folder / f"{stem}_dseg.json")
     write_table(volumes(result.labels, table), folder / f"{target}_volumes.tsv")
     write_table(atlas_rows(result), folder / f"{target}_atlases.tsv")
+    if result.changes:
+        io.write_tsv([asdict(change) for change in result.changes], folder / f"{target}_regions.tsv")
     if recipe.output.entropy:
         entropy = Image(result.probabilities.entropy(), scan.affine)
         io.write_image(entropy, folder / f"{stem}_entropy.nii.gz", like=scan)

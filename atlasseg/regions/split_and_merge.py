@@ -151,5 +151,6 @@ def default_threshold(criterion: Criterion, affine: Float64) -> float:
     "mumford_shah": 30 variances a voxel face (of mean area), so that one voxel alone must stand out by 13 standard
     deviations, and one of a plane between two large regions by 6.
     """
-    face_mm2 = abs(float(np.linalg.det(affine[:3, :3]))) ** (2 / 3)
-    return {"mean_difference": 3.0, "ward": 100.0, "mumford_shah": 30.0 / face_mm2}[criterion]
+    face_mm2 = float(np.cbrt(np.linalg.det(affine[:3, :3])) ** 2)
+    defaults: dict[Criterion, float] = {"mean_difference": 3.0, "ward": 100.0, "mumford_shah": 30.0 / face_mm2}
+    return defaults[criterion]
