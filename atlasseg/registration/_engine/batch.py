@@ -12,7 +12,7 @@ from typing import TypeVar
 import numba
 import numpy as np
 
-from atlasseg.errors import InputError
+from atlasseg.errors import GeometryError, InputError
 from atlasseg.registration._engine import fields
 from atlasseg.registration._engine.pyramid import COUNTED, Prepared, prepare
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
@@ -23,12 +23,21 @@ logger = logging.getLogger(__name__)
 MEMORY_SHARE = 0.6
 """Pairs run side by side only as far as they fit this share of the free memory."""
 
+VOXELS_FOR_THREADS = 1 << 18
+"""Smaller volumes are registered by one thread: others would spend more time waiting than working."""
+
+LEAST_OVERLAP = 0.05
+"""Share of the fixed foreground that an initial transform must bring into the moving field of view."""
+
+OVERLAP_POINTS = 5000
+"""Voxels at which that is looked up."""
+
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A fixed and a moving image, prepared, and where their registration starts: ``matrix_mm (x + displacement(x))``."""
+    """A fixed and a moving image, prepared, and where they start: ``matrix_mm (x + displacement(x))``."""
 
     fixed: Prepared
     moving: Prepared
@@ -56,7 +65,7 @@ def pairs(
     InputError
         The sequences differ in length, the images in channels, an image is constant, a mask empty.
     GeometryError
-        A mask is not on its image's grid.
+        A mask is not on its image's grid, or an initial transform leaves the fields of view without overlap.
     """
     for given, what in ((initial, "initial transforms"), (moving_masks, "moving masks")):
         if given is not None and len(given) != len(moving):
@@ -71,8 +80,34 @@ def pairs(
                 f"{fixed.name or 'the fixed image'} has {fixed.channels.shape[3]}"
             )
         matrix, displacement = (None, None) if initial is None else split(initial[n], target)
-        out.append(Pair(target, prepare(image, mask, cut=False), matrix, displacement, mask is not None, initial and initial[n]))
+        if matrix is not None:
+            _check_overlap(target, image.grid, initial[n], fixed.name, image.name)  # type: ignore[index]
+        out.append(
+            Pair(
+                target,
+                prepare(image, mask, cut=False),
+                matrix,
+                displacement,
+                mask is not None,
+                None if initial is None else initial[n],
+            )
+        )
     return out
+
+
+def _check_overlap(fixed: Prepared, moving: Grid, initial: Transform, fixed_name: str, moving_name: str) -> None:
+    where = np.argwhere(fixed.counted)
+    where = where[:: max(1, len(where) // OVERLAP_POINTS)]
+    points_mm = where @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
+    to_voxels = np.linalg.inv(moving.affine)
+    voxels = initial(points_mm) @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+    inside = ((voxels >= -0.5) & (voxels <= np.array(moving.shape) - 0.5)).all(axis=1)
+    if inside.mean() < LEAST_OVERLAP:
+        raise GeometryError(
+            f"{fixed_name or 'the fixed image'} and {moving_name or 'the moving image'} do not overlap "
+            f"under the initial transform: {inside.mean():.1%} of the foreground lies in the moving field of view, "
+            f"{LEAST_OVERLAP:.0%} is wanted"
+        )
 
 
 def split(transform: Transform, fixed: Prepared) -> tuple[Float64, Float32 | None]:
@@ -116,7 +151,9 @@ def schedule_of(
         The two differ in length, or a number is out of its range.
     """
     if not iterations or min(iterations) < 0 or min(shrink_factors, default=1) < 1:
-        raise InputError(f"iterations must be 0 or above and shrink_factors 1 or above, got {iterations}, {shrink_factors}")
+        raise InputError(
+            f"iterations must be 0 or above and shrink_factors 1 or above, got {iterations}, {shrink_factors}"
+        )
     if shrink_factors and len(shrink_factors) != len(iterations):
         raise InputError(
             f"{len(shrink_factors)} shrink_factors and {len(iterations)} iterations: one of each a level is wanted"
@@ -136,10 +173,16 @@ def field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Grid) -
 
 
 def each(pairs: Sequence[Pair], solve: Callable[[Pair], Result], *, bytes_needed: int) -> list[Result]:
-    """Solve every pair, several side by side, each on one core: faster than all cores on one pair, and the same bits."""
-    workers = min(len(pairs), numba.get_num_threads(), max(1, int(MEMORY_SHARE * _free_bytes() / max(bytes_needed, 1))))
+    """Solve every pair, several side by side on one core each: faster than all cores on one, and the same bits."""
+    threads = numba.get_num_threads()
+    workers = min(len(pairs), threads, max(1, int(MEMORY_SHARE * _free_bytes() / max(bytes_needed, 1))))
     if workers < 2 or not _may_run_side_by_side():
-        return [solve(pair) for pair in pairs]
+        small = all(pair.fixed.counted.size < VOXELS_FOR_THREADS for pair in pairs)
+        numba.set_num_threads(1 if small else threads)
+        try:
+            return [solve(pair) for pair in pairs]
+        finally:
+            numba.set_num_threads(threads)
 
     def alone(pair: Pair) -> Result:
         numba.set_num_threads(1)

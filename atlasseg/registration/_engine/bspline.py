@@ -21,7 +21,7 @@ JACOBIAN_FLOOR = 0.2
 
 
 def basis(position: Float64, intervals: int, derivative: int = 0) -> Float32:
-    """(N, intervals + 3) values, or derivatives, of the splines at positions in units of intervals, 0 to `intervals`."""
+    """(N, intervals + 3) values, or derivatives, of the splines at positions in intervals, 0 to `intervals`."""
     cell = np.clip(np.floor(position).astype(int), 0, intervals - 1)
     t = position - cell
     taps = [
@@ -87,7 +87,7 @@ def _apply(matrix, values, out):  # type: ignore[no-untyped-def]
 
 
 def grams(intervals: int, spacing: float) -> list[Float32]:
-    """Per order of derivative 0, 1, 2 the (n, n) integrals of products of the splines along an axis, over its length."""
+    """For derivatives of order 0, 1, 2: (n, n) integrals of products of splines along an axis, over its length."""
     nodes, weights = QUADRATURE
     position = (np.arange(intervals)[:, None] + (nodes + 1) / 2).reshape(-1)
     weight = np.tile(weights / 2, intervals)[:, None] / intervals
@@ -101,7 +101,14 @@ def grams(intervals: int, spacing: float) -> list[Float32]:
 def bending(coefficients: Float32, gram: Sequence[Sequence[Float32]]) -> tuple[float, Float32]:
     """Mean over the lattice of the squared second derivatives (Rueckert 1999, eq. 4), exact, and its derivative."""
     gradient = np.zeros_like(coefficients)
-    for orders, factor in (((2, 0, 0), 1), ((0, 2, 0), 1), ((0, 0, 2), 1), ((1, 1, 0), 2), ((1, 0, 1), 2), ((0, 1, 1), 2)):
+    for orders, factor in (
+        ((2, 0, 0), 1),
+        ((0, 2, 0), 1),
+        ((0, 0, 2), 1),
+        ((1, 1, 0), 2),
+        ((1, 0, 1), 2),
+        ((0, 1, 1), 2),
+    ):
         gradient += factor * product([g[order] for g, order in zip(gram, orders, strict=True)], coefficients)
     return float(np.sum(coefficients * gradient, dtype=np.float64)), 2 * gradient
 
@@ -109,9 +116,9 @@ def bending(coefficients: Float32, gram: Sequence[Sequence[Float32]]) -> tuple[f
 def folding(coefficients: Float32, intervals: Sequence[int]) -> tuple[float, Float32]:
     """Mean squared logarithm of the Jacobian determinant at the knots, coefficients in intervals; and its derivative.
 
-    Below `JACOBIAN_FLOOR` it goes on as the parabola of the same value, slope and curvature, so that folds can be undone.
+    Below `JACOBIAN_FLOOR` it goes on as the parabola of the same value, slope and curvature, so that folds can mend.
     """
-    at = [np.arange(n + 1.0) for n in intervals]
+    at: list[Float64] = [np.arange(n + 1, dtype=np.float64) for n in intervals]
     value = [basis(x, n) for x, n in zip(at, intervals, strict=True)]
     slope = [basis(x, n, 1) for x, n in zip(at, intervals, strict=True)]
     matrices = [[slope[a] if a == axis else value[a] for a in range(3)] for axis in range(3)]

@@ -29,7 +29,7 @@ class Schedule:
     iterations: tuple[int, ...]
     radius_voxels: int
     update_sigma_voxels: float
-    field_sigma_voxels: float
+    field_sigma_voxels: tuple[float, ...]
     step_voxels: float
     tolerance: float
 
@@ -60,13 +60,15 @@ def solve(
     (I, J, K, 3) float32, in voxels of `fixed`; and a float in [0, 1]
     """
     field, before, value = start, fixed.level((1, 1, 1)), 0.0
-    for shrink, iterations in zip(schedule.shrink_factors, schedule.iterations, strict=True):
+    for shrink, iterations, sigma in zip(
+        schedule.shrink_factors, schedule.iterations, schedule.field_sigma_voxels, strict=True
+    ):
         if iterations == 0:
             continue
         level = fixed.level(fixed.factors(shrink))
         field = np.zeros((*level.shape, 3), np.float32) if field is None else refined(field, before, level)
         field, value = _climb(
-            level, moving.level(matching_factors(level, moving)), matrix_mm, field, iterations, schedule, known
+            level, moving.level(matching_factors(level, moving)), matrix_mm, field, iterations, sigma, schedule, known
         )
         before = level
     full = fixed.level((1, 1, 1))
@@ -76,7 +78,14 @@ def solve(
 
 
 def _climb(
-    fixed: Level, moving: Level, matrix_mm: Float64, field: Float32, iterations: int, schedule: Schedule, known: bool
+    fixed: Level,
+    moving: Level,
+    matrix_mm: Float64,
+    field: Float32,
+    iterations: int,
+    sigma_voxels: float,
+    schedule: Schedule,
+    known: bool,
 ) -> tuple[Float32, float]:
     shape = fixed.shape
     to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
@@ -85,7 +94,7 @@ def _climb(
     update, composed, scratch = (np.empty_like(field) for _ in range(3))
     finest = fixed.spacing_mm.min() / fixed.spacing_mm
     update_sigma = tuple(float(s) for s in schedule.update_sigma_voxels * finest)
-    field_sigma = tuple(float(s) for s in schedule.field_sigma_voxels * finest)
+    field_sigma = tuple(float(s) for s in sigma_voxels * finest)
     values: list[float] = []
     for _ in range(iterations):
         value = 0.0

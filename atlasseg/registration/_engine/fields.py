@@ -6,6 +6,8 @@ number of threads does not change a bit of the results.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +26,12 @@ def gaussian_taps(sigma_voxels: float) -> Float32:
     radius = int(np.ceil(TRUNCATE_SIGMAS * sigma_voxels - 0.5))
     x = np.arange(-radius, radius + 1)
     taps = np.exp(-0.5 * (x / max(sigma_voxels, 1e-6)) ** 2)
-    return (taps / taps.sum()).astype(np.float32)
+    return np.asarray(taps / taps.sum(), np.float32)
 
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no-untyped-def]
-    """warped(x) = moving(matrix (x + field(x))) linearly, the edge value outside; weight = mask where `moving` is known.
+    """warped(x) = moving(matrix (x + field(x))) , linear, edges repeated; weight = where known.
 
     known : (I, J, K) uint8 of the moving image, or of size 0 where all of it is known; looked up at the nearest voxel.
     mask : (I, J, K) uint8 of the fixed grid: 0 not wanted, 1 value wanted, 2 value and weight.
@@ -76,7 +78,7 @@ def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def force(gradient, warped, scale, add, out):  # type: ignore[no-untyped-def]
-    """out = gradient times the slope of `warped` times `scale` (3,): derivative for a small step before the warp.
+    """Out = gradient times the slope of `warped` times `scale` (3,): derivative for a small step before the warp.
 
     With `add` it is added to what `out` holds, as for a further channel.
     """
@@ -105,7 +107,7 @@ def force(gradient, warped, scale, add, out):  # type: ignore[no-untyped-def]
                 o[nk - 1, 2] += s2 * g[nk - 1] * (row[nk - 1] - row[nk - 2])
 
 
-def smooth(field: Float32, sigma_voxels: tuple[float, float, float], out: Float32, scratch: Float32) -> None:
+def smooth(field: Float32, sigma_voxels: Sequence[float], out: Float32, scratch: Float32) -> None:
     """Gaussian smoothing of a field of 3 components, values at the borders repeated beyond them; `out` may be `field`."""
     taps = [gaussian_taps(s) for s in sigma_voxels]
     if all(t.size == 1 for t in taps):
@@ -175,7 +177,7 @@ def largest_square(field):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
-    """out(x) = s(x) + field(x + s(x)), s = scale * step: the field after a step; beyond its borders it goes on unchanged."""
+    """out(x) = s(x) + field(x + s(x)), s = scale * step; beyond its borders the field goes on unchanged."""
     ni, nj, nk = field.shape[:3]
     zero = np.float32(0)
     la, lb, lc = np.float32(ni - 1), np.float32(nj - 1), np.float32(nk - 1)
@@ -207,7 +209,7 @@ def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def add_moving_slope(moving, matrix, field, gradient, scale, out):  # type: ignore[no-untyped-def]
-    """out += scale gradient(x) times the derivative of the sampled value in field(x), that of the linear interpolation."""
+    """Out += scale gradient(x) times the derivative of the sampled value in field(x), that of the linear interpolation."""
     ni, nj, nk = gradient.shape
     ma, mb, mc = moving.shape
     m = matrix.astype(np.float32)

@@ -60,7 +60,9 @@ def lattices(grid: Grid, spacing_voxels: float, shrink_factors: Sequence[int]) -
     """A lattice a level, each of twice the one before's intervals where the level's voxels are half as large."""
     finest = grid.spacing_mm.min()
     coarsest = max(shrink_factors)
-    counts = np.maximum(1, np.rint(np.array(grid.shape) * grid.spacing_mm / (spacing_voxels * finest * coarsest))).astype(int)
+    counts = np.maximum(
+        1, np.rint(np.array(grid.shape) * grid.spacing_mm / (spacing_voxels * finest * coarsest))
+    ).astype(int)
     out = []
     for shrink in shrink_factors:
         i, j, k = (int(c) for c in counts * 2 ** round(np.log2(coarsest / shrink)))
@@ -106,9 +108,13 @@ def _climb(
 ) -> tuple[Float32, float]:
     matrices = lattice.matrices(fixed)
     adjoint = bspline.transposed(matrices)
-    per_level = (lattice.grid.spacing_mm / fixed.spacing_mm).astype(np.float32)  # voxels of the level in one of the grid
+    per_level = (lattice.grid.spacing_mm / fixed.spacing_mm).astype(
+        np.float32
+    )  # voxels of the level in one of the grid
     in_finest = (lattice.grid.spacing_mm / lattice.grid.spacing_mm.min()).astype(np.float32)
-    gram = [bspline.grams(n, float(s)) for n, s in zip(lattice.intervals, lattice.spacing_voxels * in_finest, strict=True)]
+    gram = [
+        bspline.grams(n, float(s)) for n, s in zip(lattice.intervals, lattice.spacing_voxels * in_finest, strict=True)
+    ]
     step = schedule.step_voxels * fixed.spacing_mm.min() / lattice.grid.spacing_mm.min()
     mean, square = np.zeros_like(coefficients), np.zeros(coefficients.shape[:3], np.float32)
     values: list[float] = []
@@ -123,7 +129,9 @@ def _climb(
             gradient -= schedule.bending * bspline.bending(coefficients * in_finest, gram)[1] * in_finest
         if schedule.folding:
             per_interval = (1 / lattice.spacing_voxels).astype(np.float32)
-            gradient -= schedule.folding * bspline.folding(coefficients * per_interval, lattice.intervals)[1] * per_interval
+            gradient -= (
+                schedule.folding * bspline.folding(coefficients * per_interval, lattice.intervals)[1] * per_interval
+            )
         gradient /= in_finest**2  # steepest in mm, whatever the shape of the voxels
         mean = MOMENTUM * mean + (1 - MOMENTUM) * gradient
         square = MEMORY * square + (1 - MEMORY) * np.sum((gradient * in_finest) ** 2, axis=-1)
@@ -146,4 +154,4 @@ def similarity(
         part, slope, _ = lncc.lncc_gradient(f, warped, weight, radius_voxels=radius_voxels)
         value += part / len(fixed.channels)
         fields.add_moving_slope(m, to_moving, field, slope, np.float32(1 / max(float(weight.sum()), 1)), out)
-    return value, out / len(fixed.channels)
+    return value, out / np.float32(len(fixed.channels))

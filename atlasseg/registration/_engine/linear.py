@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError
 from atlasseg.registration._engine import fields, lncc
@@ -238,8 +237,8 @@ def start(fixed: Level, moving: Level, *, radius_voxels: int, known: bool, name:
     able = [n for n, f in enumerate(fits) if f.overlap >= LEAST_OVERLAP]
     if not able:
         raise GeometryError(
-            f"no start brings {LEAST_OVERLAP:.0%} of the fixed image's foreground into the field of view of "
-            f"{name or 'the moving image'}: at best {max(f.overlap for f in fits):.0%}"
+            f"the images do not overlap: no start brings {LEAST_OVERLAP:.0%} of the fixed image's foreground into the "
+            f"field of view of {name or 'the moving image'}, at best {max(f.overlap for f in fits):.0%}"
         )
     ranked = sorted(able, key=lambda n: -score(fits[n]))[:KEPT_STARTS]
     climbed = [
