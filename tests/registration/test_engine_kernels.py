@@ -1,4 +1,4 @@
-"""The compiled inner loops against NumPy, SciPy and the plain similarity measures; gradients against finite differences."""
+"""The compiled inner loops against NumPy, SciPy and the plain measures; gradients against finite differences."""
 
 from __future__ import annotations
 

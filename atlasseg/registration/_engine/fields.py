@@ -108,7 +108,7 @@ def force(gradient, warped, scale, add, out):  # type: ignore[no-untyped-def]
 
 
 def smooth(field: Float32, sigma_voxels: Sequence[float], out: Float32, scratch: Float32) -> None:
-    """Gaussian smoothing of a field of 3 components, values at the borders repeated beyond them; `out` may be `field`."""
+    """Gaussian smoothing of a field of 3 components, edges repeated; `out` may be `field`."""
     taps = [gaussian_taps(s) for s in sigma_voxels]
     if all(t.size == 1 for t in taps):
         if out is not field:
@@ -209,7 +209,7 @@ def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def add_moving_slope(moving, matrix, field, gradient, scale, out):  # type: ignore[no-untyped-def]
-    """Out += scale gradient(x) times the derivative of the sampled value in field(x), that of the linear interpolation."""
+    """Out += scale gradient(x) times the derivative, in field(x), of the linearly sampled value."""
     ni, nj, nk = gradient.shape
     ma, mb, mc = moving.shape
     m = matrix.astype(np.float32)

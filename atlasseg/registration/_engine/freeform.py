@@ -1,4 +1,4 @@
-"""Free-form deformation: the coefficients of a B-spline lattice climb local correlation less their energies, on the CPU."""
+"""Free-form deformation: the coefficients of a B-spline lattice climb local correlation less their energies."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _climb(
 def similarity(
     fixed: Level, moving: Level, matrix_mm: Float64, field: Float32, radius_voxels: int, known: bool
 ) -> tuple[float, Float32]:
-    """Mean squared local correlation under ``matrix_mm (x + field(x))``, and its derivative in the field, both exact."""
+    """Mean squared local correlation under ``matrix_mm (x + field(x))``, and its exact derivative in the field."""
     to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
     where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)

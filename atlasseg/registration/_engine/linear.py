@@ -144,7 +144,7 @@ def climb(
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _moments(gradient, curvature, warped):  # type: ignore[no-untyped-def]
-    """(I, 72) sums over planes: of g s_a x_d (12) and of h s_a s_b x_d x_e (6 x 10), s the slope of `warped`, x = (i, j, k, 1)."""
+    """(I, 72) sums over planes: g s_a x_d (12), h s_a s_b x_d x_e (6 x 10); s the slope, x = (i, j, k, 1)."""
     ni, nj, nk = warped.shape
     out = np.zeros((ni, 72))
     for i in numba.prange(ni):

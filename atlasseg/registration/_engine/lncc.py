@@ -57,7 +57,7 @@ def lncc_gradient(
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _spans(weight):  # type: ignore[no-untyped-def]
-    """(tiles, 2) int64: first and last + 1 index along the third axis where a tile has weight; 0, 0 where it has none."""
+    """(tiles, 2) int64: first and last + 1 index along the third axis where a tile has weight, or 0, 0."""
     ni, nj, nk = weight.shape
     ti, tj = -(-ni // TILE_I), -(-nj // TILE_J)
     spans = np.zeros((ti * tj, 2), np.int64)
@@ -81,7 +81,7 @@ def _spans(weight):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyped-def]
-    """Per window: a = 2 cov / (var_f var_w), b = a cov / var_w, c = a mean_f - b mean_w; the tiles' sums of cov^2 / (var_f var_w)."""
+    """Per window a = 2 cov / (var_f var_w), b = a cov / var_w, c = a mean_f - b mean_w; (tiles,) sums of a cov / 2."""
     ni, nj, nk = f.shape
     tj = -(-nj // TILE_J)
     width = 2 * r + 1
