@@ -435,7 +435,7 @@ def _mean_image(
 def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
     """Write a prepared library to a folder, whole or not at all; one that is there already is replaced.
 
-    ``preparation.json`` (format, hashes, settings), ``template.nii.gz``, ``template_mask.nii.gz`` where there is one,
+    ``preparation.json`` (format, hashes of atlases and template, settings), ``template.nii.gz``, ``template_mask.nii.gz`` where there is one,
     ``transforms/ID.npz`` with ``matrix`` (4, 4), ``displacement_mm`` (I, J, K, 3) float32 and its ``affine``.
 
     Raises
@@ -448,7 +448,12 @@ def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder / HEADER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is there already and is no prepared library; give another folder")
-    header = {"format": FORMAT, "atlases": dict(prepared.hashes), "settings": dict(prepared.settings)}
+    header = {
+        "format": FORMAT,
+        "atlases": dict(prepared.hashes),
+        "settings": dict(prepared.settings),
+        "template": io.content_hash(prepared.template, place=False),
+    }
     aside = folder.with_name(f".{secrets.token_hex(4)}.{folder.name}")
     old = folder.with_name(f".{secrets.token_hex(4)}.{folder.name}")
     try:
@@ -504,6 +509,8 @@ def read_prepared(folder: str | Path) -> PreparedLibrary:
             f"{folder}: written in format {header.get('format')!r}, format {FORMAT} is wanted: prepare again"
         )
     template = io.read_image(folder / TEMPLATE)
+    if io.content_hash(template, place=False) != header.get("template"):
+        raise InputError(f"{folder / TEMPLATE}: not the template that {HEADER} speaks of: prepare the library again")
     mask = io.read_mask(folder / MASK) if (folder / MASK).is_file() else None
     transforms: dict[str, Transform] = {}
     for path in sorted((folder / TRANSFORMS).glob("*.npz")):

@@ -186,6 +186,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "p" / "transforms" / "0.npz").write_bytes(b"PK nothing")
     with pytest.raises(InputError, match=r"0.npz: damaged"):
         read_prepared(tmp_path / "p")
+    write_prepared(tiny(), tmp_path / "p")
+    io.write_image(tiny().template.with_array(tiny().template.array + 1), tmp_path / "p" / "template.nii.gz")
+    with pytest.raises(InputError, match="not the template"):
+        read_prepared(tmp_path / "p")
     write_prepared(replace(tiny(), hashes={"a/b": "1", "c": "2"}), tmp_path / "p")
     with pytest.raises(InputError, match="differ in the atlases c"):
         read_prepared(tmp_path / "p")
