@@ -435,7 +435,8 @@ def _mean_image(
 def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
     """Write a prepared library to a folder, whole or not at all; one that is there already is replaced.
 
-    ``preparation.json`` (format, hashes of atlases and template, settings), ``template.nii.gz``, ``template_mask.nii.gz`` where there is one,
+    ``preparation.json`` (format, hashes of atlases and template, settings), ``template.nii.gz``,
+    ``template_mask.nii.gz`` where there is one,
     ``transforms/ID.npz`` with ``matrix`` (4, 4), ``displacement_mm`` (I, J, K, 3) float32 and its ``affine``.
 
     Raises
