@@ -21,7 +21,7 @@ from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap
 
 Order = Literal["independent", "queue"]
 
-_FINENESS = 2.0**28  # steps that a channel's largest magnitude is divided into: sums of them are exact in any order
+_BITS = 28  # of the whole numbers that intensities are summed as: such sums are exact in any order
 
 
 def partition(
@@ -99,7 +99,8 @@ def partition(
     values = start.values[start.values != 0]
     rows = (np.searchsorted(values, start.array) + 1).astype(np.int32)
     rows[start.array == 0] = 0
-    scale = np.maximum(np.abs(x).reshape(-1, channels).max(axis=0), np.finfo(np.float32).tiny) / _FINENESS
+    largest = np.maximum(np.abs(x).reshape(-1, channels).max(axis=0).astype(np.float64), np.finfo(np.float32).tiny)
+    scale = 2.0 ** (np.ceil(np.log2(largest)) - _BITS)
     limits = (np.inf if local_difference is None else local_difference, global_difference)
     grow = _grow_best_first if order == "independent" else _grow_in_turn
     grow(x, scale, sd, limits[0], np.inf if limits[1] is None else limits[1], rows, values.size)
