@@ -88,13 +88,14 @@ class _Slab:
 
     def _load(self, volume: Float32, start: Int64, stop: Int64) -> torch.Tensor:
         index = [np.clip(np.arange(a, b), 0, n - 1) for a, b, n in zip(start, stop, volume.shape[1:], strict=True)]
-        return torch.as_tensor(volume[:, *np.ix_(*index)], device=self.device).double().contiguous()
+        return torch.as_tensor(volume[np.ix_(np.arange(len(volume)), *index)], device=self.device).double().contiguous()
 
     def _reach(self, inside: Bool, start: Int64, stop: Int64) -> Bool:
         index = [np.arange(a, b) for a, b in zip(start, stop, strict=True)]
         on_grid = [(i >= 0) & (i < n) for i, n in zip(index, inside.shape, strict=True)]
         known = inside[np.ix_(*[np.clip(i, 0, n - 1) for i, n in zip(index, inside.shape, strict=True)])]
-        return known & on_grid[0][:, None, None] & on_grid[1][:, None] & on_grid[2]
+        reach: Bool = known & on_grid[0][:, None, None] & on_grid[1][:, None] & on_grid[2]
+        return reach
 
     def _statistics(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean, and 1 over the root of the summed squared deviations (0 for a constant patch), of every patch."""
@@ -154,7 +155,8 @@ class _Slab:
         index = first[..., None, None] + (c * strides[1])[:, None] + inner
         centre = (which[..., None], c, at[..., 0, None], at[..., 1, None], at[..., 2, None])
         spread = scale[centre][..., None] * max(self.count - 1, 1) ** 0.5
-        return ((values.reshape(-1)[index] - mean[centre][..., None]) * spread).flatten(2)
+        patches: torch.Tensor = (values.reshape(-1)[index] - mean[centre][..., None]) * spread
+        return patches.flatten(2)
 
 
 def minimise(matrix: torch.Tensor, used: torch.Tensor, alpha: float, nonnegative: bool) -> torch.Tensor:
@@ -223,7 +225,7 @@ def count_votes(
     box_strides = np.array([box[1] * box[2], box[2], 1])
     index = np.stack(np.unravel_index(voxels, search.where.shape), axis=-1)
 
-    def tensor(array: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+    def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), device=device)
 
     numbers, near = tensor(number.reshape(-1)), (window @ strides).tolist()

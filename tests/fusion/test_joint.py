@@ -145,18 +145,19 @@ def oracle(target, candidates, *, alpha=0.1, beta=2.0, patch=2, window=3, nonneg
 @pytest.fixture(params=["numba", "torch"])
 def engine(request, monkeypatch):
     """Both ways to compute; torch's, meant for a GPU, runs on the processor here."""
-    if request.param == "torch":
-        torch = pytest.importorskip("torch", reason="torch is not installed")
-        from atlasseg.fusion import _joint_torch
+    if request.param == "numba":
+        yield request.param
+        return
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from atlasseg.fusion import _joint_torch
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # many small operations: more threads only wait for each other
-        request.addfinalizer(lambda: torch.set_num_threads(threads))
-
-        monkeypatch.setattr(joint, "resolved", lambda device: "cuda")
-        for function in (_joint_torch.joint_weights, _joint_torch.count_votes):
-            monkeypatch.setitem(function.__kwdefaults__, "device", "cpu")
-    return request.param
+    monkeypatch.setattr(joint, "resolved", lambda device: "cuda")
+    for function in (_joint_torch.joint_weights, _joint_torch.count_votes):
+        monkeypatch.setitem(function.__kwdefaults__, "device", "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small operations: more threads only wait for each other
+    yield request.param
+    torch.set_num_threads(threads)
 
 
 def assert_like_oracle(target, candidates, **parameters):
