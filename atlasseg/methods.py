@@ -22,11 +22,18 @@ from typing import Any
 
 from atlasseg.errors import InputError
 
-VERBS = {"preprocessing": "preprocess", "registration": "register", "fusion": "fuse", "regions": "partition"}
+VERBS = {
+    "preprocessing": "preprocess",
+    "registration": "register",
+    "fusion": "fuse",
+    "refinement": "refine",
+    "regions": "partition",
+}
 """Stages whose methods can be chosen, with the function that a file must define to be one."""
 
 GIVEN_BY_PIPELINE = frozenset(
     {"initial", "fixed_mask", "moving_masks", "reference", "mask", "noise_sd", "seeds", "markers", "inside"}
+    | {"provenance"}
 )
 """Keyword arguments that carry data: the pipeline gives them, so a recipe cannot."""
 
@@ -39,6 +46,11 @@ class Parameter:
     annotation: Any
     default: Any
     description: str
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default, so that a recipe must give it."""
+        return self.default is inspect.Parameter.empty
 
 
 @dataclass(frozen=True)

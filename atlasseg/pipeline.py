@@ -2,7 +2,7 @@
 
 ::
 
-    scan -> preprocess -> register -> propagate -> fuse -> regions -> labels with their probabilities
+    scan -> preprocess -> register -> propagate -> fuse -> refine -> regions -> labels with their probabilities
 
 :mod:`atlasseg.cohort` runs this over many scans and writes what comes out.
 """
@@ -13,12 +13,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from atlasseg import similarity
+from atlasseg import io, similarity
 from atlasseg.errors import InputError
 from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
@@ -135,8 +137,20 @@ def segment(
     InputError
         There is no atlas, or a stage cannot use what it was given; the message names the volume and the cause.
     """
+    refinement = recipe.refinement.method
+    made: Mapping[str, Any] = {}
+    if refinement is not None and refinement.method.takes("provenance"):
+        made = provenance(atlases, recipe)
+        refinement.check(provenance=made)
     alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar)
-    return fuse(alignment, recipe.fusion.method, regions=recipe.regions, progress=progress)
+    return fuse(
+        alignment,
+        recipe.fusion.method,
+        refinement=refinement,
+        provenance=made,
+        regions=recipe.regions,
+        progress=progress,
+    )
 
 
 def align(
@@ -206,13 +220,34 @@ def register(scans: Scans, recipe: Recipe) -> Registered:
 
 
 def fuse(
-    alignment: Alignment, method: Step, *, regions: Regions | None = None, progress: Progress | None = None
+    alignment: Alignment,
+    method: Step,
+    *,
+    refinement: Step | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    regions: Regions | None = None,
+    progress: Progress | None = None,
 ) -> Segmentation:
-    """Fuse the candidates that did not fail, see to regions if asked, and go back onto the scan's own grid."""
+    """Fuse the candidates that did not fail, refine and see to regions if asked, and go back onto the scan's own grid.
+
+    Parameters
+    ----------
+    alignment : Alignment
+    method : Step
+        Of fusion.
+    refinement : Step, optional
+    provenance : mapping, optional
+        How the fused segmentation is made, for a refinement that was trained on such: see `provenance`.
+    regions : Regions, optional
+    progress : callable, optional
+    """
     seconds = dict(alignment.seconds)
     with _stage("fuse", seconds, progress):
         voters = [c.atlas for c in alignment.candidates if c.verdict.keep]
         fused: ProbabilityMap = method(alignment.target, voters)
+    if refinement is not None:
+        with _stage("refine", seconds, progress):
+            fused = refinement(alignment.target, fused, provenance=provenance)
     changes: tuple[Change, ...] = ()
     if regions is not None:
         with _stage("regions", seconds, progress):
@@ -231,6 +266,38 @@ def fuse(
             fused, changes = consistent.probabilities, consistent.changes
     probabilities = fused.embedded(alignment.grid, alignment.start)
     return Segmentation(probabilities.label_map(), probabilities, alignment, seconds, changes)
+
+
+def provenance(atlases: Sequence[Atlas], recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """All that a fused segmentation depends on but its scan: methods with their parameters, and the atlases' content.
+
+    Returns
+    -------
+    dict
+        Of the stages before refinement and of ``atlases``, name to value, as JSON holds them; where a method ran
+        (``device``) is left out.
+    """
+
+    def said(value: Any) -> Any:
+        if isinstance(value, Step):
+            parameters = {p.name: value.arguments.get(p.name, p.default) for p in value.method.parameters}
+            return {"method": value.name, **{name: said(v) for name, v in parameters.items() if name != "device"}}
+        if isinstance(value, tuple | list):
+            return [said(each) for each in value]
+        return str(value) if isinstance(value, Path) else value
+
+    stages = ("preprocessing", "registration", "propagation", "fusion")
+    made = {
+        stage: {f.name: said(getattr(getattr(recipe, stage), f.name)) for f in fields(getattr(recipe, stage))}
+        for stage in stages
+    }
+    return {
+        **made,
+        "atlases": {
+            atlas.id: [io.content_hash(part) for part in (atlas.image, atlas.labels, atlas.mask) if part is not None]
+            for atlas in atlases
+        },
+    }
 
 
 def _preprocessed_scans(scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing) -> Scans:

@@ -19,6 +19,7 @@ method holds that method's own parameters, checked against the method's signatur
 
 from __future__ import annotations
 
+import inspect
 import json
 import tomllib
 import typing
@@ -42,6 +43,12 @@ class Step:
         """Call the method; of `given`, what it has no parameter for is left out."""
         taken = {name: value for name, value in given.items() if self.method.takes(name)}
         return self.method.function(*data, **self.arguments, **taken)
+
+    def check(self, **given: Any) -> None:
+        """Ask the method's file whether it can be used so, where it has a ``check``: before hours are spent."""
+        check = getattr(inspect.getmodule(self.method.function), "check", None)
+        if check is not None:
+            check(**self.arguments, **given)
 
     @property
     def name(self) -> str:
@@ -102,6 +109,13 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """What mends the fused segmentation; without a method nothing does."""
+
+    method: Step | None = None
+
+
+@dataclass(frozen=True)
 class Regions:
     """How the fused labels are made consistent with the regions of the scan; without the table [regions] they are not.
 
@@ -144,6 +158,7 @@ class Recipe:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     registration: Registration = field(default_factory=Registration)
     propagation: Propagation = field(default_factory=Propagation)
+    refinement: Refinement = field(default_factory=Refinement)
     regions: Regions | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     output: Output = field(default_factory=Output)
@@ -157,6 +172,7 @@ SECTIONS: dict[str, type] = {
     "registration": Registration,
     "propagation": Propagation,
     "fusion": Fusion,
+    "refinement": Refinement,
     "regions": Regions,
     "evaluation": Evaluation,
     "output": Output,
@@ -235,6 +251,10 @@ def parse_recipe(
     if base is not None and "registration" in sections and sections["registration"].prepared is not None:
         registration = sections["registration"]
         sections["registration"] = replace(registration, prepared=base / registration.prepared)
+    if base is not None and "refinement" in sections and sections["refinement"].method is not None:
+        step = sections["refinement"].method
+        placed = {name: base / value if isinstance(value, Path) else value for name, value in step.arguments.items()}
+        sections["refinement"] = Refinement(Step(step.method, placed))
     return Recipe(**sections, name=name, text=tomli_w.dumps(merged))
 
 
@@ -253,7 +273,7 @@ def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str)
         if path[0] not in SECTIONS:
             raise InputError(f"--set {override}: there is no stage {path[0]!r}{methods.suggestion(path[0], SECTIONS)}")
         table = merged.setdefault(path[0], {})
-        if len(path) == 2 and path[0] == "fusion" and path[1] != "method" and "method" in table:
+        if len(path) == 2 and path[0] in ("fusion", "refinement") and path[1] != "method" and "method" in table:
             path.insert(1, table["method"])
         if len(path) == 3:
             table = table.setdefault(path[1], {})
@@ -309,6 +329,9 @@ def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) ->
             )
         hint = parameters[parameter].annotation
         arguments[parameter] = _checked(hint, value, f"{where}: [{stage}.{name}] {parameter}")
+    lacking = [p.name for p in method.parameters if p.required and p.name not in arguments]
+    if lacking and key != name:
+        raise InputError(f"{where}: [{stage}.{name}] lacks the parameter {lacking[0]!r}")
     return Step(method, arguments)
 
 
@@ -343,4 +366,5 @@ def with_device(recipe: Recipe, device: str) -> Recipe:
         recipe,
         registration=replace(recipe.registration, steps=tuple(map(told, recipe.registration.steps))),
         fusion=Fusion(told(recipe.fusion.method)),
+        refinement=Refinement(recipe.refinement.method and told(recipe.refinement.method)),
     )

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Look at an atlas library, or prepare it once for many targets.")
+from atlasseg.cli._options import Device, DeviceName, RecipeFile, Settings
+
+app = typer.Typer(
+    no_args_is_help=True, help="Look at an atlas library, prepare it once for many targets, or learn on it."
+)
 
 
 @app.command("list")
@@ -72,3 +76,54 @@ def prepare(
         )
     write_prepared(prepared, out)
     typer.echo(f"wrote {out}: a template of {len(library)} atlases")
+
+
+@app.command("correct")
+def correct(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option("--out", metavar="MODEL_DIR", help="Folder for the model.")],
+    atlases: Annotated[Path | None, typer.Option("--atlases", help="Folder of the atlas library.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="ID", help="Leave an atlas out; may be given again.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Voxels that a label's classifier is trained on at most.")
+    ] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the voxels' draw.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder for registrations, found again by their content.")
+    ] = None,
+    settings: Settings = None,
+    device: Device = DeviceName.auto,
+) -> None:
+    """Learn on a library which errors a recipe makes, so that they can be mended in every target.
+
+    Segments every atlas from the others, and trains a classifier for each label on what was wrong. The model serves
+    this recipe and this library alone. To measure it on an atlas of the library, train one --without that atlas.
+
+    **Example**
+
+    - `atlasseg atlases correct recipe.toml --out my_atlases_corrective`
+
+    and in the recipe, the path being relative to its own folder:
+
+    - `[refinement]` `method = "corrective_learning"`
+    - `[refinement.corrective_learning]` `model = "my_atlases_corrective"`
+    """
+    from rich.console import Console
+
+    from atlasseg.cli.run import located
+    from atlasseg.cohort.correct import correct as train
+
+    checked = located(recipe, settings, device, targets=None, atlases=atlases, out=None, prepared=None)
+    with Console(stderr=True).status("correct") as status:
+        model = train(
+            checked,
+            out,
+            without=without or (),
+            samples_per_label=samples,
+            seed=seed,
+            cache=cache,
+            progress=status.update,
+        )
+    typer.echo(f"wrote {out}: classifiers of {len(model.classifiers)} of {len(model.labels)} labels")

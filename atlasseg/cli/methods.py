@@ -44,7 +44,11 @@ def methods(
             for column in ("name", "default", "description"):
                 table.add_column(column, overflow="fold", no_wrap=column == "name")
             for parameter in method.parameters:
-                table.add_row(f"      {parameter.name}", repr(parameter.default), escape(parameter.description))
+                table.add_row(
+                    f"      {parameter.name}",
+                    "required" if parameter.required else repr(parameter.default),
+                    escape(parameter.description),
+                )
             console.print(table, highlight=False)
             for reference in method.references:
                 console.print(f"      [dim]{escape(reference)}[/]", highlight=False)

@@ -1,0 +1,178 @@
+"""What a classifier sees of a voxel: intensities and probabilities around it, and where in the structure it lies.
+
+Patches are taken in the order of the patient's axes (right, anterior, superior), whatever the order and direction of
+the array's, so that scans stored in different orientations give the same features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numba import njit, prange
+from scipy import ndimage
+
+from atlasseg.volume import Bool, Float32, Float64, Image, Int64, ProbabilityMap
+
+CERTAIN = 0.999
+"""A voxel of at least this probability is certain."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How far a classifier sees, and where it is asked, in voxels."""
+
+    intensity_radius_voxels: int = 2
+    probability_radius_voxels: int = 1
+    dilation_voxels: int = 2
+
+    def columns(self, channels: int) -> int:
+        """Number of features of a scan of so many channels."""
+        probabilities = (2 * self.probability_radius_voxels + 1) ** 3
+        return int(channels * (2 * self.intensity_radius_voxels + 1) ** 3 + 2 * probabilities + 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Where one label may have to be corrected.
+
+    Parameters
+    ----------
+    label : int
+    voxels : (n,) int64
+        Flat (C order) indices, ascending.
+    probability : (I, J, K) float32
+        Of the label, as fused.
+    centre_mm, extent_mm : (3,) float64
+        Mean and standard deviation of the RAS+ mm points of the voxels that the fusion gives the label.
+    """
+
+    label: int
+    voxels: Int64
+    probability: Float32
+    centre_mm: Float64
+    extent_mm: Float64
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A scan, its fused segmentation on the same grid, and how far a classifier sees in them."""
+
+    target: Image
+    fused: ProbabilityMap
+    window: Window
+
+    @cached_property
+    def background(self) -> Float32:
+        """(I, J, K) probability of label 0."""
+        return self.fused.probability(0)
+
+    @cached_property
+    def around_labels(self) -> Bool:
+        """(I, J, K) the regions of all labels but the background, together."""
+        out = np.zeros(self.fused.shape, bool)
+        for label in self.fused.label_values[self.fused.label_values != 0].tolist():
+            region = self.region(label)
+            if region is not None:
+                out.reshape(-1)[region.voxels] = True
+        return out
+
+    def region(self, label: int) -> Region | None:
+        """The label, dilated, but for voxels certain of it all around; None where the label is nowhere.
+
+        The background's is what of that lies in the region of another label.
+        """
+        fused, size = self.fused, 2 * self.window.dilation_voxels + 1
+        own = fused.mode == label
+        if label == 0:
+            own &= _dilated(self.around_labels, size)
+        if not own.any():
+            return None
+        box = _box_around(own, self.window.dilation_voxels)
+        probability = fused.probability(label) if label else self.background
+        settled = ndimage.minimum_filter((probability[box] >= CERTAIN).view(np.uint8), size, mode="nearest")
+        asked = np.zeros(fused.shape, bool)
+        asked[box] = _dilated(own[box], size) & (settled == 0)
+        if label == 0:
+            asked &= self.around_labels
+        own_mm = np.argwhere(own) @ fused.affine[:3, :3].T + fused.affine[:3, 3]
+        extent_mm = np.maximum(own_mm.std(axis=0), fused.grid.spacing_mm.min())
+        return Region(label, np.flatnonzero(asked).astype(np.int64), probability, own_mm.mean(axis=0), extent_mm)
+
+    def features(self, region: Region, voxels: Int64) -> Float32:
+        """(n, F) features of some of a region's voxels, given by their flat indices.
+
+        Intensities are scaled to mean 0 and standard deviation 1 over the region, channel by channel.
+        """
+        affine, window = self.target.affine, self.window
+        channels = np.ascontiguousarray(self.target.channels)
+        there = channels.reshape(-1, channels.shape[3])[region.voxels].astype(np.float64)
+        mean, spread = there.mean(axis=0), there.std(axis=0)
+        index = np.stack(np.unravel_index(voxels, self.target.shape), axis=1).astype(np.int64)
+        out = np.empty((voxels.size, window.columns(channels.shape[3])), np.float32)
+        _gather(
+            channels,
+            region.probability,
+            self.background,
+            index,
+            oriented_offsets(affine, window.intensity_radius_voxels),
+            oriented_offsets(affine, window.probability_radius_voxels),
+            mean,
+            np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0),
+            out,
+        )
+        out[:, -3:] = (index @ affine[:3, :3].T + affine[:3, 3] - region.centre_mm) / region.extent_mm
+        return out
+
+
+def oriented_offsets(affine: Float64, radius: int) -> Int64:
+    """(n, 3) steps along the array's axes to the voxels of a cube, listed along the patient's axes (R, A, S)."""
+    from nibabel.orientations import io_orientation
+
+    orientation = io_orientation(affine)
+    span = range(-radius, radius + 1)
+    along_patient = np.array(list(product(span, span, span)), np.int64)
+    return np.ascontiguousarray(along_patient[:, orientation[:, 0].astype(int)] * orientation[:, 1].astype(int))
+
+
+def _dilated(mask: Bool, size: int) -> Bool:
+    out: Bool = ndimage.maximum_filter(mask.view(np.uint8), size, mode="nearest").astype(bool)
+    return out
+
+
+def _box_around(mask: Bool, margin: int) -> tuple[slice, ...]:
+    box = ndimage.find_objects(mask.view(np.uint8))[0]
+    return tuple(slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(box, mask.shape, strict=True))
+
+
+@njit(cache=True, parallel=True)
+def _gather(
+    channels: Float32,
+    probability: Float32,
+    background: Float32,
+    index: Int64,
+    intensity_offsets: Int64,
+    probability_offsets: Int64,
+    mean: Float64,
+    scale: Float64,
+    out: Float32,
+) -> None:
+    """Beyond the grid a patch repeats the outermost voxels."""
+    last_i, last_j, last_k = channels.shape[0] - 1, channels.shape[1] - 1, channels.shape[2] - 1
+    count = channels.shape[3]
+    wide, narrow = intensity_offsets.shape[0], probability_offsets.shape[0]
+    for row in prange(index.shape[0]):
+        for n in range(wide):
+            i = min(max(index[row, 0] + intensity_offsets[n, 0], 0), last_i)
+            j = min(max(index[row, 1] + intensity_offsets[n, 1], 0), last_j)
+            k = min(max(index[row, 2] + intensity_offsets[n, 2], 0), last_k)
+            for c in range(count):
+                out[row, n * count + c] = (channels[i, j, k, c] - mean[c]) * scale[c]
+        for n in range(narrow):
+            i = min(max(index[row, 0] + probability_offsets[n, 0], 0), last_i)
+            j = min(max(index[row, 1] + probability_offsets[n, 1], 0), last_j)
+            k = min(max(index[row, 2] + probability_offsets[n, 2], 0), last_k)
+            out[row, wide * count + n] = probability[i, j, k]
+            out[row, wide * count + narrow + n] = background[i, j, k]

@@ -1,0 +1,130 @@
+"""Boosted trees as plain arrays: taken from scikit-learn once they are grown, kept in files, evaluated here.
+
+A file of arrays can be checked and cannot run anything when it is read, as a pickled model can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from atlasseg.errors import InputError
+from atlasseg.volume import Float32, Float64, Int32, Int64
+
+LEAF = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """A sum of binary trees, whose logistic is a probability.
+
+    Parameters
+    ----------
+    baseline : (1,) float64
+        What the sum begins with, in log-odds.
+    roots : (T,) int64
+        Node at which each tree begins.
+    feature : (N,) int32
+        Column that a node looks at, `LEAF` for a leaf.
+    threshold : (N,) float64
+        A value at most this large goes to the left.
+    left, right : (N,) int32
+        Nodes below it, each behind it in the same tree.
+    value : (N,) float64
+        What a leaf adds, in log-odds.
+    """
+
+    baseline: Float64
+    roots: Int64
+    feature: Int32
+    threshold: Float64
+    left: Int32
+    right: Int32
+    value: Float64
+
+    @classmethod
+    def of(cls, grown: Any) -> Trees:
+        """The trees of a fitted binary scikit-learn HistGradientBoostingClassifier without categories."""
+        grown_trees = [each.nodes for (each,) in grown._predictors]
+        sizes = np.array([nodes.size for nodes in grown_trees])
+        roots = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
+        nodes = np.concatenate(grown_trees)
+        leaf = nodes["is_leaf"].astype(bool)
+        shift = np.repeat(roots, sizes)
+        return cls(
+            np.array(grown._baseline_prediction, np.float64).reshape(1),
+            roots,
+            np.where(leaf, LEAF, nodes["feature_idx"]).astype(np.int32),
+            np.where(leaf, 0.0, nodes["num_threshold"]),
+            np.where(leaf, 0, nodes["left"] + shift).astype(np.int32),
+            np.where(leaf, 0, nodes["right"] + shift).astype(np.int32),
+            np.where(leaf, nodes["value"], 0.0),
+        )
+
+    def probability(self, features: Float32) -> Float64:
+        """(n,) float64 probability for each row of (n, F) features, the same for any number of threads."""
+        from scipy.special import expit
+
+        out: Float64 = expit(_sums(features, *(getattr(self, field.name) for field in fields(self))))
+        return out
+
+    def check(self, columns: int, where: str) -> None:
+        """That every walk through the trees ends in a leaf and looks at one of so many columns.
+
+        Raises
+        ------
+        InputError
+            It is not so: the arrays were damaged or belong to another model.
+        """
+        count = self.feature.size
+        inner = self.feature != LEAF
+        own = np.arange(count)
+        ends = np.append(self.roots[1:], count)
+        end = np.repeat(ends, np.diff(np.append(self.roots, count)).clip(0)) if self.roots.size else own[:0]
+        sound = (
+            all(getattr(self, f.name).ndim == 1 for f in fields(self))
+            and self.baseline.size == 1
+            and {a.size for a in (self.threshold, self.left, self.right, self.value)} == {count}
+            and (count == 0 or (self.roots.size > 0 and self.roots[0] == 0))
+            and bool((np.diff(np.append(self.roots, count)) > 0).all())
+            and bool(((self.feature >= LEAF) & (self.feature < columns)).all())
+            and all(bool(((a > own) & (a < end))[inner].all()) for a in (self.left, self.right))
+            and all(bool(np.isfinite(a).all()) for a in (self.baseline, self.threshold, self.value))
+        )
+        if not sound:
+            raise InputError(f"{where}: the trees are damaged: train the model again")
+
+
+@njit(cache=True, parallel=True)
+def _sums(
+    features: Float32,
+    baseline: Float64,
+    roots: Int64,
+    feature: Int32,
+    threshold: Float64,
+    left: Int32,
+    right: Int32,
+    value: Float64,
+) -> Float64:
+    out = np.empty(features.shape[0])
+    for row in prange(features.shape[0]):
+        total = baseline[0]
+        for root in roots:
+            node = root
+            while feature[node] != LEAF:
+                here = features[row, feature[node]]
+                node = left[node] if here <= threshold[node] else right[node]
+            total += value[node]
+        out[row] = total
+    return out
+
+
+def joined(parts: list[Trees]) -> tuple[dict[str, Any], Int64, Int64]:
+    """All trees of many classifiers as one set of arrays, with how many trees and nodes each has."""
+    arrays = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Trees)}
+    trees = np.array([part.roots.size for part in parts], np.int64)
+    nodes = np.array([part.feature.size for part in parts], np.int64)
+    return arrays, trees, nodes
