@@ -119,7 +119,7 @@ def _step(method: str, settings: Sequence[str]) -> Step:
 def _tree(image: Image, graph: AdjacencyGraph, step: Step) -> Merges:
     """How the regions would go on merging until all are one, costs in units of the noise."""
     sd = tuple(value if value > 0 else 1.0 for value in noise_sd(image).tolist())
-    return merge(graph, criterion=step.arguments.get("criterion", "mumford_shah"), regions=1, noise_sd=sd)
+    return merge(graph, criterion=step.arguments.get("criterion", "ward"), regions=1, noise_sd=sd)
 
 
 def _blocks(image: Image, arguments: Any) -> LabelMap:

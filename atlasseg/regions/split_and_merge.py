@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.regions.adjacency_graph import adjacency_graph
 from atlasseg.regions.merging import Criterion, Merges, merge_arrays
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.regions.octree import Homogeneity, split
-from atlasseg.volume import Float64, Image, LabelMap
+from atlasseg.volume import Float64, Image, Int32, LabelMap
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def partition(
     homogeneity: Homogeneity = "noise",
     split_threshold: float | None = None,
     significance: float = 0.001,
-    criterion: Criterion = "mumford_shah",
+    criterion: Criterion = "ward",
     merge_threshold: float | None = None,
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
@@ -42,7 +43,7 @@ def partition(
         For "range" in units of the image, for "variance" in their square.
     significance : float
         For "noise": the chance that a block of pure noise is split.
-    criterion : {"mumford_shah", "ward", "mean_difference"}
+    criterion : {"ward", "mean_difference", "mumford_shah"}
         Cost of a merge; see `merging.merge`.
     merge_threshold : float, optional
         Dearest merge that is done. With "noise" in units of the noise: means are divided by its standard deviation
@@ -114,7 +115,7 @@ def hierarchy(
     homogeneity: Homogeneity = "noise",
     split_threshold: float | None = None,
     significance: float = 0.001,
-    criterion: Criterion = "mumford_shah",
+    criterion: Criterion = "ward",
     merge_threshold: float | None = None,
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
@@ -140,17 +141,25 @@ def hierarchy(
         criterion=criterion, threshold=merge_threshold, regions=regions, noise_sd=scale,
     )  # fmt: skip
     region_of = merges.cut(merges.count - merges.kept.size)
-    return LabelMap(region_of[blocks.array - 1], image.affine, image.name), merges
+    _renumber(blocks.array.reshape(-1), region_of)  # in place: a second volume would be the peak of memory
+    return blocks, merges
+
+
+@njit(cache=True)
+def _renumber(flat: Int32, region_of: Int32) -> None:
+    for v in range(flat.size):
+        flat[v] = region_of[flat[v] - 1]
 
 
 def default_threshold(criterion: Criterion, affine: Float64) -> float:
     """Dearest merge in units of the noise, for voxels of the given affine.
 
-    "mean_difference": 3 standard deviations. "ward": 100 variances, far above the chi-square that one pair of equal
-    regions would show, since the cheapest of many merges is always taken and unlike neighbours are sorted out by that.
+    "mean_difference": 3 standard deviations. "ward": 400 variances, such as 16 voxels that stand out by 5 standard
+    deviations; far above the chi-square that one pair of equal regions would show, since the cheapest of many merges is
+    always taken and chance fluctuations are sorted out by that.
     "mumford_shah": 30 variances a voxel face (of mean area), so that one voxel alone must stand out by 13 standard
     deviations, and one of a plane between two large regions by 6.
     """
     face_mm2 = float(np.cbrt(np.linalg.det(affine[:3, :3])) ** 2)
-    defaults: dict[Criterion, float] = {"mean_difference": 3.0, "ward": 100.0, "mumford_shah": 30.0 / face_mm2}
+    defaults: dict[Criterion, float] = {"mean_difference": 3.0, "ward": 400.0, "mumford_shah": 30.0 / face_mm2}
     return defaults[criterion]

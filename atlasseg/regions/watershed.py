@@ -24,7 +24,7 @@ def partition(
     inside: Mask | None = None,
     depth: float = 0.5,
     sigma_mm: float | None = None,
-    criterion: Criterion = "mumford_shah",
+    criterion: Criterion = "ward",
     merge_threshold: float | None = None,
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
@@ -44,7 +44,7 @@ def partition(
         Depth that a minimum must have to be a marker, in noise standard deviations a voxel.
     sigma_mm : float, optional
         Gaussian smoothing before the gradient is taken; none where not given.
-    criterion : {"mumford_shah", "ward", "mean_difference"}
+    criterion : {"ward", "mean_difference", "mumford_shah"}
         By which basins are merged; see `merging.merge`.
     merge_threshold : float, optional
         Dearest merge that is done, in units of the noise; `split_and_merge.default_threshold` where neither this nor
@@ -91,7 +91,7 @@ def hierarchy(
     inside: Mask | None = None,
     depth: float = 0.5,
     sigma_mm: float | None = None,
-    criterion: Criterion = "mumford_shah",
+    criterion: Criterion = "ward",
     merge_threshold: float | None = None,
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
