@@ -47,9 +47,7 @@ def line(name: str, scores: pd.Series[float], seconds: float) -> str:
 
 
 def hippocampus(out: Path) -> None:
-    print(
-        "| hippocampus, 15 atlases onto the targets | targets | mean Dice ± sd | worst | s in all |\n|---|---|---|---|---|"
-    )
+    print("| hippocampus, 15 atlases | targets | mean Dice ± sd | worst | s in all |\n|---|---|---|---|---|")
     for method in ("local_weighted", "majority", "joint"):
         seconds = run(
             "run", ROOT / "pipelines/hippocampus.toml", "--out", out / method, "--set", f"fusion.method={method}"

@@ -33,7 +33,7 @@ def test_every_method_is_described(stage, name):
 def test_unknown_names_are_answered_with_those_that_exist():
     with pytest.raises(InputError, match=r"did you mean 'majority'\?.*local_weighted"):
         methods.get("fusion", "majorty")
-    with pytest.raises(InputError, match="no stage 'fusing'.*fusion"):
+    with pytest.raises(InputError, match=r"no stage 'fusing'.*fusion"):
         methods.names("fusing")
 
 

@@ -149,16 +149,16 @@ def _tile_weights(
                                     e += 1
                     who[used] = n
                     used += 1
-                for a in range(used):
-                    for b in range(a + 1):
-                        expected = _dot(errors[a], errors[b]) / degrees
+                for i in range(used):
+                    for j in range(i + 1):
+                        expected = _dot(errors[i], errors[j]) / degrees
                         expected = expected * expected if beta == 2.0 else expected**beta
-                        matrix[a, b] = expected
-                        matrix[b, a] = expected
-                    matrix[a, a] += alpha
+                        matrix[i, j] = expected
+                        matrix[j, i] = expected
+                    matrix[i, i] += alpha
                 minimise(matrix, used, nonnegative, factor, solution)
-                for a in range(used):
-                    weights[row, who[a]] = solution[a]
+                for i in range(used):
+                    weights[row, who[i]] = solution[i]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
