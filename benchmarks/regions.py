@@ -5,8 +5,9 @@
     python benchmarks/regions.py stage --data DIR [--sets hippocampus mouse_brain] [--targets N] [--cache DIR]
 
 `speed` cuts a noisy phantom (three nested ellipsoids and twelve balls, 5 to 18 noise deviations apart), each criterion
-in a process of its own, after a small volume so that compilation is not timed; memory is the growth of the process's
-peak, over the voxels. `peer` gives scikit-image's rag_mean_color and merge_hierarchical the same start, one region a
+in a process of its own, after a small volume so that compilation is not timed. Seconds are of the wall, with those of
+the processors in parentheses; memory is the growth of the process's resident peak, over the voxels (Linux).
+`peer` gives scikit-image's rag_mean_color and merge_hierarchical the same start, one region a
 voxel, and the same threshold, and compares the partitions. `stage` registers and fuses every target with `joint` by the
 recipe of its set (kept in the cache), and measures the segmentation before and after: paired Wilcoxon tests over the
 targets. Threads: set NUMBA_NUM_THREADS.
@@ -17,12 +18,12 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import pickle
-import resource
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,36 +61,42 @@ def phantom(size: int, seed: int = 0) -> np.ndarray:
     return x
 
 
-def _in_process(job: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
+def _in_process(job: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(job, arguments)
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _status(name: str) -> int:
+    """Bytes that Linux gives for this process under `name`."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
 
 
-def _steps(path: Path, criterion: str) -> dict[str, float]:
+def _steps(path: Path, criterion: str) -> dict[str, Any]:
     """Seconds of each step and of compilation."""
     small = Image(phantom(24), np.eye(4))
     begun = time.perf_counter()
     graph = adjacency_graph(small, split(small))
     merge(graph, criterion=criterion, threshold=30.0, noise_sd=(5.0,))
-    found = {"compile": time.perf_counter() - begun}
+    found: dict[str, Any] = {"compile": time.perf_counter() - begun}
     image = Image(np.load(path), np.eye(4))
-    begun = time.perf_counter()
-    blocks = split(image)
-    found["split"] = time.perf_counter() - begun
-    begun = time.perf_counter()
-    graph = adjacency_graph(image, blocks)
-    found["graph"] = time.perf_counter() - begun
+
+    def timed(name: str, job: Callable[[], Any]) -> Any:
+        begun = time.perf_counter(), time.process_time()
+        result = job()
+        found[name] = f"{time.perf_counter() - begun[0]:.2f} ({time.process_time() - begun[1]:.2f})"
+        return result
+
+    blocks = timed("split", lambda: split(image))
+    graph = timed("graph", lambda: adjacency_graph(image, blocks))
     threshold = split_and_merge.default_threshold(criterion, image.affine)
-    begun = time.perf_counter()
-    merges = merge_arrays(
-        graph.edges, graph.areas_mm2, graph.sizes.astype(float), graph.means,
-        criterion=criterion, threshold=threshold, regions=None, noise_sd=(5.0,),
+    merges = timed(
+        "merge",
+        lambda: merge_arrays(
+            graph.edges, graph.areas_mm2, graph.sizes.astype(float), graph.means,
+            criterion=criterion, threshold=threshold, regions=None, noise_sd=(5.0,),
+        ),
     )  # fmt: skip
-    found["merge"] = time.perf_counter() - begun
     return {**found, "blocks": merges.count, "edges": len(graph.edges), "regions": merges.count - merges.kept.size}
 
 
@@ -97,9 +104,10 @@ def _memory(path: Path, criterion: str) -> dict[str, float]:
     """Growth of the peak by the whole partition, in bytes a voxel."""
     split_and_merge.partition(Image(phantom(24), np.eye(4)), criterion=criterion)
     image = Image(np.load(path), np.eye(4))
-    before = _peak()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, so that compilation does not count
+    before = _status("VmRSS")
     split_and_merge.partition(image, criterion=criterion)
-    return {"bytes a voxel": (_peak() - before) / image.array.size}
+    return {"bytes a voxel": (_status("VmHWM") - before) / image.array.size}
 
 
 def speed(size: int) -> None:

@@ -18,6 +18,10 @@ HEADS = {
         "How candidates, atlases carried onto the target's grid, become one segmentation. Notation: target T, "
         "candidates A_i with labels L_i, i = 1..N, voxel x. `atlasseg compare` tries them on the same registrations."
     ),
+    "regions": (
+        "How a volume is cut into homogeneous regions. With the table [regions] in a recipe they vote on the fused "
+        "labels; how that goes, with pictures, is on [a page of its own](regions/README.md)."
+    ),
 }
 
 

@@ -133,7 +133,8 @@ def hierarchy(
     if merge_threshold is None and regions is None:
         merge_threshold = default_threshold(criterion, image.affine) if homogeneity == "noise" else 0.0
     log.info("%s: %d blocks, %d pairs touch", image.name or "image", graph.labels.size, len(graph.edges))
-    edges, areas_mm2, sizes, means = graph.edges, graph.areas_mm2, graph.sizes.astype(np.float64), graph.means
+    edges, sizes, means = graph.edges, graph.sizes.astype(np.float64), graph.means
+    areas_mm2 = graph.areas_mm2 if criterion == "mumford_shah" else np.zeros(0)
     del graph  # what merging does not need of it is set free
     scale = None if sd is None else tuple(value if value > 0 else 1.0 for value in sd)
     merges = merge_arrays(
