@@ -94,11 +94,11 @@ def greedy(target: Path, atlas: Path) -> tuple[np.ndarray, float]:
         affine, warp, out = (folder / n for n in ("affine.mat", "warp.nii.gz", "labels.nii.gz"))
         with Path(os.devnull).open("w") as nowhere:
             begin = time.perf_counter()
-            start = f"-d 3 -m NCC 2x2x2 -i {target} {atlas}"
+            start = f"-d 3 -V 0 -m NCC 2x2x2 -i {target} {atlas}"
             engine.execute(f"{start} -a -ia-image-centers -n 100x50x10 -o {affine}", out=nowhere, err=nowhere)
             engine.execute(f"{start} -it {affine} -n 100x50x20 -o {warp}", out=nowhere, err=nowhere)
             seconds = time.perf_counter() - begin
-            reslice = f"-d 3 -rf {target} -ri LABEL 0.2vox -rm {labels_of(atlas)} {out} -r {warp} {affine}"
+            reslice = f"-d 3 -V 0 -rf {target} -ri LABEL 0.2vox -rm {labels_of(atlas)} {out} -r {warp} {affine}"
             engine.execute(reslice, out=nowhere, err=nowhere)
         return io.read_label_map(out).array, seconds
 
@@ -203,7 +203,8 @@ def main() -> None:
             a_pair = seconds / len(scores)
             folds = f"{100 * np.mean(folded):.4f}" if folded else ""
             print(
-                f"| {name} | {engine} | {version(engine)} | {len(scores)} | {np.mean(scores):.4f} +- {np.std(scores):.4f} "
+                f"| {name} | {engine} | {version(engine)} | {len(scores)} "
+                f"| {np.mean(scores):.4f} +- {np.std(scores):.4f} "
                 f"| {a_pair:.2f} | {a_pair / greedy_seconds:.3f} | {folds} | {peak_gib:.2f} |",
                 flush=True,
             )

@@ -14,7 +14,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 def chosen(device: str) -> Literal["cpu", "cuda"]:
-    """Choose "cuda" where it is asked for, or where "auto" finds one that torch can use; else "cpu", the compiled kernels.
+    """Say "cuda" where it is asked for or where "auto" finds one that torch can use; else "cpu", the compiled kernels.
 
     Raises
     ------
