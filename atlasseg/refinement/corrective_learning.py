@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atlasseg import __version__, io
-from atlasseg.errors import InputError
+from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import written_whole
 from atlasseg.labels import LabelTable
 from atlasseg.refinement._features import Scene, Window
@@ -162,11 +162,16 @@ def corrected(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> P
     Raises
     ------
     InputError
-        The scan has other channels or `fused` other labels than the training library, or they are on different grids.
+        The scan has other channels or `fused` other labels than the training library.
+    GeometryError
+        They are on different grids.
     """
     name = target.name or "target"
     if not target.grid.matches(fused.grid):
-        raise InputError(f"{name}: scan and segmentation lie on different grids: {target.shape} and {fused.shape}")
+        raise GeometryError(
+            f"{name}: scan and segmentation lie on different grids: shapes {target.shape} and {fused.shape}, affines "
+            f"{target.affine.tolist()} and {fused.affine.tolist()}"
+        )
     if target.channels.shape[3] != model.channels:
         raise InputError(f"{name}: the model was trained on {model.channels} channels, got {target.channels.shape[3]}")
     unknown = sorted(set(fused.label_values.tolist()) - set(model.labels))

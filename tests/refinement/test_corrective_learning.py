@@ -1,0 +1,266 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from atlasseg import phantoms
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.labels import Label, LabelTable
+from atlasseg.refinement import corrective_learning
+from atlasseg.refinement._features import Scene, Window, oriented_offsets
+from atlasseg.refinement.corrective_learning import Example, corrected, read_model, refine, train, write_model
+from atlasseg.volume import Image, LabelMap, ProbabilityMap
+
+AXES = ("RAS", "LAS", "SRA", "PIR")
+QUICK = {"samples_per_label": 6000, "iterations": 25, "leaves": 7, "intensity_radius_voxels": 1}
+MADE = {"fusion": {"method": {"method": "joint", "beta": 2.0}}, "atlases": {"a": ["1f"], "b": ["2e"]}}
+
+
+def ellipsoids(grid, shift_mm):
+    """Two structures side by side (5 and 700), seen `shift_mm` to the right, and how deep every voxel lies in each."""
+    points = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1) @ grid.affine[:3, :3].T
+    points = points + grid.affine[:3, 3] - grid.centre_mm
+    depths = []
+    for centre in (-8.0, 8.0):
+        apart = (points - (centre + shift_mm, 1.0, -2.0)) / (7.5, 10.0, 9.0)
+        depths.append(1 - np.linalg.norm(apart, axis=-1))
+    return np.stack(depths, -1)
+
+
+def example(axes, seed, *, shift_mm=3.0, scale=1.0):
+    """A scan whose fusion sees both structures too far to the patient's right, whatever the array's axes."""
+    rng = np.random.default_rng(seed)
+    sizes = {"R": 21, "L": 21, "A": 15, "P": 15, "S": 14, "I": 14}
+    mm = {"R": 2.0, "L": 2.0, "A": 2.3, "P": 2.3, "S": 2.4, "I": 2.4}
+    grid = phantoms.tilted_grid(
+        tuple(sizes[a] for a in axes),
+        spacing_mm=np.array([mm[a] for a in axes]),
+        angles_degrees=(3, -4, 2),
+        axes=axes,
+    )
+    values = np.array([5, 700])
+    truth, seen = ellipsoids(grid, 0.0), ellipsoids(grid, shift_mm)
+    labels = np.where(truth.max(-1) > 0, values[truth.argmax(-1)], 0)
+    votes = np.clip(0.5 + 2.5 * seen, 0, 1)
+    background = np.clip(1 - votes.sum(-1, keepdims=True), 0, None)
+    fused = ProbabilityMap.from_dense(np.concatenate([background, votes], -1), [0, *values], grid.affine)
+    bright = scale * (1 + (labels > 0) + 0.2 * rng.standard_normal(labels.shape))
+    return Example(f"{axes}{seed}", Image(bright, grid.affine), fused, LabelMap(labels, grid.affine))
+
+
+def right(found, each):
+    """Share of right voxels where either says a label."""
+    some = (found.mode > 0) | (each.truth.array > 0)
+    return float((found.mode == each.truth.array)[some].mean())
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return [example(axes, seed, scale=10.0**seed) for seed, axes in enumerate(AXES[:3])]
+
+
+@pytest.fixture(scope="module")
+def model(examples):
+    with threadpool_limits(1):
+        return train(examples, **QUICK, provenance=MADE, record={"recipe": "text", "versions": {"atlasseg": "0"}})
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    write_model(model, tmp_path / "model", table=LabelTable((Label(5, "left thing"),)))
+    return tmp_path / "model"
+
+
+def test_a_systematic_error_is_mended_in_an_orientation_never_seen(model):
+    new = example(AXES[3], 9, scale=0.01)
+    mended = corrected(new.target, new.fused, model)
+    assert right(new.fused, new) < 0.75
+    assert right(mended, new) > 0.9
+    assert mended.grid.matches(new.fused.grid)
+    assert mended.label_values.tolist() == new.fused.label_values.tolist() == [0, 5, 700]
+    np.testing.assert_allclose(np.add.reduceat(mended.values, mended.offsets[:-1]), 1, atol=1e-5)
+
+
+def test_what_is_certain_all_around_does_not_change(model):
+    new = example("RAS", 4)
+    mended = corrected(new.target, new.fused, model)
+    scene = Scene(new.target, new.fused, model.window)
+    asked = np.zeros(new.fused.mode.size, bool)
+    for label in (0, 5, 700):
+        asked[scene.region(label).voxels] = True
+    assert 0 < asked.sum() < asked.size
+    changed = np.abs(mended.dense() - new.fused.dense()).max(-1).reshape(-1) > 1e-6
+    assert changed[asked].any() and not changed[~asked].any()
+
+
+def test_probabilities_are_the_classifiers_shared_out(model):
+    new = example("LAS", 5)
+    scene = Scene(new.target, new.fused, model.window)
+    weights = new.fused.dense().reshape(-1, 3).astype(np.float64)
+    for column, label in enumerate((0, 5, 700)):
+        region = scene.region(label)
+        features = scene.features(region, region.voxels)
+        weights[region.voxels, column] = model.classifiers[label].probability(features)
+    expected = weights / weights.sum(-1, keepdims=True)
+    found = corrected(new.target, new.fused, model).dense().reshape(-1, 3)
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
+
+
+def test_same_seed_same_model_whatever_the_order_and_the_threads(examples):
+    few = {**QUICK, "iterations": 4, "samples_per_label": 900}
+    with threadpool_limits(1):
+        model = train(examples, **few)
+    with threadpool_limits(2):
+        again = train(examples[::-1], **few)
+    for label, trees in model.classifiers.items():
+        for name in ("feature", "threshold", "left", "right", "value"):
+            assert np.array_equal(getattr(trees, name), getattr(again.classifiers[label], name)), (label, name)
+    new = example("RAS", 4)
+    first, second = (corrected(new.target, new.fused, each) for each in (model, again))
+    assert np.array_equal(first.values, second.values) and np.array_equal(first.mode, second.mode)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_features_by_the_definition(axes):
+    each = example(axes, 2)
+    two = np.stack([each.target.array, each.target.array**2], -1)
+    scene = Scene(Image(two, each.target.affine), each.fused, Window(1, 1, 1))
+    region = scene.region(700)
+    voxels = region.voxels[::97]
+    found = scene.features(region, voxels)
+    assert found.shape == (voxels.size, scene.window.columns(2)) == (voxels.size, 2 * 27 + 2 * 27 + 3)
+    there = two.reshape(-1, 2)[region.voxels]
+    scaled = (two - there.mean(0)) / there.std(0)
+    own = np.argwhere(each.fused.mode == 700) @ each.target.affine[:3, :3].T + each.target.affine[:3, 3]
+    steps = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+    for row, voxel in zip(found, voxels, strict=True):
+        at = np.array(np.unravel_index(voxel, two.shape[:3]))
+        intensities, inside, outside = [], [], []
+        for patient in np.ndindex(3, 3, 3):
+            step = [(patient[steps[a][0]] - 1) * steps[a][1] for a in axes]
+            near = tuple(np.clip(at + step, 0, np.array(two.shape[:3]) - 1))
+            intensities += scaled[near].tolist()
+            inside.append(each.fused.probability(700)[near])
+            outside.append(each.fused.probability(0)[near])
+        place = each.target.affine[:3, :3] @ at + each.target.affine[:3, 3]
+        np.testing.assert_allclose(row[:54], intensities, atol=1e-4)
+        np.testing.assert_array_equal(row[54:108], inside + outside)
+        np.testing.assert_allclose(row[108:], (place - own.mean(0)) / own.std(0), atol=1e-4)
+
+
+def test_offsets_follow_the_patient():
+    grid = phantoms.tilted_grid((5, 6, 7), spacing_mm=(1, 2, 3), angles_degrees=(3, -4, 2), axes="PIR")
+    offsets = oriented_offsets(grid.affine, 1)
+    along = offsets @ grid.affine[:3, :3].T
+    expected = [(r, a, s) for r in (-1, 0, 1) for a in (-1, 0, 1) for s in (-1, 0, 1)]
+    for step, wanted in zip(along, expected, strict=True):
+        assert np.array_equal(np.sign(np.round(step / 0.6)), wanted)
+
+
+def test_read_as_written(model, folder):
+    found = read_model(folder)
+    assert {path.name for path in folder.iterdir()} == {"model.json", "trees.npz", "labels.tsv"}
+    assert (found.labels, found.channels, found.window) == (model.labels, 1, model.window)
+    assert found.provenance == MADE and found.record["samples"] == model.record["samples"]
+    new = example("RAS", 4)
+    by_file, by_memory = refine(new.target, new.fused, model=folder, provenance=MADE), corrected(*new[1:3], model)
+    assert np.array_equal(by_file.values, by_memory.values) and np.array_equal(by_file.labels, by_memory.labels)
+    assert "left thing" in (folder / "labels.tsv").read_text()
+    header = json.loads((folder / "model.json").read_text())
+    assert header["recipe"] == "text" and header["training"]["seed"] == 0
+
+
+def test_what_differs_from_training_is_named(folder):
+    new = example("RAS", 4)
+    other = json.loads(json.dumps(MADE))
+    other["fusion"]["method"]["beta"] = 4.0
+    other["atlases"] = {"a": ["ff"], "c": ["3d"]}
+    with pytest.raises(InputError) as told:
+        refine(new.target, new.fused, model=folder, provenance=other)
+    for part in (str(folder), "'beta': 2.0", "'beta': 4.0", "a has other content", "b is missing", "c was not there"):
+        assert part in str(told.value)
+
+
+def test_bad_requests(model, folder, examples, caplog):
+    new = example("RAS", 4)
+    with pytest.raises(InputError, match="no model of corrective learning"):
+        refine(new.target, new.fused, model=folder / "nowhere")
+    unknown = replace(new.fused, label_values=np.array([0, 5, 9, 700], np.int32))
+    with pytest.raises(InputError, match="not trained on labels 9"):
+        corrected(new.target, unknown, model)
+    with pytest.raises(InputError, match="trained on 1 channels, got 2"):
+        corrected(Image(np.stack([new.target.array] * 2, -1), new.target.affine), new.fused, model)
+    with pytest.raises(GeometryError, match="different grids"):
+        corrected(example("LAS", 4).target, new.fused, model)
+    larger = np.diag([1.8, 1.8, 1.8, 1.0]) @ new.target.affine
+    corrected(replace(new.target, affine=larger), replace(new.fused, affine=larger), model)
+    assert "times the size" in caplog.text
+    with pytest.raises(InputError, match="at least one example"):
+        train([])
+    with pytest.raises(InputError, match="dilation 1 or more, got 2, 1 and 0"):
+        train(examples, dilation_voxels=0)
+    two = examples[0]._replace(target=Image(np.stack([examples[0].target.array] * 2, -1), examples[0].target.affine))
+    with pytest.raises(InputError, match="same channels"):
+        train([two, examples[1]])
+
+
+def test_damaged_files_are_refused_and_nothing_is_unpickled(folder, tmp_path):
+    header = json.loads((folder / "model.json").read_text())
+
+    def rewritten(**changes):
+        (folder / "model.json").write_text(json.dumps({**header, **changes}))
+
+    rewritten(method="unet")
+    with pytest.raises(InputError, match="'corrective_learning' in format 1 is wanted, got one of 'unet'"):
+        read_model(folder)
+    rewritten(window={"far": 3})
+    with pytest.raises(InputError, match="damaged"):
+        read_model(folder)
+    rewritten(channels=0)  # fewer columns than the trees look at
+    with pytest.raises(InputError, match="trees are damaged"):
+        read_model(folder)
+    content = (folder / "trees.npz").read_bytes()
+    (folder / "trees.npz").write_bytes(content[:-40])
+    rewritten()
+    with pytest.raises(InputError, match=r"trees.npz: damaged, or of another model"):
+        read_model(folder)
+    with (folder / "trees.npz").open("wb") as file:
+        np.savez(file, labels=np.array([Unsafe(tmp_path / "ran")], object))
+    digest = corrective_learning.hashlib.sha256((folder / "trees.npz").read_bytes()).hexdigest()
+    rewritten(trees_sha256=digest)
+    with pytest.raises(InputError, match="damaged"):
+        read_model(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+class Unsafe:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+def test_rare_and_not_annotated_labels_stay_as_fused(examples):
+    rare = [
+        each._replace(fused=replace(each.fused, label_values=np.array([0, 5, 9, 700], np.int32))) for each in examples
+    ]
+    blind = [rare[0], *(each._replace(not_annotated=frozenset({700})) for each in rare[1:])]
+    model = train(blind, **QUICK)
+    samples = model.record["samples"]
+    assert 9 not in model.classifiers and samples["9"] == {"of it": 0, "others": 0}
+    assert sum(samples["700"].values()) < sum(samples["5"].values()) / 2
+    assert sum(samples["0"].values()) < sum(samples["5"].values())  # what is background is known in one alone
+    none = train([each._replace(not_annotated=frozenset({700})) for each in rare], **QUICK)
+    assert set(none.classifiers) == {5}
+    new = example("RAS", 4)
+    found = corrected(new.target, new.fused, none).dense()
+    kept = found[..., 2] / np.maximum(found[..., [0, 2]].sum(-1), 1e-9)
+    was = new.fused.dense()
+    asked = was[..., [0, 2]].sum(-1) > 0.01
+    expected = was[..., 2] / np.maximum(was[..., [0, 2]].sum(-1), 1e-9)
+    np.testing.assert_allclose(kept[asked], expected[asked], atol=1e-4)
