@@ -55,6 +55,9 @@ LARGE_VOXELS = 1_000_000
 MARGIN_SHARE = 0.08
 """The template's grid is wider than the reference's by this share of it on every side: others reach farther."""
 
+TEMPLATE_ITERATIONS = 60
+"""Of the registration to the template, at most so many a level, down to the template's own resolution."""
+
 WIDER_SHARE = 0.25
 """Fields go on beyond the template's grid by this share of its size before they end."""
 
@@ -258,8 +261,7 @@ def register_prepared(
     ids: Sequence[str] | None = None,
     fixed_mask: Mask | None = None,
     moving_masks: Sequence[Mask | None] | None = None,
-    refine_shrink_factors: tuple[int, ...] = (2, 1),
-    refine_iterations: tuple[int, ...] = (20, 10),
+    refine_iterations: tuple[int, ...] = (30, 40, 12),
 ) -> list[Transform]:
     """Register atlases to a target by way of their template, then refine each.
 
@@ -276,9 +278,9 @@ def register_prepared(
         Outside it voxels do not count, on the target's grid.
     moving_masks : sequence of Mask or None, optional
         Where each atlas is known.
-    refine_shrink_factors, refine_iterations : tuple of int
-        Levels of the refinement, coarse to fine, as for the method `diffeomorphic`; without iterations the composed
-        transforms are returned as they are.
+    refine_iterations : tuple of int
+        Of the refinement of each atlas, at most so many at each level of the method `diffeomorphic`, coarse to fine and
+        ending at full resolution; where all are 0 the composed transforms are returned as they are.
 
     Returns
     -------
@@ -300,15 +302,12 @@ def register_prepared(
             + (f"; not in the prepared library: {', '.join(map(repr, absent))}" if absent else "")
         )
     finest = max(1, round(float(prepared.template.spacing_mm.min() / target.spacing_mm.min())))
-    shrinks = tuple(s for s in _halvings(target, fixed_mask) if s >= finest) or (finest,)
-    iterations = (60,) * (len(shrinks) - 1) + (40,)
     (template_from_target,) = diffeomorphic.register(
         target,
         [prepared.template],
         fixed_mask=fixed_mask,
         moving_masks=[prepared.mask],
-        shrink_factors=shrinks,
-        iterations=iterations,
+        iterations=tuple(TEMPLATE_ITERATIONS if shrink >= finest else 0 for shrink in (8, 4, 2, 1)),
     )
     through = coarser(target.grid, finest * float(target.spacing_mm.min()))
     composed = [_composed(prepared.transforms[i], template_from_target, through) for i in wanted]
@@ -320,13 +319,8 @@ def register_prepared(
         initial=composed,
         fixed_mask=fixed_mask,
         moving_masks=moving_masks,
-        shrink_factors=refine_shrink_factors,
         iterations=refine_iterations,
     )
-
-
-def _halvings(target: Image, mask: Mask | None) -> list[int]:
-    return scaled_and_cut(target, mask).schedule()
 
 
 def _composed(atlas_from_template: Transform, template_from_target: Transform, grid: Grid) -> Transform:
