@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from atlasseg import io, similarity
+from atlasseg.atlases.selection import choose, likenesses, select, thumbnails
 from atlasseg.errors import InputError
 from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
@@ -54,12 +55,16 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Scans:
-    """What a registration is given: the preprocessed target and atlases, in the atlases' order."""
+    """What a registration is given: the preprocessed target and atlases, in the atlases' order.
+
+    `begun` are the transforms of the first registration step, where the choice of atlases needed them.
+    """
 
     target: Image
     target_mask: Mask | None
     atlases: tuple[Atlas, ...]
     atlas_masks: tuple[Mask | None, ...]
+    begun: tuple[Transform, ...] | None = None
 
     @property
     def images(self) -> list[Image]:
@@ -170,6 +175,10 @@ def align(
     with _stage("preprocess", seconds, progress):
         scans = _preprocessed_scans(scan, atlases, mask, recipe.preprocessing)
 
+    if recipe.selection.before is not None:
+        with _stage("select", seconds, progress):
+            scans = _selected(scans, recipe, recipe.selection.before)
+
     with _stage("register", seconds, progress):
         registered = register(scans, recipe) if registrar is None else registrar(scans)
         target = scans.target.cropped(registered.start, registered.stop)
@@ -187,6 +196,8 @@ def align(
             for atlas, transform in zip(scans.atlases, registered.transforms, strict=True)
         ]
         candidates = _judged(target, target_mask, carried, registered.transforms, drop=recipe.registration.drop_failed)
+        if recipe.selection.after is not None:
+            candidates = _best(target, target_mask, candidates, recipe.selection.after, recipe.selection.redundancy)
 
     labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
     return Alignment(target, candidates, scan.grid, registered.start, tuple(int(v) for v in labels), seconds)
@@ -205,11 +216,12 @@ def register(scans: Scans, recipe: Recipe) -> Registered:
     target, target_mask = scans.target, scans.target_mask
     start, stop = (0, 0, 0), target.shape
     margin_mm = recipe.preprocessing.crop_margin_mm
-    transforms: Sequence[Transform] | None = None
+    transforms: Sequence[Transform] | None = scans.begun
     for number, step in enumerate(recipe.registration.steps):
-        transforms = step(
-            target, scans.images, initial=transforms, fixed_mask=target_mask, moving_masks=scans.atlas_masks
-        )
+        if number > 0 or transforms is None:
+            transforms = step(
+                target, scans.images, initial=transforms, fixed_mask=target_mask, moving_masks=scans.atlas_masks
+            )
         if number == 0 and margin_mm is not None:
             labels = [atlas.segmentation for atlas in scans.atlases]
             box = box_around(labels, transforms, target.grid, margin_mm=margin_mm)
@@ -286,7 +298,7 @@ def provenance(atlases: Sequence[Atlas], recipe: Recipe) -> dict[str, dict[str, 
             return [said(each) for each in value]
         return str(value) if isinstance(value, Path) else value
 
-    stages = ("preprocessing", "registration", "propagation", "fusion")
+    stages = ("preprocessing", "selection", "registration", "propagation", "fusion")
     made = {
         stage: {f.name: said(getattr(getattr(recipe, stage), f.name)) for f in fields(getattr(recipe, stage))}
         for stage in stages
@@ -306,6 +318,46 @@ def _preprocessed_scans(scan: Image, atlases: Sequence[Atlas], mask: Mask | None
     treated = [replace(atlas, image=preprocessed(atlas.image, recipe.steps, reference=target)) for atlas in atlases]
     masks = [_mask(atlas.image, atlas.mask, recipe) for atlas in treated]
     return Scans(target, _mask(target, mask, recipe), tuple(treated), tuple(masks))
+
+
+def _selected(scans: Scans, recipe: Recipe, count: int) -> Scans:
+    """The scans with the `count` atlases that look most like the target, in the library's order."""
+    begun: Sequence[Transform] | None = None
+    if recipe.selection.by == "first_step":
+        step = recipe.registration.steps[0]
+        begun = step(scans.target, scans.images, fixed_mask=scans.target_mask, moving_masks=scans.atlas_masks)
+    chosen = select(
+        scans.target,
+        scans.atlases,
+        count=count,
+        transforms=begun,
+        redundancy=recipe.selection.redundancy,
+        mask=scans.target_mask,
+    )
+    kept = sorted(chosen)
+    log.info("%s: atlases chosen: %s", scans.target.name, ", ".join(scans.atlases[n].id for n in kept))
+    return replace(
+        scans,
+        atlases=tuple(scans.atlases[n] for n in kept),
+        atlas_masks=tuple(scans.atlas_masks[n] for n in kept),
+        begun=None if begun is None else tuple(begun[n] for n in kept),
+    )
+
+
+def _best(
+    target: Image, mask: Mask | None, candidates: Sequence[Candidate], count: int, redundancy: float
+) -> tuple[Candidate, ...]:
+    """Let only the `count` candidates most similar to the target vote, of those whose registration did not fail."""
+    likeness = None
+    if redundancy > 0:
+        likeness = likenesses(thumbnails(target, [c.atlas for c in candidates], mask=mask))
+    scores = np.array([c.similarity if c.verdict.keep else -np.inf for c in candidates])
+    chosen = choose(scores, count=count, likeness=likeness, redundancy=redundancy)
+    reason = f"not among the {count} atlases chosen by similarity"
+    return tuple(
+        c if n in chosen or not c.verdict.keep else replace(c, verdict=replace(c.verdict, keep=False, reason=reason))
+        for n, c in enumerate(candidates)
+    )
 
 
 def preprocessed(image: Image, steps: Sequence[Step], *, reference: Image | None = None) -> Image:

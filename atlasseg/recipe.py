@@ -58,9 +58,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the volumes are."""
+    """Where the volumes are; several folders of atlases make one library."""
 
-    atlases: Path | None = None
+    atlases: tuple[Path, ...] = ()
     targets: tuple[Path, ...] = ()
     out: Path | None = None
 
@@ -77,6 +77,21 @@ class Preprocessing:
     steps: tuple[Step, ...] = ()
     mask: Literal["given", "foreground", "none"] = "given"
     crop_margin_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which atlases of a library are used for a target; all where nothing is asked for.
+
+    `before` registration (the deformable one), so many that look most like it by coarse thumbnails, aligned by their
+    centres ("thumbnails") or by the first registration step ("first_step"). `after` it, so many of highest similarity.
+    With `redundancy` above 0 atlases that resemble those already chosen count less.
+    """
+
+    before: int | None = None
+    by: Literal["thumbnails", "first_step"] = "thumbnails"
+    after: int | None = None
+    redundancy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,7 @@ class Recipe:
     fusion: Fusion
     data: Data = field(default_factory=Data)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    selection: Selection = field(default_factory=Selection)
     registration: Registration = field(default_factory=Registration)
     propagation: Propagation = field(default_factory=Propagation)
     refinement: Refinement = field(default_factory=Refinement)
@@ -169,6 +185,7 @@ class Recipe:
 SECTIONS: dict[str, type] = {
     "data": Data,
     "preprocessing": Preprocessing,
+    "selection": Selection,
     "registration": Registration,
     "propagation": Propagation,
     "fusion": Fusion,
@@ -244,7 +261,7 @@ def parse_recipe(
     if base is not None and "data" in sections:
         data = sections["data"]
         sections["data"] = Data(
-            None if data.atlases is None else base / data.atlases,
+            tuple(base / folder for folder in data.atlases),
             tuple(base / target for target in data.targets),
             None if data.out is None else base / data.out,
         )
@@ -296,7 +313,7 @@ def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
                 chosen = _checked(tuple[str, ...], value, f"{where}: [{title}] {key}")
                 arguments[key] = tuple(_step(title, key, method, table, where) for method in chosen)
             else:
-                if title == "data" and key == "targets" and isinstance(value, str):
+                if title == "data" and key in ("atlases", "targets") and isinstance(value, str):
                     value = [value]
                 arguments[key] = _checked(hints[key], value, f"{where}: [{title}] {key}")
         elif has_methods and isinstance(value, dict):

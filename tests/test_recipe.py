@@ -16,7 +16,7 @@ LEAST = {"fusion": {"method": "majority"}}
 def test_every_recipe_that_is_shipped_is_sound(path):
     recipe = read_recipe(path)
     assert recipe.name == path.stem
-    assert recipe.data.atlases is not None and recipe.data.targets and recipe.data.out is not None
+    assert recipe.data.atlases and recipe.data.targets and recipe.data.out is not None
     assert recipe.registration.steps
 
 
@@ -31,7 +31,7 @@ def test_paths_start_from_the_recipe(tmp_path):
     data = '[data]\natlases = "lib"\ntargets = ["a.nii.gz", "/b"]\nout = "../o"\n'
     path.write_text(data + '[fusion]\nmethod = "majority"\n')
     data = read_recipe(path).data
-    assert data.atlases == tmp_path / "lib"
+    assert data.atlases == (tmp_path / "lib",)
     assert data.targets == (tmp_path / "a.nii.gz", Path("/b"))
     assert data.out == tmp_path / "../o"
 

@@ -204,16 +204,29 @@ class Target:
         return replace(labels, affine=scan.affine)
 
 
-def read_library(folder: str | Path) -> AtlasLibrary:
-    """Find the atlases in a folder, laid out as this module says. No volume is read yet.
+def read_library(folder: str | Path, *more: str | Path) -> AtlasLibrary:
+    """Find the atlases in a folder, or in several together, laid out as this module says. No volume is read yet.
+
+    Of several folders the first gives the library its `root`, and the first that has a label table its `table`.
 
     Raises
     ------
     InputError
-        The folder is absent or holds no images; an id occurs twice; an image lacks its labels or labels their image; a
+        A folder is absent or holds no images; an id occurs twice; an image lacks its labels or labels their image; a
         label table or sidecar is faulty. The message names folder, files and ids.
     """
-    root = Path(folder)
+    parts = [_library_in(Path(each)) for each in (folder, *more)]
+    found: dict[str, AtlasFiles] = {}
+    for atlas in (atlas for part in parts for atlas in part.atlases):
+        if atlas.id in found:
+            raise InputError(f"two atlases are called {atlas.id!r}: {found[atlas.id].image} and {atlas.image}")
+        found[atlas.id] = atlas
+    table = next((part.table for part in parts if len(part.table)), LabelTable())
+    return AtlasLibrary(parts[0].root, tuple(found[id_] for id_ in sorted(found)), table)
+
+
+def _library_in(root: Path) -> AtlasLibrary:
+    """The atlases in one folder."""
     images = _volumes_in(_folder(root) / "images")
     if not images:
         raise InputError(

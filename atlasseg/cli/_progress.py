@@ -8,7 +8,19 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-STAGES = ("waiting", "read", "preprocess", "register", "propagate", "fuse", "refine", "regions", "evaluate", "write")
+STAGES = (
+    "waiting",
+    "read",
+    "preprocess",
+    "select",
+    "register",
+    "propagate",
+    "fuse",
+    "refine",
+    "regions",
+    "evaluate",
+    "write",
+)
 ENDS = ("done", "failed")
 
 

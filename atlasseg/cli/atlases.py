@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from atlasseg.cli._options import Device, DeviceName, RecipeFile, Settings
+from atlasseg.cli.run import Atlases, located
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at an atlas library, prepare it once for many targets, or learn on it."
@@ -82,7 +83,7 @@ def prepare(
 def correct(
     recipe: RecipeFile,
     out: Annotated[Path, typer.Option("--out", metavar="MODEL_DIR", help="Folder for the model.")],
-    atlases: Annotated[Path | None, typer.Option("--atlases", help="Folder of the atlas library.")] = None,
+    atlases: Atlases = None,
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="ID", help="Leave an atlas out; may be given again.")
     ] = None,
@@ -112,7 +113,6 @@ def correct(
     """
     from rich.console import Console
 
-    from atlasseg.cli.run import located
     from atlasseg.cohort.correct import correct as train
 
     checked = located(recipe, settings, device, targets=None, atlases=atlases, out=None, prepared=None)

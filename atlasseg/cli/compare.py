@@ -57,8 +57,8 @@ def compare(
     from atlasseg.cohort.compare import overview
 
     checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
-    if leave_one_out and checked.data.atlases is not None:
-        checked = replace(checked, data=replace(checked.data, targets=(checked.data.atlases,)))
+    if leave_one_out:
+        checked = replace(checked, data=replace(checked.data, targets=checked.data.atlases))
     chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]
     console = Console()
     with TargetProgress(Console(stderr=True)) as progress:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 Targets = Annotated[
     list[Path] | None, typer.Option("--targets", help="A scan, or a folder with images/ (and labels/); repeatable.")
 ]
-Atlases = Annotated[Path | None, typer.Option("--atlases", help="Folder of the atlas library.")]
+Atlases = Annotated[
+    list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; repeatable: together one library.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder that the results go into.")]
 
 
@@ -73,7 +75,7 @@ def located(
     device: DeviceName,
     *,
     targets: list[Path] | None,
-    atlases: Path | None,
+    atlases: list[Path] | None,
     out: Path | None,
     prepared: Path | None,
 ) -> Recipe:
@@ -85,7 +87,7 @@ def located(
     return replace(
         recipe,
         data=replace(
-            data, atlases=atlases or data.atlases, targets=tuple(targets or data.targets), out=out or data.out
+            data, atlases=tuple(atlases or data.atlases), targets=tuple(targets or data.targets), out=out or data.out
         ),
         registration=replace(recipe.registration, prepared=prepared or recipe.registration.prepared),
     )

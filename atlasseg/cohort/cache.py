@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 def registration_key(scan: Image, mask: Mask | None, atlases: Sequence[Atlas], recipe: Recipe) -> str:
     """Hexadecimal digest of everything that the registrations of `scan` depend on."""
     tables = tomllib.loads(recipe.text)
-    parts = [__version__, json.dumps([tables.get(name) for name in ("preprocessing", "registration")], sort_keys=True)]
+    parts = [
+        __version__,
+        json.dumps([tables.get(name) for name in ("preprocessing", "selection", "registration")], sort_keys=True),
+    ]
     if recipe.registration.prepared is not None:
         parts.append((recipe.registration.prepared / HEADER).read_text(encoding="utf-8"))
     for image, other, labels in ((scan, mask, None), *((a.image, a.mask, a.segmentation) for a in atlases)):

@@ -172,7 +172,6 @@ def _fused_every_way(
 
     case = read_case(target, library, progress)
     assert case.reference is not None
-    ids = [atlas.id for atlas in case.atlases]
     folder = cache / registration_key(case.scan, case.mask, case.atlases, recipe)
     registers = registrar(recipe, library)
     alignment = align(
@@ -181,7 +180,9 @@ def _fused_every_way(
         recipe,
         mask=case.mask,
         progress=progress,
-        registrar=lambda scans: kept_registrations(folder, ids, lambda: registers(scans), case.scan),
+        registrar=lambda scans: kept_registrations(
+            folder, [atlas.id for atlas in scans.atlases], lambda: registers(scans), case.scan
+        ),
     )
     table = library.table.completed(alignment.label_values)
     found = []

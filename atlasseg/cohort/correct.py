@@ -49,9 +49,9 @@ def correct(
     OutputError
         The model cannot be written.
     """
-    if recipe.data.atlases is None:
+    if not recipe.data.atlases:
         raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
-    library = read_library(recipe.data.atlases)
+    library = read_library(*recipe.data.atlases)
     library = library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
     registers = registrar(recipe, library)
 

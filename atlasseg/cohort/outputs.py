@@ -43,7 +43,7 @@ def dataset_description(recipe: Recipe) -> dict[str, Any]:
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "atlasseg", "Version": __version__, "Description": f"recipe {recipe.name}"}],
-        "SourceDatasets": [{"URL": str(path)} for path in (*recipe.data.targets, recipe.data.atlases) if path],
+        "SourceDatasets": [{"URL": str(path)} for path in (*recipe.data.targets, *recipe.data.atlases)],
         "Recipe": recipe.text,
         "SoftwareVersions": software_versions(),
     }

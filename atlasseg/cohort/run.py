@@ -101,11 +101,11 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
     InputError
         As for `run`.
     """
-    if recipe.data.atlases is None or not recipe.data.targets or recipe.data.out is None:
+    if not recipe.data.atlases or not recipe.data.targets or recipe.data.out is None:
         raise InputError(f"recipe {recipe.name}: [data] must name atlases, targets and out (or give them as options)")
     if jobs < 1:
         raise InputError(f"jobs must be at least 1, got {jobs}")
-    library = read_library(recipe.data.atlases)
+    library = read_library(*recipe.data.atlases)
     targets = read_targets(recipe.data.targets)
     _prepared.cache_clear()
     _atlas.cache_clear()  # files may have changed since an earlier run in this process

@@ -435,3 +435,18 @@ def test_real_libraries_are_read(real_data, caplog):
     atlas = mouse.read(mouse.ids[0])
     assert atlas.mask is not None and len(atlas.label_values) == 38
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_several_folders_make_one_library(tmp_path):
+    for name, id_ in (("one", "b"), ("two", "a")):
+        for kind in ("images", "labels"):
+            (tmp_path / name / kind).mkdir(parents=True)
+        io.write_image(Image(np.arange(24.0).reshape(2, 3, 4), np.eye(4)), tmp_path / name / f"images/{id_}.nii.gz")
+        io.write_label_map(LabelMap(np.ones((2, 3, 4), int), np.eye(4)), tmp_path / name / f"labels/{id_}.nii.gz")
+    (tmp_path / "two" / "labels.tsv").write_text("index\tname\n1\tpart\n")
+    library = read_library(tmp_path / "one", tmp_path / "two")
+    assert library.ids == ("a", "b") and library.kind == "multi" and library.root == tmp_path / "one"
+    assert library.table.name(1) == "part"
+    assert library.read("a").segmentation.values.tolist() == [1]
+    with pytest.raises(InputError, match=r"two atlases are called 'b': .*one.*one"):
+        read_library(tmp_path / "one", tmp_path / "one")
