@@ -288,7 +288,7 @@ def count_votes(
 
     def count(first: int) -> tuple[Int64, Int32, Float32]:
         part = slice(first, first + CHUNK)
-        return _count_votes(
+        found: tuple[Int64, Int32, Float32] = _count_votes(
             at_number[part],
             at_code[part],
             number.reshape(-1),
@@ -303,6 +303,7 @@ def count_votes(
             ballots.unknown,
             background,
         )
+        return found
 
     parts = each_tile(count, range(0, voxels.size, CHUNK))
     return (
