@@ -26,8 +26,8 @@ def register(
     shrink_factors: tuple[int, ...] = (),
     iterations: tuple[int, ...] = (60, 60, 60, 30),
     radius_voxels: int = 2,
-    bending: float = 0.01,
-    folding: float = 0.0,
+    bending: float = 0.1,
+    folding: float = 0.02,
     step_voxels: float = 0.25,
     tolerance: float = 1e-4,
 ) -> list[Transform]:
