@@ -261,7 +261,7 @@ def register_prepared(
     ids: Sequence[str] | None = None,
     fixed_mask: Mask | None = None,
     moving_masks: Sequence[Mask | None] | None = None,
-    refine_iterations: tuple[int, ...] = (30, 40, 12),
+    refine_iterations: tuple[int, ...] = (30, 30, 8),
 ) -> list[Transform]:
     """Register atlases to a target by way of their template, then refine each.
 

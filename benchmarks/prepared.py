@@ -1,7 +1,7 @@
 """A library prepared once against registering every atlas: seconds a target, Dice of single atlases and after fusion.
 
     python benchmarks/prepared.py --data DIR [--sets mouse_brain human_brain hippocampus] [--targets N] [--atlases N]
-                                  [--fusion majority joint] [--refine 30 40 12] [--starts] [--cache DIR]
+                                  [--fusion majority joint] [--refine 30 30 8] [--starts] [--cache DIR]
 
 Leave-one-out where a set has no targets of its own: the template is made without the target. The prepared library is
 kept in ``--cache`` by set and left-out scan, since it is made once for any number of targets; its seconds are printed.
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=3, help="the first so many of each set")
     parser.add_argument("--atlases", type=int, default=None, help="the first so many of each set")
     parser.add_argument("--fusion", nargs="+", default=["majority", "joint"])
-    parser.add_argument("--refine", nargs="+", type=int, default=[30, 40, 12], help="iterations, coarse to fine")
+    parser.add_argument("--refine", nargs="+", type=int, default=[30, 30, 8], help="iterations, coarse to fine")
     parser.add_argument("--starts", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "atlasseg_prepared")
     parser.add_argument("--out", type=Path, default=None, help="TSV of every run")
