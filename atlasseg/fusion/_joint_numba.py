@@ -149,16 +149,16 @@ def _tile_weights(
                                     e += 1
                     who[used] = n
                     used += 1
-                for i in range(used):
-                    for j in range(i + 1):
-                        expected = _dot(errors[i], errors[j]) / degrees
+                for u in range(used):
+                    for v in range(u + 1):
+                        expected = _dot(errors[u], errors[v]) / degrees
                         expected = expected * expected if beta == 2.0 else expected**beta
-                        matrix[i, j] = expected
-                        matrix[j, i] = expected
-                    matrix[i, i] += alpha
+                        matrix[u, v] = expected
+                        matrix[v, u] = expected
+                    matrix[u, u] += alpha
                 minimise(matrix, used, nonnegative, factor, solution)
-                for i in range(used):
-                    weights[row, who[i]] = solution[i]
+                for u in range(used):
+                    weights[row, who[u]] = solution[u]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
