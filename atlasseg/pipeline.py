@@ -27,7 +27,7 @@ from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.propagation import propagate
 from atlasseg.recipe import Preprocessing, Recipe, Regions, Step
-from atlasseg.regions.consistency import Change, make_consistent
+from atlasseg.regions.consistency import Change, make_consistent, voting
 from atlasseg.registration.outliers import Verdict, find_failures
 from atlasseg.registration.quality import RegistrationQuality, quality
 from atlasseg.transforms import Transform
@@ -266,7 +266,7 @@ def fuse(
             consistent = make_consistent(
                 alignment.target,
                 fused,
-                method=regions.method,
+                method=regions.method and voting(regions.method),
                 intensity_exponent=regions.intensity_exponent,
                 window_voxels=regions.window_voxels,
                 posterior_weight=regions.posterior_weight,

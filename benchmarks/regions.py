@@ -30,7 +30,7 @@ import pandas as pd
 
 from atlasseg.regions import split_and_merge
 from atlasseg.regions.adjacency_graph import adjacency_graph
-from atlasseg.regions.consistency import Partition, make_consistent
+from atlasseg.regions.consistency import VOTING_THRESHOLD, Partition, make_consistent
 from atlasseg.regions.merging import merge, merge_arrays
 from atlasseg.regions.octree import split
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
@@ -183,11 +183,12 @@ def _fused(data: Path, name: str, target: str, cache: Path) -> tuple[Image, Prob
 def stage(data: Path, sets: list[str], targets: int | None, cache: Path) -> None:
     from scipy.stats import wilcoxon
 
-    ways: dict[str, tuple[Partition | None, float]] = {
-        "islands only": (None, 0.0),
-        "intensity, islands": (None, 0.2),
-        "split_and_merge": (split_and_merge.partition, 0.2),
-        "split_and_merge, fine": (partial(split_and_merge.partition, merge_threshold=3.0), 0.2),
+    fine = partial(split_and_merge.partition, merge_threshold=VOTING_THRESHOLD)
+    ways: dict[str, tuple[Partition | None, float, float]] = {  # method, intensity_exponent, island_share
+        "islands": (None, 0.0, 0.02),
+        "intensity": (None, 0.2, 0.0),
+        "intensity, votes": (fine, 0.2, 0.0),
+        "intensity, votes, islands": (fine, 0.2, 0.02),
     }
     for name in sets:
         folder = data / name / ("targets" if (data / name / "targets").is_dir() else "atlases")
@@ -195,9 +196,12 @@ def stage(data: Path, sets: list[str], targets: int | None, cache: Path) -> None
         cases = [_fused(data, name, target, cache) for target in ids]
         before = pd.DataFrame([_measured(fused.label_map(), reference) for _, fused, reference in cases])
         rows = [{"way": "joint", **before.mean().to_dict()}]
-        for way, (method, exponent) in ways.items():
+        for way, (method, exponent, share) in ways.items():
             begun = time.perf_counter()
-            results = [make_consistent(i, f, method=method, intensity_exponent=exponent) for i, f, _ in cases]
+            results = [
+                make_consistent(i, f, method=method, intensity_exponent=exponent, island_share=share)
+                for i, f, _ in cases
+            ]
             seconds = (time.perf_counter() - begun) / len(cases)
             after = pd.DataFrame([_measured(r.labels, c[2]) for r, c in zip(results, cases, strict=True)])
             row: dict[str, object] = {"way": way, **after.mean().to_dict()}

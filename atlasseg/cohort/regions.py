@@ -15,7 +15,7 @@ from atlasseg.errors import InputError
 from atlasseg.recipe import Step, parse_recipe
 from atlasseg.regions import figures, split_and_merge, watershed
 from atlasseg.regions.adjacency_graph import AdjacencyGraph, adjacency_graph
-from atlasseg.regions.consistency import Change, Consistent, LabelChoice, make_consistent
+from atlasseg.regions.consistency import Change, Consistent, LabelChoice, make_consistent, voting
 from atlasseg.regions.instances import Split, instances
 from atlasseg.regions.merging import Merges, merge
 from atlasseg.regions.noise import noise_sd
@@ -164,7 +164,7 @@ def consistent_files(
     """
     image = io.read_image(volume)
     given = _read_segmentation(segmentation)
-    step = None if method is None else _step(method, settings)
+    step = None if method is None else voting(_step(method, settings))
     result = make_consistent(
         image,
         given,

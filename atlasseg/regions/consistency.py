@@ -14,8 +14,8 @@ What changed is reported label by label.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,18 @@ from atlasseg.regions.evidence import with_intensity
 from atlasseg.regions.noise import noise_sd
 from atlasseg.volume import Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
 
+if TYPE_CHECKING:
+    from atlasseg.recipe import Step
+
 Partition = Callable[..., LabelMap]
 """A method of this stage: cuts an Image into regions 1..R (0: no region), given `noise_sd` by keyword."""
 
 LabelChoice = tuple[int, ...] | Literal["all"]
 """Some labels, or all of them but background."""
+
+VOTING_THRESHOLD = 3.0
+"""Merge threshold of regions that vote, where none is given: far below that of regions that stand alone, since a
+region that straddles two structures takes one of them whole."""
 
 MARGIN_VOXELS = 4
 """How far beyond the labels regions are looked for."""
@@ -201,6 +208,13 @@ def make_consistent(
         if sizes[0][n] or sizes[1][n]
     )
     return Consistent(_with_labels(updated, labels), changes, int((labels != before).sum()))
+
+
+def voting(step: Step) -> Step:
+    """A method of this stage with `VOTING_THRESHOLD`, unless it was told when to stop merging or does not merge."""
+    if not step.method.takes("merge_threshold") or {"merge_threshold", "regions"} & step.arguments.keys():
+        return step
+    return replace(step, arguments={**step.arguments, "merge_threshold": VOTING_THRESHOLD})
 
 
 def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_weight: float = 60.0) -> Image:
