@@ -173,7 +173,7 @@ def align(
     seconds: dict[str, float] = {}
 
     with _stage("preprocess", seconds, progress):
-        scans = _preprocessed_scans(scan, atlases, mask, recipe.preprocessing)
+        scans = preprocessed_scans(scan, atlases, mask, recipe.preprocessing)
 
     if recipe.selection.before is not None:
         with _stage("select", seconds, progress):
@@ -312,7 +312,7 @@ def provenance(atlases: Sequence[Atlas], recipe: Recipe) -> dict[str, dict[str, 
     }
 
 
-def _preprocessed_scans(scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing) -> Scans:
+def preprocessed_scans(scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing) -> Scans:
     """Treat target and atlases alike."""
     target = preprocessed(scan, recipe.steps)
     treated = [replace(atlas, image=preprocessed(atlas.image, recipe.steps, reference=target)) for atlas in atlases]

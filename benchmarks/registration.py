@@ -1,13 +1,14 @@
 """Registration engines side by side: mean Dice of single atlases, seconds a pair, folding, memory.
 
     python benchmarks/registration.py --data DIR [--sets hippocampus,mouse,human] [--targets N] [--pairs N]
-                                      [--methods affine,ffd,diffeomorphic] [--peers syn,greedy,elastix]
+                                      [--only ID,ID] [--methods affine,ffd,recipe] [--peers syn,greedy,elastix]
 
-Ours register all atlases of a target in one call; a peer registers pair by pair with its default settings (greedy:
-affine, then NCC 2x2x2, 100x50x20). Only the registration is timed, after a run on one pair of hippocampus crops, so
-that compilation is not; labels are then warped by each engine's own tool. Each engine runs in a process of its own,
-whose peak memory is given. The ratio is of the seconds a pair against greedy's in the same run. A peer that is not
-installed is left out, by name. Threads: set NUMBA_NUM_THREADS and ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS.
+`recipe` is what the set's recipe in pipelines/ does: its preprocessing, masks and registration steps. Ours register
+all atlases of a target in one call; a peer registers pair by pair with its default settings (greedy: affine, then NCC
+2x2x2, 100x50x20). Only the registration is timed, after a run on one pair of hippocampus crops, so that compilation is
+not; labels are then warped by each engine's own tool. Each engine runs in a process of its own, whose peak memory is
+given. The ratio is of the seconds a pair against greedy's in the same run. A peer that is not installed is left out,
+by name. Threads: set NUMBA_NUM_THREADS and ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS.
 """
 
 from __future__ import annotations
@@ -28,11 +29,18 @@ from typing import Any
 import numpy as np
 
 from atlasseg import io
+from atlasseg.pipeline import preprocessed_scans
+from atlasseg.pipeline import register as by_steps
+from atlasseg.recipe import read_recipe
 from atlasseg.registration.quality import quality
 from atlasseg.resampling import resample
+from atlasseg.volume import Atlas, Mask
 
 SETS = {"hippocampus": ("hippocampus", 6), "mouse": ("mouse_brain", 2), "human": ("human_brain", 3)}
 """Folder of a set, and how many targets are registered by default."""
+
+RECIPES = {"hippocampus": "hippocampus", "mouse_brain": "mouse_brain", "human_brain": "human_brain_t1"}
+"""Recipe of a folder."""
 
 PEERS = {"syn": ("ants", "antspyx"), "greedy": ("picsl_greedy", "picsl-greedy"), "elastix": ("itk", "itk-elastix")}
 """Module and distribution of each peer."""
@@ -63,6 +71,31 @@ def ours(method: str, target: Path, atlases: Sequence[Path]) -> tuple[Result, fl
         warped = resample(io.read_label_map(labels_of(path)), fixed.grid, transform)
         out.append((warped.array, quality(transform, fixed.grid).folded_share))
     return out, seconds
+
+
+def by_recipe(target: Path, atlases: Sequence[Path]) -> tuple[Result, float]:
+    """Register all atlases at once as the set's recipe does; preprocessing is not timed."""
+    name = next(RECIPES[part] for part in target.parts[::-1] if part in RECIPES)
+    recipe = read_recipe(Path(__file__).parents[1] / "pipelines" / f"{name}.toml")
+    scans = preprocessed_scans(
+        io.read_image(target),
+        [Atlas(a.name, io.read_image(a), io.read_label_map(labels_of(a)), mask_of(a)) for a in atlases],
+        mask_of(target),
+        recipe.preprocessing,
+    )
+    begin = time.perf_counter()
+    registered = by_steps(scans, recipe)
+    seconds = time.perf_counter() - begin
+    out: Result = []
+    for transform, atlas in zip(registered.transforms, scans.atlases, strict=True):
+        warped = resample(atlas.segmentation, scans.target.grid, transform)
+        out.append((warped.array, quality(transform, scans.target.grid).folded_share))
+    return out, seconds
+
+
+def mask_of(image: Path) -> Mask | None:
+    path = image.parents[1] / "masks" / image.name
+    return io.read_mask(path) if path.exists() else None
 
 
 def one_by_one(pair: Callable[[Path, Path], tuple[np.ndarray, float]]) -> Callable[..., tuple[Result, float]]:
@@ -127,6 +160,8 @@ def runner(engine: str) -> Callable[..., tuple[Result, float]]:
     peers = {"syn": syn, "greedy": greedy, "elastix": elastix}
     if engine in peers:
         return one_by_one(peers[engine])
+    if engine == "recipe":
+        return by_recipe
     return lambda target, atlases: ours(engine, target, atlases)
 
 
@@ -163,7 +198,8 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--targets", type=int, help="targets a set")
     parser.add_argument("--pairs", type=int, help="atlases a target")
-    parser.add_argument("--methods", default="affine,ffd,diffeomorphic")
+    parser.add_argument("--only", default="", help="these atlases alone, by id")
+    parser.add_argument("--methods", default="affine,ffd,recipe")
     parser.add_argument("--peers", default=",".join(PEERS))
     given = parser.parse_args()
     peers = [p for p in given.peers.split(",") if p]
@@ -180,7 +216,8 @@ def main() -> None:
         atlases = images(given.data / folder / "atlases")
         own = given.data / folder / "targets"
         targets = (images(own) if own.is_dir() else atlases)[: given.targets or default]
-        jobs = [(t, [a for a in atlases if a != t][: given.pairs]) for t in targets]
+        wanted = [a for a in atlases if not given.only or a.name.split(".")[0] in given.only.split(",")]
+        jobs = [(t, [a for a in wanted if a != t][: given.pairs]) for t in targets]
         rows, greedy_seconds = [], float("nan")
         for engine in [*peers, *(m for m in given.methods.split(",") if m)]:
             answer = context.Queue()

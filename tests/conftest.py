@@ -8,6 +8,10 @@ import pytest
 
 from atlasseg import io, phantoms
 
+# ANTs takes its number of threads from the environment when it is first imported, by whichever test that is; with more
+# than one its sums, and with them its results, change from run to run
+os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+
 REAL = Path(os.environ.get("ATLASSEG_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
