@@ -69,6 +69,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not final.exists():
+            old.rename(final)
         raise OutputError(f"{final}: cannot be written: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

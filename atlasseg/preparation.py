@@ -18,10 +18,7 @@ References
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import secrets
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +30,8 @@ from scipy import linalg, ndimage
 
 from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary
-from atlasseg.errors import InputError, OutputError
+from atlasseg.errors import InputError
+from atlasseg.files import whole_folder
 from atlasseg.registration import affine, diffeomorphic
 from atlasseg.registration._coarse import coarser
 from atlasseg.registration._engine.pyramid import prepare as scaled_and_cut
@@ -449,10 +447,8 @@ def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
         "settings": dict(prepared.settings),
         "template": io.content_hash(prepared.template, place=False),
     }
-    aside = folder.with_name(f".{secrets.token_hex(4)}.{folder.name}")
-    old = folder.with_name(f".{secrets.token_hex(4)}.{folder.name}")
-    try:
-        (aside / TRANSFORMS).mkdir(parents=True)
+    with whole_folder(folder) as aside:
+        (aside / TRANSFORMS).mkdir()
         io.write_image(prepared.template, aside / TEMPLATE)
         if prepared.mask is not None:
             io.write_mask(prepared.mask, aside / MASK)
@@ -465,17 +461,7 @@ def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
                 displacement_mm=moved.displacement_mm,
                 affine=moved.affine,
             )
-        (aside / HEADER).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
-        if folder.exists():
-            folder.replace(old)
-        aside.replace(folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        io.write_json(header, aside / HEADER)
 
 
 def _parts(id_: str, transform: Transform) -> tuple[Affine, DisplacementField]:

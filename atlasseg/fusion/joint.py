@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
+from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
 from atlasseg.fusion import _joint_numba
 from atlasseg.fusion._ballots import Ballots, unanimity
-from atlasseg.fusion._device import Device, resolved
 from atlasseg.fusion._patches import PatchSearch, covered, radius_of
 from atlasseg.fusion._votes import check_candidates
 from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
 from atlasseg.registration._engine import dense
 from atlasseg.registration._engine.batch import Pair, each, field_transform, pairs, schedule_of
-from atlasseg.registration._engine.device import Device, chosen
 from atlasseg.registration._engine.linear import register_linear
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Float32, Float64, Image, Mask
@@ -108,7 +108,7 @@ def register(
         tolerance,
     )
 
-    machine = chosen(device)
+    machine = resolved(device)
     needed = dense.bytes_needed(prepared[0].fixed.counted.size, len(prepared[0].fixed.channels))
 
     def linear(pair: Pair) -> Float64:

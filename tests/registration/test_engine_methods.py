@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from atlasseg import phantoms
+from atlasseg import device, phantoms
 from atlasseg.errors import GeometryError, InputError, MissingLibraryError
 from atlasseg.registration import affine, diffeomorphic, ffd, rigid, similarity
-from atlasseg.registration._engine import dense, dense_torch, device
+from atlasseg.registration._engine import dense, dense_torch
 from atlasseg.registration._engine.batch import pairs
 from atlasseg.registration._engine.linear import as_matrix
 from atlasseg.registration.quality import quality
@@ -157,15 +157,15 @@ def test_a_batch_too_large_for_the_gpu_is_halved_and_one_image_too_large_is_name
 def test_devices_asked_for_and_absent_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device.chosen("auto") == "cpu"
-    with pytest.raises(InputError, match="finds no CUDA device"):
-        device.chosen("cuda")
+    assert device.resolved("auto") == "cpu"
+    with pytest.raises(InputError, match="finds no CUDA GPU"):
+        device.resolved("cuda")
     with pytest.raises(InputError, match="'tpu'"):
-        device.chosen("tpu")
+        device.resolved("tpu")
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda _: None)
-    assert device.chosen("auto") == "cpu"
+    assert device.resolved("auto") == "cpu"
     with pytest.raises(MissingLibraryError, match=r"atlasseg\[torch\]"):
-        device.chosen("cuda")
+        device.resolved("cuda")
 
 
 @pytest.mark.parametrize("module", LINEAR + DEFORMABLE)
