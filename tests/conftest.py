@@ -5,12 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from atlasseg import io, phantoms
 
 # ANTs takes its number of threads from the environment when it is first imported, by whichever test that is; with more
 # than one its sums, and with them its results, change from run to run
 os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+
+# times are never asserted, and the first example of a compiled function includes its compilation
+settings.register_profile("atlasseg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("atlasseg")
 
 REAL = Path(os.environ.get("ATLASSEG_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

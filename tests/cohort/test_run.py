@@ -373,7 +373,8 @@ def test_a_full_disk_leaves_nothing_half_written(recipe, dataset, monkeypatch):
 def test_ctrl_c_leaves_nothing_half_written(recipe, dataset):
     slow = dataset / "slow.py"
     slow.write_text(
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from atlasseg.cohort import outputs\n"
         "from atlasseg.cli import main\n"
         "write = outputs.io.write_image\n"
