@@ -22,6 +22,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import InputError
 from atlasseg.files import whole_folder
+from atlasseg.recipe import Step
 from atlasseg.registration import affine, diffeomorphic
 from atlasseg.registration._coarse import coarser
 from atlasseg.registration._engine.pyramid import prepare as scaled_and_cut
@@ -43,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 """Told what is being done, in a few words, as it begins."""
+
+Engine = Callable[..., list[Transform]]
+"""Registers as `diffeomorphic.register` does, some of its parameters perhaps given already."""
 
 FORMAT = 1
 """Of a prepared library's folder; raised when an older program could not read it rightly."""
@@ -140,10 +145,22 @@ def _file_hash(path: Path | None) -> str:
     return digest.hexdigest()
 
 
+def engine_of(steps: Sequence[Step]) -> Engine:
+    """`diffeomorphic.register` with the parameters that a recipe's steps give it, but for those of single levels.
+
+    Levels and iterations are the template's own affair; where the recipe chooses its levels, so is the smoothing of
+    the field, which is given level by level.
+    """
+    given = next((step.arguments for step in reversed(steps) if step.name == "diffeomorphic"), {})
+    own = {"shrink_factors", "iterations"} | ({"field_sigma_voxels"} if "shrink_factors" in given else set())
+    return partial(diffeomorphic.register, **{name: value for name, value in given.items() if name not in own})
+
+
 def prepare(
     library: AtlasLibrary,
     *,
     preprocess: Callable[[Image], Image] | None = None,
+    engine: Engine = diffeomorphic.register,
     rounds: int = 3,
     shrink: int | None = None,
     sharpening: float = 0.0,
@@ -157,7 +174,7 @@ def prepare(
         At least 2 atlases.
     preprocess : callable, optional
         Applied to every scan as it is read, as it will be applied when targets are segmented.
-    rounds, shrink, sharpening, progress
+    engine, rounds, shrink, sharpening, progress
         As for `groupwise_template`.
 
     Raises
@@ -171,7 +188,13 @@ def prepare(
         images.append(replace(atlas.image if preprocess is None else preprocess(atlas.image), name=files.id))
         masks.append(atlas.mask)
     template, mask, transforms = groupwise_template(
-        images, masks=masks, rounds=rounds, shrink=shrink, sharpening=sharpening, progress=progress
+        images,
+        masks=masks,
+        engine=engine,
+        rounds=rounds,
+        shrink=shrink,
+        sharpening=sharpening,
+        progress=progress,
     )
     from atlasseg import __version__
 
@@ -184,6 +207,7 @@ def groupwise_template(
     images: Sequence[Image],
     *,
     masks: Sequence[Mask | None] | None = None,
+    engine: Engine = diffeomorphic.register,
     rounds: int = 3,
     shrink: int | None = None,
     sharpening: float = 0.0,
@@ -202,6 +226,8 @@ def groupwise_template(
         At least 2, of the same channels; intensities of any scale.
     masks : sequence of Mask or None, optional
         Where each image is known, on its grid.
+    engine : callable
+        `diffeomorphic.register`, with other parameters than its defaults if need be: see `engine_of`.
     rounds : int
         Deformable rounds, at least 1.
     shrink : int, optional
@@ -245,7 +271,7 @@ def groupwise_template(
     template, mask = _mean_image(scaled, known, transforms, grid, sharpening)
     for n in range(rounds):
         tell(f"template: {len(images)} images, deformable, round {n + 1} of {rounds}")
-        found = diffeomorphic.register(template, scaled, initial=transforms, fixed_mask=mask, moving_masks=known)
+        found = engine(template, scaled, initial=transforms, fixed_mask=mask, moving_masks=known)
         transforms = _deformations_about_their_mean(found, matrices, grid)
         template, mask = _mean_image(scaled, known, transforms, grid, sharpening)
     return template, mask, transforms
@@ -259,6 +285,7 @@ def register_prepared(
     ids: Sequence[str] | None = None,
     fixed_mask: Mask | None = None,
     moving_masks: Sequence[Mask | None] | None = None,
+    engine: Engine = diffeomorphic.register,
     refine_iterations: tuple[int, ...] = (30, 30, 8),
 ) -> list[Transform]:
     """Register atlases to a target by way of their template, then refine each.
@@ -276,6 +303,8 @@ def register_prepared(
         Outside it voxels do not count, on the target's grid.
     moving_masks : sequence of Mask or None, optional
         Where each atlas is known.
+    engine : callable
+        As for `groupwise_template`.
     refine_iterations : tuple of int
         Of the refinement of each atlas, at most so many at each level of the method `diffeomorphic`, coarse to fine and
         ending at full resolution; where all are 0 the composed transforms are returned as they are.
@@ -300,7 +329,7 @@ def register_prepared(
             + (f"; not in the prepared library: {', '.join(map(repr, absent))}" if absent else "")
         )
     finest = max(1, round(float(prepared.template.spacing_mm.min() / target.spacing_mm.min())))
-    (template_from_target,) = diffeomorphic.register(
+    (template_from_target,) = engine(
         target,
         [prepared.template],
         fixed_mask=fixed_mask,
@@ -311,7 +340,7 @@ def register_prepared(
     composed = [_composed(prepared.transforms[i], template_from_target, through) for i in wanted]
     if not any(refine_iterations):
         return composed
-    return diffeomorphic.register(
+    return engine(
         target,
         moving,
         initial=composed,

@@ -1,13 +1,14 @@
 """A library prepared once against registering every atlas: seconds a target, Dice of single atlases and after fusion.
 
     python benchmarks/prepared.py --data DIR [--sets mouse_brain human_brain hippocampus] [--targets N] [--atlases N]
-                                  [--fusion majority joint] [--refine 30 30 8] [--starts] [--cache DIR]
+                                  [--fusion majority joint] [--starts] [--cache DIR]
 
-Leave-one-out where a set has no targets of its own: the template is made without the target. The prepared library is
-kept in ``--cache`` by set and left-out scan, since it is made once for any number of targets; its seconds are printed.
-``direct`` registers every atlas (affine, then `diffeomorphic` with its defaults). ``--starts`` compares direct
-registration with and without the coarse search of `coupled_convex` as its start instead. CPU seconds are
-comparable only with NUMBA_NUM_THREADS=1, since threads that wait count too.
+``direct`` does what `atlasseg run` does by the set's recipe, ``prepared`` what it does with ``--prepared``; both after
+the recipe's preprocessing. Leave-one-out where a set has no targets of its own: the template is made without the
+target. The prepared library is kept in ``--cache`` by set and left-out scan, since it is made once for any number of
+targets; its seconds are printed. ``--starts`` compares direct registration with and without the coarse search of
+`coupled_convex` as its start instead. CPU seconds are comparable only with NUMBA_NUM_THREADS=1, since threads that
+wait count too.
 """
 
 from __future__ import annotations
@@ -17,76 +18,82 @@ import importlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from atlasseg.atlases.library import AtlasLibrary, read_library
+from atlasseg.cohort.run import registrar
 from atlasseg.evaluation import overlap
-from atlasseg.preparation import PreparedLibrary, prepare, read_prepared, register_prepared, write_prepared
+from atlasseg.pipeline import Scans, preprocessed, preprocessed_scans
+from atlasseg.preparation import engine_of, prepare, write_prepared
 from atlasseg.propagation import propagate
+from atlasseg.recipe import Recipe, read_recipe
 from atlasseg.registration import affine, coupled_convex, diffeomorphic
 from atlasseg.registration.quality import quality
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas
+
+RECIPES = {"hippocampus": "hippocampus", "mouse_brain": "mouse_brain", "human_brain": "human_brain_t1"}
+"""Recipe of a set."""
 
 
 def dice(labels: np.ndarray, reference: Atlas) -> float:
     return float(np.nanmean(overlap.dice(overlap.count(labels, reference.segmentation.array))))
 
 
-def prepared_for(library: AtlasLibrary, folder: Path) -> PreparedLibrary:
+def make_prepared(library: AtlasLibrary, recipe: Recipe, folder: Path) -> None:
     if not folder.exists():
         began = time.perf_counter()
-        write_prepared(prepare(library, progress=print), folder)
+        steps = recipe.preprocessing.steps
+        engine = engine_of(recipe.registration.steps)
+        made = prepare(library, preprocess=partial(preprocessed, steps=steps), engine=engine, progress=print)
+        write_prepared(made, folder)
         print(f"prepared {len(library)} atlases in {time.perf_counter() - began:.1f} s: {folder}", flush=True)
-    prepared = read_prepared(folder)
-    prepared.check(library)
-    return prepared
 
 
 def measured(
-    target: Atlas, atlases: Sequence[Atlas], transforms: Sequence[Transform], fusions: Sequence[str]
+    scans: Scans, reference: Atlas, transforms: Sequence[Transform], fusions: Sequence[str]
 ) -> dict[str, float]:
-    candidates = [propagate(a, t, target.image.grid) for a, t in zip(atlases, transforms, strict=True)]
-    folded = max(quality(t, target.image.grid, mask=target.mask).folded_share for t in transforms)
-    row = {"single": float(np.mean([dice(c.segmentation.array, target) for c in candidates])), "folded": folded}
+    grid = scans.target.grid
+    candidates = [propagate(a, t, grid) for a, t in zip(scans.atlases, transforms, strict=True)]
+    folded = max(quality(t, grid, mask=scans.target_mask).folded_share for t in transforms)
+    row = {"single": float(np.mean([dice(c.segmentation.array, reference) for c in candidates])), "folded": folded}
     for name in fusions:
-        fused = importlib.import_module(f"atlasseg.fusion.{name}").fuse(target.image, candidates)
-        row[name] = dice(fused.mode, target)
+        fused = importlib.import_module(f"atlasseg.fusion.{name}").fuse(scans.target, candidates)
+        row[name] = dice(fused.mode, reference)
     return row
 
 
-def timed(register: Callable[[], list[Transform]]) -> tuple[list[Transform], float, float]:
+def timed(register: Callable[[], Sequence[Transform]]) -> tuple[Sequence[Transform], float, float]:
     began, cpu = time.perf_counter(), time.process_time()
     return register(), time.perf_counter() - began, time.process_time() - cpu
 
 
 def ways_of(
-    target: Atlas, library: AtlasLibrary, atlases: Sequence[Atlas], cache: Path, given: argparse.Namespace
-) -> Iterator[tuple[str, tuple[list[Transform], float, float]]]:
-    images = [a.image for a in atlases]
-    masks: dict[str, Any] = {"fixed_mask": target.mask, "moving_masks": [a.mask for a in atlases]}
+    scans: Scans, library: AtlasLibrary, recipe: Recipe, cache: Path, given: argparse.Namespace
+) -> Iterator[tuple[str, tuple[Sequence[Transform], float, float]]]:
+    diffeomorphic.register(scans.target, scans.images[:1], iterations=(1,), shrink_factors=(8,))  # compiles
     if given.starts:
-        begin = affine.register(target.image, images, **masks)
+        images, masks = scans.images, {"fixed_mask": scans.target_mask, "moving_masks": scans.atlas_masks}
+        begin = affine.register(scans.target, images, **masks)
 
         def searched(nodes: tuple[float, ...]) -> list[Transform]:
             start = begin
             if nodes:
-                start = coupled_convex.register(target.image, images, initial=begin, node_voxels=nodes, **masks)
-            return diffeomorphic.register(target.image, images, initial=start, **masks)
+                start = coupled_convex.register(scans.target, images, initial=begin, node_voxels=nodes, **masks)
+            return diffeomorphic.register(scans.target, images, initial=start, **masks)
 
         for way, nodes in (("affine start", ()), ("coarse search", (6.0,)), ("two searches", (6.0, 4.0))):
             yield way, timed(partial(searched, nodes))
         return
-    prepared = prepared_for(library, cache)
-    refine = {"refine_iterations": tuple(given.refine), "ids": library.ids}
-    diffeomorphic.register(target.image, images[:1], iterations=(1,), shrink_factors=(8,))  # compiles
-    yield "prepared", timed(partial(register_prepared, target.image, prepared, images, **refine, **masks))
-    yield "direct", timed(partial(diffeomorphic.register, target.image, images, **masks))
+    make_prepared(library, recipe, cache)
+    for way, folder in (("prepared", cache), ("direct", None)):
+        register = registrar(replace(recipe, registration=replace(recipe.registration, prepared=folder)), library)
+        yield way, timed(lambda register=register: register(scans).transforms)
 
 
 def main() -> None:
@@ -96,7 +103,6 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=3, help="the first so many of each set")
     parser.add_argument("--atlases", type=int, default=None, help="the first so many of each set")
     parser.add_argument("--fusion", nargs="+", default=["majority", "joint"])
-    parser.add_argument("--refine", nargs="+", type=int, default=[30, 30, 8], help="iterations, coarse to fine")
     parser.add_argument("--starts", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "atlasseg_prepared")
     parser.add_argument("--out", type=Path, default=None, help="TSV of every run")
@@ -104,6 +110,7 @@ def main() -> None:
 
     rows: list[dict[str, object]] = []
     for name in given.sets:
+        recipe = read_recipe(Path(__file__).parents[1] / "pipelines" / f"{RECIPES[name]}.toml")
         whole = read_library(given.data / name / "atlases")
         own = given.data / name / "targets"
         targets = read_library(own) if own.is_dir() else whole
@@ -112,10 +119,11 @@ def main() -> None:
             library = whole if own.is_dir() else whole.without(target_id)
             library = library.only(library.ids[: given.atlases])
             atlases = [library.read(each) for each in library.ids]
+            scans = preprocessed_scans(target.image, atlases, target.mask, recipe.preprocessing)
             cache = given.cache / f"{name}_{'whole' if own.is_dir() else 'without_' + target_id}_{len(library)}"
-            for way, (transforms, seconds, cpu_s) in ways_of(target, library, atlases, cache, given):
+            for way, (transforms, seconds, cpu_s) in ways_of(scans, library, recipe, cache, given):
                 row = {"set": name, "target": target_id, "way": way, "atlases": len(atlases)}
-                row |= {"seconds": seconds, "cpu_s": cpu_s, **measured(target, atlases, transforms, given.fusion)}
+                row |= {"seconds": seconds, "cpu_s": cpu_s, **measured(scans, target, transforms, given.fusion)}
                 rows.append(row)
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 

@@ -9,11 +9,12 @@ import numba
 import numpy as np
 import pytest
 
-from atlasseg import io, preparation
+from atlasseg import io, methods, preparation
 from atlasseg.atlases.library import read_library
 from atlasseg.errors import InputError, OutputError
 from atlasseg.phantoms import head, moving_from_fixed, tilted_grid
 from atlasseg.preparation import PreparedLibrary, prepare, read_prepared, register_prepared, write_prepared
+from atlasseg.recipe import Step
 from atlasseg.resampling import resample
 from atlasseg.transforms import Affine, BSplineField, DisplacementField, grid_points
 from atlasseg.volume import Image, Mask
@@ -207,3 +208,14 @@ def test_bad_requests_are_named(prepared, heads):
         register_prepared(heads[0].image, prepared, [heads[0].image], ids=["atlas7"])
     with pytest.raises(InputError, match="1 images of atlases for 3 ids"):
         register_prepared(heads[0].image, prepared, [heads[0].image])
+
+
+def test_the_engine_is_the_recipes_but_for_its_levels():
+    method = methods.get("registration", "diffeomorphic")
+    own = {"radius_voxels": 3, "update_sigma_voxels": 2.5, "iterations": (40, 10), "field_sigma_voxels": (1.0, 0.5)}
+    steps = (Step(methods.get("registration", "affine"), {"radius_voxels": 4}), Step(method, own))
+    smoothing = {"radius_voxels": 3, "update_sigma_voxels": 2.5}
+    assert preparation.engine_of(steps).keywords == {**smoothing, "field_sigma_voxels": (1.0, 0.5)}
+    levels = (Step(method, {**own, "shrink_factors": (2, 1)}),)
+    assert preparation.engine_of(levels).keywords == smoothing
+    assert preparation.engine_of(steps[:1]).keywords == {}

@@ -46,7 +46,7 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", help="Folder for the prepared library.")],
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", help="Preprocess the scans as this recipe does; give the one you will run."),
+        typer.Option("--recipe", help="Preprocess and register as this recipe does; give the one you will run."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the template is made anew from the last one.")] = 3,
 ) -> None:
@@ -64,16 +64,22 @@ def prepare(
 
     from atlasseg.atlases.library import read_library
     from atlasseg.pipeline import preprocessed
+    from atlasseg.preparation import engine_of, write_prepared
     from atlasseg.preparation import prepare as make
-    from atlasseg.preparation import write_prepared
     from atlasseg.recipe import read_recipe
 
-    steps = () if recipe is None else read_recipe(recipe).preprocessing.steps
+    given = None if recipe is None else read_recipe(recipe)
+    steps = given.preprocessing.steps if given else ()
+    engine = engine_of(given.registration.steps if given else ())
     library = read_library(folder)
     console = Console(stderr=True)
     with console.status("prepare") as status:
         prepared = make(
-            library, preprocess=lambda image: preprocessed(image, steps), rounds=rounds, progress=status.update
+            library,
+            preprocess=lambda image: preprocessed(image, steps),
+            engine=engine,
+            rounds=rounds,
+            progress=status.update,
         )
     write_prepared(prepared, out)
     typer.echo(f"wrote {out}: a template of {len(library)} atlases")

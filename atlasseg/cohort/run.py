@@ -20,7 +20,7 @@ from atlasseg.errors import InputError, OutputError
 from atlasseg.evaluation import evaluate
 from atlasseg.files import discard_partial, whole_folder
 from atlasseg.pipeline import Progress, Registered, Registrar, Scans, register, segment
-from atlasseg.preparation import PreparedLibrary, read_prepared, register_prepared
+from atlasseg.preparation import PreparedLibrary, engine_of, read_prepared, register_prepared
 from atlasseg.recipe import Recipe
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
@@ -230,6 +230,7 @@ def registrar(recipe: Recipe, library: AtlasLibrary) -> Registrar:
             ids=[atlas.id for atlas in scans.atlases],
             fixed_mask=scans.target_mask,
             moving_masks=scans.atlas_masks,
+            engine=engine_of(recipe.registration.steps),
         )
         return Registered(tuple(transforms), (0, 0, 0), scans.target.shape)
 
