@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
-from atlasseg.registration._engine.batch import Pair, each, pairs
-from atlasseg.registration._engine.linear import as_matrix, register_linear
-from atlasseg.transforms import Affine, Transform
+from atlasseg.registration._engine.linear import register_all
+from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
-
-logger = logging.getLogger(__name__)
 
 
 def register(
@@ -66,20 +62,14 @@ def register(
        with cross-correlation. Medical Image Analysis 12(1), 26-41 (equations 7 and 8: the similarity).
     .. [2] Marquardt, D. W. (1963). An algorithm for least-squares estimation of nonlinear parameters. SIAM J 11(2).
     """
-
-    def solve(pair: Pair) -> Transform:
-        matrix, fit = register_linear(
-            pair.fixed,
-            pair.moving,
-            "affine",
-            as_matrix(pair.matrix_mm, pair.displacement_voxels, pair.fixed),
-            known=pair.known,
-            finest=finest_shrink,
-            iterations=iterations,
-            radius_voxels=radius_voxels,
-        )
-        logger.info("%s: affine, mean squared local correlation %.3f", pair.moving.name or "a moving image", fit.value)
-        return Affine(matrix)
-
-    prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
-    return each(prepared, solve, bytes_needed=fixed.array.nbytes * 16)
+    return register_all(
+        fixed,
+        moving,
+        "affine",
+        initial=initial,
+        fixed_mask=fixed_mask,
+        moving_masks=moving_masks,
+        radius_voxels=radius_voxels,
+        finest=finest_shrink,
+        iterations=iterations,
+    )

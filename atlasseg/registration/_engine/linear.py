@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +13,12 @@ import numpy as np
 
 from atlasseg.errors import GeometryError
 from atlasseg.registration._engine import fields, lncc
+from atlasseg.registration._engine.batch import Pair, each, pairs
 from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors
-from atlasseg.volume import Float32, Float64
+from atlasseg.transforms import Affine, Transform
+from atlasseg.volume import Float32, Float64, Image, Mask
+
+logger = logging.getLogger(__name__)
 
 Freedom = Literal["rigid", "similarity", "affine"]
 
@@ -294,3 +300,26 @@ def as_matrix(matrix_mm: Float64 | None, displacement_voxels: Float32 | None, fi
     voxels = np.eye(4)
     voxels[:3] += moved.T
     return np.asarray(matrix_mm @ fixed.affine @ voxels @ np.linalg.inv(fixed.affine))
+
+
+def register_all(
+    fixed: Image,
+    moving: Sequence[Image],
+    freedom: Freedom,
+    *,
+    initial: Sequence[Transform] | None,
+    fixed_mask: Mask | None,
+    moving_masks: Sequence[Mask | None] | None,
+    **options: Any,
+) -> list[Transform]:
+    """What :mod:`rigid`, :mod:`similarity` and :mod:`affine` share; `options` are those of `register_linear`."""
+
+    def solve(pair: Pair) -> Transform:
+        start = as_matrix(pair.matrix_mm, pair.displacement_voxels, pair.fixed)
+        matrix, reached = register_linear(pair.fixed, pair.moving, freedom, start, known=pair.known, **options)
+        name = pair.moving.name or "a moving image"
+        logger.info("%s: %s, mean squared local correlation %.3f", name, freedom, reached.value)
+        return Affine(matrix)
+
+    prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
+    return each(prepared, solve, bytes_needed=fixed.array.nbytes * 16)
