@@ -117,8 +117,10 @@ def test_force_is_the_derivative_for_a_step_before_the_warp() -> None:
 
 @pytest.mark.parametrize("metric", CHAINED)
 def test_similarity_gradient_in_the_displacement_is_exact(metric: Metric) -> None:
-    fixed = level(smooth_image((9, 11, 8), 1), OBLIQUE)
-    moving = level(smooth_image((10, 9, 12), 2), OBLIQUE)
+    inner = np.zeros((9, 11, 8), bool)
+    inner[2:-2, 2:-2, 2:-2] = True  # no voxel leaves the field of view
+    fixed = level(smooth_image((9, 11, 8), 1), OBLIQUE, inner)
+    moving = level(smooth_image((10, 12, 11), 2), OBLIQUE)
     field = 0.3 * noise((9, 11, 8, 3), 3)
 
     def at(field: np.ndarray) -> tuple[float, np.ndarray]:
@@ -127,13 +129,10 @@ def test_similarity_gradient_in_the_displacement_is_exact(metric: Metric) -> Non
     value, slope = at(field)
     # Small: linear interpolation has kinks. Not across the slope: values are float32 sums.
     direction = 1e-3 * (noise(field.shape, 4) + 3 * np.sign(slope))
-    ends = [
-        freeform.similarity(fixed, moving, np.eye(4), field + s * direction, Similarity(metric), False)[0]
-        for s in (1, -1)
-    ]
+    ends = [at(field + s * direction)[0] for s in (1, -1)]
     wanted = (ends[0] - ends[1]) / 2
     assert value != 0
-    # Kinks are crossed by a few of 800 voxels.
+    # Kinks are crossed by a few voxels.
     assert float((slope * direction).sum()) == pytest.approx(wanted, rel=0.03)
 
 
