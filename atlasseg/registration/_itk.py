@@ -335,6 +335,14 @@ def differentiable(transform: Transform, grid: Grid) -> Transform:
     return after @ to_displacement_field(Chain(tuple(parts)), grid)
 
 
+def seen_through(side: Side, transform: Transform, target: Side) -> Side:
+    """The moving side on the fixed image's grid."""
+    grid = target.image.grid
+    known = coverage(side.image.grid, grid, transform)
+    mask = known if side.mask is None else Mask(resample(side.mask, grid, transform).array & known.array, grid.affine)
+    return Side(resample(side.image, grid, transform, interpolation="cubic"), mask, side.name)
+
+
 def _unit_ball(side: Side) -> Affine:
     """Takes a ball of radius 1 about the origin to the ball that holds the image."""
     grid = side.image.grid
