@@ -36,7 +36,7 @@ def pair():
     return blobs(Affine(TURN).on_grid(FIXED), FIXED.affine, "f"), blobs(grid_points(MOVING), MOVING.affine, "m")
 
 
-@pytest.mark.parametrize(("transform", "floor_mm"), [("rigid", 0.1), ("affine", 0.3), ("bspline", 0.4)])
+@pytest.mark.parametrize(("transform", "floor_mm"), [("rigid", 0.1), ("affine", 0.3), ("bspline", 1.0)])
 def test_the_map_is_elastixs_own_and_near_the_truth(pair, transform, floor_mm, monkeypatch):
     pytest.importorskip("itk")
     itk = elastix._elastix()
@@ -49,7 +49,8 @@ def test_the_map_is_elastixs_own_and_near_the_truth(pair, transform, floor_mm, m
     monkeypatch.setattr(itk, "elastix_registration_method", kept)
     fixed, moving = pair
     everywhere = Mask(np.ones(fixed.shape, bool), fixed.affine)
-    (found,) = elastix.register(fixed, [moving], fixed_mask=everywhere, transform=transform, **FAST)
+    few = {"iterations": 40} if transform == "bspline" else {}
+    (found,) = elastix.register(fixed, [moving], fixed_mask=everywhere, transform=transform, **FAST | few)
     field = np.asarray(
         itk.transformix_deformation_field(elastix._itk_image(itk, moving.array, moving.affine), results[0])
     )
@@ -63,10 +64,10 @@ def test_the_map_is_elastixs_own_and_near_the_truth(pair, transform, floor_mm, m
 def test_it_goes_on_from_where_it_starts_and_repeats_itself(pair):
     pytest.importorskip("itk")
     fixed, moving = pair
-    options = {**FAST, "iterations": 20, "initial": [Affine(TURN)]}
+    options = {**FAST, "transform": "rigid", "initial": [Affine(TURN)]}
     one, two = (elastix.register(fixed, [moving], **options)[0].on_grid(FIXED) for _ in range(2))
     np.testing.assert_array_equal(one, two)
-    assert np.linalg.norm(one - Affine(TURN).on_grid(FIXED), axis=-1).mean() < 0.5
+    assert np.linalg.norm(one - Affine(TURN).on_grid(FIXED), axis=-1).mean() < 0.1
 
 
 def test_bad_input_is_named(pair, monkeypatch):
