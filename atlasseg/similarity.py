@@ -236,21 +236,39 @@ def _mutual_information(f: Float64, w: Float64, bins: int) -> tuple[float, Float
     if np.ptp(f) == 0 or np.ptp(w) == 0:
         return 0.0, np.zeros_like(w)
     joint, change = _parzen(f, w, bins)
-    marginals = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
-    value = float((joint * _log_ratio(joint, marginals)).sum())
-    return value, change(_log_ratio(joint, np.broadcast_to(joint.sum(axis=0), joint.shape)))
+    value, of_joint = information(joint)
+    return value, change(of_joint)
 
 
 def _normalized_mutual_information(f: Float64, w: Float64, bins: int) -> tuple[float, Float64]:
     if np.ptp(f) == 0 or np.ptp(w) == 0:
         return 1.0, np.zeros_like(w)
     joint, change = _parzen(f, w, bins)
+    value, of_joint = normalized_information(joint)
+    return value, change(of_joint)
+
+
+def information(joint: Float64) -> tuple[float, Float64]:
+    """Mutual information of a joint histogram of sum 1, and its derivative in each bin, up to a constant.
+
+    Parameters
+    ----------
+    joint : (bins of fixed, bins of warped) float64
+        The fixed image's marginal must not depend on what the derivative is for.
+    """
+    marginals = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    value = float((joint * _log_ratio(joint, marginals)).sum())
+    return value, _log_ratio(joint, np.broadcast_to(joint.sum(axis=0), joint.shape))
+
+
+def normalized_information(joint: Float64) -> tuple[float, Float64]:
+    """As `information`, of normalised mutual information."""
     one = np.ones_like(joint)
     log_joint, log_warped = _log_ratio(joint, one), np.broadcast_to(_log_ratio(joint.sum(axis=0), one[0]), joint.shape)
     log_fixed = _log_ratio(joint.sum(axis=1), one[:, 0])
     h_joint = -float((joint * log_joint).sum())
     h_both = -float((joint * log_warped).sum()) - float((joint.sum(axis=1) * log_fixed).sum())
-    return h_both / h_joint, change((h_both * log_joint - h_joint * log_warped) / h_joint**2)
+    return h_both / h_joint, (h_both * log_joint - h_joint * log_warped) / h_joint**2
 
 
 def _parzen(f: Float64, w: Float64, bins: int) -> tuple[Float64, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numba
 import numpy as np
@@ -108,6 +108,22 @@ def register_pairs(
     starts: Sequence[Transform | None] = initial or [None] * len(moving)
     with one_thread(), ThreadPoolExecutor(_pairs_at_once(len(sides))) as pool:
         return list(pool.map(one, [target] * len(sides), sides, starts))
+
+
+def register_linear(
+    fixed: Image,
+    moving: Sequence[Image],
+    initial: Sequence[Transform] | None,
+    fixed_mask: Mask | None,
+    moving_masks: Sequence[Mask | None] | None,
+    **options: Any,
+) -> list[Transform]:
+    """What :mod:`itk_rigid` and :mod:`itk_affine` share; `options` are those of `linear`."""
+
+    def one(target: Side, source: Side, start: Transform | None) -> Transform:
+        return linear(target, source, start, **options)
+
+    return register_pairs(fixed, moving, initial, fixed_mask, moving_masks, one)
 
 
 def _pairs_at_once(pairs: int) -> int:
@@ -317,6 +333,14 @@ def differentiable(transform: Transform, grid: Grid) -> Transform:
     while isinstance(parts[0], Affine):
         after = after @ parts.pop(0)
     return after @ to_displacement_field(Chain(tuple(parts)), grid)
+
+
+def seen_through(side: Side, transform: Transform, target: Side) -> Side:
+    """The moving side on the fixed image's grid."""
+    grid = target.image.grid
+    known = coverage(side.image.grid, grid, transform)
+    mask = known if side.mask is None else Mask(resample(side.mask, grid, transform).array & known.array, grid.affine)
+    return Side(resample(side.image, grid, transform, interpolation="cubic"), mask, side.name)
 
 
 def _unit_ball(side: Side) -> Affine:

@@ -1,4 +1,4 @@
-"""Diffeomorphic registration by composed updates on local correlation, coarse to fine."""
+"""Diffeomorphic registration by composed updates on a similarity of choice, coarse to fine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
 from atlasseg.registration._engine import dense
-from atlasseg.registration._engine.batch import Pair, each, field_transform, pairs, schedule_of
-from atlasseg.registration._engine.linear import register_linear
+from atlasseg.registration._engine.batch import each, field_transform, pairs, require, schedule_of
+from atlasseg.registration._engine.linear import begin
+from atlasseg.registration._engine.metrics import Metric, Similarity
 from atlasseg.transforms import Affine, Transform
-from atlasseg.volume import Float32, Float64, Image, Mask
+from atlasseg.volume import Image, Mask
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ def register(
     moving_masks: Sequence[Mask | None] | None = None,
     shrink_factors: tuple[int, ...] = (),
     iterations: tuple[int, ...] = (60, 60, 60, 50),
+    metric: Metric = "local_correlation",
     radius_voxels: int = 2,
     update_sigma_voxels: float = 1.7,
     field_sigma_voxels: tuple[float, ...] = (0.7, 0.7, 0.5, 0.4),
@@ -34,7 +36,7 @@ def register(
 ) -> list[Transform]:
     """Register each moving image to the fixed one by a smooth, invertible displacement.
 
-    Each iteration takes the derivative of the mean squared local correlation for a small step before the present warp,
+    Each iteration takes the derivative of the similarity for a small step before the present warp,
     smooths it by a Gaussian, scales its longest vector to `step_voxels`, composes it with the field, and smooths the
     field a little. Deterministic: the same bits for any number of threads and whatever other images are registered.
 
@@ -53,6 +55,10 @@ def register(
         as far as the foreground keeps 16 voxels.
     iterations : tuple of int
         At most so many at each level, coarse to fine; with default levels the last ones count.
+    metric : str
+        What is made best: `local_correlation` (mean squared, so whatever the contrast), `correlation` (global, signed),
+        `mean_squares` (for images of one contrast), `mutual_information` or `normalized_mutual_information` (for any
+        two contrasts). Intensities are first scaled to 0 to 1.
     radius_voxels : int
         The window of the local correlation has ``2 radius_voxels + 1`` voxels a side.
     update_sigma_voxels : float
@@ -62,8 +68,7 @@ def register(
     step_voxels : float
         Longest displacement of an update, in voxels of the level, above 0.
     tolerance : float
-        A level ends when ten iterations gain less than this in the mean squared local correlation.
-
+        A level ends when ten iterations gain less than this in the similarity.
     device : {"auto", "cpu", "cuda"}
         "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU kernels.
 
@@ -87,11 +92,10 @@ def register(
     .. [2] Avants, B. B., Epstein, C. L., Grossman, M., Gee, J. C. (2008). Symmetric diffeomorphic image registration
        with cross-correlation. Medical Image Analysis 12(1), 26-41 (equations 7 and 8: the similarity).
     """
-    if step_voxels <= 0 or min(update_sigma_voxels, *field_sigma_voxels) < 0 or radius_voxels < 1:
-        raise InputError(
-            "step_voxels must be above 0, the sigmas 0 or above and radius_voxels 1 or above; got "
-            f"{step_voxels}, {update_sigma_voxels}, {field_sigma_voxels} and {radius_voxels}"
-        )
+    similarity = Similarity(metric, radius_voxels)
+    require({"step_voxels": step_voxels}, least=0, above=True)
+    require({"update_sigma_voxels": update_sigma_voxels, "field_sigma_voxels": min(field_sigma_voxels)}, least=0)
+    machine = resolved(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []
@@ -101,43 +105,22 @@ def register(
     schedule = dense.Schedule(
         shrinks,
         counts,
-        radius_voxels,
+        similarity,
         update_sigma_voxels,
         field_sigma_voxels[len(field_sigma_voxels) - len(shrinks) :],
         step_voxels,
         tolerance,
     )
-
-    machine = resolved(device)
-    needed = dense.bytes_needed(prepared[0].fixed.counted.size, len(prepared[0].fixed.channels))
-
-    def linear(pair: Pair) -> Float64:
-        if pair.matrix_mm is not None:
-            return pair.matrix_mm
-        return register_linear(pair.fixed, pair.moving, "affine", None, known=pair.known)[0]
-
-    matrices = each(prepared, linear, bytes_needed=needed)
+    begun = begin(prepared, similarity, device=machine)
     if machine == "cuda":
         from atlasseg.registration._engine import dense_torch
 
-        solved = dense_torch.solve(
-            prepared[0].fixed,
-            [pair.moving for pair in prepared],
-            matrices,
-            [pair.displacement_voxels for pair in prepared],
-            schedule,
-            known=[pair.known for pair in prepared],
-            device=machine,
-        )
+        solved = dense_torch.solve(begun, schedule, device=machine)
     else:
-
-        def solve(pair: Pair) -> tuple[Float32, float]:
-            matrix = matrices[prepared.index(pair)]
-            return dense.solve(pair.fixed, pair.moving, matrix, pair.displacement_voxels, schedule, known=pair.known)
-
-        solved = each(prepared, solve, bytes_needed=needed)
+        needed = dense.bytes_needed(prepared[0].fixed.counted.size, len(prepared[0].fixed.channels))
+        solved = each(begun, lambda pair: dense.solve(pair, schedule), bytes_needed=needed)
     out: list[Transform] = []
-    for pair, matrix, (field, value) in zip(prepared, matrices, solved, strict=True):
-        logger.info("%s: mean squared local correlation %.3f", pair.moving.name or "a moving image", value)
-        out.append(Affine(matrix) @ field_transform(field, pair.fixed, fixed.grid))
+    for pair, (field, value) in zip(begun, solved, strict=True):
+        logger.info("%s: %s %.3f", pair.moving.name or "a moving image", similarity, value)
+        out.append(Affine(pair.start_mm) @ field_transform(field, pair.fixed, fixed.grid))
     return out

@@ -1,14 +1,15 @@
-"""Free-form deformation: cubic B-splines that climb local correlation, on lattices refined from level to level."""
+"""Free-form deformation: cubic B-splines that climb a similarity of choice, on lattices refined from level to level."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 
-from atlasseg.errors import InputError
+from atlasseg.device import Device, resolved
 from atlasseg.registration._engine import dense, freeform
-from atlasseg.registration._engine.batch import Pair, carried, each, pairs, schedule_of
-from atlasseg.registration._engine.linear import register_linear
+from atlasseg.registration._engine.batch import carried, each, pairs, require, schedule_of
+from atlasseg.registration._engine.linear import begin
+from atlasseg.registration._engine.metrics import Metric, Similarity
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Image, Mask
 
@@ -25,15 +26,17 @@ def register(
     spacing_voxels: float = 4.0,
     shrink_factors: tuple[int, ...] = (),
     iterations: tuple[int, ...] = (60, 60, 60, 30),
+    metric: Metric = "local_correlation",
     radius_voxels: int = 2,
     bending: float = 0.1,
     folding: float = 0.02,
     step_voxels: float = 0.25,
     tolerance: float = 1e-4,
+    device: Device = "auto",
 ) -> list[Transform]:
     """Register each moving image to the fixed one by a cubic B-spline free-form deformation.
 
-    The mean squared local correlation less the energies is climbed by Adam, its step normalised by the second moment
+    The similarity less the energies is climbed by Adam, its step normalised by the second moment
     of each control point's whole gradient vector. All gradients are in closed form. Deterministic: the same bits for
     any number of threads and whatever other images are registered with it.
 
@@ -54,6 +57,10 @@ def register(
         as far as the foreground keeps 16 voxels.
     iterations : tuple of int
         At most so many at each level, coarse to fine; with default levels the last ones count.
+    metric : str
+        What is made best: `local_correlation` (mean squared, so whatever the contrast), `correlation` (global, signed),
+        `mean_squares` (for images of one contrast), `mutual_information` or `normalized_mutual_information` (for any
+        two contrasts). Intensities are first scaled to 0 to 1.
     radius_voxels : int
         The window of the local correlation has ``2 radius_voxels + 1`` voxels a side.
     bending : float
@@ -63,7 +70,9 @@ def register(
     step_voxels : float
         About the largest step of a control point in an iteration, in voxels of the level.
     tolerance : float
-        A level ends when ten iterations gain less than this in the mean squared local correlation.
+        A level ends when ten iterations gain less than this in the similarity.
+    device : {"auto", "cpu", "cuda"}
+        "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU kernels.
 
     Returns
     -------
@@ -74,7 +83,7 @@ def register(
     ------
     InputError
         An image is constant, a mask empty, numbers of images, masks, transforms or channels differ, a parameter is
-        out of its range.
+        out of its range, or CUDA is asked for and absent, or out of memory with one image.
     GeometryError
         A mask is not on its image's grid, or the fields of view do not overlap.
 
@@ -85,27 +94,26 @@ def register(
     .. [2] Modat, M., et al. (2010). Fast free-form deformation using graphics processing units. Comput Methods Programs
        Biomed 98(3), 278-284.
     """
-    if spacing_voxels < 1 or step_voxels <= 0 or bending < 0 or folding < 0 or radius_voxels < 1:
-        raise InputError(
-            "spacing_voxels and radius_voxels must be 1 or above, step_voxels above 0, bending and folding 0 or above; "
-            f"got {spacing_voxels}, {radius_voxels}, {step_voxels}, {bending} and {folding}"
-        )
+    similarity = Similarity(metric, radius_voxels)
+    require({"spacing_voxels": spacing_voxels}, least=1)
+    require({"step_voxels": step_voxels}, least=0, above=True)
+    require({"bending": bending, "folding": folding}, least=0)
+    machine = resolved(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []
     shrinks, counts = schedule_of(prepared[0].fixed, shrink_factors, iterations)
-    schedule = freeform.Schedule(
-        shrinks, counts, spacing_voxels, radius_voxels, bending, folding, step_voxels, tolerance
-    )
+    schedule = freeform.Schedule(shrinks, counts, spacing_voxels, similarity, bending, folding, step_voxels, tolerance)
+    begun = begin([carried(pair) for pair in prepared], similarity, device=machine)
+    if machine == "cuda":
+        from atlasseg.registration._engine import freeform_torch
 
-    def solve(pair: Pair) -> Transform:
-        pair = carried(pair)
-        matrix = pair.matrix_mm
-        if matrix is None:
-            matrix, _ = register_linear(pair.fixed, pair.moving, "affine", None, known=pair.known)
-        spline, value = freeform.solve(pair.fixed, pair.moving, matrix, schedule, fixed.grid, known=pair.known)
-        logger.info("%s: mean squared local correlation %.3f", pair.moving.name or "a moving image", value)
-        return (pair.initial or Affine(matrix)) @ spline
-
-    needed = dense.bytes_needed(prepared[0].fixed.counted.size, len(prepared[0].fixed.channels))
-    return each(prepared, solve, bytes_needed=needed)
+        solved = freeform_torch.solve(begun, schedule, fixed.grid, device=machine)
+    else:
+        needed = dense.bytes_needed(prepared[0].fixed.counted.size, len(prepared[0].fixed.channels))
+        solved = each(begun, lambda pair: freeform.solve(pair, schedule, fixed.grid), bytes_needed=needed)
+    out: list[Transform] = []
+    for pair, (spline, value) in zip(begun, solved, strict=True):
+        logger.info("%s: %s %.3f", pair.moving.name or "a moving image", similarity, value)
+        out.append((pair.initial or Affine(pair.start_mm)) @ spline)
+    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atlasseg.registration._itk import Metric, Side, Start, linear, register_pairs
+from atlasseg.registration._itk import Metric, Start, register_linear
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
 
@@ -70,19 +70,17 @@ def register(
     Avants et al. 2014, The Insight ToolKit image registration framework, Front Neuroinform 8:44.
     Mattes et al. 2003, PET-CT image registration in the chest using free-form deformations, IEEE TMI 22(1).
     """
-
-    def one(target: Side, source: Side, start: Transform | None) -> Transform:
-        return linear(
-            target,
-            source,
-            start,
-            freedom="rigid",
-            metric=metric,
-            starts=starts,
-            rotations_degrees=rotations_degrees,
-            shrink_factors=shrink_factors,
-            iterations=iterations,
-            samples=samples,
-        )
-
-    return register_pairs(fixed, moving, initial, fixed_mask, moving_masks, one)
+    return register_linear(
+        fixed,
+        moving,
+        initial,
+        fixed_mask,
+        moving_masks,
+        freedom="rigid",
+        metric=metric,
+        starts=starts,
+        rotations_degrees=rotations_degrees,
+        shrink_factors=shrink_factors,
+        iterations=iterations,
+        samples=samples,
+    )

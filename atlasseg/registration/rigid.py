@@ -1,16 +1,14 @@
-"""Rigid registration on local correlation, by Gauss-Newton from the best of several starts."""
+"""Rigid registration by Gauss-Newton on a similarity of choice, from the best of several starts."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
-from atlasseg.registration._engine.batch import Pair, each, pairs
-from atlasseg.registration._engine.linear import as_matrix, register_linear
-from atlasseg.transforms import Affine, Transform
+from atlasseg.device import Device
+from atlasseg.registration._engine.linear import register_all
+from atlasseg.registration._engine.metrics import Metric, Similarity
+from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
-
-logger = logging.getLogger(__name__)
 
 
 def register(
@@ -20,15 +18,17 @@ def register(
     initial: Sequence[Transform] | None = None,
     fixed_mask: Mask | None = None,
     moving_masks: Sequence[Mask | None] | None = None,
+    metric: Metric = "local_correlation",
     radius_voxels: int = 2,
     finest_shrink: int = 2,
     iterations: int = 30,
+    device: Device = "auto",
 ) -> list[Transform]:
     """Register each moving image to the fixed one by a rigid transform (6 parameters).
 
     Without `initial` the start is the best of world coordinates, centres of mass and middles of the foreground, each
-    with several rotations, compared at a coarse level; intensities may be of any scale. Deterministic: the same bits
-    for any number of threads and whatever other images are registered with it.
+    with several rotations, and principal axes, compared at a coarse level; intensities may be of any scale.
+    Deterministic: the same bits for any number of threads and, on the CPU, whatever images are registered with it.
 
     Parameters
     ----------
@@ -41,12 +41,18 @@ def register(
         transform nearest to it on the fixed grid.
     fixed_mask, moving_masks : Mask, optional
         Outside them voxels do not count. Without one, empty space around the foreground does not.
+    metric : str
+        What is made best: `local_correlation` (mean squared, so whatever the contrast), `correlation` (global, signed),
+        `mean_squares` (for images of one contrast), `mutual_information` or `normalized_mutual_information` (for any
+        two contrasts). Intensities are first scaled to 0 to 1.
     radius_voxels : int
         The window of the local correlation has ``2 radius_voxels + 1`` voxels a side, at every level.
     finest_shrink : int
         The finest level has voxels this many times the fixed image's.
     iterations : int
         At most so many steps a level.
+    device : {"auto", "cpu", "cuda"}
+        "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU kernels.
 
     Returns
     -------
@@ -56,7 +62,8 @@ def register(
     Raises
     ------
     InputError
-        An image is constant, a mask empty, or numbers of images, masks, transforms or channels differ.
+        An image is constant, a mask empty, numbers of images, masks, transforms or channels differ, a parameter is
+        out of its range, or CUDA is asked for and absent, or out of memory with one image.
     GeometryError
         A mask is not on its image's grid, or the fields of view do not overlap.
 
@@ -64,22 +71,19 @@ def register(
     ----------
     .. [1] Avants, B. B., Epstein, C. L., Grossman, M., Gee, J. C. (2008). Symmetric diffeomorphic image registration
        with cross-correlation. Medical Image Analysis 12(1), 26-41 (equations 7 and 8: the similarity).
-    .. [2] Marquardt, D. W. (1963). An algorithm for least-squares estimation of nonlinear parameters. SIAM J 11(2).
+    .. [2] Mattes, D., et al. (2003). PET-CT image registration in the chest using free-form deformations. IEEE Trans
+       Med Imaging 22(1), 120-128 (equations 4 to 12: the mutual information).
+    .. [3] Marquardt, D. W. (1963). An algorithm for least-squares estimation of nonlinear parameters. SIAM J 11(2).
     """
-
-    def solve(pair: Pair) -> Transform:
-        matrix, fit = register_linear(
-            pair.fixed,
-            pair.moving,
-            "rigid",
-            as_matrix(pair.matrix_mm, pair.displacement_voxels, pair.fixed),
-            known=pair.known,
-            finest=finest_shrink,
-            iterations=iterations,
-            radius_voxels=radius_voxels,
-        )
-        logger.info("%s: rigid, mean squared local correlation %.3f", pair.moving.name or "a moving image", fit.value)
-        return Affine(matrix)
-
-    prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
-    return each(prepared, solve, bytes_needed=fixed.array.nbytes * 16)
+    return register_all(
+        fixed,
+        moving,
+        "rigid",
+        initial=initial,
+        fixed_mask=fixed_mask,
+        moving_masks=moving_masks,
+        similarity=Similarity(metric, radius_voxels),
+        finest=finest_shrink,
+        iterations=iterations,
+        device=device,
+    )

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.itk import LPS, read_ants_transforms
-from atlasseg.registration._itk import Side, checked_sides, require_overlap
-from atlasseg.resampling import coverage, resample
+from atlasseg.registration._itk import Side, checked_sides, require_overlap, seen_through
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
 
@@ -97,7 +96,7 @@ def register(
         source = side
         if initial is not None:
             require_overlap(target, side, initial[n])
-            source = _seen_through(side, initial[n], target)
+            source = seen_through(side, initial[n], target)
         with tempfile.TemporaryDirectory(prefix="atlasseg-syn-") as folder, _deterministic(ants, seed):
             try:
                 result = ants.registration(
@@ -151,14 +150,6 @@ def _deterministic(ants: Any, seed: int) -> Iterator[None]:
         yield
     finally:
         ants.config._deterministic, ants.config._random_seed = was_on, was_seed
-
-
-def _seen_through(side: Side, transform: Transform, target: Side) -> Side:
-    """The moving side on the fixed image's grid."""
-    grid = target.image.grid
-    known = coverage(side.image.grid, grid, transform)
-    mask = known if side.mask is None else Mask(resample(side.mask, grid, transform).array & known.array, grid.affine)
-    return Side(resample(side.image, grid, transform, interpolation="cubic"), mask, side.name)
 
 
 def _ants_image(ants: Any, array: NDArray[Any], affine: NDArray[np.float64]) -> Any:

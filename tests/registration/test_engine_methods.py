@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from atlasseg import device, phantoms
 from atlasseg.errors import GeometryError, InputError, MissingLibraryError
 from atlasseg.registration import affine, diffeomorphic, ffd, rigid, similarity
-from atlasseg.registration._engine import dense, dense_torch
-from atlasseg.registration._engine.batch import pairs
+from atlasseg.registration._engine import (
+    dense,
+    dense_torch,
+    freeform,
+    freeform_torch,
+    linear,
+    linear_torch,
+    torch_ops,
+)
+from atlasseg.registration._engine.batch import Pair, pairs
 from atlasseg.registration._engine.linear import as_matrix
+from atlasseg.registration._engine.metrics import Metric, Similarity
+from atlasseg.registration._engine.pyramid import matching_factors
 from atlasseg.registration.quality import quality
 from atlasseg.transforms import Affine, DisplacementField, Transform
 from atlasseg.volume import Grid, Image, Mask
 
 LINEAR = [rigid, similarity, affine]
 DEFORMABLE = [ffd, diffeomorphic]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+TORCH_VOXELS = 2e-3
+"""Mean difference, in voxels, of two engines whose float32 sums go in another order, after a few iterations."""
+
+TORCH_VALUE = 3e-4
 
 
 def blobs(grid: Grid, moved_by: Transform, seed: int = 0) -> Image:
@@ -71,6 +90,65 @@ def test_linear_motion_is_found_again(module, scale: float, shear: float) -> Non
         assert module is similarity or size == pytest.approx(1, abs=1e-9)
 
 
+def remapped(image: Image) -> Image:
+    """Another contrast that no line takes back: what was between dark and bright is brightest."""
+    x = (image.array - image.array.min()) / np.ptp(image.array)
+    return image.with_array(np.sin(2.2 * np.pi * x).astype(np.float32))
+
+
+@pytest.mark.parametrize("module", LINEAR)
+@pytest.mark.parametrize("metric", ["mutual_information", "normalized_mutual_information"])
+def test_information_finds_the_motion_of_another_contrast(module, metric: Metric) -> None:  # type: ignore[no-untyped-def]
+    true = known_motion(1.0, 0.0)
+    fixed, moving = blobs(FIXED_GRID, true), remapped(blobs(MOVING_GRID, Affine.identity()))
+    errors = {
+        m: error_mm(module.register(fixed, [moving], metric=m, finest_shrink=1)[0], true, FIXED_GRID)
+        for m in (metric, "correlation")
+    }
+    assert errors[metric] < 0.3 < 3 < errors["correlation"]
+
+
+@pytest.mark.parametrize("metric", ["correlation", "mean_squares"])
+def test_global_measures_find_the_motion_of_one_contrast(metric: Metric) -> None:
+    true = known_motion(1.05, 0.06)
+    fixed, moving = blobs(FIXED_GRID, true), blobs(MOVING_GRID, Affine.identity())
+    (found,) = affine.register(fixed, [moving], metric=metric, finest_shrink=1)
+    assert error_mm(found, true, FIXED_GRID) < 0.3
+
+
+@pytest.mark.parametrize("module", DEFORMABLE)
+def test_information_finds_the_deformation_of_another_contrast(module, warped_pair) -> None:  # type: ignore[no-untyped-def]
+    fixed, moving, true = warped_pair
+    start = [known_motion(1.03, 0.05)]
+    before = error_mm(start[0], true, FIXED_GRID)
+    errors = {
+        m: error_mm(module.register(fixed, [remapped(moving)], initial=start, metric=m)[0], true, FIXED_GRID)
+        for m in ("mutual_information", "correlation")
+    }
+    assert errors["mutual_information"] < 0.75 * before < errors["correlation"]
+
+
+def test_principal_axes_find_a_turn_that_no_other_start_is_near() -> None:
+    """A long, lopsided body turned by 100 degrees about an oblique axis."""
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_rotvec(np.radians(100) * np.array([0.6, -0.48, 0.64])).as_matrix()
+    true = Affine(turn)
+
+    def body(grid: Grid, moved_by: Transform) -> Image:
+        at = moved_by.on_grid(grid)
+        ball = np.exp(-((((at / (13, 7, 4)) ** 2).sum(axis=-1)) ** 2))
+        return Image((ball * (1.5 + np.tanh(at[..., 0] / 6 + at[..., 1] / 5))).astype(np.float32), grid.affine)
+
+    grid = phantoms.tilted_grid((37, 41, 33), spacing_mm=(1.1, 1.0, 1.2), angles_degrees=(8, -5, 11))
+    fixed, moving = body(grid, true), body(grid, Affine.identity())
+    (found,) = rigid.register(fixed, [moving])
+    assert error_mm(found, true, grid) < 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "aligning_turns", lambda *_: [])
+        (lost,) = rigid.register(fixed, [moving])
+    assert error_mm(lost, true, grid) > 5
+
+
 @pytest.mark.parametrize("module", DEFORMABLE)
 def test_deformation_is_found_again_without_folding(module, warped_pair) -> None:  # type: ignore[no-untyped-def]
     fixed, moving, true = warped_pair
@@ -113,22 +191,84 @@ def test_folding_penalty_keeps_the_jacobian_near_one(warped_pair: tuple[Image, I
     assert held.sd_log_jacobian < 0.8 * free.sd_log_jacobian and held.folded_share <= free.folded_share
 
 
-def test_torch_agrees_with_the_compiled_kernels(warped_pair: tuple[Image, Image, Transform]) -> None:
+@pytest.fixture(scope="module")
+def masked_pairs(warped_pair: tuple[Image, Image, Transform]) -> list[Pair]:
+    """Two moving images of one fixed image, on grids of different sizes, the first with a mask."""
     fixed, moving, _ = warped_pair
     mask = Mask(np.ones(moving.shape, bool), moving.affine)
     mask.array[:9] = False
-    prepared = pairs(fixed, [moving, blobs(MOVING_GRID, known_motion(1, 0))], None, None, [mask, None])
-    schedule = dense.Schedule((2, 1), (4, 4), 2, 1.7, (0.5, 0.4), 1.0, 1e-4)
-    matrices = [known_motion(1.03, 0.05).matrix, np.eye(4)]
-    both = [[p.moving for p in prepared], matrices, [None, None]]
-    known = [p.known for p in prepared]
-    on_torch = dense_torch.solve(prepared[0].fixed, *both, schedule, known=known, device="cpu")
-    for pair, matrix, (field, value) in zip(prepared, matrices, on_torch, strict=True):
-        wanted, reached = dense.solve(pair.fixed, pair.moving, matrix, None, schedule, known=pair.known)
+    other = blobs(phantoms.tilted_grid((31, 28, 33), spacing_mm=(1.2, 1.3, 1.1)), known_motion(1, 0))
+    starts = [known_motion(1.03, 0.05), Affine.identity()]
+    return pairs(fixed, [moving, other], starts, None, [mask, None])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_torch_climbs_as_the_compiled_kernels_do(metric: Metric, masked_pairs: list[Pair]) -> None:
+    schedule = dense.Schedule((2, 1), (3, 2), Similarity(metric), 1.7, (0.5, 0.4), 1.0, 1e-4)
+    on_torch = dense_torch.solve(masked_pairs, schedule, device="cpu")
+    for pair, (field, value) in zip(masked_pairs, on_torch, strict=True):
+        wanted, reached = dense.solve(pair, schedule)
         assert np.abs(wanted).max() > 1
         # Sums in another order; where a voxel lies just on the edge of the mask the two may count it differently.
-        assert np.abs(field - wanted).mean() < 1e-3  # of a voxel
-        assert value == pytest.approx(reached, abs=1e-4)
+        assert np.abs(field - wanted).mean() < TORCH_VOXELS
+        assert value == pytest.approx(reached, abs=TORCH_VALUE)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_torch_deforms_as_the_compiled_kernels_do(metric: Metric, masked_pairs: list[Pair]) -> None:
+    schedule = freeform.Schedule((2, 1), (4, 3), 4.0, Similarity(metric), 0.1, 0.02, 0.25, 1e-4)
+    on_torch = freeform_torch.solve(masked_pairs, schedule, FIXED_GRID, device="cpu")
+    for pair, (spline, value) in zip(masked_pairs, on_torch, strict=True):
+        wanted, reached = freeform.solve(pair, schedule, FIXED_GRID)
+        assert error_mm(wanted, Affine.identity(), FIXED_GRID) > 0.1
+        assert error_mm(spline, wanted, FIXED_GRID) < TORCH_VOXELS
+        assert value == pytest.approx(reached, abs=TORCH_VALUE)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_torch_fits_as_the_compiled_kernels_do(metric: Metric, masked_pairs: list[Pair]) -> None:
+    level = masked_pairs[0].fixed.level((2, 2, 2))
+    others = [pair.moving.level(matching_factors(level, pair.moving)) for pair in masked_pairs]
+    movings = torch_ops.Movings(level, others, [pair.known for pair in masked_pairs], "cpu")
+    which, matrices = [1, 0, 0], [np.eye(4), known_motion(1.03, 0.05).matrix, known_motion(1, 0).matrix]
+    for n, matrix, at in zip(
+        which, matrices, linear_torch.fitted(movings, which, matrices, Similarity(metric)), strict=True
+    ):
+        wanted = linear.fit(level, others[n], matrix, Similarity(metric), known=masked_pairs[n].known)
+        assert at.value == pytest.approx(wanted.value, abs=TORCH_VALUE)
+        assert at.overlap == pytest.approx(wanted.overlap, abs=1e-3)  # a voxel or two on the edge
+        for here, there in ((at.gradient, wanted.gradient), (at.hessian, wanted.hessian)):
+            np.testing.assert_allclose(here, there, atol=5e-3 * np.abs(there).max())
+
+
+def test_torch_searches_as_the_compiled_kernels_do(masked_pairs: list[Pair]) -> None:
+    lost = [dataclasses.replace(pair, matrix_mm=None) for pair in masked_pairs]
+
+    def steps(pair: Pair) -> linear.Search[tuple[np.ndarray, linear.Fit]]:
+        return linear.search(pair.fixed, pair.moving, "affine", None, finest=2, iterations=20)
+
+    found = linear_torch.answered(lost, steps, Similarity(), device="cpu", finest=(2, 2, 2))
+    for pair, (matrix, fit) in zip(lost, found, strict=True):
+        wanted, reached = linear.answered(pair, steps(pair), Similarity())
+        assert error_mm(Affine(matrix), Affine(wanted), FIXED_GRID) < 0.05  # of some millimetre's voxels
+        assert fit.value == pytest.approx(reached.value, abs=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("module", LINEAR + DEFORMABLE)
+@pytest.mark.parametrize("metric", METRICS)
+def test_cuda_agrees_with_the_processor(module, metric: Metric, warped_pair) -> None:  # type: ignore[no-untyped-def]
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    fixed, moving, _ = warped_pair
+    few = {"iterations": (4, 3)} if module in DEFORMABLE else {}
+    start = {"initial": [known_motion(1.03, 0.05)] * 2}
+    on = [module.register(fixed, [moving] * 2, metric=metric, device=d, **few, **start) for d in ("cpu", "cuda")]
+    for here, there in zip(*on, strict=True):
+        assert error_mm(here, there, FIXED_GRID) < 0.05
+    again = module.register(fixed, [moving], metric=metric, device="cuda", **few, initial=start["initial"][:1])
+    np.testing.assert_allclose(again[0].on_grid(FIXED_GRID), on[1][0].on_grid(FIXED_GRID), atol=1e-3)
 
 
 def test_a_batch_too_large_for_the_gpu_is_halved_and_one_image_too_large_is_named(
@@ -148,10 +288,10 @@ def test_a_batch_too_large_for_the_gpu_is_halved_and_one_image_too_large_is_name
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 8 * 2**30))
-    assert dense_torch.in_batches(7, 7, fits(2), 2**33) == list(range(7))
+    assert torch_ops.in_batches(7, 7, fits(2), 2**33) == list(range(7))
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     with pytest.raises(InputError, match=r"about 8\.0 GiB are wanted, 1\.0 of 8\.0 GiB are free"):
-        dense_torch.in_batches(2, 2, fits(0), 2**33)
+        torch_ops.in_batches(2, 2, fits(0), 2**33)
 
 
 def test_devices_asked_for_and_absent_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:

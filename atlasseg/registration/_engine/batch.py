@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -49,6 +49,12 @@ class Pair:
     """The moving image has a mask."""
     initial: Transform | None = None
     """What was given."""
+
+    @property
+    def start_mm(self) -> Float64:
+        """The matrix of a pair that has one."""
+        assert self.matrix_mm is not None
+        return self.matrix_mm
 
 
 def pairs(
@@ -138,6 +144,13 @@ def carried(pair: Pair) -> Pair:
         channels.append(warped)
     on_fixed = Prepared(tuple(channels), fixed.affine, weight > 0, fixed.start, moving.name)
     return replace(pair, moving=on_fixed, matrix_mm=np.eye(4), displacement_voxels=None, known=True)
+
+
+def require(values: Mapping[str, float], *, least: float, above: bool = False) -> None:
+    """Raise `InputError` naming the first of the values that is below `least`, or, with `above`, not above it."""
+    for name, value in values.items():
+        if not (value > least if above else value >= least):
+            raise InputError(f"{name} must be {'above' if above else 'at least'} {least:g}, got {value:g}")
 
 
 def schedule_of(

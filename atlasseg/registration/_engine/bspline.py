@@ -16,6 +16,16 @@ from atlasseg.volume import Float32, Float64
 QUADRATURE = np.polynomial.legendre.leggauss(4)
 """Exact for polynomials of degree 7: products of cubics have degree 6."""
 
+SECOND_DERIVATIVES = (
+    ((2, 0, 0), 1),
+    ((0, 2, 0), 1),
+    ((0, 0, 2), 1),
+    ((1, 1, 0), 2),
+    ((1, 0, 1), 2),
+    ((0, 1, 1), 2),
+)
+"""Orders along the axes, and how often each occurs."""
+
 JACOBIAN_FLOOR = 0.2
 """The folding penalty's logarithm goes on as a parabola below this determinant."""
 
@@ -101,14 +111,7 @@ def grams(intervals: int, spacing: float) -> list[Float32]:
 def bending(coefficients: Float32, gram: Sequence[Sequence[Float32]]) -> tuple[float, Float32]:
     """Mean over the lattice of the squared second derivatives (Rueckert 1999, eq. 4), exact, and its derivative."""
     gradient = np.zeros_like(coefficients)
-    for orders, factor in (
-        ((2, 0, 0), 1),
-        ((0, 2, 0), 1),
-        ((0, 0, 2), 1),
-        ((1, 1, 0), 2),
-        ((1, 0, 1), 2),
-        ((0, 1, 1), 2),
-    ):
+    for orders, factor in SECOND_DERIVATIVES:
         gradient += factor * product([g[order] for g, order in zip(gram, orders, strict=True)], coefficients)
     return float(np.sum(coefficients * gradient, dtype=np.float64)), 2 * gradient
 
@@ -126,13 +129,23 @@ def folding(coefficients: Float32, intervals: Sequence[int]) -> tuple[float, Flo
     a, b, c = (jacobian[..., i, :] for i in range(3))
     cofactor = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=-2)
     det = (a * cofactor[..., 0, :]).sum(axis=-1)
-    low, floor = det < JACOBIAN_FLOOR, JACOBIAN_FLOOR
-    log = np.log(np.maximum(det, floor))
-    short, curve = np.minimum(det - floor, 0), 2 * (1 - np.log(floor)) / floor**2
-    energy = log**2 + np.where(low, 2 * log / floor * short + curve / 2 * short**2, 0)
-    change = np.where(low, 2 * log / floor + curve * short, 2 * log / np.maximum(det, floor)) / det.size
+    change = folding_change(det) / det.size
     pull = (change[..., None, None] * cofactor).astype(np.float32)
     gradient = np.zeros_like(coefficients)
     for axis in range(3):
         gradient += product(transposed(matrices[axis]), np.ascontiguousarray(pull[..., axis]))
-    return float(energy.mean()), gradient
+    return float(folding_energy(det).mean()), gradient
+
+
+def folding_energy(det: Float64) -> Float64:
+    """Squared logarithm of a determinant, below the floor a parabola."""
+    log, short = np.log(np.maximum(det, JACOBIAN_FLOOR)), np.minimum(det - JACOBIAN_FLOOR, 0)
+    curve = 2 * (1 - np.log(JACOBIAN_FLOOR)) / JACOBIAN_FLOOR**2
+    return np.asarray(log**2 + 2 * log / JACOBIAN_FLOOR * short + curve / 2 * short**2)
+
+
+def folding_change(det: Float64) -> Float64:
+    """Derivative of `folding_energy`."""
+    high, short = np.maximum(det, JACOBIAN_FLOOR), np.minimum(det - JACOBIAN_FLOOR, 0)
+    curve = 2 * (1 - np.log(JACOBIAN_FLOOR)) / JACOBIAN_FLOOR**2
+    return np.asarray(2 * np.log(high) / high + curve * short)

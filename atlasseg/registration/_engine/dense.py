@@ -1,4 +1,4 @@
-"""Diffeomorphic registration by composed updates on local correlation: the inner loop on the CPU.
+"""Diffeomorphic registration by composed updates: the inner loop on the CPU.
 
 Every iteration warps the moving image once, takes the derivative of the similarity for a small step *before* the
 present warp (the closed-form derivative in the warped image times the warped image's slope, so no moving gradient is
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlasseg.registration._engine import fields, lncc
-from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors, refined
+from atlasseg.registration._engine import fields
+from atlasseg.registration._engine.batch import Pair
+from atlasseg.registration._engine.metrics import Similarity
+from atlasseg.registration._engine.pyramid import COUNTED, Level, matching_factors, refined
 from atlasseg.volume import Float32, Float64
 
 CONVERGENCE_WINDOW = 10
@@ -27,7 +29,7 @@ class Schedule:
 
     shrink_factors: tuple[int, ...]
     iterations: tuple[int, ...]
-    radius_voxels: int
+    similarity: Similarity
     update_sigma_voxels: float
     field_sigma_voxels: tuple[float, ...]
     step_voxels: float
@@ -39,27 +41,15 @@ def bytes_needed(voxels: int, channels: int) -> int:
     return voxels * (4 * 12 + 4 * (8 + 3 * channels) + 2)
 
 
-def solve(
-    fixed: Prepared, moving: Prepared, matrix_mm: Float64, start: Float32 | None, schedule: Schedule, *, known: bool
-) -> tuple[Float32, float]:
-    """Displacement that improves ``matrix_mm @ (x + u(x))``, and the mean squared local correlation it reached.
-
-    Parameters
-    ----------
-    fixed, moving : Prepared
-    matrix_mm : (4, 4) float64
-        Fixed to moving RAS+ mm, applied after the displacement.
-    start : (I, J, K, 3) float32 or None
-        Displacement to begin with, in voxels of `fixed`.
-    schedule : Schedule
-    known : bool
-        The moving image has a mask outside which it is not known.
+def solve(pair: Pair, schedule: Schedule) -> tuple[Float32, float]:
+    """Displacement that improves ``matrix_mm @ (x + u(x))`` of a pair, and the similarity it reached.
 
     Returns
     -------
-    (I, J, K, 3) float32, in voxels of `fixed`; and a float in [0, 1]
+    (I, J, K, 3) float32, in voxels of the fixed image; and a float
     """
-    field, before, value = start, fixed.level((1, 1, 1)), 0.0
+    fixed, moving = pair.fixed, pair.moving
+    field, before, value = pair.displacement_voxels, fixed.level((1, 1, 1)), 0.0
     for shrink, iterations, sigma in zip(
         schedule.shrink_factors, schedule.iterations, schedule.field_sigma_voxels, strict=True
     ):
@@ -67,9 +57,8 @@ def solve(
             continue
         level = fixed.level(fixed.factors(shrink))
         field = np.zeros((*level.shape, 3), np.float32) if field is None else refined(field, before, level)
-        field, value = _climb(
-            level, moving.level(matching_factors(level, moving)), matrix_mm, field, iterations, sigma, schedule, known
-        )
+        other = moving.level(matching_factors(level, moving))
+        field, value = _climb(level, other, pair.start_mm, field, iterations, sigma, schedule, pair.known)
         before = level
     full = fixed.level((1, 1, 1))
     if field is None:
@@ -100,7 +89,7 @@ def _climb(
         value = 0.0
         for c, (f, m) in enumerate(zip(fixed.channels, moving.channels, strict=True)):
             fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
-            part, slope, _ = lncc.lncc_gradient(f, warped, weight, radius_voxels=schedule.radius_voxels)
+            part, slope, _ = schedule.similarity.measure(f, warped, weight)
             value += part / len(fixed.channels)
             fields.force(slope, warped, finest**2, c > 0, update)
         values.append(value)

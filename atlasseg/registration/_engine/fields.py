@@ -120,44 +120,45 @@ def smooth(field: Float32, sigma_voxels: Sequence[float], out: Float32, scratch:
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def _smooth_planes(values, taps_j, taps_k, out):  # type: ignore[no-untyped-def]
-    """Along the second and the third axis, the third holding 3 interleaved components."""
+    """Along the second and the third axis, the third holding 3 interleaved components; symmetric taps."""
     ni, nj, n = values.shape
     rj, rk = taps_j.size // 2, taps_k.size // 2
     for i in numba.prange(ni):
         line = np.empty(n + 6 * rk, np.float32)
         inner = line[3 * rk : 3 * rk + n]
         for j in range(nj):
-            o = out[i, j]
-            inner[:] = 0
-            for t in range(taps_j.size):
-                w = taps_j[t]
-                row = values[i, min(max(j + t - rj, 0), nj - 1)]
-                for q in range(n):
-                    inner[q] += w * row[q]
+            _scaled(values[i, j], taps_j[rj], inner)
+            for t in range(1, rj + 1):
+                _add_both(values[i, max(j - t, 0)], values[i, min(j + t, nj - 1)], taps_j[rj + t], inner)
             for t in range(3 * rk):
                 line[t] = inner[t % 3]
                 line[3 * rk + n + t] = inner[n - 3 + t % 3]
-            o[:] = 0
-            for t in range(taps_k.size):
-                w = taps_k[t]
-                shifted = line[3 * t : 3 * t + n]
-                for q in range(n):
-                    o[q] += w * shifted[q]
+            _scaled(inner, taps_k[rk], out[i, j])
+            for t in range(1, rk + 1):
+                _add_both(line[3 * (rk - t) :], line[3 * (rk + t) :], taps_k[rk + t], out[i, j])
 
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def _smooth_first(values, taps, out):  # type: ignore[no-untyped-def]
-    ni, nj, n = values.shape
+    ni, nj, _ = values.shape
     r = taps.size // 2
     for j in numba.prange(nj):
         for i in range(ni):
-            o = out[i, j]
-            o[:] = 0
-            for t in range(taps.size):
-                w = taps[t]
-                row = values[min(max(i + t - r, 0), ni - 1), j]
-                for q in range(n):
-                    o[q] += w * row[q]
+            _scaled(values[i, j], taps[r], out[i, j])
+            for t in range(1, r + 1):
+                _add_both(values[max(i - t, 0), j], values[min(i + t, ni - 1), j], taps[r + t], out[i, j])
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _scaled(row, factor, out):  # type: ignore[no-untyped-def]
+    for q in range(out.size):
+        out[q] = factor * row[q]
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _add_both(one, two, factor, out):  # type: ignore[no-untyped-def]
+    for q in range(out.size):
+        out[q] += factor * (one[q] + two[q])
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)

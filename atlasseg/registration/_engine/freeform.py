@@ -1,4 +1,4 @@
-"""Free-form deformation: the coefficients of a B-spline lattice climb local correlation less their energies."""
+"""Free-form deformation: the coefficients of a B-spline lattice climb a similarity less their energies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlasseg.registration._engine import bspline, fields, lncc
+from atlasseg.registration._engine import bspline, fields
+from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import has_converged
-from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors
+from atlasseg.registration._engine.metrics import Similarity
+from atlasseg.registration._engine.pyramid import COUNTED, Level, matching_factors
 from atlasseg.transforms import BSplineField
 from atlasseg.volume import Float32, Float64, Grid
 
@@ -24,7 +26,7 @@ class Schedule:
     shrink_factors: tuple[int, ...]
     iterations: tuple[int, ...]
     spacing_voxels: float
-    radius_voxels: int
+    similarity: Similarity
     bending: float
     folding: float
     step_voxels: float
@@ -70,16 +72,9 @@ def lattices(grid: Grid, spacing_voxels: float, shrink_factors: Sequence[int]) -
     return out
 
 
-def solve(
-    fixed: Prepared,
-    moving: Prepared,
-    matrix_mm: Float64,
-    schedule: Schedule,
-    grid: Grid,
-    *,
-    known: bool,
-) -> tuple[BSplineField, float]:
-    """The spline that improves ``matrix_mm @ (x + u(x))``, and the mean squared local correlation reached."""
+def solve(pair: Pair, schedule: Schedule, grid: Grid) -> tuple[BSplineField, float]:
+    """The spline that improves ``matrix_mm @ (x + u(x))`` of a pair, and the similarity reached."""
+    fixed, moving = pair.fixed, pair.moving
     coefficients, value = None, 0.0
     levels = lattices(grid, schedule.spacing_voxels, schedule.shrink_factors)
     for n, (shrink, iterations, lattice) in enumerate(
@@ -91,7 +86,9 @@ def solve(
             coefficients = bspline.product([bspline.refinement(c) for c in levels[n - 1].intervals], coefficients)
         level = fixed.level(fixed.factors(shrink))
         other = moving.level(matching_factors(level, moving))
-        coefficients, value = _climb(level, other, matrix_mm, coefficients, lattice, iterations, schedule, known)
+        coefficients, value = _climb(
+            level, other, pair.start_mm, coefficients, lattice, iterations, schedule, pair.known
+        )
     assert coefficients is not None
     return levels[-1].transform(coefficients), value
 
@@ -120,7 +117,7 @@ def _climb(
     values: list[float] = []
     for n in range(iterations):
         field = bspline.product(matrices, coefficients * per_level)
-        value, slope = similarity(fixed, moving, matrix_mm, field, schedule.radius_voxels, known)
+        value, slope = similarity(fixed, moving, matrix_mm, field, schedule.similarity, known)
         values.append(value)
         if has_converged(values, schedule.tolerance):
             break
@@ -142,16 +139,16 @@ def _climb(
 
 
 def similarity(
-    fixed: Level, moving: Level, matrix_mm: Float64, field: Float32, radius_voxels: int, known: bool
+    fixed: Level, moving: Level, matrix_mm: Float64, field: Float32, measure: Similarity, known: bool
 ) -> tuple[float, Float32]:
-    """Mean squared local correlation under ``matrix_mm (x + field(x))``, and its exact derivative in the field."""
+    """Similarity under ``matrix_mm (x + field(x))``, and its exact derivative in the field."""
     to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
     where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
     out, value = np.zeros_like(field), 0.0
     for f, m in zip(fixed.channels, moving.channels, strict=True):
         fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
-        part, slope, _ = lncc.lncc_gradient(f, warped, weight, radius_voxels=radius_voxels)
+        part, slope, _ = measure.measure(f, warped, weight)
         value += part / len(fixed.channels)
         fields.add_moving_slope(m, to_moving, field, slope, np.float32(1 / max(float(weight.sum()), 1)), out)
     return value, out / np.float32(len(fixed.channels))

@@ -1,20 +1,38 @@
-"""Rigid, similarity and affine registration: Gauss-Newton on local correlation, from the best of several starts."""
+"""Rigid, similarity and affine registration: Gauss-Newton, from the best of several starts.
+
+The search is a generator: it yields the level and the matrices it wants to know the similarity of, and is sent what
+came out. Here one pair after the other is answered by the compiled kernels; `linear_torch` answers many at once.
+"""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any, Literal
+import logging
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numba
 import numpy as np
 
+from atlasseg.device import Device, resolved
 from atlasseg.errors import GeometryError
-from atlasseg.registration._engine import fields, lncc
+from atlasseg.registration._engine import fields
+from atlasseg.registration._engine.batch import Pair, each, pairs
+from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors
-from atlasseg.volume import Float32, Float64
+from atlasseg.transforms import Affine, Transform
+from atlasseg.volume import Float32, Float64, Image, Mask
+
+logger = logging.getLogger(__name__)
 
 Freedom = Literal["rigid", "similarity", "affine"]
+
+Factors = tuple[int, int, int]
+Asked = tuple[Factors, list[Float64]]
+"""Factors of a level of the fixed image, and (4, 4) maps from fixed to moving RAS+ mm."""
+
+Result = TypeVar("Result")
 
 STAGES: dict[Freedom, tuple[Freedom, ...]] = {
     "rigid": ("rigid",),
@@ -36,20 +54,24 @@ KEPT_STARTS = 3
 """So many of the best starts are registered rigidly before one is chosen."""
 
 CONVERGED = 1e-4
-"""Gauss-Newton ends when a step gains less than this in the mean squared local correlation."""
+"""Gauss-Newton ends when a step gains less than this in the similarity."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Where a linear registration stands: the mean squared local correlation and its derivatives."""
+    """Where a linear registration stands: the similarity and its derivatives."""
 
     value: float
     gradient: Float64
-    """(3, 4) derivative of the sum in ``x -> x + P (x, 1)``, x and P in voxels."""
+    """(3, 4) derivative, times the voxels that count, in ``x -> x + P (x, 1)``, x and P in voxels."""
     hessian: Float64
     """(12, 12) Gauss-Newton, sign changed."""
     overlap: float
     """Share of the fixed mask that lies in the moving field of view."""
+
+
+Search = Generator[Asked, list[Fit], Result]
+"""A search that ends with a result."""
 
 
 def generators(freedom: Freedom) -> Float64:
@@ -75,7 +97,7 @@ def generators(freedom: Freedom) -> Float64:
     return np.stack(basis)
 
 
-def fit(fixed: Level, moving: Level, matrix_mm: Float64, *, radius_voxels: int, known: bool) -> Fit:
+def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: Similarity, *, known: bool) -> Fit:
     """Similarity under ``matrix_mm`` (4, 4), fixed to moving RAS+ mm, and its derivatives."""
     to_moving = np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
@@ -84,7 +106,7 @@ def fit(fixed: Level, moving: Level, matrix_mm: Float64, *, radius_voxels: int, 
     value, sums = 0.0, np.zeros(72)
     for f, m in zip(fixed.channels, moving.channels, strict=True):
         fields.warp(m, where, fixed.mask, to_moving[:3], nowhere, warped, weight)
-        part, gradient, curvature = lncc.lncc_gradient(f, warped, weight, radius_voxels=radius_voxels)
+        part, gradient, curvature = similarity.measure(f, warped, weight)
         value += part / len(fixed.channels)
         sums += _moments(gradient, curvature, warped).sum(axis=0)
     second = np.zeros((3, 3, 4, 4))
@@ -102,22 +124,16 @@ def fit(fixed: Level, moving: Level, matrix_mm: Float64, *, radius_voxels: int, 
 
 
 def climb(
-    fixed: Level,
-    moving: Level,
-    matrix_mm: Float64,
-    freedom: Freedom,
-    *,
-    iterations: int,
-    radius_voxels: int,
-    known: bool,
-) -> tuple[Float64, Fit]:
+    fixed: Prepared, factors: Factors, matrix_mm: Float64, freedom: Freedom, *, iterations: int
+) -> Search[tuple[Float64, Fit]]:
     """Levenberg-Marquardt from ``matrix_mm``, the motion composed before it: matrix <- matrix exp(step)."""
-    inverse = np.linalg.inv(fixed.affine)
+    level = fixed.level(factors)
+    inverse = np.linalg.inv(level.affine)
     centre = np.eye(4)
-    centre[:3, 3] = (fixed.affine @ [*((np.array(fixed.shape) - 1) / 2), 1])[:3]
+    centre[:3, 3] = (level.affine @ [*((np.array(level.shape) - 1) / 2), 1])[:3]
     moves = centre @ generators(freedom) @ np.linalg.inv(centre)
-    linear = (inverse @ moves @ fixed.affine)[:, :3].reshape(len(moves), 12)
-    best = fit(fixed, moving, matrix_mm, radius_voxels=radius_voxels, known=known)
+    linear = (inverse @ moves @ level.affine)[:, :3].reshape(len(moves), 12)
+    (best,) = yield factors, [matrix_mm]
     damping = 1e-2
     for _ in range(iterations):
         hessian = linear @ best.hessian @ linear.T
@@ -128,7 +144,7 @@ def climb(
         step = np.linalg.solve(hessian + np.diag(ridge), linear @ best.gradient.reshape(12))
         trial = matrix_mm @ exponential(np.tensordot(step, moves, 1))
         trial[3] = (0, 0, 0, 1)
-        at = fit(fixed, moving, trial, radius_voxels=radius_voxels, known=known)
+        (at,) = yield factors, [trial]
         if at.value > best.value and at.overlap > min(LEAST_OVERLAP, best.overlap):
             gained = at.value - best.value
             matrix_mm, best = trial, at
@@ -217,71 +233,99 @@ def rotation(axis: int, degrees: float) -> Float64:
     return out
 
 
-def start(fixed: Level, moving: Level, *, radius_voxels: int, known: bool, name: str = "") -> Float64:
-    """(4, 4) rigid fixed to moving RAS+ mm: the best of world coordinates, centres and rotations, after a short climb.
+def principal_axes(level: Level) -> Float64:
+    """(3, 3) columns: the axes of the mass about its centre in RAS+ mm, the longest first."""
+    at = np.argwhere(level.mask == COUNTED)
+    mass = sum(c[tuple(at.T)].astype(np.float64) for c in level.channels)
+    away = at @ level.affine[:3, :3].T + level.affine[:3, 3] - centroid(level)
+    return np.asarray(np.linalg.eigh((away * np.asarray(mass)[:, None]).T @ away)[1][:, ::-1])
+
+
+def aligning_turns(fixed: Level, moving: Level) -> list[Float64]:
+    """The four rotations (3, 3) that bring the principal axes of one mass onto those of the other."""
+    here, there = principal_axes(fixed), principal_axes(moving)
+    flips = [np.diag(signs) for signs in itertools.product((1.0, -1.0), repeat=3)]
+    turns = [there @ flip @ here.T for flip in flips]
+    return [turn for turn in turns if np.linalg.det(turn) > 0]
+
+
+def start(fixed: Prepared, moving: Prepared, factors: Factors) -> Search[Float64]:
+    """(4, 4) rigid fixed to moving RAS+ mm: the best of several starts after a short climb.
+
+    They are world coordinates, and the centres of mass and the middles on each other, each with several rotations; the
+    centres of mass also with the principal axes on each other.
 
     Raises
     ------
     GeometryError
         No start brings `LEAST_OVERLAP` of the fixed mask into the moving image.
     """
-    pairs = [(centroid(fixed), centroid(moving)), (middle(fixed), middle(moving))]
+    level = fixed.level(factors)
+    other = moving.level(matching_factors(level, moving))
     turns = [np.eye(3)] + [rotation(axis, angle) for axis in range(3) for angle in START_ANGLES_DEGREES]
+    masses, middles = (centroid(level), centroid(other)), (middle(level), middle(other))
     starts = [np.eye(4)]
-    for (here, there), turn in itertools.product(pairs, turns):
+    for (here, there), turn in [
+        *itertools.product((masses, middles), turns),
+        *((masses, turn) for turn in aligning_turns(level, other)),
+    ]:
         matrix = np.eye(4)
         matrix[:3, :3] = turn
         matrix[:3, 3] = there - turn @ here
         starts.append(matrix)
-    fits = [fit(fixed, moving, m, radius_voxels=radius_voxels, known=known) for m in starts]
+    fits = yield factors, starts
     able = [n for n, f in enumerate(fits) if f.overlap >= LEAST_OVERLAP]
     if not able:
         raise GeometryError(
             f"the images do not overlap: no start brings {LEAST_OVERLAP:.0%} of the fixed image's foreground into the "
-            f"field of view of {name or 'the moving image'}, at best {max(f.overlap for f in fits):.0%}"
+            f"field of view of {moving.name or 'the moving image'}, at best {max(f.overlap for f in fits):.0%}"
         )
     ranked = sorted(able, key=lambda n: -score(fits[n]))[:KEPT_STARTS]
-    climbed = [
-        climb(fixed, moving, starts[n], "rigid", iterations=8, radius_voxels=radius_voxels, known=known) for n in ranked
-    ]
+    climbed = []
+    for n in ranked:
+        climbed.append((yield from climb(fixed, factors, starts[n], "rigid", iterations=8)))
     return max(climbed, key=lambda result: score(result[1]))[0]
 
 
 def score(fit: Fit) -> float:
     """What starts are ranked by: the similarity, less where the fields of view overlap little."""
-    return fit.value * min(1.0, 0.5 + fit.overlap / 2)
+    share = min(1.0, 0.5 + fit.overlap / 2)
+    return fit.value * share if fit.value > 0 else fit.value / share
 
 
-def register_linear(
-    fixed: Prepared,
-    moving: Prepared,
-    freedom: Freedom,
-    initial: Float64 | None,
-    *,
-    known: bool,
-    finest: int = 2,
-    iterations: int = 30,
-    radius_voxels: int = 2,
-) -> tuple[Float64, Fit]:
-    """(4, 4) fixed to moving RAS+ mm, and how well it fits.
-
-    The levels are those of `Prepared.schedule` down to ``finest`` times the voxel size; an affine climbs rigidly and
-    with one scale first.
-    """
+def levels_of(fixed: Prepared, finest: int) -> tuple[Factors, list[Factors]]:
+    """The level that starts are compared on, and those of `Prepared.schedule` down to ``finest`` times the voxel."""
     shrinks = [s for s in fixed.schedule() if s >= finest] or fixed.schedule()[:1]
-    levels = [fixed.level(fixed.factors(s)) for s in shrinks]
     first = max(1, round(max(fixed.counted.shape) / START_VOXELS))
-    coarse = fixed.level(fixed.factors(min(first, shrinks[0])))
-    options: dict[str, Any] = {"radius_voxels": radius_voxels, "known": known}
+    return fixed.factors(min(first, shrinks[0])), [fixed.factors(s) for s in shrinks]
+
+
+def search(
+    fixed: Prepared, moving: Prepared, freedom: Freedom, initial: Float64 | None, *, finest: int, iterations: int
+) -> Search[tuple[Float64, Fit]]:
+    """(4, 4) fixed to moving RAS+ mm, and how well it fits; an affine climbs rigidly and with one scale first."""
+    coarse, levels = levels_of(fixed, finest)
     stages = STAGES[freedom] if initial is None else STAGES[freedom][-1:]
     matrix = initial
     if matrix is None:
-        matrix = start(coarse, moving.level(matching_factors(coarse, moving)), name=moving.name, **options)
-    for n, level in enumerate(levels):
-        other = moving.level(matching_factors(level, moving))
+        matrix = yield from start(fixed, moving, coarse)
+    for n, factors in enumerate(levels):
         for stage in stages if n == 0 else stages[-1:]:
-            matrix, best = climb(level, other, matrix, stage, iterations=iterations, **options)
+            matrix, best = yield from climb(fixed, factors, matrix, stage, iterations=iterations)
     return matrix, best
+
+
+def answered(pair: Pair, steps: Search[Result], similarity: Similarity) -> Result:
+    """Run the search of a pair to its end on the compiled kernels."""
+    fits: list[Fit] | None = None
+    try:
+        while True:
+            factors, wanted = next(steps) if fits is None else steps.send(fits)
+            level = pair.fixed.level(factors)
+            other = pair.moving.level(matching_factors(level, pair.moving))
+            fits = [fit(level, other, matrix, similarity, known=pair.known) for matrix in wanted]
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
 
 
 def as_matrix(matrix_mm: Float64 | None, displacement_voxels: Float32 | None, fixed: Prepared) -> Float64 | None:
@@ -294,3 +338,62 @@ def as_matrix(matrix_mm: Float64 | None, displacement_voxels: Float32 | None, fi
     voxels = np.eye(4)
     voxels[:3] += moved.T
     return np.asarray(matrix_mm @ fixed.affine @ voxels @ np.linalg.inv(fixed.affine))
+
+
+def matrices(
+    prepared: Sequence[Pair],
+    freedom: Freedom,
+    similarity: Similarity,
+    *,
+    device: Literal["cpu", "cuda"],
+    finest: int = 2,
+    iterations: int = 30,
+) -> list[Float64]:
+    """Linear registrations of all pairs of one fixed image, from where they start, on the device."""
+    if not prepared:
+        return []
+
+    def steps(pair: Pair) -> Search[tuple[Float64, Fit]]:
+        initial = as_matrix(pair.matrix_mm, pair.displacement_voxels, pair.fixed)
+        return search(pair.fixed, pair.moving, freedom, initial, finest=finest, iterations=iterations)
+
+    fixed = prepared[0].fixed
+    if device == "cuda":
+        from atlasseg.registration._engine import linear_torch
+
+        at = levels_of(fixed, finest)[1][-1]
+        found = linear_torch.answered(prepared, steps, similarity, device=device, finest=at)
+    else:
+        found = each(
+            prepared, lambda pair: answered(pair, steps(pair), similarity), bytes_needed=64 * fixed.counted.size
+        )
+    for pair, (_, reached) in zip(prepared, found, strict=True):
+        logger.info("%s: %s, %s %.3f", pair.moving.name or "a moving image", freedom, similarity, reached.value)
+    return [matrix for matrix, _ in found]
+
+
+def begin(prepared: Sequence[Pair], similarity: Similarity, *, device: Literal["cpu", "cuda"]) -> list[Pair]:
+    """The pairs with an affine registration as the matrix of those that have none."""
+    lacking = [pair for pair in prepared if pair.matrix_mm is None]
+    found = iter(matrices(lacking, "affine", similarity, device=device))
+    return [pair if pair.matrix_mm is not None else replace(pair, matrix_mm=next(found)) for pair in prepared]
+
+
+def register_all(
+    fixed: Image,
+    moving: Sequence[Image],
+    freedom: Freedom,
+    *,
+    initial: Sequence[Transform] | None,
+    fixed_mask: Mask | None,
+    moving_masks: Sequence[Mask | None] | None,
+    similarity: Similarity,
+    finest: int,
+    iterations: int,
+    device: Device,
+) -> list[Transform]:
+    """What :mod:`rigid`, :mod:`similarity` and :mod:`affine` share."""
+    machine = resolved(device)
+    prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
+    found = matrices(prepared, freedom, similarity, device=machine, finest=finest, iterations=iterations)
+    return [Affine(matrix) for matrix in found]

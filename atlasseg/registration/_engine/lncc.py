@@ -100,7 +100,7 @@ def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyp
         if n == 0:
             continue
         rows = j1 - j0
-        ring = np.zeros((width, 6, rows, n), np.float32)
+        ring = np.zeros((6, rows, width, n), np.float32)
         boxes = np.zeros((6, rows + 2 * r, n), np.float32)
         products = np.zeros((6, n + 2 * r), np.float32)
         sums = np.zeros((6, n), np.float32)
@@ -108,13 +108,11 @@ def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyp
         offset = left - (k0 - r)
         acc = 0.0
         for p in range(i0 - r, i1 + r):
-            slot = (p - i0 + r) % width
-            ring[slot] = 0
             if 0 <= p < ni:
                 for jj in range(rows + 2 * r):
                     j = j0 - r + jj
                     if j < 0 or j >= nj:
-                        boxes[:, jj, :] = 0
+                        boxes[:, jj] = 0
                         continue
                     fr, wr, mr = f[p, j, left:right], w[p, j, left:right], m[p, j, left:right]
                     p0, p1, p2 = products[0, offset:], products[1, offset:], products[2, offset:]
@@ -129,20 +127,16 @@ def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyp
                         p4[k] = mw * wr[k]
                         p5[k] = mf * wr[k]
                     for q in range(6):
-                        _add_windows(products[q], boxes[q, jj], width)
-                for q in range(6):
-                    for row in range(rows):
-                        out = ring[slot, q, row]
-                        for t in range(width):
-                            _add(out, boxes[q, row + t])
+                        _windows_along(products[q], boxes[q, jj], width)
+            else:
+                boxes[:] = 0
+            _windows_across(boxes, ring[:, :, (p - i0 + r) % width], width)
             if p < i0 + r:
                 continue
             i = p - r
             for row in range(rows):
-                sums[:] = 0
                 for q in range(6):
-                    for t in range(width):
-                        _add(sums[q], ring[t, q, row])
+                    _sum_rows(ring[q, row], sums[q])
                 j = j0 + row
                 acc += _window_terms(
                     sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], m[i, j, k0:k1], flat_f, flat_w,
@@ -152,24 +146,44 @@ def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyp
     return total
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _add(out, row):  # type: ignore[no-untyped-def]
-    for k in range(out.size):
-        out[k] += row[k]
-
-
-@numba.njit(cache=True, nogil=True)
-def _add_windows(values, out, width):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _windows_along(values, out, width):  # type: ignore[no-untyped-def]
     """out[k] = sum of values[k : k + width]."""
     if width == 5:
         for k in range(out.size):
             out[k] = (values[k] + values[k + 1]) + (values[k + 2] + values[k + 3]) + values[k + 4]
         return
-    out[:] = 0
-    for t in range(width):
-        shifted = values[t:]
+    for k in range(out.size):
+        out[k] = values[k] + values[k + 1] + values[k + 2]
+    for t in range(3, width, 2):
+        one, two = values[t:], values[t + 1 :]
         for k in range(out.size):
-            out[k] += shifted[k]
+            out[k] += one[k] + two[k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _windows_across(boxes, out, width):  # type: ignore[no-untyped-def]
+    """out[q, row] = sum of boxes[q, row : row + width]."""
+    for q in range(out.shape[0]):
+        for row in range(out.shape[1]):
+            _sum_rows(boxes[q, row : row + width], out[q, row])
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _sum_rows(rows, out):  # type: ignore[no-untyped-def]
+    """Out = sum of an odd number of rows, 3 or more."""
+    one, two, three = rows[0], rows[1], rows[2]
+    if rows.shape[0] == 5:
+        four, five = rows[3], rows[4]
+        for k in range(out.size):
+            out[k] = (one[k] + two[k]) + (three[k] + four[k]) + five[k]
+        return
+    for k in range(out.size):
+        out[k] = one[k] + two[k] + three[k]
+    for t in range(3, rows.shape[0], 2):
+        one, two = rows[t], rows[t + 1]
+        for k in range(out.size):
+            out[k] += one[k] + two[k]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
@@ -213,7 +227,7 @@ def _gather(f, w, m, spans, r, a, b, c, out, curvature):  # type: ignore[no-unty
         if n == 0:
             continue
         rows = j1 - j0
-        ring = np.zeros((width, 3, rows, n), np.float32)
+        ring = np.zeros((3, rows, width, n), np.float32)
         boxes = np.zeros((3, rows + 2 * r, n), np.float32)
         padded = np.zeros(n + 2 * r, np.float32)
         sums = np.zeros((3, n), np.float32)
@@ -221,34 +235,28 @@ def _gather(f, w, m, spans, r, a, b, c, out, curvature):  # type: ignore[no-unty
         offset = left - (k0 - r)
         inner = padded[offset : offset + right - left]
         for p in range(i0 - r, i1 + r):
-            slot = (p - i0 + r) % width
-            ring[slot] = 0
             if 0 <= p < ni:
                 for jj in range(rows + 2 * r):
                     j = j0 - r + jj
                     if j < 0 or j >= nj:
-                        boxes[:, jj, :] = 0
+                        boxes[:, jj] = 0
                         continue
                     inner[:] = a[p, j, left:right]
-                    _add_windows(padded, boxes[0, jj], width)
+                    _windows_along(padded, boxes[0, jj], width)
                     inner[:] = b[p, j, left:right]
-                    _add_windows(padded, boxes[1, jj], width)
+                    _windows_along(padded, boxes[1, jj], width)
                     inner[:] = c[p, j, left:right]
-                    _add_windows(padded, boxes[2, jj], width)
-                for q in range(3):
-                    for row in range(rows):
-                        here = ring[slot, q, row]
-                        for t in range(width):
-                            _add(here, boxes[q, row + t])
+                    _windows_along(padded, boxes[2, jj], width)
+            else:
+                boxes[:] = 0
+            _windows_across(boxes, ring[:, :, (p - i0 + r) % width], width)
             if p < i0 + r:
                 continue
             i = p - r
             for row in range(rows):
                 j = j0 + row
-                sums[:] = 0
                 for q in range(3):
-                    for t in range(width):
-                        _add(sums[q], ring[t, q, row])
+                    _sum_rows(ring[q, row], sums[q])
                 fr, wr, mr, o = f[i, j, k0:k1], w[i, j, k0:k1], m[i, j, k0:k1], out[i, j, k0:k1]
                 sa, sb, sc, h = sums[0], sums[1], sums[2], curvature[i, j, k0:k1]
                 for k in range(n):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,8 @@ class Prepared:
     start: tuple[int, int, int]
     """Where the cut begins in the image's own grid, in voxels."""
     name: str
+    levels: dict[tuple[int, int, int], Level] = field(default_factory=dict, repr=False, compare=False)
+    """Those made so far."""
 
     @property
     def spacing_mm(self) -> Float64:
@@ -90,7 +92,12 @@ class Prepared:
         return shrinks
 
     def level(self, factors: tuple[int, int, int]) -> Level:
-        """Block means over `factors` voxels."""
+        """Block means over `factors` voxels; kept, so that a fixed image's are made once for all its atlases."""
+        if factors not in self.levels:
+            self.levels[factors] = self._level(factors)
+        return self.levels[factors]
+
+    def _level(self, factors: tuple[int, int, int]) -> Level:
         affine = self.affine @ np.diag([*factors, 1.0])
         affine[:3, 3] += self.affine[:3, :3] @ ((np.array(factors) - 1) / 2)
         counted = _block_mean(self.counted.astype(np.float32), factors) >= 0.5

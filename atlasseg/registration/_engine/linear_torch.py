@@ -1,0 +1,111 @@
+"""The searches of `linear` in torch: all pairs of a fixed image in step, what they ask answered in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atlasseg.registration._engine.batch import Pair
+from atlasseg.registration._engine.linear import Asked, Factors, Fit, Result, Search
+from atlasseg.registration._engine.metrics import Similarity
+from atlasseg.registration._engine.metrics_torch import measure
+from atlasseg.registration._engine.pyramid import matching_factors
+from atlasseg.registration._engine.torch_ops import Movings, fitting, in_batches, slopes
+from atlasseg.volume import Float64
+
+
+def answered(
+    pairs: Sequence[Pair],
+    steps: Callable[[Pair], Search[Result]],
+    similarity: Similarity,
+    *,
+    device: str,
+    finest: Factors,
+) -> list[Result]:
+    """Run the search of every pair to its end.
+
+    Raises
+    ------
+    InputError
+        One pair alone does not fit the GPU's memory.
+    """
+    size, each = fitting(pairs[0].fixed.level(finest).mask.size, len(pairs), device)
+
+    def part(indices: Sequence[int]) -> list[Result]:
+        chosen = [pairs[n] for n in indices]
+        return _together(chosen, [steps(pair) for pair in chosen], similarity, device)
+
+    return in_batches(len(pairs), size, part, each)
+
+
+def _together(
+    pairs: Sequence[Pair], searches: Sequence[Search[Result]], similarity: Similarity, device: str
+) -> list[Result]:
+    stacks: dict[Factors, Movings] = {}
+    results: dict[int, Result] = {}
+    asked: dict[int, Asked] = {n: next(steps) for n, steps in enumerate(searches)}
+    while asked:
+        fits: dict[int, list[Fit]] = {n: [] for n in asked}
+        for factors in dict.fromkeys(factors for factors, _ in asked.values()):
+            if factors not in stacks:
+                level = pairs[0].fixed.level(factors)
+                others = [pair.moving.level(matching_factors(level, pair.moving)) for pair in pairs]
+                stacks[factors] = Movings(level, others, [pair.known for pair in pairs], device)
+            wanted = [(n, m) for n, (at, matrices) in asked.items() if at == factors for m in matrices]
+            which, matrices_mm = [n for n, _ in wanted], [m for _, m in wanted]
+            for n, fit in zip(which, fitted(stacks[factors], which, matrices_mm, similarity), strict=True):
+                fits[n].append(fit)
+        for n in list(asked):
+            try:
+                asked[n] = searches[n].send(fits[n])
+            except StopIteration as done:
+                results[n] = done.value
+                del asked[n]
+    return [results[n] for n in range(len(pairs))]
+
+
+@torch.no_grad()
+def fitted(movings: Movings, which: Sequence[int], matrices_mm: Sequence[Float64], similarity: Similarity) -> list[Fit]:
+    """As `linear.fit`, of the moving images `which`, each under its (4, 4) matrix."""
+    index = torch.tensor(which, device=movings.stack.device)
+    warped, weight = movings.warp(index, movings.there(movings.matrix(which, matrices_mm), None))
+    channels = warped.shape[1]
+    value = torch.zeros(len(which), dtype=torch.float64, device=warped.device)
+    gradient, hessian = np.zeros((len(which), 3, 4)), np.zeros((len(which), 12, 12))
+    for c in range(channels):
+        image = warped[:, c : c + 1]
+        part, first, second = measure(similarity, movings.target[:, c : c + 1], image, weight)
+        value += part / channels
+        of_first, of_second = _moments(first, second, slopes(image))
+        gradient += of_first
+        hessian += of_second
+    overlap = weight.sum(dim=(1, 2, 3, 4)) / movings.counted.sum()
+    return [Fit(*each) for each in zip(value.tolist(), gradient, hessian, overlap.tolist(), strict=True)]
+
+
+def _moments(gradient: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Float64, Float64]:
+    """(N, 3, 4) sums of g s_a x_d and (N, 12, 12) of h s_a s_b x_d x_e; x = (i, j, k, 1).
+
+    Summed in coordinates from -1 to 1, along one axis after the other, and taken to voxels in float64.
+    """
+    shape = slope.shape[2:]
+    a, b = np.triu_indices(3)
+    values = torch.cat([gradient * slope, curvature * slope[:, a] * slope[:, b]], dim=1)
+    to_voxels = np.eye(4)
+    for axis in (2, 1, 0):
+        half = (shape[axis] - 1) / 2
+        to_voxels[axis, axis], to_voxels[axis, 3] = max(half, 1), half
+        at = (torch.arange(shape[axis], dtype=values.dtype, device=values.device) - half) / max(half, 1)
+        values = (values @ torch.stack([at**0, at, at**2], dim=-1)).double()  # the last axis: its powers
+        values = values.movedim(-1, 2)
+    sums = values.cpu().numpy()  # (N, 9, power of i, of j, of k)
+    power = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    first = sums[:, :3][:, :, power[:, 0], power[:, 1], power[:, 2]] @ to_voxels.T
+    both = power[:, None] + power[None]
+    packed = to_voxels @ sums[:, 3:][:, :, both[..., 0], both[..., 1], both[..., 2]] @ to_voxels.T
+    second = np.empty((len(sums), 3, 3, 4, 4))
+    second[:, a, b] = second[:, b, a] = packed
+    return first, second.transpose(0, 1, 3, 2, 4).reshape(-1, 12, 12)

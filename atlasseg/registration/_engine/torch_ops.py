@@ -1,0 +1,181 @@
+"""What the engines in torch share: the moving images as one tensor, sampling, window sums, batches that fit.
+
+Images are (N, C, I, J, K), fields (N, 3, I, J, K) in voxels of their own grid.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from atlasseg.errors import InputError
+from atlasseg.registration._engine.fields import EDGE_VOXELS, gaussian_taps
+from atlasseg.registration._engine.pyramid import COUNTED, Level
+from atlasseg.volume import Float64
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+SCALARS_PER_VOXEL = 48
+"""float32 that a pair needs per voxel at the peak, from the tensors alive in `box_sum` of nine window terms."""
+
+MEMORY_SHARE = 0.8
+"""Batches are cut to this share of the free memory of the GPU."""
+
+
+class Movings:
+    """A level of many moving images as one tensor, the smaller ones padded, and how they are sampled."""
+
+    def __init__(self, fixed: Level, moving: Sequence[Level], known: Sequence[bool], device: str) -> None:
+        shape = np.max([m.shape for m in moving], axis=0)
+        channels = len(moving[0].channels)
+        stack = np.zeros((len(moving), channels + 1, *shape), np.float32)
+        for n, (level, has_mask) in enumerate(zip(moving, known, strict=True)):
+            i, j, k = level.shape
+            for c, channel in enumerate(level.channels):
+                stack[n, c, :i, :j, :k] = channel
+            stack[n, channels, :i, :j, :k] = (level.mask == COUNTED) if has_mask else 1
+        self.stack = torch.from_numpy(stack).to(device)
+        self.last = torch.tensor([[n - 1 for n in m.shape] for m in moving], dtype=torch.float32, device=device)
+        self.target = torch.from_numpy(np.stack(fixed.channels))[None].to(device)
+        self.wanted = torch.from_numpy(fixed.mask > 0).to(device)
+        self.counted = torch.from_numpy(fixed.mask == COUNTED)[None, None].to(device)
+        self.here = voxels(fixed.shape, self.target.device)
+        self._fixed_affine = fixed.affine
+        self._from_mm = [np.linalg.inv(m.affine) for m in moving]
+
+    def matrix(self, which: Sequence[int], matrices_mm: Sequence[Float64]) -> Tensor:
+        """(N, 3, 4): maps from fixed to moving mm as maps from voxels to voxels of the images `which`."""
+        parts = [self._from_mm[n] @ m @ self._fixed_affine for n, m in zip(which, matrices_mm, strict=True)]
+        return torch.from_numpy(np.stack(parts)[:, :3].astype(np.float32)).to(self.stack.device)
+
+    def there(self, matrix: Tensor, field: Tensor | None) -> Tensor:
+        """(N, 3, I, J, K) where ``matrix (x + field)`` lies, in moving voxels."""
+        position = self.here if field is None else self.here + field
+        moved = torch.einsum("nab,nbijk->naijk", matrix[:, :, :3], position.expand(len(matrix), -1, -1, -1, -1))
+        return moved + matrix[:, :, 3, None, None, None]
+
+    def warp(self, which: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, I, J, K) the images `which` at moving voxels, and (N, 1, I, J, K) 1 where they are known and count."""
+        last = self.last[which][:, :, None, None, None]
+        inside = ((there >= -EDGE_VOXELS) & (there <= last + EDGE_VOXELS)).all(dim=1, keepdim=True)
+        at, there = self.stack[which], torch.minimum(there.clamp_min(0), last)
+        warped = torch.where(self.wanted, sample(at[:, :-1], there), 0.0)
+        nearest = sample(at[:, -1:], torch.floor(there + 0.5)) > 0.5
+        return warped, (self.counted & inside & nearest).to(torch.float32)
+
+    def slope(self, which: Tensor, channel: int, there: Tensor) -> Tensor:
+        """(N, 3, I, J, K) derivative of the linearly sampled value in the place, 0 beyond the border's centres."""
+        last = self.last[which][:, :, None, None, None]
+        inside = (there >= 0) & (there <= last)
+        there = torch.minimum(there.clamp_min(0), last)
+        low = torch.floor(there)
+        part, low = there - low, low.long()
+        high = torch.minimum(low + 1, last.long())
+        values = self.stack[:, channel]
+        n = which[:, None, None, None]
+        corner = {
+            bits: values[n, *(high[:, a] if bit else low[:, a] for a, bit in enumerate(bits))]
+            for bits in product((0, 1), repeat=3)
+        }
+        out = []
+        for axis in range(3):
+            b, c = (a for a in range(3) if a != axis)
+            fb, fc = part[:, b], part[:, c]
+            total = torch.zeros_like(fb)
+            for bits, value in corner.items():
+                share = (fb if bits[b] else 1 - fb) * (fc if bits[c] else 1 - fc)
+                total += share * value if bits[axis] else -share * value
+            out.append(total)
+        return torch.stack(out, dim=1) * inside
+
+
+def voxels(shape: Sequence[int], device: torch.device) -> Tensor:
+    """(1, 3, I, J, K) indices of the voxels."""
+    axes = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+def sample(values: Tensor, position: Tensor) -> Tensor:
+    """Linear interpolation of (N, C, ...) at (N, 3, I, J, K) voxel indices, the border's values beyond it."""
+    size = torch.tensor([max(n - 1, 1) for n in values.shape[2:]], dtype=torch.float32, device=values.device)
+    grid = (position.movedim(1, -1) * (2 / size) - 1).flip(-1)
+    return functional.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def along(values: Tensor, axis: int, taps: Sequence[float], *, repeat_edge: bool) -> Tensor:
+    """Weighted sum of shifted copies along an axis, symmetric taps; beyond the borders the edge's value, or nothing."""
+    radius, n = len(taps) // 2, values.shape[axis]
+    if repeat_edge:
+        first, last = values.narrow(axis, 0, 1), values.narrow(axis, n - 1, 1)
+        ends = [first] * radius, [last] * radius
+    else:
+        nothing = torch.zeros_like(values.narrow(axis, 0, 1))
+        ends = [nothing] * radius, [nothing] * radius
+    padded = torch.cat([*ends[0], values, *ends[1]], dim=axis)
+    out = padded.narrow(axis, 0, n) * taps[0]
+    for t in range(1, len(taps)):
+        out.add_(padded.narrow(axis, t, n), alpha=taps[t])
+    return out
+
+
+def box_sum(values: Tensor, radius_voxels: int) -> Tensor:
+    """Sums over windows, nothing beyond the borders."""
+    for axis in (2, 3, 4):
+        values = along(values, axis, [1.0] * (2 * radius_voxels + 1), repeat_edge=False)
+    return values
+
+
+def smooth(values: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
+    """Gaussian along the last three axes, edges repeated."""
+    for axis, sigma in enumerate(sigma_voxels):
+        taps = gaussian_taps(sigma)
+        if taps.size > 1:
+            values = along(values, axis + 2, taps.tolist(), repeat_edge=True)
+    return values
+
+
+def slopes(image: Tensor) -> Tensor:
+    """(N, 3, I, J, K) half the difference of the neighbours, at the borders of the voxel and its one neighbour."""
+    out = []
+    for axis in (2, 3, 4):
+        n = image.shape[axis]
+        padded = torch.cat([image.narrow(axis, 0, 1), image, image.narrow(axis, n - 1, 1)], dim=axis)
+        out.append((padded.narrow(axis, 2, n) - padded.narrow(axis, 0, n)) / 2)
+    return torch.cat(out, dim=1)
+
+
+def fitting(voxels: int, count: int, device: str) -> tuple[int, int]:
+    """How many of `count` registrations fit the GPU's memory at once, and the bytes that each wants."""
+    each = 4 * SCALARS_PER_VOXEL * voxels
+    if device != "cuda":
+        return count, each
+    return max(1, int(MEMORY_SHARE * torch.cuda.mem_get_info()[0] / each)), each
+
+
+def in_batches(count: int, size: int, solve: Callable[[Sequence[int]], list[Result]], bytes_each: int) -> list[Result]:
+    """Solve `count` items at most `size` at a time, in half the size where the GPU's memory does not do."""
+    out: list[Result] = []
+    while len(out) < count:
+        batch = range(len(out), min(count, len(out) + size))
+        try:
+            out += solve(batch)
+        except torch.cuda.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            if len(batch) == 1:
+                free, total = torch.cuda.mem_get_info()
+                raise InputError(
+                    f"one registration does not fit the GPU's memory: about {bytes_each / 2**30:.1f} GiB are wanted, "
+                    f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free; use device='cpu' or a mask"
+                ) from error
+            size = max(1, len(batch) // 2)
+            logger.warning("out of GPU memory with %d images at once: going on with %d", len(batch), size)
+    return out

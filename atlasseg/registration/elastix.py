@@ -1,0 +1,233 @@
+"""Affine, then B-spline registration through elastix (needs itk-elastix: ``pip install 'atlasseg[elastix]'``)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from atlasseg.errors import InputError, MissingLibraryError
+from atlasseg.itk import LPS, transform_from_sitk
+from atlasseg.registration._itk import checked_sides, require_overlap, seen_through
+from atlasseg.transforms import BSplineField, Transform
+from atlasseg.volume import Float64, Image, Mask
+
+Metric = Literal["correlation", "mean_squares", "mutual_information", "normalized_mutual_information"]
+
+METRICS: dict[Metric, str] = {
+    "correlation": "AdvancedNormalizedCorrelation",
+    "mean_squares": "AdvancedMeanSquares",
+    "mutual_information": "AdvancedMattesMutualInformation",
+    "normalized_mutual_information": "NormalizedMutualInformation",
+}
+"""As elastix names them."""
+
+STAGES = {"rigid": ("rigid",), "affine": ("affine",), "bspline": ("affine", "bspline")}
+
+
+def register(
+    fixed: Image,
+    moving: Sequence[Image],
+    *,
+    initial: Sequence[Transform] | None = None,
+    fixed_mask: Mask | None = None,
+    moving_masks: Sequence[Mask | None] | None = None,
+    metric: Metric = "mutual_information",
+    transform: Literal["rigid", "affine", "bspline"] = "bspline",
+    grid_spacing_mm: float = 10.0,
+    bending: float = 1.0,
+    resolutions: int = 4,
+    iterations: int = 256,
+    samples: int = 2048,
+    seed: int = 121212,
+) -> list[Transform]:
+    """Register each moving image to the fixed one by elastix's adaptive stochastic gradient descent.
+
+    elastix's default settings, but for the parameters below. It runs with one thread and a fixed seed, one pair after
+    the other, so that the result is the same from run to run. Sheared axes are treated as in `itk_rigid`.
+
+    Parameters
+    ----------
+    fixed : Image
+        The target: one channel, not constant.
+    moving : sequence of Image
+        The atlases' images, each on its own grid.
+    initial : sequence of Transform, optional
+        One for each moving image, from points of the fixed image to points of the moving one, to go on from: elastix
+        is given the moving image as seen through it, and a B-spline is then not preceded by an affine registration.
+        Without it, elastix begins with the centres of the grids on each other.
+    fixed_mask, moving_masks : Mask, optional
+        Where similarity is measured, each on its image's grid.
+    metric : {"correlation", "mean_squares", "mutual_information", "normalized_mutual_information"}
+        What is made best.
+    transform : {"rigid", "affine", "bspline"}
+        "bspline": affine, then a cubic B-spline.
+    grid_spacing_mm : float
+        Between control points at the last resolution, above 0; twice as far at each one before it.
+    bending : float
+        Weight of the B-spline's bending energy against the metric, 0 or above.
+    resolutions : int
+        Levels of the pyramid, 1 or above.
+    iterations : int
+        At each level, 1 or above.
+    samples : int
+        Random points of the fixed image in each iteration, 1 or above.
+    seed : int
+        Of the random points.
+
+    Returns
+    -------
+    list of Transform
+        One for each moving image, `initial` included: takes points of the fixed image to points of the moving one.
+
+    Raises
+    ------
+    MissingLibraryError
+        itk-elastix is not installed.
+    InputError
+        An image is constant or has several channels, a mask is empty, a parameter is out of its range, elastix failed.
+    GeometryError
+        A mask is not on its image's grid, or the images do not overlap.
+
+    References
+    ----------
+    Klein et al. 2010, elastix: a toolbox for intensity-based medical image registration, IEEE TMI 29(1).
+    Klein et al. 2009, Adaptive stochastic gradient descent optimisation for image registration, IJCV 81(3).
+    """
+    if metric not in METRICS or transform not in STAGES:
+        raise InputError(
+            f"metric must be one of {', '.join(METRICS)} and transform one of {', '.join(STAGES)}; "
+            f"got {metric!r} and {transform!r}"
+        )
+    if not grid_spacing_mm > 0 or bending < 0 or min(resolutions, iterations, samples) < 1:
+        raise InputError(
+            "grid_spacing_mm must be above 0, bending 0 or above, resolutions, iterations and samples 1 or above; got "
+            f"{grid_spacing_mm}, {bending}, {resolutions}, {iterations} and {samples}"
+        )
+    target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
+    itk = _elastix()
+    stages = STAGES[transform] if initial is None else STAGES[transform][-1:]
+    parameters = itk.ParameterObject.New()
+    for stage in stages:
+        settings = parameters.GetDefaultParameterMap(stage, resolutions)
+        changed: dict[str, Sequence[object]] = {
+            "Metric": (METRICS[metric],),
+            "MaximumNumberOfIterations": (iterations,),
+            "NumberOfSpatialSamples": (samples,),
+            "RandomSeed": (seed,),
+            "ErodeMask": ("false",),
+            "WriteResultImage": ("false",),
+            "AutomaticTransformInitialization": ("true" if initial is None else "false",),
+        }
+        if stage == "bspline":
+            changed |= {
+                "Metric": (METRICS[metric], "TransformBendingEnergyPenalty"),
+                "Metric1Weight": (bending,),
+                "FinalGridSpacingInPhysicalUnits": (grid_spacing_mm,),
+                "GridSpacingSchedule": [2**n for n in reversed(range(resolutions))],
+                "AutomaticTransformInitialization": ("false",),
+            }
+        for name, values in changed.items():
+            settings[name] = [str(v) for v in values]
+        parameters.AddParameterMap(settings)
+    found = []
+    for n, side in enumerate(sides):
+        source = side
+        if initial is not None:
+            require_overlap(target, side, initial[n])
+            source = seen_through(side, initial[n], target)
+        masks = {
+            name: _itk_image(itk, given.mask.array.astype(np.uint8), given.mask.affine)
+            for name, given in (("fixed_mask", target), ("moving_mask", source))
+            if given.mask is not None
+        }
+        try:
+            _, result = itk.elastix_registration_method(
+                _itk_image(itk, target.image.array.astype(np.float32), target.image.affine),
+                _itk_image(itk, source.image.array.astype(np.float32), source.image.affine),
+                parameter_object=parameters,
+                number_of_threads=1,
+                log_to_console=False,
+                **masks,
+            )
+        except RuntimeError as error:
+            raise InputError(
+                f"fixed image {target.name!r} and moving image {side.name!r}: elastix failed: {_cause(error)}"
+            ) from error
+        maps = [result.GetParameterMap(m) for m in range(result.GetNumberOfParameterMaps())]
+        mapped = transform_from_parameters(maps)
+        found.append(mapped if initial is None else initial[n] @ mapped)
+        require_overlap(target, side, found[-1])
+    return found
+
+
+def transform_from_parameters(maps: Sequence[Mapping[str, Sequence[str]]]) -> Transform:
+    """The map that elastix's transform parameters describe, the first of them applied first.
+
+    Raises
+    ------
+    InputError
+        A transform is of a kind that has no counterpart here.
+    """
+    parts = [_part(parameters) for parameters in maps]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = part @ whole
+    return whole
+
+
+def _part(parameters: Mapping[str, Sequence[str]]) -> Transform:
+    import SimpleITK as sitk
+
+    def numbers(name: str) -> Float64:
+        return np.array([float(value) for value in parameters[name]])
+
+    kind, values = parameters["Transform"][0], numbers("TransformParameters")
+    if kind == "BSplineTransform" and parameters["BSplineTransformSplineOrder"][0] == "3":
+        size = [int(n) for n in parameters["GridSize"]]
+        affine = np.eye(4)
+        affine[:3, :3] = numbers("GridDirection").reshape(3, 3).T * numbers("GridSpacing")
+        affine[:3, 3] = numbers("GridOrigin") + affine[:3, :3] @ numbers("GridIndex")
+        coefficients = values.reshape(3, *size[::-1]).transpose(3, 2, 1, 0)
+        return BSplineField(coefficients @ LPS[:3, :3], LPS @ affine)
+    linear: Any
+    if kind == "AffineTransform":
+        linear = sitk.AffineTransform(3)
+    elif kind == "EulerTransform":
+        linear = sitk.Euler3DTransform()
+        linear.SetComputeZYX(parameters["ComputeZYX"][0] == "true")
+    else:
+        raise InputError(f"elastix's transform of the kind {kind} has no counterpart here")
+    linear.SetCenter(numbers("CenterOfRotationPoint").tolist())
+    linear.SetParameters(values.tolist())
+    return transform_from_sitk(linear)
+
+
+def _elastix() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG's own types; as errors they crash ITK's loader
+        try:
+            import itk
+
+            itk.ParameterObject, itk.elastix_registration_method  # noqa: B018 - itk alone does not have them
+            itk.image_from_array(np.zeros((1, 1, 1), np.float32))  # loads what converts arrays
+        except (ImportError, AttributeError) as error:
+            raise MissingLibraryError("elastix needs itk-elastix: pip install 'atlasseg[elastix]'") from error
+    return itk
+
+
+def _itk_image(itk: Any, array: Any, affine: Float64) -> Any:
+    lps = LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = itk.image_from_array(np.ascontiguousarray(array.T))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3] / spacing)))
+    return image
+
+
+def _cause(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
