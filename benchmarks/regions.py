@@ -31,7 +31,7 @@ import pandas as pd
 from atlasseg.regions import split_and_merge
 from atlasseg.regions.adjacency_graph import adjacency_graph
 from atlasseg.regions.consistency import VOTING_THRESHOLD, Partition, make_consistent
-from atlasseg.regions.merging import merge, merge_arrays
+from atlasseg.regions.merging import merge
 from atlasseg.regions.octree import split
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
@@ -90,13 +90,7 @@ def _steps(path: Path, criterion: str) -> dict[str, Any]:
     blocks = timed("split", lambda: split(image))
     graph = timed("graph", lambda: adjacency_graph(image, blocks))
     threshold = split_and_merge.default_threshold(criterion, image.affine)
-    merges = timed(
-        "merge",
-        lambda: merge_arrays(
-            graph.edges, graph.areas_mm2, graph.sizes.astype(float), graph.means,
-            criterion=criterion, threshold=threshold, regions=None, noise_sd=(5.0,),
-        ),
-    )  # fmt: skip
+    merges = timed("merge", lambda: merge(graph, criterion=criterion, threshold=threshold, noise_sd=(5.0,)))
     return {**found, "blocks": merges.count, "edges": len(graph.edges), "regions": merges.count - merges.kept.size}
 
 
