@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.regions.adjacency_graph import adjacency_graph
+from atlasseg.regions.adjacency_graph import adjacency_graph, face_areas_mm2
 from atlasseg.regions.evidence import with_intensity
+from atlasseg.regions.label_field import decide
 from atlasseg.regions.noise import noise_sd
-from atlasseg.volume import Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
+from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
 
 if TYPE_CHECKING:
     from atlasseg.recipe import Step
@@ -115,6 +116,8 @@ def make_consistent(
     intensity_exponent: float = 0.2,
     window_voxels: float = 3.0,
     posterior_weight: float = 60.0,
+    field_weight: float = 0.5,
+    edge_contrast: float = 3.0,
     island_share: float = 0.02,
     largest_part: LabelChoice = (),
     fill_holes: LabelChoice = (),
@@ -180,7 +183,11 @@ def make_consistent(
         for choice, name in ((largest_part, "largest_part"), (fill_holes, "fill_holes"), (may_vanish, "may_vanish"))
     )
     before = given.mode
-    voted = updated.mode if method is None else _voted(image, updated, method, posterior_weight)
+    voted = (
+        updated.mode
+        if method is None
+        else _voted(image, updated, method, posterior_weight, field_weight, edge_contrast)
+    )
     regained = dict(zip(*np.unique(voted[voted != before], return_counts=True), strict=True))
     labels, restored = _restored(before, voted, mortal)
     labels, islands = _without_islands(image, updated, labels, island_share, only)
@@ -237,8 +244,7 @@ def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_we
     Image
         (I, J, K, C + colors).
     """
-    sd = noise_sd(image)
-    scaled = np.divide(image.channels, np.where(sd > 0, sd, 1.0), dtype=np.float32)
+    scaled = _in_noise(image, noise_sd(image))
     if posterior_weight == 0:
         return Image(scaled, image.affine, image.name)
     labels = np.union1d(probabilities.label_values, probabilities.mode)
@@ -253,6 +259,12 @@ def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_we
     # a switch from one label to another moves two channels, so 1 / sqrt(2) makes it count once
     flat *= np.float32(posterior_weight / np.sqrt(2))
     return Image(np.concatenate([scaled, colored], axis=-1), image.affine, image.name)
+
+
+def _in_noise(image: Image, sd: Float64) -> Float32:
+    """(I, J, K, C) the channels in units of their noise."""
+    out: Float32 = np.divide(image.channels, np.where(sd > 0, sd, 1.0), dtype=np.float32)
+    return out
 
 
 def _colors(probabilities: ProbabilityMap, labels: Int32) -> Int64:
@@ -286,8 +298,17 @@ def _chosen(choice: LabelChoice, known: Sequence[int], name: str) -> tuple[int, 
     return tuple(int(label) for label in choice)
 
 
-def _voted(image: Image, given: ProbabilityMap, method: Partition, posterior_weight: float) -> Int32:
+def _voted(
+    image: Image,
+    given: ProbabilityMap,
+    method: Partition,
+    posterior_weight: float,
+    field_weight: float,
+    edge_contrast: float,
+) -> Int32:
     """(I, J, K) labels after each region has taken that of its summed posterior; ties go to the smaller label."""
+    from scipy.sparse import coo_array
+
     concerned = given.mode != 0
     concerned.reshape(-1)[given.voxels] = True
     if not concerned.any():
@@ -308,13 +329,20 @@ def _voted(image: Image, given: ProbabilityMap, method: Partition, posterior_wei
     rows = np.concatenate([regions[certain], regions[part.entry_voxels]]).astype(np.int64)
     columns = np.searchsorted(labels, np.concatenate([flat[certain], part.labels]))
     weights = np.concatenate([np.ones(int(certain.sum())), part.values])
-    keys, inverse = np.unique(rows * labels.size + columns, return_inverse=True)
-    sums = np.bincount(inverse, weights)
-    region, column = keys // labels.size, keys % labels.size
-    order = np.lexsort((column, -sums, region))
-    winners = order[np.unique(region[order], return_index=True)[1]]
-    decision = np.zeros(int(regions.max()) + 1, np.int32)
-    decision[region[winners]] = labels[column[winners]]
+    count = int(regions.max()) + 1
+    sums = coo_array((weights, (rows, columns)), shape=(count, labels.size)).tocsc()
+    crop = image.cropped(start, stop)
+    shown = Image(_in_noise(crop, noise_sd(crop)), crop.affine)
+    graph = adjacency_graph(shown, LabelMap(regions.reshape(part.shape), crop.affine))
+    chosen = decide(
+        graph,
+        sums[graph.labels],
+        weight=field_weight,
+        edge_contrast=edge_contrast,
+        face_mm2=float(face_areas_mm2(crop.affine).mean()),
+    )
+    decision = np.zeros(count, np.int32)
+    decision[graph.labels] = labels[chosen]
     out = given.mode.copy()
     inside = out[tuple(slice(a, b) for a, b in box)]
     has_region = (regions != 0).reshape(inside.shape)
