@@ -3,7 +3,8 @@
 1. The fused probabilities take up what intensity says where they are uncertain (`evidence.with_intensity`).
 2. Intensity and posterior become channels of one image, in units of the noise; a method of this stage cuts it into
    regions.
-3. Each region takes the label of its summed posterior.
+3. Each region takes the label of its summed posterior, neighbours across which intensity is even counting as well
+   (`label_field.decide`).
 4. Islands, parts of a label much smaller than its largest part, go to the neighbour that explains them best.
 5. Topology, where asked for: only the largest part of a label stays, its holes are filled.
 6. A label that was there and is no longer is put back, unless it may vanish.
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.regions.adjacency_graph import adjacency_graph, face_areas_mm2
 from atlasseg.regions.evidence import with_intensity
-from atlasseg.regions.label_field import decide
+from atlasseg.regions.label_field import check, decide
 from atlasseg.regions.noise import noise_sd
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
 
@@ -116,8 +117,8 @@ def make_consistent(
     intensity_exponent: float = 0.2,
     window_voxels: float = 3.0,
     posterior_weight: float = 60.0,
-    field_weight: float = 0.5,
-    edge_contrast: float = 3.0,
+    field_weight: float = 0.3,
+    edge_contrast: float = 4.0,
     island_share: float = 0.02,
     largest_part: LabelChoice = (),
     fill_holes: LabelChoice = (),
@@ -140,6 +141,10 @@ def make_consistent(
         `exponent` and `sigma_voxels` of `evidence.with_intensity`; an exponent of 0 leaves the probabilities alone.
     posterior_weight : float
         What a difference in probability of 1 counts when regions are cut, in noise standard deviations; 0 or more.
+    field_weight, edge_contrast : float
+        How much the neighbours of a region count when it decides on its label, and the contrast, in noise standard
+        deviations, that parts them: `weight` and `edge_contrast` of `label_field.decide`. At a weight of 0 each region
+        decides alone.
     island_share : float
         A part of a label is an island where it has fewer voxels than this share of the label's largest part; 0 to 1,
         and 0 leaves all parts where they are. Background has islands too.
@@ -169,6 +174,7 @@ def make_consistent(
         )
     if not posterior_weight >= 0:
         raise InputError(f"posterior_weight: 0 or more is wanted, got {posterior_weight}")
+    check(weight=field_weight, edge_contrast=edge_contrast)
     if not 0 <= island_share <= 1:
         raise InputError(f"island_share: 0 to 1 is wanted, got {island_share}")
     given = (
@@ -306,7 +312,7 @@ def _voted(
     field_weight: float,
     edge_contrast: float,
 ) -> Int32:
-    """(I, J, K) labels after each region has taken that of its summed posterior; ties go to the smaller label."""
+    """(I, J, K) labels after the regions have decided on theirs; ties go to the smaller label."""
     from scipy.sparse import coo_array
 
     concerned = given.mode != 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
 from atlasseg.regions.adjacency_graph import AdjacencyGraph
 from atlasseg.volume import Float64, Int64
 
 if TYPE_CHECKING:
-    from scipy.sparse import csc_array
+    from scipy.sparse import csc_array, csr_array
 
 _REACH = 4  # edges of the graph beyond which a label is not looked for
 _TOLERANCE = 1e-3  # relative residual of the solution
@@ -59,10 +60,7 @@ def decide(
     ----------
     .. [1] Grady, Multilabel random walker image segmentation using prior models, CVPR 2005, equation 11.
     """
-    if not weight >= 0:
-        raise InputError(f"field_weight: 0 or more is wanted, got {weight}")
-    if not edge_contrast > 0:
-        raise InputError(f"edge_contrast: more than 0 noise deviations are wanted, got {edge_contrast}")
+    check(weight=weight, edge_contrast=edge_contrast)
     from scipy.sparse import coo_array, diags_array
 
     count, labels = posterior.shape
@@ -93,14 +91,22 @@ def decide(
     return winner
 
 
-def _around(links, seen):  # type: ignore[no-untyped-def]
+def check(*, weight: float, edge_contrast: float) -> None:
+    """Refuse parameters that are out of range."""
+    if not 0 <= weight < np.inf:
+        raise InputError(f"field_weight: 0 or more is wanted, got {weight}")
+    if not edge_contrast > 0:
+        raise InputError(f"edge_contrast: more than 0 is wanted, got {edge_contrast}")
+
+
+def _around(links: csr_array, seen: NDArray[np.bool_]) -> Int64:
     """Rows within `_REACH` edges of the seen ones."""
     for _ in range(_REACH):
         seen = seen | (links[:, np.flatnonzero(seen)].sum(axis=1) > 0)
     return np.flatnonzero(seen)
 
 
-def _solved(system, right: Float64, start: Float64) -> Float64:  # type: ignore[no-untyped-def]
+def _solved(system: csr_array, right: Float64, start: Float64) -> Float64:
     from scipy.sparse import diags_array
     from scipy.sparse.linalg import cg
 

@@ -383,13 +383,13 @@ def _groups(report: TargetReport) -> str:
 
 _CHANGE_COLUMNS = {
     "voxels_before": "Voxels before",
-    "voxels_after": "After",
+    "voxels_after": "Voxels after",
     "parts_before": "Parts before",
-    "parts_after": "After",
-    "by_region": "Voxels gained by regions",
-    "islands": "Islands given away",
-    "holes": "Voxels of holes filled",
-    "restored": "Voxels put back",
+    "parts_after": "Parts after",
+    "by_region": "Gained",
+    "islands": "Islands lost",
+    "holes": "Holes filled",
+    "restored": "Put back",
 }
 
 
@@ -410,7 +410,8 @@ def _regions(report: TargetReport) -> str:
         rows.append((cells, bool(row["restored"])))
     said = (
         "Labels before and after the regions of the scan had their say; those that are not listed stayed as they were. "
-        "Parts touch by faces, edges or corners."
+        "Gained are voxels that intensity and the votes of regions brought; islands are parts that went to a "
+        "neighbour. Holes filled and what was put back, since the label had vanished, are voxels."
         if rows
         else "The segmentation agreed with the regions of the scan: no label was changed."
     )
