@@ -243,7 +243,7 @@ def _longer(values, capacity):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _edges(x, rows, face_mm2):  # type: ignore[no-untyped-def]
-    """All pairs that share a face, with area and area times contrast, through a hash table that grows; and their count."""
+    """All pairs that share a face, with area and area times contrast, and their count; a hash table that grows."""
     shape0, shape1, _, channels = x.shape
     capacity = 1024
     ends = np.zeros((capacity, 2), np.int32)
