@@ -27,7 +27,7 @@ MEAN_DIFFERENCE, WARD, MUMFORD_SHAH = range(3)
 # the half-edges after it (-1: none) and before it (-1 - level where it is the first of its list).
 _AFTER, _BEFORE, _PLACE, _CHAIN = 2, 4, 6, 7
 
-_MANY = 24  # neighbours from which on a region has levels
+_MANY = 64  # neighbours from which on a region has levels
 _LEVELS = 16
 
 
@@ -245,8 +245,8 @@ def _has_left(row, level, hub, anchors, nodes, weights, radii):  # type: ignore[
 
 
 @njit(cache=True)
-def _longer(values, fill):  # type: ignore[no-untyped-def]
-    out = np.full((2 * len(values), *values.shape[1:]), fill, values.dtype)
+def _longer(values):  # type: ignore[no-untyped-def]
+    out = np.empty((2 * len(values), *values.shape[1:]), values.dtype)  # what is not used yet takes no memory
     out[: len(values)] = values
     return out
 
@@ -280,8 +280,8 @@ def contract(
     degree = np.zeros(count, np.int32)
     head = np.full(count, -1, np.int32)
     hubs = np.full(count, -1, np.int32)  # row of a region's levels
-    heads = np.full((64, _LEVELS), -1, np.int32)
-    anchors = np.zeros((64, _LEVELS, channels))
+    heads = np.empty((64, _LEVELS), np.int32)
+    anchors = np.empty((64, _LEVELS, channels))
     made = 0
     free = np.empty(0, np.int32)  # rows of `heads` to be used again; the first `spare` of them
     spare = 0
@@ -368,9 +368,10 @@ def contract(
                 hubs[kept] = free[spare]
             else:
                 if made == len(heads):
-                    heads, anchors = _longer(heads, -1), _longer(anchors, 0.0)
+                    heads, anchors = _longer(heads), _longer(anchors)
                 hubs[kept] = made
                 made += 1
+            heads[hubs[kept]] = -1
 
         # what kept has is measured, but for the levels in whose balls its mean still is
         hub = hubs[kept]
