@@ -270,6 +270,8 @@ def fuse(
                 intensity_exponent=regions.intensity_exponent,
                 window_voxels=regions.window_voxels,
                 posterior_weight=regions.posterior_weight,
+                field_weight=regions.field_weight,
+                edge_contrast=regions.edge_contrast,
                 island_share=regions.island_share,
                 largest_part=regions.largest_part,
                 fill_holes=regions.fill_holes,

@@ -2,7 +2,7 @@
 
     python benchmarks/regions.py speed [--size 256]
     python benchmarks/regions.py peer [--size 20]
-    python benchmarks/regions.py stage --data DIR [--sets hippocampus mouse_brain] [--targets N] [--cache DIR]
+    python benchmarks/regions.py stage --data DIR [--sets SET ...] [--targets N] [--cache DIR]
 
 `speed` cuts a noisy phantom (three nested ellipsoids and twelve balls, 5 to 18 noise deviations apart), each criterion
 in a process of its own, after a small volume so that compilation is not timed. Seconds are of the wall, with those of
@@ -31,11 +31,18 @@ import pandas as pd
 from atlasseg.regions import split_and_merge
 from atlasseg.regions.adjacency_graph import adjacency_graph
 from atlasseg.regions.consistency import VOTING_THRESHOLD, Partition, make_consistent
-from atlasseg.regions.merging import merge, merge_arrays
+from atlasseg.regions.merging import merge
 from atlasseg.regions.octree import split
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 CRITERIA = ("ward", "mean_difference", "mumford_shah")
+SETS = {
+    "hippocampus": ("hippocampus", "targets", 1),
+    "mouse_brain": ("mouse_brain", "atlases", 1),
+    "hippocampus_tuning": ("hippocampus", "more_atlases", 3),
+}
+"""Recipe, folder of the targets, and which of them: the last set is what parameters are chosen on."""
+
 BELOW = {"dice": -1, "hausdorff_95_mm": 1, "average_surface_distance_mm": 1}
 """Measures that are compared, and whether smaller (1) or larger (-1) is better."""
 
@@ -90,13 +97,7 @@ def _steps(path: Path, criterion: str) -> dict[str, Any]:
     blocks = timed("split", lambda: split(image))
     graph = timed("graph", lambda: adjacency_graph(image, blocks))
     threshold = split_and_merge.default_threshold(criterion, image.affine)
-    merges = timed(
-        "merge",
-        lambda: merge_arrays(
-            graph.edges, graph.areas_mm2, graph.sizes.astype(float), graph.means,
-            criterion=criterion, threshold=threshold, regions=None, noise_sd=(5.0,),
-        ),
-    )  # fmt: skip
+    merges = timed("merge", lambda: merge(graph, criterion=criterion, threshold=threshold, noise_sd=(5.0,)))
     return {**found, "blocks": merges.count, "edges": len(graph.edges), "regions": merges.count - merges.kept.size}
 
 
@@ -166,12 +167,12 @@ def _fused(data: Path, name: str, target: str, cache: Path) -> tuple[Image, Prob
         from atlasseg.pipeline import segment
         from atlasseg.recipe import read_recipe
 
+        chain, folder, _ = SETS[name]
         recipe = read_recipe(
-            Path(__file__).parent.parent / "pipelines" / f"{name}.toml", overrides=["fusion.method=joint"]
+            Path(__file__).parent.parent / "pipelines" / f"{chain}.toml", overrides=["fusion.method=joint"]
         )
-        library = read_library(data / name / "atlases")
-        own = data / name / "targets"
-        case = (read_library(own) if own.is_dir() else library).read(target)
+        library = read_library(data / chain / "atlases")
+        case = read_library(data / chain / folder).read(target)
         atlases = [library.read(id_) for id_ in library.ids if id_ != target]
         fused = segment(case.image, atlases, recipe, mask=case.mask).probabilities
         cache.mkdir(parents=True, exist_ok=True)
@@ -184,22 +185,27 @@ def stage(data: Path, sets: list[str], targets: int | None, cache: Path) -> None
     from scipy.stats import wilcoxon
 
     fine = partial(split_and_merge.partition, merge_threshold=VOTING_THRESHOLD)
-    ways: dict[str, tuple[Partition | None, float, float]] = {  # method, intensity_exponent, island_share
-        "islands": (None, 0.0, 0.02),
-        "intensity": (None, 0.2, 0.0),
-        "intensity, votes": (fine, 0.2, 0.0),
-        "intensity, votes, islands": (fine, 0.2, 0.02),
+    ways: dict[str, tuple[Partition | None, float, float, float]] = {  # method, exponent, field_weight, island_share
+        "islands": (None, 0.0, 0.0, 0.02),
+        "intensity": (None, 0.2, 0.0, 0.0),
+        "intensity, votes": (fine, 0.2, 0.0, 0.0),
+        "votes with neighbours": (fine, 0.0, 0.3, 0.0),
+        "intensity, votes with neighbours": (fine, 0.2, 0.3, 0.0),
+        "the stage: these and islands": (fine, 0.2, 0.3, 0.02),
     }
     for name in sets:
-        folder = data / name / ("targets" if (data / name / "targets").is_dir() else "atlases")
-        ids = sorted(p.name.removesuffix(".nii.gz") for p in (folder / "images").glob("*.nii.gz"))[:targets]
+        chain, part, every = SETS[name]
+        folder = data / chain / part
+        ids = sorted(p.name.removesuffix(".nii.gz") for p in (folder / "images").glob("*.nii.gz"))[::every][:targets]
         cases = [_fused(data, name, target, cache) for target in ids]
         before = pd.DataFrame([_measured(fused.label_map(), reference) for _, fused, reference in cases])
         rows = [{"way": "joint", **before.mean().to_dict()}]
-        for way, (method, exponent, share) in ways.items():
+        for way, (method, exponent, weight, share) in ways.items():
             begun = time.perf_counter()
             results = [
-                make_consistent(i, f, method=method, intensity_exponent=exponent, island_share=share)
+                make_consistent(
+                    i, f, method=method, intensity_exponent=exponent, field_weight=weight, island_share=share
+                )
                 for i, f, _ in cases
             ]
             seconds = (time.perf_counter() - begun) / len(cases)
@@ -237,7 +243,7 @@ def main() -> None:
     commands.add_parser("peer").add_argument("--size", type=int, default=20)
     staged = commands.add_parser("stage")
     staged.add_argument("--data", type=Path, required=True)
-    staged.add_argument("--sets", nargs="+", default=["hippocampus", "mouse_brain"])
+    staged.add_argument("--sets", nargs="+", choices=SETS, default=["hippocampus", "mouse_brain"])
     staged.add_argument("--targets", type=int)
     staged.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "atlasseg_regions")
     given = parser.parse_args()

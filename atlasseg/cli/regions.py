@@ -50,6 +50,9 @@ def regions(
         typer.Option(help="Label map or probabilities to be made consistent with the regions, in place of them."),
     ] = None,
     votes: Annotated[bool, typer.Option(help="Whether regions vote on the segmentation's labels.")] = True,
+    field_weight: Annotated[
+        float, typer.Option(min=0, help="How much neighbours count when a region decides; at 0 each decides alone.")
+    ] = 0.3,
     island_share: Annotated[
         float, typer.Option(min=0, max=1, help="Parts below this share of their label's largest are absorbed.")
     ] = 0.02,
@@ -100,6 +103,7 @@ def regions(
         out,
         method=method.value if votes else None,
         settings=settings or (),
+        field_weight=field_weight,
         island_share=island_share,
         largest_part=files.label_choice(largest_part, "--largest-part"),
         fill_holes=files.label_choice(fill_holes, "--fill-holes"),

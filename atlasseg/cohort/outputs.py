@@ -88,6 +88,13 @@ def atlas_rows(result: Segmentation) -> pd.DataFrame:
     )
 
 
+def change_rows(result: Segmentation) -> pd.DataFrame | None:
+    """One row a label: what regions did to it; None where they were not asked for."""
+    import pandas as pd
+
+    return pd.DataFrame([asdict(change) for change in result.changes]) if result.changes else None
+
+
 def metrics_table(scores: Sequence[Score], **columns: str) -> pd.DataFrame:
     """Scores in long form, `columns` (such as target and method) before them; `label` is missing for a group."""
     import pandas as pd
@@ -129,8 +136,9 @@ def write_segmentation(
     io.write_json(sidecar, folder / f"{stem}_dseg.json")
     write_table(volumes(result.labels, table), folder / f"{target}_volumes.tsv")
     write_table(atlas_rows(result), folder / f"{target}_atlases.tsv")
-    if result.changes:
-        io.write_tsv([asdict(change) for change in result.changes], folder / f"{target}_regions.tsv")
+    changes = change_rows(result)
+    if changes is not None:
+        write_table(changes, folder / f"{target}_regions.tsv")
     if recipe.output.entropy:
         entropy = Image(result.probabilities.entropy(), scan.affine)
         io.write_image(entropy, folder / f"{stem}_entropy.nii.gz", like=scan)

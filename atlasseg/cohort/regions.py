@@ -139,6 +139,7 @@ def consistent_files(
     *,
     method: str | None,
     settings: Sequence[str] = (),
+    field_weight: float,
     island_share: float,
     largest_part: LabelChoice,
     fill_holes: LabelChoice,
@@ -157,7 +158,7 @@ def consistent_files(
         Label map to write.
     method, settings
         As for `partition_files`; no region votes where `method` is None.
-    island_share, largest_part, fill_holes, may_vanish
+    field_weight, island_share, largest_part, fill_holes, may_vanish
         As for `regions.make_consistent`.
     changes : path, optional
         TSV to write: what happened to each label.
@@ -169,6 +170,7 @@ def consistent_files(
         image,
         given,
         method=None if step is None else partial(step.method.function, **step.arguments),
+        field_weight=field_weight,
         island_share=island_share,
         largest_part=largest_part,
         fill_holes=fill_holes,

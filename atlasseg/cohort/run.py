@@ -173,6 +173,7 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
                     volumes=volumes,
                     metrics=metrics,
                     atlases=outputs.atlas_rows(result),
+                    changes=outputs.change_rows(result),
                     seconds=seconds,
                     recipe=recipe.text,
                     warnings=tuple(heard),

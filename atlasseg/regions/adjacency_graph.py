@@ -140,9 +140,18 @@ def adjacency_graph(image: Image, labels: LabelMap, *, background: bool = False)
         raise InputError(f"regions {labels.name!r}: every voxel is 0, so there is no region")
     x = np.ascontiguousarray(image.channels)
     sizes, means, sds = _statistics(x, rows, values.size)
-    edges, areas, contrasts = _edges(x, rows, face_areas_mm2(image.affine))
-    order = np.lexsort((edges[:, 1], edges[:, 0]))
-    return AdjacencyGraph(values, sizes, means, sds, edges[order], areas[order], contrasts[order])
+    edges, sums, count = _edges(x, rows, face_areas_mm2(image.affine))
+    pairs = edges[:count, 0].astype(np.int64)
+    pairs *= values.size
+    pairs += edges[:count, 1]
+    order = np.argsort(pairs)
+    del pairs
+    edges = edges[order]  # array by array, so that not all of them are held twice
+    areas = sums[order, 0]
+    contrasts = sums[order, 1]
+    del sums, order
+    contrasts /= areas
+    return AdjacencyGraph(values, sizes, means, sds, edges, areas, contrasts)
 
 
 def face_areas_mm2(affine: Float64) -> Float64:
@@ -227,14 +236,14 @@ def _find(ends, table, a, b):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _longer(values, capacity):  # type: ignore[no-untyped-def]
-    out = np.zeros((capacity, *values.shape[1:]), values.dtype)
+    out = np.empty((capacity, *values.shape[1:]), values.dtype)  # what is not used yet takes no memory
     out[: len(values)] = values
     return out
 
 
 @njit(cache=True)
 def _edges(x, rows, face_mm2):  # type: ignore[no-untyped-def]
-    """All pairs that share a face, with area and mean contrast, through a hash table that grows."""
+    """All pairs that share a face, with area and area times contrast, and their count; a hash table that grows."""
     shape0, shape1, _, channels = x.shape
     capacity = 1024
     ends = np.zeros((capacity, 2), np.int32)
@@ -263,6 +272,7 @@ def _edges(x, rows, face_mm2):  # type: ignore[no-untyped-def]
                             if count == capacity:
                                 capacity *= 2
                                 ends, sums = _longer(ends, capacity), _longer(sums, capacity)
+                                table = np.empty(0, np.int32)  # set free before the longer one is made
                                 table = np.full(2 * capacity, -1, np.int32)
                                 for e in range(count):
                                     table[_find(ends, table, ends[e, 0], ends[e, 1])] = e
@@ -270,6 +280,7 @@ def _edges(x, rows, face_mm2):  # type: ignore[no-untyped-def]
                             edge = count
                             table[slot] = edge
                             ends[edge, 0], ends[edge, 1] = a, b
+                            sums[edge] = 0
                             count += 1
                         last[axis] = edge
                     if channels == 1:
@@ -282,5 +293,4 @@ def _edges(x, rows, face_mm2):  # type: ignore[no-untyped-def]
                         contrast = np.sqrt(squares)
                     sums[edge, 0] += face_mm2[axis]
                     sums[edge, 1] += face_mm2[axis] * contrast
-    areas = sums[:count, 0].copy()
-    return ends[:count].copy(), areas, sums[:count, 1] / areas
+    return ends, sums, count

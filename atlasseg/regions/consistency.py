@@ -3,7 +3,8 @@
 1. The fused probabilities take up what intensity says where they are uncertain (`evidence.with_intensity`).
 2. Intensity and posterior become channels of one image, in units of the noise; a method of this stage cuts it into
    regions.
-3. Each region takes the label of its summed posterior.
+3. Each region takes the label of its summed posterior, neighbours across which intensity is even counting as well
+   (`label_field.decide`).
 4. Islands, parts of a label much smaller than its largest part, go to the neighbour that explains them best.
 5. Topology, where asked for: only the largest part of a label stays, its holes are filled.
 6. A label that was there and is no longer is put back, unless it may vanish.
@@ -21,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.regions.adjacency_graph import adjacency_graph
+from atlasseg.regions.adjacency_graph import adjacency_graph, face_areas_mm2
 from atlasseg.regions.evidence import with_intensity
+from atlasseg.regions.label_field import check, decide
 from atlasseg.regions.noise import noise_sd
-from atlasseg.volume import Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
+from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
 
 if TYPE_CHECKING:
     from atlasseg.recipe import Step
@@ -115,6 +117,8 @@ def make_consistent(
     intensity_exponent: float = 0.2,
     window_voxels: float = 3.0,
     posterior_weight: float = 60.0,
+    field_weight: float = 0.3,
+    edge_contrast: float = 4.0,
     island_share: float = 0.02,
     largest_part: LabelChoice = (),
     fill_holes: LabelChoice = (),
@@ -137,6 +141,10 @@ def make_consistent(
         `exponent` and `sigma_voxels` of `evidence.with_intensity`; an exponent of 0 leaves the probabilities alone.
     posterior_weight : float
         What a difference in probability of 1 counts when regions are cut, in noise standard deviations; 0 or more.
+    field_weight, edge_contrast : float
+        How much the neighbours of a region count when it decides on its label, and the contrast, in noise standard
+        deviations, that parts them: `weight` and `edge_contrast` of `label_field.decide`. At a weight of 0 each region
+        decides alone.
     island_share : float
         A part of a label is an island where it has fewer voxels than this share of the label's largest part; 0 to 1,
         and 0 leaves all parts where they are. Background has islands too.
@@ -166,6 +174,7 @@ def make_consistent(
         )
     if not posterior_weight >= 0:
         raise InputError(f"posterior_weight: 0 or more is wanted, got {posterior_weight}")
+    check(weight=field_weight, edge_contrast=edge_contrast)
     if not 0 <= island_share <= 1:
         raise InputError(f"island_share: 0 to 1 is wanted, got {island_share}")
     given = (
@@ -180,7 +189,11 @@ def make_consistent(
         for choice, name in ((largest_part, "largest_part"), (fill_holes, "fill_holes"), (may_vanish, "may_vanish"))
     )
     before = given.mode
-    voted = updated.mode if method is None else _voted(image, updated, method, posterior_weight)
+    voted = (
+        updated.mode
+        if method is None
+        else _voted(image, updated, method, posterior_weight, field_weight, edge_contrast)
+    )
     regained = dict(zip(*np.unique(voted[voted != before], return_counts=True), strict=True))
     labels, restored = _restored(before, voted, mortal)
     labels, islands = _without_islands(image, updated, labels, island_share, only)
@@ -237,8 +250,7 @@ def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_we
     Image
         (I, J, K, C + colors).
     """
-    sd = noise_sd(image)
-    scaled = np.divide(image.channels, np.where(sd > 0, sd, 1.0), dtype=np.float32)
+    scaled = _in_noise(image, noise_sd(image))
     if posterior_weight == 0:
         return Image(scaled, image.affine, image.name)
     labels = np.union1d(probabilities.label_values, probabilities.mode)
@@ -253,6 +265,12 @@ def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_we
     # a switch from one label to another moves two channels, so 1 / sqrt(2) makes it count once
     flat *= np.float32(posterior_weight / np.sqrt(2))
     return Image(np.concatenate([scaled, colored], axis=-1), image.affine, image.name)
+
+
+def _in_noise(image: Image, sd: Float64) -> Float32:
+    """(I, J, K, C) the channels in units of their noise."""
+    out: Float32 = np.divide(image.channels, np.where(sd > 0, sd, 1.0), dtype=np.float32)
+    return out
 
 
 def _colors(probabilities: ProbabilityMap, labels: Int32) -> Int64:
@@ -286,8 +304,17 @@ def _chosen(choice: LabelChoice, known: Sequence[int], name: str) -> tuple[int, 
     return tuple(int(label) for label in choice)
 
 
-def _voted(image: Image, given: ProbabilityMap, method: Partition, posterior_weight: float) -> Int32:
-    """(I, J, K) labels after each region has taken that of its summed posterior; ties go to the smaller label."""
+def _voted(
+    image: Image,
+    given: ProbabilityMap,
+    method: Partition,
+    posterior_weight: float,
+    field_weight: float,
+    edge_contrast: float,
+) -> Int32:
+    """(I, J, K) labels after the regions have decided on theirs; ties go to the smaller label."""
+    from scipy.sparse import coo_array
+
     concerned = given.mode != 0
     concerned.reshape(-1)[given.voxels] = True
     if not concerned.any():
@@ -308,13 +335,20 @@ def _voted(image: Image, given: ProbabilityMap, method: Partition, posterior_wei
     rows = np.concatenate([regions[certain], regions[part.entry_voxels]]).astype(np.int64)
     columns = np.searchsorted(labels, np.concatenate([flat[certain], part.labels]))
     weights = np.concatenate([np.ones(int(certain.sum())), part.values])
-    keys, inverse = np.unique(rows * labels.size + columns, return_inverse=True)
-    sums = np.bincount(inverse, weights)
-    region, column = keys // labels.size, keys % labels.size
-    order = np.lexsort((column, -sums, region))
-    winners = order[np.unique(region[order], return_index=True)[1]]
-    decision = np.zeros(int(regions.max()) + 1, np.int32)
-    decision[region[winners]] = labels[column[winners]]
+    count = int(regions.max()) + 1
+    sums = coo_array((weights, (rows, columns)), shape=(count, labels.size)).tocsc()
+    crop = image.cropped(start, stop)
+    shown = Image(_in_noise(crop, noise_sd(crop)), crop.affine)
+    graph = adjacency_graph(shown, LabelMap(regions.reshape(part.shape), crop.affine))
+    chosen = decide(
+        graph,
+        sums[graph.labels],
+        weight=field_weight,
+        edge_contrast=edge_contrast,
+        face_mm2=float(face_areas_mm2(crop.affine).mean()),
+    )
+    decision = np.zeros(count, np.int32)
+    decision[graph.labels] = labels[chosen]
     out = given.mode.copy()
     inside = out[tuple(slice(a, b) for a, b in box)]
     has_region = (regions != 0).reshape(inside.shape)

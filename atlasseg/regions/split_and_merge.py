@@ -12,7 +12,7 @@ from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.regions.adjacency_graph import adjacency_graph
-from atlasseg.regions.merging import Criterion, Merges, merge_arrays
+from atlasseg.regions.merging import Criterion, Merges, merge_packed, pack
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.regions.octree import Homogeneity, split
 from atlasseg.volume import Float64, Image, Int32, LabelMap
@@ -133,14 +133,14 @@ def hierarchy(
     if merge_threshold is None and regions is None:
         merge_threshold = default_threshold(criterion, image.affine) if homogeneity == "noise" else 0.0
     log.info("%s: %d blocks, %d pairs touch", image.name or "image", graph.labels.size, len(graph.edges))
-    edges, sizes, means = graph.edges, graph.sizes.astype(np.float64), graph.means
+    edges, sizes, means = graph.edges, graph.sizes, graph.means
     areas_mm2 = graph.areas_mm2 if criterion == "mumford_shah" else np.zeros(0)
-    del graph  # what merging does not need of it is set free
+    del graph  # what merging does not need is set free as soon as can be
     scale = None if sd is None else tuple(value if value > 0 else 1.0 for value in sd)
-    merges = merge_arrays(
-        edges, areas_mm2, sizes, means,
-        criterion=criterion, threshold=merge_threshold, regions=regions, noise_sd=scale,
-    )  # fmt: skip
+    packed = pack(edges, areas_mm2, sizes, means, criterion=criterion, noise_sd=scale)
+    del edges, sizes, means
+    merges = merge_packed(packed, threshold=merge_threshold, regions=regions)
+    del packed
     region_of = merges.cut(merges.count - merges.kept.size)
     _renumber(blocks.array.reshape(-1), region_of)  # in place: a second volume would be the peak of memory
     return blocks, merges

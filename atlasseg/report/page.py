@@ -55,6 +55,9 @@ class TargetReport:
     atlases : DataFrame, optional
         Columns ``atlas``, ``similarity``, ``jacobian_min``, ``jacobian_max``, ``folded_percent``, ``sd_log_jacobian``,
         ``voted`` (``yes`` or ``no``), ``reason``, perhaps ``weight``; a column that is absent is not shown.
+    changes : DataFrame, optional
+        What regions changed: columns ``label``, ``voxels_before``, ``voxels_after``, ``parts_before``, ``parts_after``,
+        ``by_region``, ``islands``, ``holes``, ``restored``, one row a label, background included.
     seconds : mapping
         Time of each stage; ``total`` is shown apart.
     recipe : str
@@ -79,6 +82,7 @@ class TargetReport:
     volumes: pd.DataFrame | None = None
     metrics: pd.DataFrame | None = None
     atlases: pd.DataFrame | None = None
+    changes: pd.DataFrame | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     recipe: str = ""
     warnings: Sequence[str] = ()
@@ -103,6 +107,7 @@ def render(report: TargetReport) -> str:
         _uncertain(report),
         _structures(report),
         _groups(report),
+        _regions(report),
         _atlases(report),
         _making(report),
         _footer(report),
@@ -123,6 +128,8 @@ def _values(report: TargetReport) -> list[int]:
         found |= {int(v) for v in report.volumes["label"]}
     if report.metrics is not None:
         found |= {int(v) for v in report.metrics["label"].dropna()}
+    if report.changes is not None:
+        found |= {int(v) for v in report.changes["label"]}
     return sorted(found - {0})
 
 
@@ -372,6 +379,47 @@ def _groups(report: TargetReport) -> str:
     body = [([_html.text(name), *_measured(measured, shown)], False) for name, measured in scores.items()]
     caption = "Groups of structures, each judged as one"
     return f'<section aria-label="Groups of structures">{_html.table(heads, body, caption=caption)}</section>\n'
+
+
+_CHANGE_COLUMNS = {
+    "voxels_before": "Voxels before",
+    "voxels_after": "Voxels after",
+    "parts_before": "Parts before",
+    "parts_after": "Parts after",
+    "by_region": "Gained",
+    "islands": "Islands lost",
+    "holes": "Holes filled",
+    "restored": "Put back",
+}
+
+
+def _regions(report: TargetReport) -> str:
+    """What regions did to each label that they changed."""
+    if report.changes is None:
+        return ""
+    rows = []
+    for row in report.changes.to_dict("records"):
+        label = int(row["label"])
+        touched = row["voxels_before"] != row["voxels_after"] or row["parts_before"] != row["parts_after"]
+        if not touched and not any(row[c] for c in ("by_region", "islands", "holes", "restored")):
+            continue
+        name = report.table.name(label) if label else "background"
+        swatch = f'<span class="swatch l{label}" aria-hidden="true"></span>' if label else ""
+        cells = [Cell(f"{swatch}{escape(name)}", name)]
+        cells += [_html.fixed(float(row[column]), 0) for column in _CHANGE_COLUMNS]
+        rows.append((cells, bool(row["restored"])))
+    said = (
+        "Labels before and after the regions of the scan had their say; those that are not listed stayed as they were. "
+        "Gained are voxels that intensity and the votes of regions brought; islands are parts that went to a "
+        "neighbour. Holes filled and what was put back, since the label had vanished, are voxels."
+        if rows
+        else "The segmentation agreed with the regions of the scan: no label was changed."
+    )
+    heads = [("Structure", False), *((head, True) for head in _CHANGE_COLUMNS.values())]
+    return (
+        f'<section aria-labelledby="regions"><h2 id="regions">What regions changed</h2>\n<p>{said}</p>\n'
+        f"{_html.table(heads, rows) if rows else ''}</section>\n"
+    )
 
 
 _ATLAS_COLUMNS = {

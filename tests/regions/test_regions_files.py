@@ -1,5 +1,6 @@
 """The command on files: what it writes, and what it says when something is wrong."""
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +51,17 @@ def test_regions_table_and_pictures(scan, method):
         expected |= {"scan_blocks.png"}
     assert drawn == expected
     assert all((scan / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+
+
+def test_a_scan_with_nan_is_cut_with_a_warning(scan):
+    array = io.read_image(scan / "scan.nii.gz").array.copy()
+    array[3, 4, 5] = np.nan
+    nib.save(nib.Nifti1Image(array, AFFINE), scan / "holed.nii.gz")
+    result = invoke(scan / "holed.nii.gz", "--out", scan / "r.nii.gz")
+    assert result.exit_code == 0, result.output
+    said = " ".join((result.output + (result.stderr if result.stderr_bytes else "")).split())
+    assert "NaN or infinite" in said
+    assert io.read_label_map(scan / "r.nii.gz").array.min() == 1
 
 
 def test_segmentation_made_consistent_with_instances_and_masks(scan):

@@ -77,6 +77,19 @@ def full():
                 "reason": ["", "far below the others"],
             }
         ),
+        changes=pd.DataFrame(
+            {
+                "label": [0, 10, 49],
+                "voxels_before": [5000, 1690, 0],
+                "voxels_after": [4990, 1700, 0],
+                "parts_before": [1, 4, 0],
+                "parts_after": [1, 1, 0],
+                "by_region": [0, 12, 0],
+                "islands": [0, 3, 0],
+                "holes": [0, 2, 0],
+                "restored": [0, 0, 0],
+            }
+        ),
         seconds={"register": 3.21, "fuse": 0.5, "total": 75.0},
         recipe='[fusion]\nmethod = "<i>"\n',
         warnings=("NaN in <scan>",),
@@ -142,12 +155,33 @@ def test_figures_of_the_tables_are_those_given(full):
         assert f".l{label}{{--c:{figures.drawn_color(color)}}}" in page
 
 
+def test_what_regions_changed_is_shown_of_labels_that_changed(full):
+    page = render(full)
+    section = page[page.index('<h2 id="regions">') :]
+    section = section[: section.index("</section>")]
+    rows = re.findall(r'<th scope="row".*?</tr>', section, flags=re.S)
+    cells = [re.findall(r"<td.*?>(.*?)</td>", row) for row in rows]
+    assert ["background" in rows[0], "Left &lt;Thalamus&gt;" in rows[1], len(rows)] == [True, True, 2]
+    assert cells[1] == ["1\u202f690", "1\u202f700", "4", "1", "12", "3", "2", "0"]
+    unchanged = full.changes[full.changes["label"] == 49]
+    assert "no label was changed" in words(render(dataclasses.replace(full, changes=unchanged)))
+
+
 def test_least_that_there_can_be(full):
     bare = TargetReport("t", full.image, full.labels, LabelTable(), "majority")
     seen = words(render(bare))
     Balanced(render(bare))
     assert "14 structures segmented by majority fusion." in seen and "label 10" in seen
-    for absent in ("To check", "Where to look", "Dice", "Atlases", "Recipe", "reference (dotted)", "uncertainty"):
+    for absent in (
+        "To check",
+        "Where to look",
+        "Dice",
+        "Atlases",
+        "Recipe",
+        "regions",
+        "reference (dotted)",
+        "uncertainty",
+    ):
         assert absent not in seen
 
 
