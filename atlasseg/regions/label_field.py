@@ -58,7 +58,7 @@ def decide(
 
     References
     ----------
-    .. [1] Grady, Multilabel random walker image segmentation using prior models, CVPR 2005, equation 11.
+    .. [1] Grady, Multilabel random walker image segmentation using prior models, CVPR 2005.
     """
     check(weight=weight, edge_contrast=edge_contrast)
     from scipy.sparse import coo_array, diags_array
