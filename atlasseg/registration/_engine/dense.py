@@ -34,6 +34,8 @@ class Schedule:
     field_sigma_voxels: tuple[float, ...]
     step_voxels: float
     tolerance: float
+    mixed: bool = False
+    """What can be is held in float16 on a GPU."""
 
 
 def bytes_needed(voxels: int, channels: int) -> int:
