@@ -473,3 +473,25 @@ def test_real_hippocampi(module, floor: float, real_data) -> None:  # type: igno
         for t in found
         for part in getattr(t, "transforms", (t,))
     )
+
+
+def test_real_mouse_brain_of_inverted_contrast(real_data) -> None:  # type: ignore[no-untyped-def]
+    from atlasseg import io
+    from atlasseg.resampling import resample
+
+    root = real_data / "mouse_brain" / "atlases"
+    names = [sorted(p.name for p in (root / "images").glob("*.nii.gz"))[n] for n in (2, 4)]
+    fixed, moving = (io.read_image(root / "images" / name) for name in names)
+    masks = [io.read_mask(root / "masks" / name) for name in names]
+    reference, labels = (io.read_label_map(root / "labels" / name) for name in names)
+    inverted = moving.with_array(moving.array.max() - moving.array)
+    options = {"fixed_mask": masks[0], "moving_masks": masks[1:]}
+
+    def score(found: list[Transform]) -> float:
+        return dice(resample(labels, fixed.grid, found[0]).array, reference.array)
+
+    start = affine.register(fixed, [inverted], metric="mutual_information", **options)
+    smooth = {"iterations": (60, 60, 30, 0), "update_sigma_voxels": 2.5, "field_sigma_voxels": (1.5,) * 4}
+    found = diffeomorphic.register(fixed, [inverted], initial=start, metric="mutual_information", **smooth, **options)
+    assert score(found) > max(score(start) + 0.005, 0.86)
+    assert score(affine.register(fixed, [inverted], metric="correlation", **options)) < 0.5
