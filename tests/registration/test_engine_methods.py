@@ -157,9 +157,7 @@ def test_deformation_is_found_again_without_folding(module, warped_pair) -> None
     # Within the smooth blobs nothing tells where a point belongs: what is left is there.
     assert error_mm(found, true, FIXED_GRID) < min(0.45, 0.6 * error_mm(linear, true, FIXED_GRID))
     back = (~found)(found.on_grid(FIXED_GRID)) - Affine.identity().on_grid(FIXED_GRID)
-    assert (
-        np.mean(np.abs(back) < 0.01) > 0.995
-    )  # at the very border the field ends, and a point may come back elsewhere
+    assert np.abs(back[1:-1, 1:-1, 1:-1]).max() < 0.01  # in the outermost layer two points may go to one place
     measured = quality(found, FIXED_GRID)
     assert measured.folded_share < 1e-3 and measured.sd_log_jacobian < 0.5
 
