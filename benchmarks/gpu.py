@@ -1,8 +1,9 @@
 """Registration of all atlases of a target together on a CUDA GPU: seconds, memory, share of the memory bandwidth.
 
-    python benchmarks/gpu.py --data DIR [--set human_brain] [--atlases N] [--device cuda|cpu]
+    python benchmarks/gpu.py --data DIR [--set human_brain] [--atlases N] [--metrics A,B] [--device cuda|cpu]
 
-The affine registrations run on the CPU, the diffeomorphic ones in one tensor. The share of the bandwidth is the bytes
+Affine, then free-form and diffeomorphic from there, each with every atlas in one tensor, in float32 and in mixed
+precision. The share of the bandwidth is the bytes
 that the tensor operations read and write (counted operation by operation) over the time, against the speed of a plain
 copy on the same device. On a machine without a GPU, ``--device cpu`` runs the same code through torch on the CPU.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,16 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atlasseg import io
-from atlasseg.registration._engine import dense, dense_torch
-from atlasseg.registration._engine.batch import each, pairs, schedule_of
-from atlasseg.registration._engine.linear import register_linear
+from atlasseg.registration._engine import (
+    dense,
+    dense_torch,
+    freeform,
+    freeform_torch,
+    linear,
+    linear_torch,
+)
+from atlasseg.registration._engine.batch import Pair, pairs, schedule_of
+from atlasseg.registration._engine.metrics import Similarity
 
 
 class Traffic(TorchDispatchMode):
@@ -66,59 +75,73 @@ def main() -> None:
     parser.add_argument("--set", default="human_brain")
     parser.add_argument("--atlases", type=int, default=14)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--iterations", default="60,60,60,50")
+    parser.add_argument("--iterations", default="60,60,60,50", help="of the deformable methods")
+    parser.add_argument("--metrics", default="local_correlation,mutual_information")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} finds no CUDA device; --device cpu runs the same code on the CPU")
     files = sorted((given.data / given.set / "atlases" / "images").glob("*.nii.gz"))
     fixed, moving = io.read_image(files[0]), [io.read_image(path) for path in files[1 : given.atlases + 1]]
     prepared = pairs(fixed, moving, None, None, None)
-    shrinks, counts = schedule_of(prepared[0].fixed, (), tuple(int(n) for n in given.iterations.split(",")))
-    sigmas = (0.7, 0.7, 0.5, 0.4)[-len(shrinks) :]
+    target = prepared[0].fixed
+    shrinks, counts = schedule_of(target, (), tuple(int(n) for n in given.iterations.split(",")))
+    few = [tuple(n if at == len(shrinks) - 1 else 0 for at in range(len(shrinks))) for n in (1, 6)]
 
-    def affine(pair: Any) -> Any:
-        return register_linear(pair.fixed, pair.moving, "affine", None, known=False)[0]
+    def affine(similarity: Similarity) -> list[Pair]:
+        def steps(pair: Pair) -> linear.Search[Any]:
+            return linear.search(pair.fixed, pair.moving, "affine", None, finest=2, iterations=30)
 
-    each(prepared[:1], affine, bytes_needed=1)  # compiled before it is timed
-    matrices, linear_seconds = timed(lambda: each(prepared, affine, bytes_needed=2**28), "cpu")
+        finest = linear.levels_of(target, 2)[1][-1]
+        found = linear_torch.answered(prepared, steps, similarity, device=given.device, finest=finest)
+        return [replace(pair, matrix_mm=matrix) for pair, (matrix, _) in zip(prepared, found, strict=True)]
 
-    def solve(iterations: tuple[int, ...]) -> Any:
-        schedule = dense.Schedule(shrinks, iterations, 2, 1.7, sigmas, 1.0, 1e-4)
-        return dense_torch.solve(
-            prepared[0].fixed,
-            [pair.moving for pair in prepared],
-            matrices,
-            [None] * len(prepared),
-            schedule,
-            known=[False] * len(prepared),
-            device=given.device,
-        )
+    def ffd(begun: list[Pair], similarity: Similarity, iterations: tuple[int, ...], mixed: bool) -> Any:
+        schedule = freeform.Schedule(shrinks, iterations, 4.0, similarity, 0.1, 0.02, 0.25, 1e-4, mixed)
+        return freeform_torch.solve(begun, schedule, fixed.grid, device=given.device)
 
-    first = (*(0 for _ in shrinks[1:]), 1)
-    with Traffic() as one:
-        solve(first)
-    some = (*(0 for _ in shrinks[1:]), 6)
-    with Traffic() as six:
-        solve(some)
-    _, one_seconds = timed(lambda: solve(first), given.device)
-    _, six_seconds = timed(lambda: solve(some), given.device)
-    moved = (six.bytes - one.bytes) / max(six_seconds - one_seconds, 1e-9)
-    if given.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    found, seconds = timed(lambda: solve(counts), given.device)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if given.device == "cuda" else float("nan")
-    speed = copy_speed(given.device)
+    def diffeomorphic(begun: list[Pair], similarity: Similarity, iterations: tuple[int, ...], mixed: bool) -> Any:
+        sigmas = (0.7, 0.7, 0.5, 0.4)[-len(shrinks) :]
+        schedule = dense.Schedule(shrinks, iterations, similarity, 1.7, sigmas, 1.0, 1e-4, mixed)
+        return dense_torch.solve(begun, schedule, device=given.device)
+
     name = torch.cuda.get_device_name() if given.device == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, {len(moving)} atlases of {given.set} onto one target\n")
     print(
-        "| device | torch | atlases | affine on the CPU, s | deformable, s | s an iteration, finest "
-        "| peak, GiB | of a copy's speed | similarity |"
+        "| metric | method | precision | all atlases, s | s an iteration, finest | of a copy's speed | peak, GiB "
+        "| mean similarity |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
-    mean = sum(value for _, value in found) / len(found)
-    print(
-        f"| {name} | {torch.__version__} | {len(moving)} | {linear_seconds:.2f} | {seconds:.2f} "
-        f"| {(six_seconds - one_seconds) / 5:.4f} | {peak:.2f} | {moved / speed:.0%} | {mean:.3f} |"
-    )
+    print("|---|---|---|---|---|---|---|---|")
+    speed = copy_speed(given.device)
+    for metric in given.metrics.split(","):
+        similarity = Similarity(metric)
+        affine(similarity)  # the levels are made and the kernels loaded before it is timed
+        begun, seconds = timed(lambda chosen=similarity: affine(chosen), given.device)
+        print(f"| {metric} | affine | single | {seconds:.2f} | | | {peak_gib(given.device):.2f} | |", flush=True)
+        for method, mixed in ((ffd, False), (ffd, True), (diffeomorphic, False), (diffeomorphic, True)):
+            taken, moved = [], []
+            for iterations in few:
+                with Traffic() as traffic:
+                    method(begun, similarity, iterations, mixed)
+                _, took = timed(lambda: method(begun, similarity, iterations, mixed), given.device)  # noqa: B023
+                taken.append(took)
+                moved.append(traffic.bytes)
+            share = (moved[1] - moved[0]) / max(taken[1] - taken[0], 1e-9) / speed
+            found, seconds = timed(lambda: method(begun, similarity, counts, mixed), given.device)  # noqa: B023
+            mean = sum(value for _, value in found) / len(found)
+            print(
+                f"| {metric} | {method.__name__} | {'mixed' if mixed else 'single'} | {seconds:.2f} "
+                f"| {(taken[1] - taken[0]) / 5:.4f} | {share:.0%} | {peak_gib(given.device):.2f} | {mean:.3f} |",
+                flush=True,
+            )
+
+
+def peak_gib(device: str) -> float:
+    """Of the GPU's memory since last asked."""
+    if device != "cuda":
+        return float("nan")
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return float(peak)
 
 
 if __name__ == "__main__":

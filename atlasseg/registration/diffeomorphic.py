@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
@@ -33,6 +34,7 @@ def register(
     step_voxels: float = 1.0,
     tolerance: float = 1e-4,
     device: Device = "auto",
+    precision: Literal["single", "mixed"] = "single",
 ) -> list[Transform]:
     """Register each moving image to the fixed one by a smooth, invertible displacement.
 
@@ -71,6 +73,8 @@ def register(
         A level ends when ten iterations gain less than this in the similarity.
     device : {"auto", "cpu", "cuda"}
         "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU kernels.
+    precision : {"single", "mixed"}
+        "mixed": on CUDA the moving images are held in float16, and smooths the updates so; all sums stay in float32.
 
     Returns
     -------
@@ -95,6 +99,8 @@ def register(
     similarity = Similarity(metric, radius_voxels)
     require({"step_voxels": step_voxels}, least=0, above=True)
     require({"update_sigma_voxels": update_sigma_voxels, "field_sigma_voxels": min(field_sigma_voxels)}, least=0)
+    if precision not in ("single", "mixed"):
+        raise InputError(f"precision must be 'single' or 'mixed', got {precision!r}")
     machine = resolved(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
@@ -110,6 +116,7 @@ def register(
         field_sigma_voxels[len(field_sigma_voxels) - len(shrinks) :],
         step_voxels,
         tolerance,
+        precision == "mixed",
     )
     begun = begin(prepared, similarity, device=machine)
     if machine == "cuda":

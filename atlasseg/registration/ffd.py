@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 from atlasseg.device import Device, resolved
+from atlasseg.errors import InputError
 from atlasseg.registration._engine import dense, freeform
 from atlasseg.registration._engine.batch import carried, each, pairs, require, schedule_of
 from atlasseg.registration._engine.linear import begin
@@ -33,6 +35,7 @@ def register(
     step_voxels: float = 0.25,
     tolerance: float = 1e-4,
     device: Device = "auto",
+    precision: Literal["single", "mixed"] = "single",
 ) -> list[Transform]:
     """Register each moving image to the fixed one by a cubic B-spline free-form deformation.
 
@@ -73,6 +76,8 @@ def register(
         A level ends when ten iterations gain less than this in the similarity.
     device : {"auto", "cpu", "cuda"}
         "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU kernels.
+    precision : {"single", "mixed"}
+        "mixed": on CUDA the moving images are held in float16; all sums stay in float32.
 
     Returns
     -------
@@ -98,12 +103,16 @@ def register(
     require({"spacing_voxels": spacing_voxels}, least=1)
     require({"step_voxels": step_voxels}, least=0, above=True)
     require({"bending": bending, "folding": folding}, least=0)
+    if precision not in ("single", "mixed"):
+        raise InputError(f"precision must be 'single' or 'mixed', got {precision!r}")
     machine = resolved(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []
     shrinks, counts = schedule_of(prepared[0].fixed, shrink_factors, iterations)
-    schedule = freeform.Schedule(shrinks, counts, spacing_voxels, similarity, bending, folding, step_voxels, tolerance)
+    schedule = freeform.Schedule(
+        shrinks, counts, spacing_voxels, similarity, bending, folding, step_voxels, tolerance, precision == "mixed"
+    )
     begun = begin([carried(pair) for pair in prepared], similarity, device=machine)
     if machine == "cuda":
         from atlasseg.registration._engine import freeform_torch

@@ -32,6 +32,10 @@ def smooth_image(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     return np.ascontiguousarray(ndimage.gaussian_filter(noise(shape, seed), 1.2) * 4, dtype=np.float32)
 
 
+def whole(field: np.ndarray) -> np.ndarray:
+    return fields.row_spans(np.ones(field.shape[:3], bool), (0, 0, 0))
+
+
 def level(image: np.ndarray, affine: np.ndarray, counted: np.ndarray | None = None) -> Level:
     mask = np.full(image.shape, COUNTED, np.uint8)
     if counted is not None:
@@ -81,12 +85,26 @@ def test_warp_is_scipys_linear_interpolation() -> None:
 def test_smoothing_is_scipys() -> None:
     field = noise((13, 11, 12, 3), 5)
     out, scratch = np.empty_like(field), np.empty_like(field)
-    fields.smooth(field, (1.7, 0.7, 1.1), out, scratch)
+    fields.smooth(field, (1.7, 0.7, 1.1), out, scratch, whole(field))
     for c in range(3):
         wanted = field[..., c].astype(float)
         for axis, sigma in enumerate((1.7, 0.7, 1.1)):
             wanted = ndimage.correlate1d(wanted, fields.gaussian_taps(sigma).astype(float), axis, mode="nearest")
         np.testing.assert_allclose(out[..., c], wanted, atol=1e-6)
+
+
+def test_smoothing_within_the_reach_of_what_is_not_zero_changes_no_bit() -> None:
+    inside = np.zeros((15, 14, 16), bool)
+    inside[6:8, 5:9, 7] = inside[13, 2, 14] = True
+    field = np.where(inside[..., None], noise((15, 14, 16, 3), 5), np.float32(0))
+    sigma = (0.7, 1.1, 0.5)
+    reach = [fields.gaussian_taps(s).size // 2 for s in sigma]
+    spans = fields.row_spans(inside, reach)
+    assert 0 < (spans[..., 1] - spans[..., 0]).sum() < 0.3 * inside.size
+    wanted, found, scratch = np.empty_like(field), np.zeros_like(field), np.zeros_like(field)
+    fields.smooth(field, sigma, wanted, np.empty_like(field), whole(field))
+    fields.smooth(field, sigma, found, scratch, spans)
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_composition_applies_the_step_first() -> None:
@@ -102,7 +120,7 @@ def test_composition_applies_the_step_first() -> None:
 def test_force_is_the_derivative_for_a_step_before_the_warp() -> None:
     warped, gradient = noise((6, 5, 7), 8), noise((6, 5, 7), 9)
     out = np.empty((6, 5, 7, 3), np.float32)
-    fields.force(gradient, warped, np.array([1.0, 0.5, 2.0]), False, out)
+    fields.force(gradient, warped, np.array([1.0, 0.5, 2.0]), False, whole(out), out)
     padded = np.pad(warped, 1, mode="edge").astype(float)
     for axis, scale in enumerate((1.0, 0.5, 2.0)):
         inner = [slice(1, -1)] * 3
@@ -111,7 +129,7 @@ def test_force_is_the_derivative_for_a_step_before_the_warp() -> None:
             inner[axis] = slice(2, None) if sign == 1 else slice(0, -2)
             ends.append(padded[tuple(inner)])
         np.testing.assert_allclose(out[..., axis], scale * gradient * (ends[0] - ends[1]) / 2, atol=1e-5)
-    fields.force(gradient, warped, np.array([1.0, 0.5, 2.0]), True, twice := out.copy())
+    fields.force(gradient, warped, np.array([1.0, 0.5, 2.0]), True, whole(out), twice := out.copy())
     np.testing.assert_allclose(twice, 2 * out, rtol=1e-6)
 
 

@@ -156,6 +156,8 @@ def test_deformation_is_found_again_without_folding(module, warped_pair) -> None
     (found,) = module.register(fixed, [moving], initial=[linear])
     # Within the smooth blobs nothing tells where a point belongs: what is left is there.
     assert error_mm(found, true, FIXED_GRID) < min(0.45, 0.6 * error_mm(linear, true, FIXED_GRID))
+    back = (~found)(found.on_grid(FIXED_GRID)) - Affine.identity().on_grid(FIXED_GRID)
+    assert np.abs(back[1:-1, 1:-1, 1:-1]).max() < 0.01  # in the outermost layer two points may go to one place
     measured = quality(found, FIXED_GRID)
     assert measured.folded_share < 1e-3 and measured.sd_log_jacobian < 0.5
 
@@ -254,6 +256,55 @@ def test_torch_searches_as_the_compiled_kernels_do(masked_pairs: list[Pair]) -> 
         assert fit.value == pytest.approx(reached.value, abs=1e-3)
 
 
+def test_half_precision_moves_no_voxel_by_much(masked_pairs: list[Pair]) -> None:
+    options = (2, 1), (4, 3), Similarity(), 1.7, (0.5, 0.4), 1.0, 1e-4
+    single, mixed = (
+        dense_torch.solve(masked_pairs, dense.Schedule(*options, mixed=m), device="cpu") for m in (False, True)
+    )
+    for (wanted, _), (found, _) in zip(single, mixed, strict=True):
+        assert 0 < np.abs(found - wanted).mean() < 0.01
+
+
+@pytest.mark.parametrize("engine", [linear_torch, dense_torch, freeform_torch])
+def test_batches_cut_for_want_of_memory_give_the_same(engine, masked_pairs, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    torch = pytest.importorskip("torch")
+
+    def solve() -> list[np.ndarray]:
+        if engine is linear_torch:
+
+            def steps(pair: Pair) -> linear.Search[tuple[np.ndarray, linear.Fit]]:
+                return linear.search(pair.fixed, pair.moving, "rigid", pair.start_mm, finest=2, iterations=3)
+
+            found = linear_torch.answered(masked_pairs, steps, Similarity(), device="cpu", finest=(2, 2, 2))
+            return [matrix for matrix, _ in found]
+        if engine is dense_torch:
+            schedule = dense.Schedule((2,), (3,), Similarity(), 1.7, (0.5,), 1.0, 1e-4)
+            return [field for field, _ in dense_torch.solve(masked_pairs, schedule, device="cpu")]
+        bent = freeform.Schedule((2,), (3,), 4.0, Similarity(), 0.1, 0.02, 0.25, 1e-4)
+        return [s.coefficients_mm for s, _ in freeform_torch.solve(masked_pairs, bent, FIXED_GRID, device="cpu")]
+
+    wanted = solve()
+
+    class OneAtATime(torch_ops.Movings):
+        def __init__(self, fixed, moving, *rest, **options) -> None:  # type: ignore[no-untyped-def]
+            if len(moving) > 1:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            super().__init__(fixed, moving, *rest, **options)
+
+    monkeypatch.setattr(engine, "Movings", OneAtATime)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for here, there in zip(solve(), wanted, strict=True):
+        assert np.abs(here - there).mean() < TORCH_VOXELS  # torch sums in the order that suits the batch
+
+
+@pytest.mark.parametrize("module", LINEAR + DEFORMABLE)
+def test_cuda_asked_for_and_absent_is_an_error_of_every_method(module, warped_pair, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="finds no CUDA GPU"):
+        module.register(warped_pair[0], [warped_pair[1]], device="cuda")
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("module", LINEAR + DEFORMABLE)
 @pytest.mark.parametrize("metric", METRICS)
@@ -328,10 +379,21 @@ def test_bad_input_is_named(module, warped_pair) -> None:  # type: ignore[no-unt
     assert module.register(fixed, []) == []
 
 
-def test_images_that_never_meet_are_an_error(warped_pair: tuple[Image, Image, Transform]) -> None:
+@pytest.mark.parametrize("module", LINEAR + DEFORMABLE)
+def test_images_that_never_meet_are_an_error(module, warped_pair) -> None:  # type: ignore[no-untyped-def]
     fixed, moving, _ = warped_pair
     with pytest.raises(GeometryError, match="do not overlap"):
-        diffeomorphic.register(fixed, [moving], initial=[Affine.translation((500.0, 0, 0))])
+        module.register(fixed, [moving], initial=[Affine.translation((500.0, 0, 0))])
+    sliver = Image(moving.array[:2, :2, :2], moving.affine, "sliver")
+    with pytest.raises(GeometryError, match=r"do not overlap: .* field of view of sliver, at best \d+%"):
+        module.register(fixed, [sliver])
+
+
+def test_intensities_that_are_not_numbers_never_reach_a_registration(warped_pair) -> None:  # type: ignore[no-untyped-def]
+    array = warped_pair[1].array.copy()
+    array[3, 4, 5] = np.nan
+    with pytest.raises(InputError, match="1 intensities are NaN or infinite"):
+        warped_pair[1].with_array(array)
 
 
 @pytest.mark.parametrize("module", DEFORMABLE)
@@ -340,6 +402,8 @@ def test_parameters_out_of_range_are_named(module, warped_pair) -> None:  # type
     for wrong in (
         {"step_voxels": 0.0},
         {"radius_voxels": 0},
+        {"precision": "half"},
+        {"metric": "ncc"},
         {"iterations": (-1,)},
         {"shrink_factors": (2, 1), "iterations": (3,)},
     ):
@@ -347,7 +411,7 @@ def test_parameters_out_of_range_are_named(module, warped_pair) -> None:  # type
             module.register(fixed, [moving], initial=[Affine.identity()], **wrong)
 
 
-@pytest.mark.parametrize("module", [affine, *DEFORMABLE])
+@pytest.mark.parametrize("module", LINEAR + DEFORMABLE)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_thin_volumes_work(module, depth: int) -> None:  # type: ignore[no-untyped-def]
     grid = Grid((40, 37, depth), np.diag([1.0, 1.1, 2.0, 1.0]))
@@ -410,3 +474,25 @@ def test_real_hippocampi(module, floor: float, real_data) -> None:  # type: igno
         for t in found
         for part in getattr(t, "transforms", (t,))
     )
+
+
+def test_real_mouse_brain_of_inverted_contrast(real_data) -> None:  # type: ignore[no-untyped-def]
+    from atlasseg import io
+    from atlasseg.resampling import resample
+
+    root = real_data / "mouse_brain" / "atlases"
+    names = [sorted(p.name for p in (root / "images").glob("*.nii.gz"))[n] for n in (2, 4)]
+    fixed, moving = (io.read_image(root / "images" / name) for name in names)
+    masks = [io.read_mask(root / "masks" / name) for name in names]
+    reference, labels = (io.read_label_map(root / "labels" / name) for name in names)
+    inverted = moving.with_array(moving.array.max() - moving.array)
+    options = {"fixed_mask": masks[0], "moving_masks": masks[1:]}
+
+    def score(found: list[Transform]) -> float:
+        return dice(resample(labels, fixed.grid, found[0]).array, reference.array)
+
+    start = affine.register(fixed, [inverted], metric="mutual_information", **options)
+    smooth = {"iterations": (60, 60, 30, 0), "update_sigma_voxels": 2.5, "field_sigma_voxels": (1.5,) * 4}
+    found = diffeomorphic.register(fixed, [inverted], initial=start, metric="mutual_information", **smooth, **options)
+    assert score(found) > max(score(start) + 0.005, 0.86)
+    assert score(affine.register(fixed, [inverted], metric="correlation", **options)) < 0.5

@@ -34,11 +34,13 @@ class Schedule:
     field_sigma_voxels: tuple[float, ...]
     step_voxels: float
     tolerance: float
+    mixed: bool = False
+    """What can be is held in float16 on a GPU."""
 
 
 def bytes_needed(voxels: int, channels: int) -> int:
-    """Of one pair at full resolution: four fields, the images on both sides and the windows' terms."""
-    return voxels * (4 * 12 + 4 * (8 + 3 * channels) + 2)
+    """Of one pair at full resolution: five fields, the images on both sides and the windows' terms."""
+    return voxels * (5 * 12 + 4 * (8 + 3 * channels) + 2)
 
 
 def solve(pair: Pair, schedule: Schedule) -> tuple[Float32, float]:
@@ -80,10 +82,13 @@ def _climb(
     to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
     where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     warped, weight = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    update, composed, scratch = (np.empty_like(field) for _ in range(3))
+    composed, scratch = np.empty_like(field), np.empty_like(field)
+    update, update_scratch = np.zeros_like(field), np.zeros_like(field)
     finest = fixed.spacing_mm.min() / fixed.spacing_mm
     update_sigma = tuple(float(s) for s in schedule.update_sigma_voxels * finest)
     field_sigma = tuple(float(s) for s in sigma_voxels * finest)
+    reach = [fields.gaussian_taps(s).size // 2 for s in update_sigma]
+    near, everywhere = (fields.row_spans(m, reach) for m in (fixed.mask == COUNTED, np.ones(shape, bool)))
     values: list[float] = []
     for _ in range(iterations):
         value = 0.0
@@ -91,16 +96,16 @@ def _climb(
             fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
             part, slope, _ = schedule.similarity.measure(f, warped, weight)
             value += part / len(fixed.channels)
-            fields.force(slope, warped, finest**2, c > 0, update)
+            fields.force(slope, warped, finest**2, c > 0, near, update)
         values.append(value)
         if has_converged(values, schedule.tolerance):
             break
-        fields.smooth(update, update_sigma, update, scratch)
+        fields.smooth(update, update_sigma, update, update_scratch, near)
         longest = float(np.sqrt(fields.largest_square(update)))
         if longest == 0:
             break
         fields.compose(field, update, schedule.step_voxels / longest, composed)
-        fields.smooth(composed, field_sigma, field, scratch)
+        fields.smooth(composed, field_sigma, field, scratch, everywhere)
     return field, values[-1]
 
 

@@ -15,7 +15,7 @@ from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import Schedule, has_converged
 from atlasseg.registration._engine.metrics_torch import measure
 from atlasseg.registration._engine.pyramid import Level, matching_factors, refined
-from atlasseg.registration._engine.torch_ops import Movings, fitting, in_batches, sample, slopes, smooth
+from atlasseg.registration._engine.torch_ops import Movings, fitting, in_batches, sample, slopes, smooth, smooth_halved
 from atlasseg.volume import Float32
 
 
@@ -64,7 +64,7 @@ def _climb(
     device: str,
 ) -> tuple[Float32, list[float]]:
     levels = [pair.moving.level(matching_factors(fixed, pair.moving)) for pair in pairs]
-    movings = Movings(fixed, levels, [pair.known for pair in pairs], device)
+    movings = Movings(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
     matrices = movings.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
     target = movings.target
     finest = fixed.spacing_mm.min() / fixed.spacing_mm
@@ -81,7 +81,7 @@ def _climb(
             part, gradient, _ = measure(schedule.similarity, target[:, c : c + 1], warped[:, c : c + 1], weight)
             value += part / target.shape[1]
             update += gradient * slopes(warped[:, c : c + 1]) * scale
-        update = smooth(update, update_sigma.tolist())
+        update = (smooth_halved if schedule.mixed else smooth)(update, update_sigma.tolist())
         longest = update.square().sum(dim=1).amax(dim=(1, 2, 3)).sqrt()
         going = []
         for n, (index, v, size) in enumerate(zip(active.tolist(), value.tolist(), longest.tolist(), strict=True)):

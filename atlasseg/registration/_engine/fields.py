@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Float32 = NDArray[np.float32]
 
@@ -77,10 +78,10 @@ def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no
 
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def force(gradient, warped, scale, add, out):  # type: ignore[no-untyped-def]
+def force(gradient, warped, scale, add, spans, out):  # type: ignore[no-untyped-def]
     """Out = gradient times the slope of `warped` times `scale` (3,): derivative for a small step before the warp.
 
-    With `add` it is added to what `out` holds, as for a further channel.
+    With `add` it is added to what `out` holds, as for a further channel. Outside the spans `out` stays as it is.
     """
     ni, nj, nk = warped.shape
     s0, s1, s2 = np.float32(scale[0] / 2), np.float32(scale[1] / 2), np.float32(scale[2] / 2)
@@ -95,58 +96,95 @@ def force(gradient, warped, scale, add, out):  # type: ignore[no-untyped-def]
                 warped[i, min(j + 1, nj - 1)],
             )
             row = warped[i, j]
+            k0, k1 = spans[i, j, 0], spans[i, j, 1]
             if not add:
-                o[:] = 0
-            for k in range(nk):
+                o[k0:k1] = 0
+            for k in range(k0, k1):
                 o[k, 0] += s0 * g[k] * (a1[k] - a0[k])
                 o[k, 1] += s1 * g[k] * (b1[k] - b0[k])
-            for k in range(1, nk - 1):
+            for k in range(max(k0, 1), min(k1, nk - 1)):
                 o[k, 2] += s2 * g[k] * (row[k + 1] - row[k - 1])
-            if nk > 1:
-                o[0, 2] += s2 * g[0] * (row[1] - row[0])
-                o[nk - 1, 2] += s2 * g[nk - 1] * (row[nk - 1] - row[nk - 2])
+            if k1 > k0 and nk > 1:
+                if k0 == 0:
+                    o[0, 2] += s2 * g[0] * (row[1] - row[0])
+                if k1 == nk:
+                    o[nk - 1, 2] += s2 * g[nk - 1] * (row[nk - 1] - row[nk - 2])
 
 
-def smooth(field: Float32, sigma_voxels: Sequence[float], out: Float32, scratch: Float32) -> None:
-    """Gaussian smoothing of a field of 3 components, edges repeated; `out` may be `field`."""
+def row_spans(inside: NDArray[np.bool_], reach: Sequence[int]) -> NDArray[np.int64]:
+    """(I, J, 2) first and last + 1 index along the third axis within `reach` of what is inside, 0 and 0 where nothing.
+
+    The reach is in voxels along each axis: where a smoothing of that radius can carry anything from the inside.
+    """
+    nk = inside.shape[2]
+    some = inside.any(axis=2)
+    first = np.where(some, inside.argmax(axis=2) - reach[2], nk)
+    stop = np.where(some, nk - inside[:, :, ::-1].argmax(axis=2) + reach[2], 0)
+    for axis in range(2):
+        first = ndimage.minimum_filter1d(first, 2 * reach[axis] + 1, axis=axis, mode="constant", cval=nk)
+        stop = ndimage.maximum_filter1d(stop, 2 * reach[axis] + 1, axis=axis, mode="constant", cval=0)
+    spans = np.stack([np.clip(first, 0, nk), np.clip(stop, 0, nk)], axis=-1)
+    spans[spans[..., 0] >= spans[..., 1]] = 0
+    return np.ascontiguousarray(spans, dtype=np.int64)
+
+
+def smooth(
+    field: Float32, sigma_voxels: Sequence[float], out: Float32, scratch: Float32, spans: NDArray[np.int64]
+) -> None:
+    """Gaussian smoothing of a field of 3 components, edges repeated; `out` may be `field`.
+
+    Only within the `row_spans`, beyond which `field` and `scratch` must be 0 unless the spans are whole rows.
+    """
     taps = [gaussian_taps(s) for s in sigma_voxels]
     if all(t.size == 1 for t in taps):
         if out is not field:
             out[...] = field
         return
-    _smooth_planes(field.reshape(*field.shape[:2], -1), taps[1], taps[2], scratch.reshape(*field.shape[:2], -1))
-    _smooth_first(scratch.reshape(*field.shape[:2], -1), taps[0], out.reshape(*field.shape[:2], -1))
+    flat = (*field.shape[:2], -1)
+    _smooth_planes(field.reshape(flat), taps[1], taps[2], spans, scratch.reshape(flat))
+    _smooth_first(scratch.reshape(flat), taps[0], spans, out.reshape(flat))
 
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def _smooth_planes(values, taps_j, taps_k, out):  # type: ignore[no-untyped-def]
+def _smooth_planes(values, taps_j, taps_k, spans, out):  # type: ignore[no-untyped-def]
     """Along the second and the third axis, the third holding 3 interleaved components; symmetric taps."""
     ni, nj, n = values.shape
     rj, rk = taps_j.size // 2, taps_k.size // 2
     for i in numba.prange(ni):
         line = np.empty(n + 6 * rk, np.float32)
-        inner = line[3 * rk : 3 * rk + n]
         for j in range(nj):
-            _scaled(values[i, j], taps_j[rj], inner)
+            k0, k1 = spans[i, j, 0], spans[i, j, 1]
+            if k0 == k1:
+                continue
+            low, high = max(3 * (k0 - rk), 0), min(3 * (k1 + rk), n)
+            inner = line[3 * rk + low : 3 * rk + high]
+            _scaled(values[i, j, low:high], taps_j[rj], inner)
             for t in range(1, rj + 1):
-                _add_both(values[i, max(j - t, 0)], values[i, min(j + t, nj - 1)], taps_j[rj + t], inner)
+                before, after = values[i, max(j - t, 0), low:high], values[i, min(j + t, nj - 1), low:high]
+                _add_both(before, after, taps_j[rj + t], inner)
             for t in range(3 * rk):
-                line[t] = inner[t % 3]
-                line[3 * rk + n + t] = inner[n - 3 + t % 3]
-            _scaled(inner, taps_k[rk], out[i, j])
+                if low == 0:
+                    line[t] = inner[t % 3]
+                if high == n:
+                    line[3 * rk + n + t] = inner[inner.size - 3 + t % 3]
+            row = out[i, j, 3 * k0 : 3 * k1]
+            _scaled(line[3 * (k0 + rk) :], taps_k[rk], row)
             for t in range(1, rk + 1):
-                _add_both(line[3 * (rk - t) :], line[3 * (rk + t) :], taps_k[rk + t], out[i, j])
+                _add_both(line[3 * (k0 + rk - t) :], line[3 * (k0 + rk + t) :], taps_k[rk + t], row)
 
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def _smooth_first(values, taps, out):  # type: ignore[no-untyped-def]
+def _smooth_first(values, taps, spans, out):  # type: ignore[no-untyped-def]
     ni, nj, _ = values.shape
     r = taps.size // 2
     for j in numba.prange(nj):
         for i in range(ni):
-            _scaled(values[i, j], taps[r], out[i, j])
+            low, high = 3 * spans[i, j, 0], 3 * spans[i, j, 1]
+            row = out[i, j, low:high]
+            _scaled(values[i, j, low:high], taps[r], row)
             for t in range(1, r + 1):
-                _add_both(values[max(i - t, 0), j], values[min(i + t, ni - 1), j], taps[r + t], out[i, j])
+                before, after = values[max(i - t, 0), j, low:high], values[min(i + t, ni - 1), j, low:high]
+                _add_both(before, after, taps[r + t], row)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
@@ -185,9 +223,12 @@ def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
     f = np.float32(scale)
     for i in numba.prange(ni):
         for j in range(nj):
-            s, o = step[i, j], out[i, j]
+            s, o, here = step[i, j], out[i, j], field[i, j]
             for k in range(nk):
                 s0, s1, s2 = f * s[k, 0], f * s[k, 1], f * s[k, 2]
+                if s0 == zero and s1 == zero and s2 == zero:
+                    o[k, 0], o[k, 1], o[k, 2] = here[k, 0], here[k, 1], here[k, 2]
+                    continue
                 a = min(max(np.float32(i) + s0, zero), la)
                 b = min(max(np.float32(j) + s1, zero), lb)
                 c = min(max(np.float32(k) + s2, zero), lc)

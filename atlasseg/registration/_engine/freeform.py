@@ -31,6 +31,8 @@ class Schedule:
     folding: float
     step_voxels: float
     tolerance: float
+    mixed: bool = False
+    """What can be is held in float16 on a GPU."""
 
 
 class Lattice:

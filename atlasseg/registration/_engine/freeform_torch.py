@@ -64,7 +64,7 @@ def _climb(
     device: str,
 ) -> tuple[Tensor, list[float]]:
     levels = [pair.moving.level(matching_factors(fixed, pair.moving)) for pair in pairs]
-    movings = Movings(fixed, levels, [pair.known for pair in pairs], device)
+    movings = Movings(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
     to_moving = movings.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
     matrices = _on(device, lattice.matrices(fixed))
     finest = lattice.grid.spacing_mm.min()

@@ -99,95 +99,84 @@ def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyp
         n = k1 - k0
         if n == 0:
             continue
-        rows = j1 - j0
-        ring = np.zeros((6, rows, width, n), np.float32)
-        boxes = np.zeros((6, rows + 2 * r, n), np.float32)
-        products = np.zeros((6, n + 2 * r), np.float32)
-        sums = np.zeros((6, n), np.float32)
+        rows, pitch = j1 - j0, n + 2 * r  # rows of the tile's planes lie in one line, each with its margins
         left, right = max(0, k0 - r), min(nk, k1 + r)
-        offset = left - (k0 - r)
+        products = np.zeros((6, rows + 2 * r, pitch), np.float32)
+        along, ring, sums = _planes(6, rows, pitch, width)
         acc = 0.0
         for p in range(i0 - r, i1 + r):
-            if 0 <= p < ni:
-                for jj in range(rows + 2 * r):
-                    j = j0 - r + jj
-                    if j < 0 or j >= nj:
-                        boxes[:, jj] = 0
-                        continue
-                    fr, wr, mr = f[p, j, left:right], w[p, j, left:right], m[p, j, left:right]
-                    p0, p1, p2 = products[0, offset:], products[1, offset:], products[2, offset:]
-                    p3, p4, p5 = products[3, offset:], products[4, offset:], products[5, offset:]
-                    for k in range(right - left):
-                        mf = mr[k] * fr[k]
-                        mw = mr[k] * wr[k]
-                        p0[k] = mr[k]
-                        p1[k] = mf
-                        p2[k] = mw
-                        p3[k] = mf * fr[k]
-                        p4[k] = mw * wr[k]
-                        p5[k] = mf * wr[k]
-                    for q in range(6):
-                        _windows_along(products[q], boxes[q, jj], width)
-            else:
-                boxes[:] = 0
-            _windows_across(boxes, ring[:, :, (p - i0 + r) % width], width)
+            for jj in range(rows + 2 * r):
+                j = j0 - r + jj
+                if p < 0 or p >= ni or j < 0 or j >= nj:
+                    products[:, jj] = 0
+                    continue
+                fr, wr, mr = f[p, j, left:right], w[p, j, left:right], m[p, j, left:right]
+                into = products[:, jj, left - (k0 - r) :]
+                for k in range(right - left):
+                    mf = mr[k] * fr[k]
+                    mw = mr[k] * wr[k]
+                    into[0, k] = mr[k]
+                    into[1, k] = mf
+                    into[2, k] = mw
+                    into[3, k] = mf * fr[k]
+                    into[4, k] = mw * wr[k]
+                    into[5, k] = mf * wr[k]
+            _windows(products, along, ring, (p - i0 + r) % width, sums, width, p >= i0 + r)
             if p < i0 + r:
                 continue
             i = p - r
             for row in range(rows):
-                for q in range(6):
-                    _sum_rows(ring[q, row], sums[q])
                 j = j0 + row
                 acc += _window_terms(
-                    sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], m[i, j, k0:k1], flat_f, flat_w,
+                    sums[:, row * pitch : row * pitch + n], m[i, j, k0:k1], flat_f, flat_w,
                     a[i, j, k0:k1], b[i, j, k0:k1], c[i, j, k0:k1],
                 )  # fmt: skip
         total[tile] = acc
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
-def _windows_along(values, out, width):  # type: ignore[no-untyped-def]
-    """out[k] = sum of values[k : k + width]."""
-    if width == 5:
-        for k in range(out.size):
-            out[k] = (values[k] + values[k + 1]) + (values[k + 2] + values[k + 3]) + values[k + 4]
-        return
-    for k in range(out.size):
-        out[k] = values[k] + values[k + 1] + values[k + 2]
-    for t in range(3, width, 2):
-        one, two = values[t:], values[t + 1 :]
-        for k in range(out.size):
-            out[k] += one[k] + two[k]
+@numba.njit(cache=True, nogil=True)
+def _planes(count, rows, pitch, width):  # type: ignore[no-untyped-def]
+    """Room for `_windows`: sums along the third axis of a plane, along two of `width` planes, and along all three."""
+    along = np.zeros((count, (rows + width - 1) * pitch), np.float32)
+    ring = np.zeros((count, width, rows * pitch), np.float32)
+    return along, ring, np.zeros((count, rows * pitch), np.float32)
 
 
 @numba.njit(cache=True, nogil=True)
-def _windows_across(boxes, out, width):  # type: ignore[no-untyped-def]
-    """out[q, row] = sum of boxes[q, row : row + width]."""
-    for q in range(out.shape[0]):
-        for row in range(out.shape[1]):
-            _sum_rows(boxes[q, row : row + width], out[q, row])
+def _windows(products, along, ring, slot, sums, width, whole):  # type: ignore[no-untyped-def]
+    """Take in the next plane of products (Q, rows + width - 1, pitch); with `whole`, sum the last `width` of them.
+
+    A window's sum lies where its first voxel along the third axis does; the last ``width - 1`` of a row mean nothing.
+    """
+    pitch = products.shape[2]
+    for q in range(products.shape[0]):
+        _add_shifted(products[q].ravel(), 1, width, along[q, : along.shape[1] - width + 1])
+        _add_shifted(along[q], pitch, width, ring[q, slot])
+        if whole:
+            _add_shifted(ring[q].ravel(), ring.shape[2], width, sums[q])
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
-def _sum_rows(rows, out):  # type: ignore[no-untyped-def]
-    """Out = sum of an odd number of rows, 3 or more."""
-    one, two, three = rows[0], rows[1], rows[2]
-    if rows.shape[0] == 5:
-        four, five = rows[3], rows[4]
-        for k in range(out.size):
-            out[k] = (one[k] + two[k]) + (three[k] + four[k]) + five[k]
+def _add_shifted(line, step, width, out):  # type: ignore[no-untyped-def]
+    """out[x] = sum of line[x + t step] for t from 0 to `width` - 1, an odd number, 3 or more."""
+    one, two, three = line, line[step:], line[2 * step :]
+    if width == 5:
+        four, five = line[3 * step :], line[4 * step :]
+        for x in range(out.size):
+            out[x] = (one[x] + two[x]) + (three[x] + four[x]) + five[x]
         return
-    for k in range(out.size):
-        out[k] = one[k] + two[k] + three[k]
-    for t in range(3, rows.shape[0], 2):
-        one, two = rows[t], rows[t + 1]
-        for k in range(out.size):
-            out[k] += one[k] + two[k]
+    for x in range(out.size):
+        out[x] = one[x] + two[x] + three[x]
+    for t in range(3, width, 2):
+        four, five = line[t * step :], line[(t + 1) * step :]
+        for x in range(out.size):
+            out[x] += four[x] + five[x]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-def _window_terms(s0, s1, s2, s3, s4, s5, m, flat_f, flat_w, a, b, c):  # type: ignore[no-untyped-def]
+def _window_terms(sums, m, flat_f, flat_w, a, b, c):  # type: ignore[no-untyped-def]
+    s0, s1, s2, s3, s4, s5 = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
     one, zero = np.float32(1), np.float32(0)
     for k in range(m.size):
         n = max(s0[k], one)
@@ -226,39 +215,29 @@ def _gather(f, w, m, spans, r, a, b, c, out, curvature):  # type: ignore[no-unty
         n = k1 - k0
         if n == 0:
             continue
-        rows = j1 - j0
-        ring = np.zeros((3, rows, width, n), np.float32)
-        boxes = np.zeros((3, rows + 2 * r, n), np.float32)
-        padded = np.zeros(n + 2 * r, np.float32)
-        sums = np.zeros((3, n), np.float32)
+        rows, pitch = j1 - j0, n + 2 * r
         left, right = max(0, k0 - r), min(nk, k1 + r)
-        offset = left - (k0 - r)
-        inner = padded[offset : offset + right - left]
+        products = np.zeros((3, rows + 2 * r, pitch), np.float32)
+        along, ring, sums = _planes(3, rows, pitch, width)
         for p in range(i0 - r, i1 + r):
-            if 0 <= p < ni:
-                for jj in range(rows + 2 * r):
-                    j = j0 - r + jj
-                    if j < 0 or j >= nj:
-                        boxes[:, jj] = 0
-                        continue
-                    inner[:] = a[p, j, left:right]
-                    _windows_along(padded, boxes[0, jj], width)
-                    inner[:] = b[p, j, left:right]
-                    _windows_along(padded, boxes[1, jj], width)
-                    inner[:] = c[p, j, left:right]
-                    _windows_along(padded, boxes[2, jj], width)
-            else:
-                boxes[:] = 0
-            _windows_across(boxes, ring[:, :, (p - i0 + r) % width], width)
+            for jj in range(rows + 2 * r):
+                j = j0 - r + jj
+                if p < 0 or p >= ni or j < 0 or j >= nj:
+                    products[:, jj] = 0
+                    continue
+                into = products[:, jj, left - (k0 - r) : right - (k0 - r)]
+                into[0] = a[p, j, left:right]
+                into[1] = b[p, j, left:right]
+                into[2] = c[p, j, left:right]
+            _windows(products, along, ring, (p - i0 + r) % width, sums, width, p >= i0 + r)
             if p < i0 + r:
                 continue
             i = p - r
             for row in range(rows):
                 j = j0 + row
-                for q in range(3):
-                    _sum_rows(ring[q, row], sums[q])
                 fr, wr, mr, o = f[i, j, k0:k1], w[i, j, k0:k1], m[i, j, k0:k1], out[i, j, k0:k1]
-                sa, sb, sc, h = sums[0], sums[1], sums[2], curvature[i, j, k0:k1]
+                at = row * pitch
+                sa, sb, sc, h = sums[0, at : at + n], sums[1, at : at + n], sums[2, at : at + n], curvature[i, j, k0:k1]
                 for k in range(n):
                     o[k] = mr[k] * (fr[k] * sa[k] - wr[k] * sb[k] - sc[k])
                     h[k] = mr[k] * sb[k]
