@@ -121,22 +121,24 @@ def from_moments(
     if empty.any() and before is None:
         raise InputError(f"class {int(np.flatnonzero(empty)[0]) + 1} of {mass.size} is empty: no voxel belongs to it")
     total = max(float(mass.sum()), np.finfo(float).tiny)
-    spread = np.einsum("kcc->c", second) / total - (first.sum(axis=0) / total) ** 2
-    least = (1e-6 * np.where(centre == 0, 1, np.abs(centre))) ** 2
-    scale = np.sqrt(np.where(spread > least, spread, least))
+    variance = np.einsum("kcc->c", second) / total - (first.sum(axis=0) / total) ** 2
     some = np.where(empty, 1, mass)[:, None]
     offset = first / some
-    covariances = second / some[..., None] - offset[:, :, None] * offset[:, None, :]
-    eigenvalues, vectors = np.linalg.eigh(covariances / np.outer(scale, scale))
-    raised = np.maximum(eigenvalues, floor)
-    low = (eigenvalues < floor).any(axis=1)
-    if low.any():
-        lifted = np.einsum("kij,kj,klj->kil", vectors, raised, vectors) * np.outer(scale, scale)
-        covariances[low] = lifted[low]
     means = centre + offset
+    covariances = second / some[..., None] - offset[:, :, None] * offset[:, None, :]
     if before is not None:
         means[empty], covariances[empty] = before.means[empty], before.covariances[empty]
-    return Gaussians(means, covariances)
+    return Gaussians(means, lifted(covariances, variance, centre, floor))
+
+
+def lifted(covariances: Float64, variance: Float64, centre: Float64, floor: float) -> Float64:
+    """(K, C, C) covariances with no variance below `floor` times the (C,) `variance` of all values, see `estimate`."""
+    least = (1e-6 * np.where(centre == 0, 1, np.abs(centre))) ** 2
+    scale = np.sqrt(np.where(variance > least, variance, least))
+    eigenvalues, vectors = np.linalg.eigh(covariances / np.outer(scale, scale))
+    raised = np.einsum("kij,kj,klj->kil", vectors, np.maximum(eigenvalues, floor), vectors) * np.outer(scale, scale)
+    low = eigenvalues.min(axis=1) < floor
+    return np.where(low[:, None, None], raised, covariances)
 
 
 def log_density(values: NDArray[np.floating[Any]], gaussians: Gaussians) -> NDArray[np.floating[Any]]:
