@@ -179,7 +179,7 @@ def read_mask(path: str | Path) -> Mask:
 
 
 def read_probability_map(
-    path: str | Path | Sequence[str | Path], *, labels: Sequence[int] | None = None
+    path: str | Path | Sequence[str | Path], *, labels: Sequence[int] | Literal["numbered"] | None = None
 ) -> ProbabilityMap:
     """Read label probabilities from a 4-D volume (I, J, K, L), or from L 3-D volumes.
 
@@ -187,10 +187,10 @@ def read_probability_map(
     ----------
     path : path, or sequence of L paths
         One volume is read at a time, so that memory grows with what is uncertain.
-    labels : sequence of L int, optional
-        The labels in their order. A 4-D file may say them itself, and is believed first: in its header, where
-        :func:`write_probability_map` puts them, or in the ``LabelMap`` of its JSON sidecar (BIDS), as numbers.
-        Where 0 has no volume, background gets what is left of 1.
+    labels : sequence of L int, or "numbered", optional
+        The labels in their order; "numbered" is 1 to L. A 4-D file may say them itself, and is believed first: in its
+        header, where :func:`write_probability_map` puts them, or in the ``LabelMap`` of its JSON sidecar (BIDS), as
+        numbers. Where 0 has no volume, background gets what is left of 1.
 
     Returns
     -------
@@ -221,10 +221,11 @@ def read_probability_map(
             if grid is not None and not found.matches(grid):
                 raise GeometryError(f"{one}: not on the grid of {first}: shapes {found.shape} and {grid.shape}")
             grid = grid or found
-            if len(paths) > 1 and labels is not None:
-                own = list(labels[index : index + 1])
+            given = range(1, max(len(paths), shape[3]) + 1) if labels == "numbered" else labels
+            if len(paths) > 1 and given is not None:
+                own = list(given[index : index + 1])
             else:
-                own = _labels_of(one, source, labels, shape[3])
+                own = _labels_of(one, source, given, shape[3])
             parts += [_fractions(one, source.volume(at), label) for at, label in enumerate(own)]
             values += own
     if len(set(values)) != len(values) or len(values) != len(parts):
