@@ -51,7 +51,7 @@ class Tissues:
 
 
 def shifted(image: Image, inside: Mask) -> tuple[Float64, Float64]:
-    """(N, C) intensities of the region, none below 0, where the scale of a gain begins; and the shift (C,) they took."""
+    """(N, C) intensities of the region, none below 0, where a gain's scale begins; and the shift (C,) that took."""
     own = image.channels[inside.array].astype(np.float64)
     if not len(own):
         raise InputError(f"{image.name or 'scan'}: its mask is empty")
@@ -71,15 +71,14 @@ def assembled(
     image: Image,
     inside: Mask,
     shift: Float64,
-    posterior: Float64,
-    fractions: Float64,
+    parts: Float64,
     bias: Float64,
     corrected: Float64,
     gaussians: Gaussians,
 ) -> Tissues:
-    """A result on the scan's grid from those of the region's voxels; `corrected` are `shift` above the scan's scale."""
+    """A result on the scan's grid, from the parts, the bias and the corrected intensities of the region's voxels."""
     region = inside.array
-    count = posterior.shape[1]
+    count = parts.shape[1]
 
     def on_grid(values: NDArray[Any], outside: NDArray[Any] | float) -> Float32:
         full = np.empty((*region.shape, values.shape[1]), np.float32)
@@ -90,11 +89,11 @@ def assembled(
     field, without = on_grid(bias, 1.0), on_grid(corrected + shift, image.channels)
     if image.array.ndim == 3:
         field, without = field[..., 0], without[..., 0]
-    probabilities = _probability_map(image, region, posterior)
+    probabilities = _probability_map(image, region, parts)
     return Tissues(
         LabelMap(probabilities.mode, image.affine, image.name),
         probabilities,
-        on_grid(fractions, 0.0),
+        on_grid(parts, 0.0),
         Image(without, image.affine, image.name),
         Image(field, image.affine, image.name),
         gaussians.means[:count] + shift,

@@ -29,8 +29,8 @@ def classify(
     A Gaussian mixture finds the bias field and where to start. Then the voxels of the corrected scan, in the order of a
     space-filling curve, are a Markov chain of hidden classes with Gaussian intensities: the probability of a class
     depends on the class of the voxel before it, and on the prior [1]. Posteriors are exact, by forward and backward
-    recursions; the label is the one of the largest. With `partial_volume` the fractions are those of a mixture with
-    voxels that are part one class and part the next [2], whose prior is the chain's posterior.
+    recursions. With `partial_volume` they are the prior of a mixture whose voxels may be part one class and part the
+    next [2]; its expected parts then stand for them.
 
     Parameters
     ----------
@@ -88,12 +88,11 @@ def classify(
     )
     posterior = np.empty_like(found.posterior)
     posterior[at] = found.posterior
-    fractions = posterior
     if partial_volume:
-        fractions = gaussian_mixture.fit(
+        posterior = gaussian_mixture.fit(
             start.corrected,
             prior=posterior,
             mixed=neighbouring(start.corrected, classes, posterior),
             max_iterations=max_iterations,
         ).fractions
-    return assembled(image, inside, shift, posterior, fractions, start.bias, start.corrected, found.gaussians)
+    return assembled(image, inside, shift, posterior, start.bias, start.corrected, found.gaussians)

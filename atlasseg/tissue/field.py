@@ -18,7 +18,7 @@ def classify(
     prior: Float64 | None = None,
     *,
     classes: int = 3,
-    beta: float = 0.1,
+    beta: float = 0.2,
     bias_order: int = 3,
     partial_volume: bool = True,
     max_iterations: int = 30,
@@ -79,8 +79,7 @@ def classify(
         field=lambda parts: _pull(parts, lattice.neighbours, lattice.weights),
         max_iterations=max_iterations,
     )
-    parts = found.fractions
-    return assembled(image, inside, shift, parts, parts, found.bias, found.corrected, found.gaussians)
+    return assembled(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)
 
 
 @njit(cache=True, nogil=True, parallel=True)

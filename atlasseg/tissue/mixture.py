@@ -65,5 +65,4 @@ def classify(
         bias_order=max(bias_order, 1),
         max_iterations=max_iterations,
     )
-    parts = found.fractions
-    return assembled(image, inside, shift, parts, parts, found.bias, found.corrected, found.gaussians)
+    return assembled(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)

@@ -57,6 +57,9 @@ def test_it_writes_everything_on_the_scans_grid(brain, folder):
     assert min(dice(labels.array, brain.truth.array)) > 0.9
     probabilities = io.read_probability_map(f"{stem}_probseg.nii.gz")
     np.testing.assert_array_equal(probabilities.mode, labels.array)
+    np.testing.assert_allclose(
+        probabilities.dense()[..., 1:], nib.load(f"{stem}_fractions.nii.gz").get_fdata(), atol=1e-3
+    )
     fractions = nib.load(f"{stem}_fractions.nii.gz").get_fdata()
     inside = brain.mask.array
     np.testing.assert_allclose(fractions.sum(axis=3), inside, atol=1e-5)
@@ -85,7 +88,7 @@ def test_it_writes_everything_on_the_scans_grid(brain, folder):
 
 
 @pytest.mark.parametrize("scale", [1, 100, 255])
-def test_a_prior_of_one_file_a_class_of_any_scale(brain, folder, scale, caplog):
+def test_a_prior_of_one_file_a_class_of_any_scale(brain, folder, scale):
     for name in ("csf", "gm", "wm"):
         prior = io.read_image(folder / f"{name}.nii.gz")
         # white matter first in this prior: classes keep its order, not that of the intensities
@@ -97,7 +100,7 @@ def test_a_prior_of_one_file_a_class_of_any_scale(brain, folder, scale, caplog):
     assert min(dice(np.where(found > 0, 4 - found, 0), brain.truth.array)) > 0.95
     table = pd.read_csv(folder / "out/brain/brain_desc-mixture_dseg.tsv", sep="\t")
     assert list(table["name"]) == ["wm", "gm", "csf"]
-    assert {1: "taken as" not in caplog.text, 100: "percent" in caplog.text, 255: "bytes" in caplog.text}[scale]
+    assert {1: "taken as" not in output, 100: "percent" in output, 255: "bytes" in output}[scale]
 
 
 def test_a_prior_of_four_dimensions_on_another_grid_is_resampled_and_that_is_said(brain, folder):
@@ -123,7 +126,7 @@ def test_a_prior_that_does_not_overlap_fails_the_target(brain, folder):
     assert not (folder / "out/brain").exists()
 
 
-def test_a_prior_that_is_zero_somewhere_or_sums_to_more_than_one_is_told(brain, folder, caplog):
+def test_a_prior_that_is_zero_somewhere_or_sums_to_more_than_one_is_told(brain, folder):
     array = brain.fractions.copy()
     middle = tuple(n // 2 for n in brain.image.shape)
     array[middle] = 0
@@ -132,7 +135,7 @@ def test_a_prior_that_is_zero_somewhere_or_sums_to_more_than_one_is_told(brain, 
     status, output = call("tissue", folder / "brain.nii.gz", *QUICK, "--prior", folder / "odd.nii.gz",
                           "--out", folder / "out")  # fmt: skip
     assert status == 0, output
-    assert "the prior is 0 at 1 of" in caplog.text and "they are scaled" in caplog.text
+    assert "the prior is 0 at 1 of" in output and "they are scaled" in output
 
 
 def test_a_prior_that_is_a_library_is_registered(brain, folder):
@@ -151,7 +154,7 @@ def test_a_prior_that_is_a_library_is_registered(brain, folder):
     assert status == 0, output
     assert "white" in output
     found = io.read_label_map(folder / "out/brain/brain_desc-mixture_dseg.nii.gz").array
-    assert min(dice(found, brain.truth.array)) > 0.95
+    assert min(dice(found, brain.truth.array)) > 0.9
 
 
 def test_modalities_by_option_and_as_a_fourth_dimension_are_the_same(folder):
@@ -172,13 +175,13 @@ def test_modalities_by_option_and_as_a_fourth_dimension_are_the_same(folder):
     assert "mean_2" in pd.read_csv(folder / "o/t1/t1_volumes.tsv", sep="\t")
 
 
-def test_a_modality_on_another_grid_is_resampled_or_refused(brain, folder, caplog):
+def test_a_modality_on_another_grid_is_resampled_or_refused(brain, folder):
     shifted = brain.image.cropped((2, 1, 1), np.array(brain.image.shape) - (1, 2, 1))
     io.write_image(shifted, folder / "part.nii.gz")
     status, output = call("tissue", folder / "brain.nii.gz", "--with", folder / "part.nii.gz", *QUICK,
                           "--out", folder / "out")  # fmt: skip
     assert status == 0, output
-    assert "part.nii.gz: on another grid than" in caplog.text
+    assert "part.nii.gz: on another grid than" in output
     far = Image(brain.image.array, Affine.translation((999, 0, 0)).matrix @ brain.image.affine)
     io.write_image(far, folder / "far.nii.gz")
     status, output = call("tissue", folder / "brain.nii.gz", "--with", folder / "far.nii.gz", *QUICK,
