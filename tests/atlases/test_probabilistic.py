@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from typer.testing import CliRunner
 
 from atlasseg import io, methods
 from atlasseg.atlases.library import read_library
 from atlasseg.atlases.probabilistic import ITERATIONS, LEAST, average
+from atlasseg.cli import app
 from atlasseg.cohort import average as averaging
 from atlasseg.cohort.run import run
 from atlasseg.errors import InputError
@@ -252,3 +254,29 @@ def test_an_averaged_library_is_replaced_and_other_folders_are_not(averaged):
     with pytest.raises(InputError, match="'h1' has other contents"):
         averaging.average_library(folder / "library", folder / "new", prepared=folder / "prepared")
     assert not (folder / "new").exists()
+
+
+def test_the_command_says_how_wide_it_smoothed(averaged):
+    folder, _ = averaged
+    arguments = ["atlases", "average", folder / "library", "--out", folder / "new", "--prepared", folder / "prepared"]
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert done.exit_code == 0, done.output
+    header = json.loads((folder / "new/average.json").read_text())
+    assert f"smoothed by {header['SmoothingMillimetres']:.3g} mm (most likely for atlases held out)" in done.output
+    scores = {each["SmoothingMillimetres"]: each["NatsPerVoxel"] for each in header["HeldOutLogLikelihood"]}
+    assert max(scores, key=scores.get) == header["SmoothingMillimetres"]
+    assert (
+        CliRunner().invoke(app, ["atlases", "average", str(folder / "none"), "--out", str(folder / "x")]).exit_code == 2
+    )
+
+
+def test_what_no_atlas_drew_is_said_of_the_result(averaged):
+    folder, heads = averaged
+    for n, phantom in enumerate(heads):
+        io.write_json({"not_annotated": [2, 3] if n else [2]}, folder / f"library/labels/h{n}.json")
+        without = np.where(phantom.labels.array == 2, 0, phantom.labels.array)
+        io.write_label_map(phantom.labels.with_array(without), folder / f"library/labels/h{n}.nii.gz")
+    averaging.average_library(folder / "library", folder / "new", prepared=folder / "prepared", smoothing_mm=1.0)
+    library = read_library(folder / "new")
+    assert library.files("template").not_annotated == {2}
+    assert 2 not in library.read("template").label_values
