@@ -12,7 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.statistics import kmeans
 from atlasseg.statistics._mixture import Components, Sweep, maximised, sweep
 from atlasseg.statistics.bias_field import Polynomials
-from atlasseg.statistics.gaussians import Gaussians, estimate
+from atlasseg.statistics.gaussians import Gaussians, estimate, split
 from atlasseg.volume import Float64
 
 PRIOR_TOLERANCE = 0.02
@@ -154,7 +154,7 @@ def begin(
         near = (apart <= outlier_distance * NORMAL * np.median(apart, axis=0)).all(axis=1)
         trimmed = memberships * near[:, None]
         counted = np.where(trimmed.sum(axis=0) > 0.5 * memberships.sum(axis=0), trimmed, memberships)
-    pure = _spread_out(estimate(values, counted, floor=floor), components)
+    pure = split(estimate(values, counted, floor=floor), components.of_class)
     shares, mixed_share = _first_shares(components, memberships, prior)
     return Model(
         values, components, pure, prior=prior, shares=shares, mixed_share=mixed_share, classes=classes, floor=floor
@@ -229,21 +229,6 @@ def components_of(
     if len({frozenset(pair) for pair in pairs}) != len(pairs) or levels < 1:
         raise InputError(f"different pairs and at least 1 level are wanted, got {pairs} and {levels}")
     return Components.of(counts, pairs, levels)
-
-
-def _spread_out(of_classes: Gaussians, components: Components) -> Gaussians:
-    """Several Gaussians of a class start along its widest direction, at the middles of equal shares."""
-    from scipy.stats import norm
-
-    means, covariances = of_classes.means[components.of_class], of_classes.covariances[components.of_class]
-    for k, count in enumerate(np.bincount(components.of_class)):
-        if count > 1:
-            values, vectors = np.linalg.eigh(of_classes.covariances[k])
-            steps = norm.ppf((np.arange(count) + 0.5) / count)
-            own = components.of_class == k
-            means[own] += steps[:, None] * np.sqrt(values[-1]) * vectors[:, -1]
-            covariances[own] /= count
-    return Gaussians(means, covariances)
 
 
 def _first_shares(components: Components, memberships: Float64, prior: Float64 | None) -> tuple[Float64, float]:

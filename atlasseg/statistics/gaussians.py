@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from atlasseg.errors import InputError
-from atlasseg.volume import Float64
+from atlasseg.volume import Float64, Int64
 
 VARIANCE_FLOOR = 1e-6
 """Least variance of a class, as a share of the variance of all values."""
@@ -139,6 +140,27 @@ def lifted(covariances: Float64, variance: Float64, centre: Float64, floor: floa
     raised = np.einsum("kij,kj,klj->kil", vectors, np.maximum(eigenvalues, floor), vectors) * np.outer(scale, scale)
     low = eigenvalues.min(axis=1) < floor
     return np.where(low[:, None, None], raised, covariances)
+
+
+def split(of_classes: Gaussians, of_class: Int64) -> Gaussians:
+    """Several Gaussians for a class that has one, to start from: along its widest direction, at equal shares' middles.
+
+    Parameters
+    ----------
+    of_classes : Gaussians
+        One for each class.
+    of_class : (Q,) int64
+        Class of each Gaussian wanted, ascending.
+    """
+    means, covariances = of_classes.means[of_class], of_classes.covariances[of_class]
+    for k, count in enumerate(np.bincount(of_class)):
+        if count > 1:
+            values, vectors = np.linalg.eigh(of_classes.covariances[k])
+            own = of_class == k
+            steps = ndtri((np.arange(count) + 0.5) / count)
+            means[own] += steps[:, None] * np.sqrt(values[-1]) * vectors[:, -1]
+            covariances[own] /= count
+    return Gaussians(means, covariances)
 
 
 def log_density(values: NDArray[np.floating[Any]], gaussians: Gaussians) -> NDArray[np.floating[Any]]:
