@@ -95,7 +95,7 @@ class Polynomials:
 
         The field b minimises sum_n d_n' W_n d_n / 2 - p_n' d_n + penalty' s(b) / 2, where d is its change and s its
         `stiffness`. Without penalty and with one modality, W_n the sum over classes of w_nk / sigma_k^2 and p_n = W_n
-        times the residual, this is equation 7 of Van Leemput 1999; with several, its equation 18.
+        times the residual, this is the fit of Van Leemput et al. (1999), IEEE TMI 18(10):885-896.
 
         Parameters
         ----------

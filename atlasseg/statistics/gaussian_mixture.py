@@ -99,13 +99,13 @@ def fit(
     A voxel of class k has the intensities y_n ~ sum_g s_g N(mu_g, Sigma_g) over the Gaussians g of the class, and
     the class has the prior probability pi_nk, given for each voxel, or one pi_k for all that is estimated:
 
-        gamma_ng = pi_nk s_g N(y_n; mu_g, Sigma_g) / sum over all classes and Gaussians                  ([1] eq. 3)
-        mu_g     = sum_n gamma_ng y_n / sum_n gamma_ng,  Sigma_g likewise, s_g and pi_k their shares     ([1] eqs. 4, 5)
+        gamma_ng = pi_nk s_g N(y_n; mu_g, Sigma_g) / sum over all classes and Gaussians                  [1]
+        mu_g     = sum_n gamma_ng y_n / sum_n gamma_ng,  Sigma_g likewise, s_g and pi_k their shares     [1]
 
     *Bias.* With an `offset`, y_n = x_n - b_n for the scan's values x (as in [1], where x is the logarithm of the
     scan); with a `gain`, y_n = x_n exp(-b_n), so that noise and partial volume keep their law in the intensities
     themselves. In both b is a sum of polynomials up to `bias_order`, of mean 0, found by weighted least squares after
-    every iteration ([1] eq. 7; for the gain on the residual's first order, a Gauss-Newton step [2]). Classes that do
+    every iteration ([1]; for the gain on the residual's first order, a Gauss-Newton step [2]). Classes that do
     not know their place would rather bend b to the anatomy than be noisy, so b has the cost q / 2v times the sum of
     its square over the voxels, each polynomial multiplied by its order, with q the `bias_stiffness` and v the variance
     of the values (for a gain, relative to their squared mean); and it is estimated on every second voxel of the scan,
@@ -113,14 +113,14 @@ def fit(
 
     *Partial volume.* For a pair (a, b) a voxel may hold the part t of a, at `mixed_levels` values equally spaced and
     equally likely, with the Gaussian N(t mu_a + (1 - t) mu_b, t Sigma_a + (1 - t) Sigma_b); what comes from a and
-    from b is a hidden variable of the expectation step ([3] section II-C). The share of each pair is estimated; where
+    from b is a hidden variable of the expectation step [3]. The share of each pair is estimated; where
     a prior is given, one share of all mixed voxels is, and in it a pair has the prior proportional to pi_na pi_nb.
 
     *Outliers.* In the maximisation gamma_ng is multiplied by 1 / (1 + exp((d_ng^2 - `outlier_distance`^2) / 2)),
-    d the Mahalanobis distance, as if each class had rejected voxels of constant density ([4] eq. 3).
+    d the Mahalanobis distance, as if each class had rejected voxels of constant density [4].
 
     *Relaxation.* Once settled, pi_nk becomes (1 - r) times the given prior and r times the fractions smoothed over
-    the region, and it settles again ([5] eq. 7), a few times over.
+    the region, and it settles again [5], a few times over.
 
     Without outliers, relaxation and field the log-likelihood never falls.
 
