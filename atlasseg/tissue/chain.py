@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from scipy.special import softmax
 
 from atlasseg.statistics import gaussian_mixture, markov_chain
 from atlasseg.statistics.curves import CurveName, through
+from atlasseg.statistics.gaussians import log_density
 from atlasseg.tissue._classes import Tissues, assembled, checked, neighbouring, shifted
 from atlasseg.volume import Float64, Image, Mask
+
+TINY = 1e-300
+"""Posteriors below this are not told from 0."""
 
 
 def classify(
@@ -19,6 +24,7 @@ def classify(
     *,
     classes: int = 3,
     bias_order: int = 3,
+    bias_stiffness: float = 3.0,
     partial_volume: bool = True,
     curve: CurveName = "hilbert",
     estimation: Literal["em", "sem", "ice"] = "em",
@@ -29,8 +35,9 @@ def classify(
     A Gaussian mixture finds the bias field and where to start. Then the voxels of the corrected scan, in the order of a
     space-filling curve, are a Markov chain of hidden classes with Gaussian intensities: the probability of a class
     depends on the class of the voxel before it, and on the prior [1]. Posteriors are exact, by forward and backward
-    recursions. With `partial_volume` they are the prior of a mixture whose voxels may be part one class and part the
-    next [2]; its expected parts then stand for them.
+    recursions. With `partial_volume` what the chain says of a voxel without its own intensity, the posterior over the
+    class's density there, is the prior of a mixture whose voxels may be part one class and part the next [2]; the
+    expected parts then stand for the posteriors.
 
     Parameters
     ----------
@@ -44,6 +51,8 @@ def classify(
         How many, at least 2; where there is a prior it says so itself.
     bias_order : int
         Highest order of the bias field's polynomials; 0 leaves the scan as it is.
+    bias_stiffness : float
+        What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
     partial_volume : bool
         Whether voxels may be part one class and part the next; otherwise fractions are the probabilities.
     curve : str
@@ -74,6 +83,7 @@ def classify(
         inside=inside.array,
         bias="gain" if bias_order else "none",
         bias_order=max(bias_order, 1),
+        bias_stiffness=bias_stiffness,
         max_iterations=max_iterations,
     )
     order, starts = through(inside.array, curve)
@@ -86,13 +96,16 @@ def classify(
         estimation=estimation,
         max_iterations=max_iterations,
     )
-    posterior = np.empty_like(found.posterior)
-    posterior[at] = found.posterior
+    sites = found.posterior
     if partial_volume:
-        posterior = gaussian_mixture.fit(
-            start.corrected,
-            prior=posterior,
-            mixed=neighbouring(start.corrected, classes, posterior),
+        around = np.log(np.maximum(sites, TINY)) - log_density(start.corrected[at], found.gaussians)
+        sites = gaussian_mixture.fit(
+            start.corrected[at],
+            prior=softmax(around, axis=1),
+            start=found.posterior,
+            mixed=neighbouring(start.corrected[at], classes, found.posterior),
             max_iterations=max_iterations,
         ).fractions
-    return assembled(image, inside, shift, posterior, start.bias, start.corrected, found.gaussians)
+    parts = np.empty_like(sites)
+    parts[at] = sites
+    return assembled(image, inside, shift, parts, start.bias, start.corrected, found.gaussians)

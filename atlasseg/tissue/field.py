@@ -20,6 +20,7 @@ def classify(
     classes: int = 3,
     beta: float = 0.2,
     bias_order: int = 3,
+    bias_stiffness: float = 3.0,
     partial_volume: bool = True,
     max_iterations: int = 30,
 ) -> Tissues:
@@ -44,6 +45,8 @@ def classify(
         Strength of the field, 0 or more.
     bias_order : int
         Highest order of the bias field's polynomials; 0 leaves the scan as it is.
+    bias_stiffness : float
+        What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
     partial_volume : bool
         Whether voxels may be part one class and part the next; otherwise fractions are the probabilities.
     max_iterations : int
@@ -76,6 +79,7 @@ def classify(
         mixed=neighbouring(values, classes, given) if partial_volume else (),
         bias="gain" if bias_order else "none",
         bias_order=max(bias_order, 1),
+        bias_stiffness=bias_stiffness,
         field=lambda parts: _pull(parts, lattice.neighbours, lattice.weights),
         max_iterations=max_iterations,
     )

@@ -14,6 +14,7 @@ def classify(
     *,
     classes: int = 3,
     bias_order: int = 3,
+    bias_stiffness: float = 3.0,
     partial_volume: bool = True,
     max_iterations: int = 30,
 ) -> Tissues:
@@ -36,6 +37,8 @@ def classify(
         How many, at least 2; where there is a prior it says so itself.
     bias_order : int
         Highest order of the bias field's polynomials; 0 leaves the scan as it is.
+    bias_stiffness : float
+        What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
     partial_volume : bool
         Whether voxels may be part one class and part the next; otherwise fractions are the probabilities.
     max_iterations : int
@@ -63,6 +66,7 @@ def classify(
         mixed=neighbouring(values, classes, given) if partial_volume else (),
         bias="gain" if bias_order else "none",
         bias_order=max(bias_order, 1),
+        bias_stiffness=bias_stiffness,
         max_iterations=max_iterations,
     )
     return assembled(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)
