@@ -92,7 +92,7 @@ def fit(
     field: Field | None = None,
     floor: float = VARIANCE_FLOOR,
     max_iterations: int = 100,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
 ) -> Mixture:
     """Fit a Gaussian mixture by expectation maximisation.
 
