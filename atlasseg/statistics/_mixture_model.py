@@ -30,9 +30,6 @@ Field = Callable[[Float64], Float64]
 class Model:
     """What changes from one iteration to the next."""
 
-    found: Sweep
-    coefficients: Float64
-
     def __init__(
         self,
         values: Float64,
@@ -52,6 +49,7 @@ class Model:
         self.centre: Float64 = values.mean(axis=0)
         self.unit = len(values) * float(np.log(np.maximum(values.std(axis=0), np.finfo(float).tiny)).sum())
         self.polynomials: Polynomials | None = None
+        self.coefficients: Float64 = np.zeros((0, values.shape[1]))
 
     def bend(self, polynomials: Polynomials, *, gain: bool, stiffness: float) -> None:
         """Let a bias field be estimated from now on."""
@@ -68,34 +66,37 @@ class Model:
         max_iterations: int,
         tolerance: float,
         field: Field | None = None,
-    ) -> tuple[list[float], bool]:
-        """Iterate until the log-likelihood does not change; returns its history, and whether it settled."""
+        fractions: Float64 | None = None,
+    ) -> tuple[Sweep, list[float], bool]:
+        """Iterate until the log-likelihood does not change.
+
+        `fractions` are what the field first sees. Returns the last sweep, the log-likelihoods, and whether it settled.
+        """
         may_be_mixed = 0 if self.prior is None else _may_be_mixed(self.prior, mixed)
         history: list[float] = []
-        fractions = getattr(self, "found", None) and self.found.fractions
         for iteration in range(max_iterations + 1):
             extra = None
             if field is not None and fractions is not None:
                 extra = np.ascontiguousarray(field(fractions), dtype=np.float64)
-            self.found = sweep(
+            found = sweep(
                 self.corrected, self.components, self.pure, self.shares, prior=self.prior,
                 mixed_share=self.mixed_share, increments=extra, outlier_distance=outlier_distance, centre=self.centre,
                 classes=self.classes, bias=self.polynomials is not None,
             )  # fmt: skip
-            fractions = self.found.fractions
-            history.append(self.found.log_likelihood)
+            fractions = found.fractions
+            history.append(found.log_likelihood)
             change = abs(history[-1] - history[-2]) if iteration else np.inf
             if change <= tolerance * max(abs(history[-1] + self.unit), len(self.values)):
-                return history, True
+                return found, history, True
             if iteration < max_iterations:
-                self._maximise(may_be_mixed)
+                self._maximise(found, may_be_mixed)
                 if self.polynomials is not None:
-                    self._correct(self.polynomials)
-        return history, False
+                    self._correct(found, self.polynomials)
+        return found, history, False
 
-    def masses(self, pairs: int) -> tuple[Float64, Float64, Float64]:
+    def masses(self, found: Sweep, pairs: int) -> tuple[Float64, Float64, Float64]:
         """Summed responsibility of each class (K,), share of each pure component in its class, and of each pair."""
-        components, mass = self.components, self.found.mass
+        components, mass = self.components, found.mass
         pure = components.of_class.size
         of_class = np.bincount(components.of_class, mass[:pure], minlength=self.classes).astype(np.float64)
         whole = of_class[components.of_class]
@@ -104,11 +105,11 @@ class Model:
         of_pair = np.bincount(components.pair[mixed], mass[mixed], minlength=pairs).astype(np.float64)
         return of_class, inner, of_pair
 
-    def _maximise(self, may_be_mixed: int) -> None:
-        components, mass, mixed = self.components, self.found.mass, self.components.mixed
+    def _maximise(self, found: Sweep, may_be_mixed: int) -> None:
+        components, mass, mixed = self.components, found.mass, self.components.mixed
         pairs = int(components.pair.max()) + 1
-        self.pure = maximised(components, self.found.sums, self.centre, self.pure, floor=self.floor)
-        _, inner, of_pair = self.masses(pairs)
+        self.pure = maximised(components, found.sums, self.centre, self.pure, floor=self.floor)
+        _, inner, of_pair = self.masses(found, pairs)
         if self.prior is not None:
             self.shares[: inner.size] = inner
             self.mixed_share = float(of_pair.sum()) / max(may_be_mixed, 1)
@@ -117,8 +118,8 @@ class Model:
         levels = mixed.size // max(pairs, 1)
         self.shares[mixed] = np.repeat(of_pair, levels) / (max(levels, 1) * len(self.values))
 
-    def _correct(self, polynomials: Polynomials) -> None:
-        weights, pull = self.found.weights, self.found.pull
+    def _correct(self, found: Sweep, polynomials: Polynomials) -> None:
+        weights, pull = found.weights, found.pull
         if self.gain:
             row, column = np.tril_indices(self.values.shape[1])
             weights = weights * self.corrected[:, row] * self.corrected[:, column]

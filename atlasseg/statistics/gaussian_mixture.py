@@ -212,6 +212,8 @@ def fit(
     logarithm = np.zeros_like(y)
     if bias != "none" and inside is not None:
         part = _lattice(inside, bias_every)
+        if any(not np.asarray(a)[part[inside]].any(axis=0).all() for a in (given, start) if a is not None):
+            part = inside  # a class lies between the planes
         rows = part[inside]
         seen = y if rows.all() else _smoothed(y, inside, bias_smoothing_voxels)[rows]
         some = None if given is None else given[rows]
@@ -224,25 +226,25 @@ def fit(
         logarithm = Polynomials.over(inside, bias_order).evaluated(begun.coefficients)
     corrected = y * np.exp(-logarithm) if bias == "gain" else y - logarithm
     model = begin(corrected, components, given, start, floor, outlier_distance)
-    history, settled = model.settle(mixed, outlier_distance, max_iterations, tolerance, field)
+    found, history, settled = model.settle(mixed, outlier_distance, max_iterations, tolerance, field)
     for _ in range(RELAXATIONS if relaxation > 0 else 0):
         assert given is not None and inside is not None
-        before = model.found.fractions
+        before = found.fractions
         smooth = _smoothed(before, inside, relaxation_sigma_voxels)
         model.prior = (1 - relaxation) * given + relaxation * smooth / smooth.sum(axis=1, keepdims=True)
-        history, settled = model.settle(mixed, outlier_distance, max_iterations, tolerance, field)
-        if np.abs(model.found.fractions - before).mean() < RELAXED:
+        found, history, settled = model.settle(mixed, outlier_distance, max_iterations, tolerance, field, before)
+        if np.abs(found.fractions - before).mean() < RELAXED:
             break
-    of_class, inner, pairs = model.masses(len(mixed))
+    of_class, inner, pairs = model.masses(found, len(mixed))
     return Mixture(
-        model.found.fractions,
+        found.fractions,
         model.pure,
         components.of_class,
         inner,
         np.concatenate((of_class, pairs)) / len(y),
         np.exp(logarithm) if bias == "gain" else logarithm,
         corrected,
-        model.found.typicality,
+        found.typicality,
         tuple(history),
         settled,
     )

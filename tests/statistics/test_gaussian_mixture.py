@@ -188,6 +188,19 @@ def test_bias_is_found(kind):
         assert (dice(found.classes, truth) > 0.95).all()
 
 
+def test_bias_with_a_class_between_the_planes():
+    """The bias is estimated on every second plane, unless that would lose a class of the prior."""
+    made, inside, values, _ = brain()
+    assert inside[::2, ::2, ::2].sum() > 1000
+    odd = np.zeros(SHAPE, bool)
+    odd[1::2] = made.truth.array[1::2] == 1
+    prior = np.stack([odd, ~odd & (made.truth.array < 3), made.truth.array == 3], -1)[inside] * 0.9 + 0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gaussian_mixture, "LEAST", 1000)
+        found = gaussian_mixture.fit(values, prior=prior, bias="gain", inside=inside, **FAST)
+    np.testing.assert_array_equal(found.classes, prior.argmax(1))
+
+
 def test_no_bias_where_there_is_none():
     _, inside, values, truth = brain(noise_percent=9, bias_percent=0)
     found = gaussian_mixture.fit(values, mixed=PAIRS, bias="gain", inside=inside, **FAST)
