@@ -218,10 +218,11 @@ def _table(recipe: Recipe, prior: Prior | None, count: int) -> LabelTable:
 
 
 def volume_rows(found: Tissues, table: LabelTable) -> pd.DataFrame:
-    """A row a class: voxels, volume of its label, volume by its fractions, mean and sd in each modality."""
+    """A row a class: voxels, volume of its label, volume by its parts of voxels, mean and sd in each modality."""
     volumes = outputs.volumes(found.labels, table)
     voxel_mm3 = abs(float(np.linalg.det(found.labels.affine[:3, :3])))
-    volumes["fraction_volume_mm3"] = found.fractions.sum(axis=(0, 1, 2), dtype=np.float64) * voxel_mm3
+    parts = [found.probabilities.probability(entry.value).sum(dtype=np.float64) for entry in table]
+    volumes["fraction_volume_mm3"] = np.array(parts) * voxel_mm3
     for c in range(found.means.shape[1]):
         suffix = "" if found.means.shape[1] == 1 else f"_{c + 1}"
         volumes[f"mean{suffix}"], volumes[f"sd{suffix}"] = found.means[:, c], found.sds[:, c]
@@ -244,7 +245,6 @@ def _write(
     io.write_label_map(found.labels, folder / f"{stem}_dseg.nii.gz", like=scan.image)
     io.write_label_table(table, folder / f"{stem}_dseg.tsv")
     io.write_probability_map(found.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan.image)
-    io.write_image(replace(scan.image, array=found.fractions), folder / f"{stem}_fractions.nii.gz", like=scan.image)
     io.write_image(found.corrected, folder / f"{stem}_corrected.nii.gz", like=scan.image)
     io.write_image(found.bias, folder / f"{stem}_biasfield.nii.gz", like=scan.image)
     outputs.write_table(volumes, folder / f"{target}_volumes.tsv")

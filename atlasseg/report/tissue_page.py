@@ -139,7 +139,7 @@ def _classes(report: TissueReport) -> str:
     tissues, volumes = report.tissues, report.volumes
     channels = tissues.means.shape[1]
     largest = float(max(volumes["volume_mm3"].max(), volumes["fraction_volume_mm3"].max(), 1e-9))
-    heads = [("Class", False), ("Label", True), ("Volume, ml", True), ("By fractions, ml", True)]
+    heads = [("Class", False), ("Label", True), ("Volume, ml", True), ("By parts of voxels, ml", True)]
     for c in range(channels):
         of = f" {c + 1}" if channels > 1 else ""
         heads += [(f"Mean{of}", True), (f"SD{of}", True)]

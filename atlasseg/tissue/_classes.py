@@ -30,9 +30,8 @@ class Tissues:
     labels : LabelMap
         1 to K where the region is, 0 elsewhere: the most probable class.
     probabilities : ProbabilityMap
-        Of each class; certain background outside the region.
-    fractions : (I, J, K, classes) float32
-        How much of each voxel is each class (partial volume); sums to 1 in the region, 0 outside.
+        Of each class; certain background outside the region. With partial volume, the expected part of each class in
+        a voxel: the probability that a point of the voxel is of it.
     corrected : Image
         The scan without its bias field.
     bias : Image
@@ -43,7 +42,6 @@ class Tissues:
 
     labels: LabelMap
     probabilities: ProbabilityMap
-    fractions: Float32
     corrected: Image
     bias: Image
     means: Float64
@@ -93,7 +91,6 @@ def assembled(
     return Tissues(
         LabelMap(probabilities.mode, image.affine, image.name),
         probabilities,
-        on_grid(parts, 0.0),
         Image(without, image.affine, image.name),
         Image(field, image.affine, image.name),
         gaussians.means[:count] + shift,

@@ -28,7 +28,7 @@ def classify(
     partial_volume: bool = True,
     curve: CurveName = "hilbert",
     estimation: Literal["em", "sem", "ice"] = "em",
-    max_iterations: int = 30,
+    max_iterations: int = 15,
 ) -> Tissues:
     """Classify the voxels of a region by a hidden Markov chain.
 
@@ -54,7 +54,7 @@ def classify(
     bias_stiffness : float
         What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
     partial_volume : bool
-        Whether voxels may be part one class and part the next; otherwise fractions are the probabilities.
+        Whether voxels may be part one class and part the next; otherwise its class is one, of some probability.
     curve : str
         `hilbert` or `serpentine`.
     estimation : str

@@ -22,7 +22,7 @@ def classify(
     bias_order: int = 3,
     bias_stiffness: float = 3.0,
     partial_volume: bool = True,
-    max_iterations: int = 30,
+    max_iterations: int = 15,
 ) -> Tissues:
     """Classify the voxels of a region by a Gaussian mixture whose classes are a Markov random field.
 
@@ -48,7 +48,7 @@ def classify(
     bias_stiffness : float
         What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
     partial_volume : bool
-        Whether voxels may be part one class and part the next; otherwise fractions are the probabilities.
+        Whether voxels may be part one class and part the next; otherwise its class is one, of some probability.
     max_iterations : int
         Of the fit, at most.
 

@@ -16,14 +16,14 @@ def classify(
     bias_order: int = 3,
     bias_stiffness: float = 3.0,
     partial_volume: bool = True,
-    max_iterations: int = 30,
+    max_iterations: int = 15,
 ) -> Tissues:
     """Classify the voxels of a region by a Gaussian mixture.
 
     A class has Gaussian intensities z with a mean and a covariance of its own, and the scan is seen through a smooth
     gain, y(x) = exp(b(x)) z(x) with b a polynomial, found with them by expectation and maximisation [1]. With
-    `partial_volume` a voxel may also hold a part of one class and the rest of the next brighter one [2]. The fractions
-    are the expected parts, and so the probabilities that a point of the voxel is of a class.
+    `partial_volume` a voxel may also hold a part of one class and the rest of the next brighter one [2]. Probabilities
+    are then the expected parts, as of a point of the voxel.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def classify(
     bias_stiffness : float
         What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
     partial_volume : bool
-        Whether voxels may be part one class and part the next; otherwise fractions are the probabilities.
+        Whether voxels may be part one class and part the next; otherwise its class is one, of some probability.
     max_iterations : int
         Of the fit, at most.
 
