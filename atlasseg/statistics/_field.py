@@ -187,11 +187,17 @@ def dense_field(
         raise InputError(f"costs (M, K) of the region's {voxels.size} voxels are wanted, got shape {unary.shape}")
     count = unary.shape[1]
     return field_over(
-        voxels, (inside.shape[0], inside.shape[1], inside.shape[2]), edges_mm,
+        voxels,
+        (inside.shape[0], inside.shape[1], inside.shape[2]),
+        edges_mm,
         labels=np.tile(np.arange(count, dtype=np.int32), voxels.size),
         offsets=np.arange(voxels.size + 1, dtype=np.int64) * count,
-        unary=np.ascontiguousarray(unary, np.float64).reshape(-1), beta=beta, neighbours=neighbours, interaction=interaction, number_of_labels=count,
-    )  # fmt: skip
+        unary=np.ascontiguousarray(unary, np.float64).reshape(-1),
+        beta=beta,
+        neighbours=neighbours,
+        interaction=interaction,
+        number_of_labels=count,
+    )
 
 
 def checked_interaction(interaction: Float64 | None, number_of_labels: int) -> Float64:
