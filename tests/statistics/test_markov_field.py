@@ -193,12 +193,12 @@ def test_solvers_of_lower_energy():
     """As a rule on noisy blocks: cut at most modes."""
     rng = np.random.default_rng(0)
     truth = (np.indices((9, 10, 7)).sum(axis=0) // 9).clip(0, 2)
-    unary = (rng.normal(truth, 0.5)[..., None] - np.arange(3)).reshape(-1, 3) ** 2
-    field = dense_field(unary, np.ones(truth.shape, bool), EDGES, beta=0.3)
+    unary = (rng.normal(truth, 0.3)[..., None] - np.arange(3)).reshape(-1, 3) ** 2 / (2 * 0.3**2)
+    field = dense_field(unary, np.ones(truth.shape, bool), EDGES, beta=0.5)
     cut, modes = graph_cut.solve(field), icm.solve(field)
-    assert cut.energies[-1] < modes.energies[-1] < modes.energies[0]
+    assert cut.energies[-1] <= modes.energies[-1] < modes.energies[0]
     for chosen in (cut.chosen, modes.chosen, field.best(mean_field.solve(field).values)):
-        assert (field.labels[chosen] == truth.reshape(-1)).mean() > 0.9
+        assert (field.labels[chosen] == truth.reshape(-1)).mean() > 0.94
 
 
 def test_what_is_refused():
