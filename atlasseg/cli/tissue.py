@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from enum import StrEnum
@@ -72,13 +73,17 @@ def tissue(
     from atlasseg.cli._tables import as_table
     from atlasseg.cohort.tissue import tissue as classify
     from atlasseg.errors import InputError
-    from atlasseg.recipe import Tissue, parse_recipe, read_recipe
+    from atlasseg.recipe import parse_recipe, read_recipe
 
     asked = []
     if model is not None:
         asked.append(f"tissue.method={model.value}")
     if classes is not None:
         asked.append(f"tissue.classes={classes}")
+    if names is not None:
+        asked.append(f"tissue.names={json.dumps([name.strip() for name in names.split(',')])}")
+    if prior:
+        asked.append(f"tissue.prior={json.dumps([str(path.resolve()) for path in prior])}")
     asked += [f"tissue.{setting}" for setting in settings or ()]
     if recipe is not None:
         checked = read_recipe(recipe, overrides=asked)
@@ -87,16 +92,8 @@ def tissue(
         checked = parse_recipe({"tissue": {"method": chosen}}, overrides=asked, where="--set", name="tissue")
     if checked.tissue is None:
         raise InputError(f"{recipe}: a recipe with a table [tissue] is wanted")
-    own = checked.tissue
-    checked = replace(
-        checked,
-        data=replace(checked.data, targets=tuple(scans or checked.data.targets), out=out or checked.data.out),
-        tissue=Tissue(
-            own.method,
-            tuple(prior or own.prior),
-            own.names if names is None else tuple(name.strip() for name in names.split(",")),
-        ),
-    )
+    data = replace(checked.data, targets=tuple(scans or checked.data.targets), out=out or checked.data.out)
+    checked = replace(checked, data=data)
     with TargetProgress(Console(stderr=True)) as progress:
         done = classify(
             checked, modalities=modalities or (), mask=mask, jobs=jobs or os.cpu_count() or 1, listener=progress
