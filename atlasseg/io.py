@@ -103,10 +103,15 @@ def read_image(path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask
     return read_scan(path, nonfinite=nonfinite)[0]
 
 
-def read_scan(path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask") -> tuple[Image, Mask | None]:
-    """As :func:`read_image`, with a mask of the intensities that were finite, or None where all were."""
+def read_scan(
+    path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask", channels: bool = False
+) -> tuple[Image, Mask | None]:
+    """As :func:`read_image`, with a mask of the voxels whose intensities were finite, or None where all were.
+
+    With `channels`, a 4-D file is a scan of several channels.
+    """
     path = Path(path)
-    raw = _read_3d(path)
+    raw = _read_3d(path, channels=channels)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dealt with as such
         array = np.asarray(raw.array, dtype=np.float32)
     finite = np.isfinite(array)
@@ -120,7 +125,8 @@ def read_scan(path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask"
         lowest = array[finite].min()
         log.warning("%s: %s; they are masked and set to the lowest finite intensity, %g", path, found, lowest)
         array = np.where(finite, array, lowest)
-        mask = _named(path, lambda: Mask(finite, raw.affine, volume_id(path), raw.origin))
+        known = np.asarray(finite if finite.ndim == 3 else finite.all(axis=3))
+        mask = _named(path, lambda: Mask(known, raw.affine, volume_id(path), raw.origin))
     return _named(path, lambda: Image(array, raw.affine, volume_id(path), raw.origin)), mask
 
 
@@ -173,7 +179,7 @@ def read_mask(path: str | Path) -> Mask:
 
 
 def read_probability_map(
-    path: str | Path | Sequence[str | Path], *, labels: Sequence[int] | None = None
+    path: str | Path | Sequence[str | Path], *, labels: Sequence[int] | Literal["numbered"] | None = None
 ) -> ProbabilityMap:
     """Read label probabilities from a 4-D volume (I, J, K, L), or from L 3-D volumes.
 
@@ -181,21 +187,22 @@ def read_probability_map(
     ----------
     path : path, or sequence of L paths
         One volume is read at a time, so that memory grows with what is uncertain.
-    labels : sequence of L int, optional
-        The labels in their order. A 4-D file may say them itself, and is believed first: in its header, where
-        :func:`write_probability_map` puts them, or in the ``LabelMap`` of its JSON sidecar (BIDS), as numbers.
-        Where 0 has no volume, background gets what is left of 1.
+    labels : sequence of L int, or "numbered", optional
+        The labels in their order; "numbered" is 1 to L. A 4-D file may say them itself, and is believed first: in its
+        header, where :func:`write_probability_map` puts them, or in the ``LabelMap`` of its JSON sidecar (BIDS), as
+        numbers. Where 0 has no volume, background gets what is left of 1.
 
     Returns
     -------
     ProbabilityMap
-        Scaled to sum 1, with a warning where the sum is more than 0.01 off; nothing anywhere is certain background.
+        Scaled to sum 1, with a warning where the sum is more than 0.01 off; where all are 0 is certain background, with
+        a warning where background has a volume of its own.
 
     Raises
     ------
     InputError
         As :func:`read_image`; the labels are unknown, repeated, or not as many as the volumes; a value is not finite,
-        negative, or above 1 (above 100 where the largest says that they are percent).
+        negative, or above 1 (above 100 where most voxels say that they are percent, or 255 that they are bytes).
     GeometryError
         Several volumes are not on one grid.
     """
@@ -214,10 +221,11 @@ def read_probability_map(
             if grid is not None and not found.matches(grid):
                 raise GeometryError(f"{one}: not on the grid of {first}: shapes {found.shape} and {grid.shape}")
             grid = grid or found
-            if len(paths) > 1 and labels is not None:
-                own = list(labels[index : index + 1])
+            given = range(1, max(len(paths), shape[3]) + 1) if labels == "numbered" else labels
+            if len(paths) > 1 and given is not None:
+                own = list(given[index : index + 1])
             else:
-                own = _labels_of(one, source, labels, shape[3])
+                own = _labels_of(one, source, given, shape[3])
             parts += [_fractions(one, source.volume(at), label) for at, label in enumerate(own)]
             values += own
     if len(set(values)) != len(values) or len(values) != len(parts):
@@ -245,17 +253,11 @@ def _probabilities(
     path: Path, grid: Grid, values: Sequence[int], parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]
 ) -> ProbabilityMap:
     """One map of the voxels and probabilities of each label."""
-    largest = max((float(weights.max()) for _, weights in parts if weights.size), default=0.0)
-    scale = 1.0
-    if largest > 1 + _PROBABILITY_TOLERANCE:
-        if not 2 <= largest <= 100 * (1 + _PROBABILITY_TOLERANCE):
-            raise InputError(
-                f"{path}: probabilities must lie in 0..1, or be percent in 0..100; the largest is {largest:g}"
-            )
-        log.warning("%s: the largest value is %g, so the values are taken as percent", path, largest)
-        scale = 0.01
     voxels = np.concatenate([where for where, _ in parts])
-    weights = np.concatenate([weights for _, weights in parts]).astype(np.float64) * scale
+    weights = np.concatenate([weights for _, weights in parts]).astype(np.float64)
+    weights *= _unit_of_probability(
+        path, np.bincount(voxels, weights).astype(np.float64), float(weights.max(initial=0))
+    )
     entries = np.repeat(np.array(values, np.int64), [where.size for where, _ in parts])
     total = np.bincount(voxels, weights, minlength=math.prod(grid.shape))
     if 0 not in values:
@@ -264,6 +266,8 @@ def _probabilities(
         weights = np.concatenate([weights, 1 - total[short]])
         entries = np.concatenate([entries, np.zeros(short.size, np.int64)])
         total[short] = 1
+    elif (nothing := int((total == 0).sum())) > 0:
+        log.warning("%s: all probabilities are 0 at %d voxels; they are background", path, nothing)
     off = np.abs(total[total > 0] - 1)
     if off.size and off.max() > _PROBABILITY_TOLERANCE:
         count = int((off > _PROBABILITY_TOLERANCE).sum())
@@ -278,6 +282,21 @@ def _probabilities(
         weights,
         label_values=np.union1d(np.asarray(values, np.int64), 0),
         name=volume_id(path),
+    )
+
+
+def _unit_of_probability(path: Path, total: Float64, largest: float) -> float:
+    """What probabilities are to be multiplied by: they may be parts of 1, percent, or bytes (0 to 255)."""
+    if largest <= 1 + _PROBABILITY_TOLERANCE:
+        return 1.0
+    of_this_scale = (total > 1 + _PROBABILITY_TOLERANCE).sum() > (total > 0).sum() / 2
+    for highest, name in ((100, "percent"), (255, "bytes, parts of 255")):
+        if of_this_scale and 2 <= largest <= highest * (1 + _PROBABILITY_TOLERANCE):
+            log.warning("%s: the largest value is %g, so the values are taken as %s", path, largest, name)
+            return 1 / highest
+    raise InputError(
+        f"{path}: probabilities must lie in 0..1, or be percent in 0..100, or bytes in 0..255; "
+        f"the largest is {largest:g}"
     )
 
 
@@ -328,14 +347,16 @@ def _named(path: Path, make: Callable[[], T]) -> T:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _read_3d(path: Path) -> _Raw:
+def _read_3d(path: Path, *, channels: bool = False) -> _Raw:
     with _reading(path) as source:
         shape = source.shape
-        if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-            raise InputError(f"{path}: one 3-D volume is wanted, got {len(shape)}-D data of shape {shape}")
+        more = [n for n in shape[3:] if n != 1]
+        if len(shape) < 3 or len(more) > channels:
+            wanted = "a 3-D volume, or a 4-D one of channels," if channels else "one 3-D volume"
+            raise InputError(f"{path}: {wanted} is wanted, got {len(shape)}-D data of shape {shape}")
         if 0 in shape:
             raise InputError(f"{path}: the volume has no voxels, its shape is {shape}")
-        return _Raw(source.array().reshape(shape[:3]), source.affine, source.origin)
+        return _Raw(source.array().reshape(*shape[:3], *more), source.affine, source.origin)
 
 
 @dataclass(frozen=True, eq=False)

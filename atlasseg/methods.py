@@ -28,6 +28,7 @@ VERBS = {
     "fusion": "fuse",
     "refinement": "refine",
     "regions": "partition",
+    "tissue": "classify",
 }
 """Stages whose methods can be chosen, with the function that a file must define to be one."""
 

@@ -150,6 +150,19 @@ class Regions:
 
 
 @dataclass(frozen=True)
+class Tissue:
+    """What ``atlasseg tissue`` does; a recipe has this table or those of ``atlasseg run``, not both.
+
+    `prior` are files of class probabilities, or the folder of a probabilistic library. `names` are those of the
+    classes, ascending by intensity or in the prior's order.
+    """
+
+    method: Step
+    prior: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How results are measured where a target has a reference."""
 
@@ -178,6 +191,7 @@ class Recipe:
     propagation: Propagation = field(default_factory=Propagation)
     refinement: Refinement = field(default_factory=Refinement)
     regions: Regions | None = None
+    tissue: Tissue | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     output: Output = field(default_factory=Output)
     name: str = "recipe"
@@ -193,9 +207,14 @@ SECTIONS: dict[str, type] = {
     "fusion": Fusion,
     "refinement": Refinement,
     "regions": Regions,
+    "tissue": Tissue,
     "evaluation": Evaluation,
     "output": Output,
 }
+
+
+_ONE_OR_MORE = {("data", "atlases"), ("data", "targets"), ("tissue", "prior")}
+"""Keys whose list may be one string."""
 
 
 def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -258,6 +277,11 @@ def parse_recipe(
         if not isinstance(table, dict):
             raise InputError(f"{where}: {title} must be a table [{title}], got {table!r}")
         sections[title] = _section(SECTIONS[title], title, table, where)
+    if "tissue" in sections:
+        apart = [title for title in ("selection", "fusion", "refinement", "regions") if title in sections]
+        if apart:
+            raise InputError(f"{where}: [tissue] is a recipe of its own, and has no use for [{'] and ['.join(apart)}]")
+        sections["fusion"] = _section(Fusion, "fusion", {"method": "majority"}, where)  # of a prior's atlases
     if "fusion" not in sections:
         raise InputError(f'{where}: the table [fusion] with method = "..." is missing')
     if base is not None and "data" in sections:
@@ -270,6 +294,9 @@ def parse_recipe(
     if base is not None and "registration" in sections and sections["registration"].prepared is not None:
         registration = sections["registration"]
         sections["registration"] = replace(registration, prepared=base / registration.prepared)
+    if base is not None and "tissue" in sections:
+        tissue = sections["tissue"]
+        sections["tissue"] = replace(tissue, prior=tuple(base / file for file in tissue.prior))
     if base is not None and "refinement" in sections and sections["refinement"].method is not None:
         step = sections["refinement"].method
         placed = {name: base / value if isinstance(value, Path) else value for name, value in step.arguments.items()}
@@ -292,7 +319,8 @@ def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str)
         if path[0] not in SECTIONS:
             raise InputError(f"--set {override}: there is no stage {path[0]!r}{methods.suggestion(path[0], SECTIONS)}")
         table = merged.setdefault(path[0], {})
-        if len(path) == 2 and path[0] in ("fusion", "refinement") and path[1] != "method" and "method" in table:
+        of_method = path[0] in ("fusion", "refinement", "tissue") and "method" in table
+        if len(path) == 2 and of_method and path[1] not in (f.name for f in fields(SECTIONS[path[0]])):
             path.insert(1, table["method"])
         if len(path) == 3:
             table = table.setdefault(path[1], {})
@@ -315,7 +343,7 @@ def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
                 chosen = _checked(tuple[str, ...], value, f"{where}: [{title}] {key}")
                 arguments[key] = tuple(_step(title, key, method, table, where) for method in chosen)
             else:
-                if title == "data" and key in ("atlases", "targets") and isinstance(value, str):
+                if (title, key) in _ONE_OR_MORE and isinstance(value, str):
                     value = [value]
                 arguments[key] = _checked(hints[key], value, f"{where}: [{title}] {key}")
         elif has_methods and isinstance(value, dict):

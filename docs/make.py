@@ -22,6 +22,10 @@ HEADS = {
         "How a volume is cut into homogeneous regions. With the table [regions] in a recipe they vote on the fused "
         "labels; how that goes, with pictures, is on [a page of its own](regions/README.md)."
     ),
+    "tissue": (
+        "Models of `atlasseg tissue --model NAME`: tissue classes of a scan from its intensities, with or without a "
+        "prior. What the command writes, and where priors come from, is on [a page of its own](statistics.md)."
+    ),
 }
 
 

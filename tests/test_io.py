@@ -722,6 +722,35 @@ def test_percent_is_recognised_with_a_warning(tmp_path, caplog):
     assert "p.nii.gz: the largest value is 100, so the values are taken as percent" in caplog.text
 
 
+def test_bytes_are_recognised_with_a_warning(tmp_path, caplog):
+    given_ = probabilities()
+    path = nifti(tmp_path / "p.nii.gz", np.rint(given_.dense() * 255).astype(np.uint8))
+    assert_same_probabilities(io.read_probability_map(path, labels=[0, 3, 614454277]), given_, atol=1 / 255)
+    assert "p.nii.gz: the largest value is 255, so the values are taken as bytes, parts of 255" in caplog.text
+
+
+def test_a_background_of_its_own_that_is_0_with_all_others_is_told(tmp_path, caplog):
+    array = np.full((*SHAPE, 2), 0.5, np.float32)
+    array[1, 2] = 0
+    found = io.read_probability_map(nifti(tmp_path / "p.nii.gz", array), labels=[0, 4])
+    assert f"all probabilities are 0 at {SHAPE[2]} voxels; they are background" in caplog.text
+    assert (found.mode[1, 2] == 0).all() and (found.confidence()[1, 2] == 1).all()
+
+
+def test_four_dimensions_are_channels_where_they_are_asked_for(tmp_path):
+    array = np.random.default_rng(0).normal(size=(*SHAPE, 2)).astype(np.float32)
+    array[2, 3, 1, 1] = np.nan
+    path = nifti(tmp_path / "two.nii.gz", array)
+    image, known = io.read_scan(path, channels=True)
+    assert image.channels.shape == (*SHAPE, 2) and known.shape == SHAPE
+    assert not known.array[2, 3, 1] and known.array.sum() == known.array.size - 1
+    np.testing.assert_array_equal(image.array[known.array], array[known.array])
+    with pytest.raises(InputError, match="one 3-D volume is wanted"):
+        io.read_scan(path)
+    with pytest.raises(InputError, match="a 4-D one of channels"):
+        io.read_scan(nifti(tmp_path / "five.nii.gz", array[..., None, :].repeat(2, axis=3)), channels=True)
+
+
 def test_probabilities_that_do_not_sum_to_one_are_scaled_with_a_warning(tmp_path, caplog):
     given_ = probabilities()
     path = nifti(tmp_path / "p.nii.gz", given_.dense() * 0.5)

@@ -7,6 +7,9 @@ import pytest
 from atlasseg import phantoms
 from atlasseg.errors import InputError
 from atlasseg.labels import parse_label_table
+from atlasseg.phantoms import samples
+from atlasseg.phantoms.__main__ import main
+from atlasseg.volume import Image
 
 SAMPLE_DATA = Path(__file__).parent.parent / "sample_data"
 ROUND_TRIP_MM = 0.01
@@ -72,7 +75,7 @@ def test_deformation_is_smooth_and_does_not_fold():
 
 
 def grid_image(grid):
-    return phantoms.Image(np.zeros(grid.shape, np.float32), grid.affine)
+    return Image(np.zeros(grid.shape, np.float32), grid.affine)
 
 
 def test_the_same_seed_gives_the_same_scan_and_another_gives_another():
@@ -158,16 +161,44 @@ def test_sample_data_is_small_and_complete():
 
 
 def test_written_twice_the_folder_is_the_same_to_the_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(phantoms, "SAMPLE_ATLASES", phantoms.SAMPLE_ATLASES[:1])
-    monkeypatch.setattr(phantoms, "SAMPLE_TARGETS", phantoms.SAMPLE_TARGETS[:1])
+    monkeypatch.setattr(samples, "SAMPLE_ATLASES", phantoms.SAMPLE_ATLASES[:1])
+    monkeypatch.setattr(samples, "SAMPLE_TARGETS", phantoms.SAMPLE_TARGETS[:1])
     written = []
     for name in ("one", "two"):
-        assert phantoms.main([str(tmp_path / name)]) == 0
+        assert main([str(tmp_path / name)]) == 0
         written.append({p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()})
     assert written[0] == written[1] and len(written[0]) == 4
 
 
 def test_command_line(capsys):
-    assert phantoms.main([]) == 2
-    assert phantoms.main(["--help"]) == 0
+    assert main([]) == 2
+    assert main(["--help"]) == 0
     assert "usage: python -m atlasseg.phantoms FOLDER" in capsys.readouterr().err
+
+
+def test_tissue_is_what_it_says():
+    shape = (27, 34, 23)
+    clean = phantoms.tissue(shape, noise_percent=0, bias_percent=0, spacing_mm=(1.8, 2.0, 2.1))
+    brain = clean.mask.array
+    assert set(np.unique(clean.truth.array)) == {0, *phantoms.TISSUES.values()}
+    assert all((clean.truth.array == label).sum() > 0.1 * brain.sum() for label in phantoms.TISSUES.values())
+    np.testing.assert_allclose(clean.fractions.sum(-1), brain, atol=1e-6)
+    np.testing.assert_allclose(clean.image.array, 1000 * clean.fractions @ np.array([0.3, 0.7, 1.0]), rtol=1e-4)
+    biased = phantoms.tissue(shape, noise_percent=0, bias_percent=40, spacing_mm=(1.8, 2.0, 2.1))
+    np.testing.assert_array_equal(biased.fractions, clean.fractions)
+    np.testing.assert_allclose(biased.image.array, clean.image.array * biased.gain, rtol=1e-5)
+    inside = biased.gain[brain]
+    assert inside.min() == pytest.approx(0.8, abs=1e-6) and inside.max() == pytest.approx(1.2, abs=1e-6)
+    two = phantoms.tissue(shape, bias_percent=0, brightness=((0.3, 0.7, 1.0), (1.0, 0.6, 0.4)), seed=1)
+    pure = two.fractions.max(-1) == 1
+    for c, level in enumerate(two.image.array[pure & (two.truth.array == 3)].mean(0)):
+        assert level == pytest.approx((1000, 400)[c], rel=0.01)
+    apart = np.corrcoef((two.image.array - 1000 * two.fractions @ np.array([[0.3, 0.7, 1], [1, 0.6, 0.4]]).T)[pure].T)
+    assert abs(apart[0, 1]) < 0.1
+
+
+def test_tissue_asked_for_badly():
+    with pytest.raises(InputError, match="noise of 0"):
+        phantoms.tissue((7, 9, 5), noise_percent=-1)
+    with pytest.raises(InputError, match="three tissues"):
+        phantoms.tissue((7, 9, 5), brightness=(1, 2))

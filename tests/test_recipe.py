@@ -16,8 +16,8 @@ LEAST = {"fusion": {"method": "majority"}}
 def test_every_recipe_that_is_shipped_is_sound(path):
     recipe = read_recipe(path)
     assert recipe.name == path.stem
-    assert recipe.data.atlases and recipe.data.targets and recipe.data.out is not None
-    assert recipe.registration.steps
+    assert recipe.data.targets and recipe.data.out is not None
+    assert recipe.tissue is not None or (recipe.data.atlases and recipe.registration.steps)
 
 
 def test_parameters_reach_the_method_and_others_keep_their_defaults():
@@ -55,6 +55,9 @@ def test_paths_start_from_the_recipe(tmp_path):
             r"\[fusion.local_weighted\] power: .*valid number.*got '2'",
         ),
         ({"fusion": {"method": "majority", "local_weighted": {"pwer": 2}}}, "no parameter 'pwer'"),
+        ({"tissue": {"method": "feild"}}, r"\[tissue\] method: .*no method 'feild'; did you mean 'field'"),
+        ({"tissue": {"method": "field", "field": {"bet": 1}}}, r"\[tissue.field\] has no parameter 'bet'"),
+        ({"tissue": {"method": "field"}, **LEAST}, r"\[tissue\] is a recipe of its own, .*\[fusion\]"),
         ({**LEAST, "registration": {"steps": "itk_affine"}}, r"\[registration\] steps: .*got 'itk_affine'"),
         ({**LEAST, "registration": {"steps": ["afine"]}}, "no method 'afine'"),
         ({**LEAST, "preprocessing": {"mask": "brain"}}, r"\[preprocessing\] mask: .*'given'.*got 'brain'"),

@@ -18,6 +18,7 @@ STAGES = (
     "fuse",
     "refine",
     "regions",
+    "classify",
     "evaluate",
     "write",
 )

@@ -11,7 +11,7 @@ from atlasseg.cli._options import Device, DeviceName, RecipeFile, Settings
 from atlasseg.cli.run import Atlases, located
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look at an atlas library, prepare it once for many targets, or learn on it."
+    no_args_is_help=True, help="Look at an atlas library, prepare it once for many targets, average it, or learn on it."
 )
 
 
@@ -83,6 +83,58 @@ def prepare(
         )
     write_prepared(prepared, out)
     typer.echo(f"wrote {out}: a template of {len(library)} atlases")
+
+
+@app.command("average")
+def average(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the library.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the probabilistic library.")],
+    prepared: Annotated[
+        Path | None, typer.Option("--prepared", help="What atlases prepare made of the library; saves the template.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="Preprocess the scans as this recipe does; give the one you will run."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the template is made anew from the last one.")] = 3,
+    shrink: Annotated[
+        int | None, typer.Option(min=1, help="Voxels of the template as a multiple of the scans'; 2 for large scans.")
+    ] = None,
+    smoothing_mm: Annotated[
+        float | None,
+        typer.Option(min=0, help="Width of the smoothing (sd); by default the one that suits held-out atlases best."),
+    ] = None,
+) -> None:
+    """Make a probabilistic atlas of a library: a template, and how probable each label is at each of its voxels.
+
+    The result is a library of one, so a run with it needs one registration a target. Labels that nobody drew in an
+    atlas are not background there.
+
+    **Example**
+
+    - `atlasseg atlases average my_atlases --out my_probabilities --recipe pipelines/human_brain_t1.toml`
+    - `atlasseg run pipelines/human_brain_t1.toml --atlases my_probabilities --targets scan.nii.gz --out results`
+    """
+    from rich.console import Console
+
+    from atlasseg.cohort.average import average_library
+    from atlasseg.recipe import read_recipe
+
+    steps = () if recipe is None else read_recipe(recipe).preprocessing.steps
+    with Console(stderr=True).status("average") as status:
+        made = average_library(
+            folder,
+            out,
+            prepared=prepared,
+            steps=steps,
+            rounds=rounds,
+            shrink=shrink,
+            smoothing_mm=smoothing_mm,
+            progress=status.update,
+        )
+    chosen = "given" if smoothing_mm is not None else "most likely for atlases held out"
+    typer.echo(f"smoothed by {made.smoothing_mm:.3g} mm ({chosen})")
+    typer.echo(f"wrote {out}: probabilities of {len(made.probabilities.label_values) - 1} labels")
 
 
 @app.command("correct")

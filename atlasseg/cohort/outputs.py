@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlasseg import __version__, io
+from atlasseg.errors import OutputError
 from atlasseg.evaluation import Score
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Segmentation
@@ -47,6 +49,23 @@ def dataset_description(recipe: Recipe) -> dict[str, Any]:
         "Recipe": recipe.text,
         "SoftwareVersions": software_versions(),
     }
+
+
+def ready_folder(out: Path, recipe: Recipe) -> None:
+    """Make sure that results can be written into `out`, and describe there what makes them.
+
+    Raises
+    ------
+    OutputError
+        They cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OutputError(f"output folder {out} cannot be written: {error.strerror or error}") from error
+    io.write_json(dataset_description(recipe), out / "dataset_description.json")
 
 
 def volumes(labels: LabelMap, table: LabelTable) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.cohort import outputs
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
-from atlasseg.errors import InputError, OutputError
+from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
 from atlasseg.files import discard_partial, whole_folder
 from atlasseg.pipeline import Progress, Registered, Registrar, Scans, register, segment
@@ -101,6 +100,8 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
     InputError
         As for `run`.
     """
+    if recipe.tissue is not None:
+        raise InputError(f"recipe {recipe.name}: its table [tissue] is of atlasseg tissue; give it to that command")
     if not recipe.data.atlases or not recipe.data.targets or recipe.data.out is None:
         raise InputError(f"recipe {recipe.name}: [data] must name atlases, targets and out (or give them as options)")
     if jobs < 1:
@@ -113,13 +114,7 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
         _atlas(library, id_)  # a broken atlas is a wrong request, and is told before the work begins
     registrar(recipe, library)
     out = recipe.data.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise OutputError(f"output folder {out} cannot be written: {error.strerror or error}") from error
-    io.write_json(outputs.dataset_description(recipe), out / "dataset_description.json")
+    outputs.ready_folder(out, recipe)
     return library, targets, out
 
 
@@ -128,7 +123,7 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
     from atlasseg.report.cohort_page import TargetSummary
 
     begun = time.perf_counter()
-    with _warnings_of(target.id) as heard:
+    with warnings_of(target.id) as heard:
         case = read_case(target, library, progress)
         result = segment(
             case.scan,
@@ -267,7 +262,7 @@ def _without_itself(target: Target, scan: Image, atlases: Sequence[Atlas]) -> li
 
 
 @contextmanager
-def _warnings_of(target: str) -> Iterator[list[str]]:
+def warnings_of(target: str) -> Iterator[list[str]]:
     """Collect what the package warns of while one target is worked on."""
     heard: list[str] = []
     handler = logging.Handler(logging.WARNING)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ MARGIN = 0.15
 """How much of the scan is shown around the labels, as a part of their longest side."""
 MOST_ENTROPY_BITS = 1.0
 """Uncertainty is shown fully opaque from here on: two labels are even."""
+LARGE_COLUMNS = 3
+"""Fewer slices a plane are shown large, with smaller marks."""
 UNCERTAIN_RGB = (255, 140, 0)
 STRAIGHT_DEGREES = 1.0
 """A scan whose axes lean less than this from the anatomical ones is not called oblique."""
@@ -80,6 +82,7 @@ def mosaic(
     entropy: NDArray[np.floating[Any]] | None = None,
     reference: LabelMap | None = None,
     columns: int = 5,
+    outlined: bool = True,
     convention: Convention = "radiological",
 ) -> list[Panel]:
     """Slices of the three planes, spread evenly over what is labelled.
@@ -98,6 +101,8 @@ def mosaic(
         On the scan's grid; outlined as well (class ``reference``).
     columns : int
         Slices a plane, at most: where the labels span fewer, all are shown.
+    outlined : bool
+        Whether the labels are drawn; otherwise they only say where the slices lie.
     convention : str
         ``radiological`` or ``neurological``, for axial and coronal slices; sagittal ones look to the left.
 
@@ -113,11 +118,16 @@ def mosaic(
     """
     view = _view(image, labels, entropy, reference)
     shown = view.labels if view.reference is None else np.where(view.labels != 0, view.labels, view.reference)
+    if not outlined:
+        view = replace(view, labels=np.zeros_like(view.labels))
     panels = []
     for plane in PLANES:
         axis = _NORMAL[plane]
         for number, index in enumerate(_spread(shown != 0, axis, columns)):
-            panels.append(_panel(view, plane, index, table, convention, scale_bar=number == 0, key=f"{plane}-{index}"))
+            key, first = f"{plane}-{index}", number == 0
+            panels.append(
+                _panel(view, plane, index, table, convention, scale_bar=first, key=key, large=columns < LARGE_COLUMNS)
+            )
     return panels
 
 

@@ -1,0 +1,110 @@
+"""``atlasseg tissue``: tissue classes of scans by their intensities."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atlasseg.cli._options import Jobs
+
+
+class Model(StrEnum):
+    """How intensities, places and neighbours make classes."""
+
+    mixture = "mixture"
+    chain = "chain"
+    field = "field"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("tissue")(tissue)
+
+
+def tissue(
+    scans: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="SCAN...", help="Scans, each a target (4-D: several modalities), or data set folders."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder that the results go into.")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe with a table [tissue].")] = None,
+    model: Annotated[
+        Model | None, typer.Option("--model", help="Each voxel alone, along a curve, or in a field. [default: field]")
+    ] = None,
+    classes: Annotated[int | None, typer.Option("--classes", min=2, help="How many. [default: 3]")] = None,
+    names: Annotated[str | None, typer.Option("--names", help="Of the classes, with commas.")] = None,
+    prior: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prior", help="A 4-D file, one file a class (repeat), or the folder of a probabilistic library."
+        ),
+    ] = None,
+    modalities: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="FILE", help="Another modality of the only scan; repeatable.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="Where the only scan is classified; else its foreground is found.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the model; repeatable.")
+    ] = None,
+    jobs: Jobs = 1,
+) -> None:
+    """Find the tissues of a scan by its intensities, with or without a prior.
+
+    Writes for each scan a label map, the probability and the part (partial volume) of each class in each voxel, the
+    scan without its bias field and that field, volumes, and a report for a browser.
+
+    **Examples**
+
+    - `atlasseg tissue brain.nii.gz --names CSF,GM,WM --out tissues`
+    - `atlasseg tissue t1.nii.gz --with t2.nii.gz --mask brain_mask.nii.gz --model chain --out tissues`
+    - `atlasseg tissue scan.nii.gz --prior csf.nii.gz --prior gm.nii.gz --prior wm.nii.gz --out tissues`
+    """
+    from rich.console import Console
+
+    from atlasseg.cli._progress import TargetProgress
+    from atlasseg.cli._tables import as_table
+    from atlasseg.cohort.tissue import tissue as classify
+    from atlasseg.errors import InputError
+    from atlasseg.recipe import parse_recipe, read_recipe
+
+    asked = []
+    if model is not None:
+        asked.append(f"tissue.method={model.value}")
+    if classes is not None:
+        asked.append(f"tissue.classes={classes}")
+    if names is not None:
+        asked.append(f"tissue.names={json.dumps([name.strip() for name in names.split(',')])}")
+    if prior:
+        asked.append(f"tissue.prior={json.dumps([str(path.resolve()) for path in prior])}")
+    asked += [f"tissue.{setting}" for setting in settings or ()]
+    if recipe is not None:
+        checked = read_recipe(recipe, overrides=asked)
+    else:
+        chosen = (model or Model.field).value
+        checked = parse_recipe({"tissue": {"method": chosen}}, overrides=asked, where="--set", name="tissue")
+    if checked.tissue is None:
+        raise InputError(f"{recipe}: a recipe with a table [tissue] is wanted")
+    data = replace(checked.data, targets=tuple(scans or checked.data.targets), out=out or checked.data.out)
+    checked = replace(checked, data=data)
+    with TargetProgress(Console(stderr=True)) as progress:
+        done = classify(
+            checked, modalities=modalities or (), mask=mask, jobs=jobs or os.cpu_count() or 1, listener=progress
+        )
+    for outcome in done:
+        if outcome.result is not None:
+            shown = outcome.result[["name", "volume_mm3", "fraction_volume_mm3"]]
+            Console().print(as_table(shown, title=f"{outcome.target}, {outcome.seconds:.1f} s"))
+    typer.echo(f"results in {checked.data.out}")
+    failed = [outcome for outcome in done if outcome.error]
+    for outcome in failed:
+        typer.echo(f"failed: {outcome.target}: {outcome.error}", err=True)
+    if failed:
+        raise typer.Exit(1)

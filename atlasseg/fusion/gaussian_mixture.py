@@ -1,0 +1,262 @@
+"""Gaussian mixture: the candidates' votes are the prior, and the target's own intensities have a say, learned by EM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial.distance import squareform
+
+from atlasseg.errors import InputError
+from atlasseg.fusion._intensities import standardise
+from atlasseg.fusion._votes import Votes
+from atlasseg.statistics.gaussians import CHUNK, Gaussians, from_moments, split, unpacked
+from atlasseg.volume import Atlas, Float64, Image, Int64, ProbabilityMap
+
+FLOOR = 1e-2
+"""Least variance of a label, as a share of that of all intensities: a label of a few voxels says little about it."""
+SETTLED = 1e-5
+"""Change of the log-likelihood, in parts of itself, at which the iterations stop."""
+
+
+def fuse(
+    target: Image,
+    candidates: Sequence[Atlas],
+    *,
+    power: float = 0.2,
+    alike: float = 0.1,
+    background_gaussians: int = 3,
+    margin_voxels: int = 3,
+    max_iterations: int = 30,
+) -> ProbabilityMap:
+    """Fuse by the votes and a Gaussian mixture of the target's intensities.
+
+    Where the candidates disagree, label l has the prior pi_l(x), the mean of their votes, and
+
+        p(l | x) proportional to pi_l(x) (sum_g s_g N(T(x); mu_g, Sigma_g))^power                            (1)
+
+    over the Gaussians g of the label: `background_gaussians` for the background, one for every other label; labels that
+    look `alike` share theirs, so that intensities say nothing of the border between them. They are found by expectation
+    maximisation [1] on the voxels where the candidates disagree and on those around, up to
+    `margin_voxels` away, whose label is certain. With `power` 1 this is the mixture with an atlas as prior [2]; less
+    trusts intensities less, since neighbouring voxels and partial volume make them tell less than their number says.
+    A candidate that is a probabilistic atlas gives its probabilities as the prior.
+
+    Only labels that have a vote at a voxel are thought of there, so memory grows with votes and not with labels.
+
+    Parameters
+    ----------
+    target : Image
+        The scan, of one or several channels.
+    candidates : sequence of Atlas
+        On the target's grid; their intensities are not used. Outside its mask a candidate does not vote.
+    power : float
+        How much intensities count against the votes; 0 gives the majority vote, 1 is the plain mixture.
+    alike : float
+        Labels share a Gaussian whose Bhattacharyya distances, by the votes alone, are below this in the mean (average
+        linkage): 0 is for equal ones, 1 for means 2.8 standard deviations apart. 0: every label has its own.
+    background_gaussians : int
+        Gaussians that the background is made of, at least 1.
+    margin_voxels : int
+        How far around the disagreement intensities are learned from, 0 or more.
+    max_iterations : int
+        At most so many iterations, at least 1.
+
+    Returns
+    -------
+    ProbabilityMap
+        On the target's grid.
+
+    Raises
+    ------
+    InputError
+        There is no candidate, or a parameter is out of its range.
+    GeometryError
+        A candidate is not on the target's grid.
+
+    References
+    ----------
+    .. [1] Van Leemput et al. (1999), Automated model-based tissue classification of MR images of the brain, IEEE TMI
+       18(10):897-908.
+    .. [2] Ledig et al. (2015), Robust whole-brain segmentation: application to traumatic brain injury, Medical Image
+       Analysis 21(1):40-58.
+    """
+    if not (power >= 0 and alike >= 0 and background_gaussians >= 1 and margin_voxels >= 0 and max_iterations >= 1):
+        raise InputError(
+            "gaussian_mixture needs power, alike and margin_voxels of 0 or more, background_gaussians and "
+            f"max_iterations of at least 1, got {power}, {alike}, {margin_voxels}, {background_gaussians} and "
+            f"{max_iterations}"
+        )
+    votes = Votes.gather(target, candidates)
+    if votes.voxels.size == 0:
+        return votes.cast(name=target.name)
+    known = _Evidence.around(target, votes, margin_voxels)
+    posterior = known.posterior(power, alike, background_gaussians, max_iterations)
+    return votes.map_of(posterior[: votes.slot_labels.size], name=target.name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """Intensities and prior at R voxels: those where the candidates disagree, then certain ones around them.
+
+    Parameters
+    ----------
+    values : (R, C) float64
+        Standardised intensities.
+    offsets : (R + 1,) int64
+        Where the labels of each voxel begin and end.
+    labels : (S,) int64
+        Labels of each voxel, numbered 0 to K - 1 by ascending value among those that occur.
+    prior : (S,) float64
+        Above 0; sums to 1 at each voxel.
+    background : int
+        Number of the background, or -1.
+    """
+
+    values: Float64
+    offsets: Int64
+    labels: Int64
+    prior: Float64
+    background: int
+
+    @classmethod
+    def around(cls, target: Image, votes: Votes, margin_voxels: int) -> _Evidence:
+        place = np.stack(np.unravel_index(votes.voxels, target.shape))
+        start = np.maximum(place.min(axis=1) - margin_voxels, 0)
+        stop = np.minimum(place.max(axis=1) + 1 + margin_voxels, target.shape)
+        box = (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2]))
+        inside = np.ravel_multi_index(tuple(place - start[:, None]), tuple(stop - start))
+        far = np.ones(stop - start, bool)
+        far.reshape(-1)[inside] = False
+        near = far & (distance_transform_edt(far) <= margin_voxels)
+        channels = standardise(target.channels[box], None).astype(np.float64)
+        values = np.concatenate((channels.reshape(-1, channels.shape[-1])[inside], channels[near]))
+
+        slots = np.repeat(np.arange(votes.voxels.size), np.diff(votes.slot_offsets))
+        tally = votes.tally()
+        share = tally / np.add.reduceat(tally, votes.slot_offsets[:-1])[slots]
+        certain = np.searchsorted(votes.label_values, votes.certain[box][near])
+        every, labels = np.unique(np.concatenate((votes.slot_labels, certain)), return_inverse=True)
+        offsets = np.concatenate((votes.slot_offsets, votes.slot_offsets[-1] + 1 + np.arange(certain.size)))
+        zero = np.flatnonzero(votes.label_values[every] == 0)
+        return cls(
+            values, offsets.astype(np.int64), labels.astype(np.int64), np.concatenate((share, np.ones(certain.size))),
+            int(zero[0]) if zero.size else -1,
+        )  # fmt: skip
+
+    def posterior(self, power: float, alike: float, background_gaussians: int, max_iterations: int) -> Float64:
+        """(S,) posterior of each label at each voxel, not normalised."""
+        centre = self.values.mean(axis=0)
+        number = int(self.labels.max()) + 1
+        each = np.arange(number)
+        flat = Gaussians(np.tile(centre, (number, 1)), np.tile(np.eye(centre.size), (number, 1, 1)))
+        _, _, mass, sums = self._swept(flat, np.ones(number), each, each, 0.0, centre)
+        of_label = _groups(
+            from_moments(*unpacked(sums, centre.size), centre, floor=FLOOR, before=flat), alike, self.background
+        )
+        classes = int(of_label.max()) + 1
+        grouped = np.zeros((classes, sums.shape[1]))
+        np.add.at(grouped, of_label, sums)
+        unheard = Gaussians(flat.means[:classes], flat.covariances[:classes])
+        single = from_moments(*unpacked(grouped, centre.size), centre, floor=FLOOR, before=unheard)
+        counts = np.ones(classes, np.int64)
+        if self.background >= 0:
+            counts[of_label[self.background]] = background_gaussians
+        of_class = np.repeat(np.arange(classes), counts)
+        gaussians, shares = split(single, of_class), (1 / counts)[of_class]
+        before = -np.inf
+        for _ in range(max_iterations):
+            posterior, log_likelihood, mass, sums = self._swept(gaussians, shares, of_label, of_class, power, centre)
+            if abs(log_likelihood - before) <= SETTLED * max(abs(log_likelihood), len(self.values)):
+                break
+            before = log_likelihood
+            gaussians = from_moments(*unpacked(sums, centre.size), centre, floor=FLOOR, before=gaussians)
+            whole = np.bincount(of_class, mass)[of_class]
+            shares = np.where(whole > 0, mass / np.where(whole > 0, whole, 1), (1 / counts)[of_class])
+        return posterior
+
+    def _swept(
+        self, gaussians: Gaussians, shares: Float64, of_label: Int64, of_class: Int64, power: float, centre: Float64
+    ) -> tuple[Float64, float, Float64, Float64]:
+        """Posterior (S,), log-likelihood, and mass (Q,) and moments of each Gaussian."""
+        first = np.searchsorted(of_class, np.arange(int(of_label.max()) + 2))
+        posterior = np.empty(self.labels.size)
+        packed = _sweep(
+            self.values, self.offsets, of_label[self.labels], self.prior, gaussians.means, gaussians.whitening,
+            gaussians.log_scale, shares, first, power, centre, posterior,
+        )  # fmt: skip
+        total = packed.sum(axis=0)
+        return posterior, float(total[0, 0]), total[:, 1], total[:, 1:]
+
+
+def _groups(gaussians: Gaussians, alike: float, background: int) -> Int64:
+    """(K,) group of each label, the background alone in its own."""
+    number = len(gaussians.means)
+    rest = np.delete(np.arange(number), background) if background >= 0 else np.arange(number)
+    out = np.arange(number)
+    if alike > 0 and rest.size > 1:
+        mu, sigma = gaussians.means[rest], gaussians.covariances[rest]
+        apart = mu[:, None] - mu[None]
+        middle = (sigma[:, None] + sigma[None]) / 2
+        half = np.linalg.slogdet(sigma)[1] / 2
+        distance = np.einsum("ijc,ijcd,ijd->ij", apart, np.linalg.inv(middle), apart) / 8
+        distance += (np.linalg.slogdet(middle)[1] - half[:, None] - half[None]) / 2
+        condensed = squareform(np.maximum(distance, 0), checks=False)
+        out[rest] = rest[0] + number + fcluster(linkage(condensed, "average"), alike, "distance")
+    return np.asarray(np.unique(out, return_inverse=True)[1], np.int64)
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def _sweep(  # type: ignore[no-untyped-def]
+    values, offsets, labels, prior, means, whitening, log_scale, shares, first, power, centre, posterior
+):
+    """(chunks, Q, 2 + C + C (C + 1) / 2): log-likelihood (in the first), mass and moments of each Gaussian."""
+    number, channels = values.shape
+    count = means.shape[0]
+    chunks = (number + CHUNK - 1) // CHUNK
+    out = np.zeros((chunks, count, 2 + channels + channels * (channels + 1) // 2))
+    labels_at_most = np.diff(offsets).max()
+    for chunk in prange(chunks):
+        density, of_label = np.zeros(count), np.zeros(labels_at_most)
+        for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, number)):
+            highest = -np.inf
+            for s in range(offsets[n], offsets[n + 1]):
+                for g in range(first[labels[s]], first[labels[s] + 1]):
+                    square = 0.0
+                    for c in range(channels):
+                        z = 0.0
+                        for d in range(c + 1):
+                            z += whitening[g, c, d] * (values[n, d] - means[g, d])
+                        square += z * z
+                    density[g] = log_scale[g] - 0.5 * square
+                    if prior[s] > 0 and shares[g] > 0:
+                        highest = max(highest, density[g])
+            total = 0.0
+            for s in range(offsets[n], offsets[n + 1]):
+                of_label[s - offsets[n]] = 0.0
+                for g in range(first[labels[s]], first[labels[s] + 1]):
+                    of_label[s - offsets[n]] += shares[g] * np.exp(min(density[g] - highest, 0.0))
+                posterior[s] = prior[s] * of_label[s - offsets[n]] ** power
+                total += posterior[s]
+            out[chunk, 0, 0] += power * highest + np.log(total)
+            for s in range(offsets[n], offsets[n + 1]):
+                posterior[s] /= total
+                whole = of_label[s - offsets[n]]
+                for g in range(first[labels[s]], first[labels[s] + 1]):
+                    r = shares[g] * np.exp(min(density[g] - highest, 0.0)) / whole if whole > 0 else shares[g]
+                    r *= posterior[s]
+                    if r == 0:
+                        continue
+                    out[chunk, g, 1] += r
+                    at = 2 + channels
+                    for c in range(channels):
+                        along = r * (values[n, c] - centre[c])
+                        out[chunk, g, 2 + c] += along
+                        for d in range(c + 1):
+                            out[chunk, g, at] += along * (values[n, d] - centre[d])
+                            at += 1
+    return out

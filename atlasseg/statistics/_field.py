@@ -1,0 +1,318 @@
+"""A Markov random field: what each label costs at each voxel, and what neighbours pay for differing.
+
+    E(x) = sum_n u_n(x_n) + sum over neighbours n, m of w_nm V(x_n, x_m)
+
+A voxel has its own list of possible labels (slots), as in a CSR matrix, so memory does not grow with the number of
+labels times voxels. The solvers are in files of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError
+from atlasseg.volume import Bool, Float64, Int32, Int64
+
+SYMMETRIC = 1e-9
+"""An interaction matrix is symmetric, and obeys the triangle inequality, within this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """A field over M voxels.
+
+    Parameters
+    ----------
+    offsets : (M + 1,) int64
+        Where each voxel's slots begin and end; every voxel has at least one.
+    labels : (S,) int32
+        Label index, 0 to L - 1, of each slot, ascending within a voxel.
+    unary : (S,) float64
+        u_n, what the slot's label costs at its voxel.
+    neighbours : (M, D) int32
+        The voxel in each direction, -1 where there is none; direction D - 1 - d is opposite to d.
+    weights : (D,) float64
+        w of each direction.
+    interaction : (L, L) float64
+        V, symmetric, 0 on the diagonal and not negative elsewhere.
+    order : (M,) int64
+        The voxels by colour; no two of one colour are neighbours.
+    colours : (Q + 1,) int64
+        Where each colour begins and ends in `order`.
+    """
+
+    offsets: Int64
+    labels: Int32
+    unary: Float64
+    neighbours: Int32
+    weights: Float64
+    interaction: Float64
+    order: Int64
+    colours: Int64
+
+    @property
+    def slot_voxels(self) -> Int64:
+        """(S,) voxel of each slot."""
+        return np.repeat(np.arange(self.offsets.size - 1), np.diff(self.offsets))
+
+    def with_unary(self, unary: NDArray[np.floating[Any]]) -> Field:
+        """The same field with other costs, certain neighbours not included."""
+        return replace(self, unary=np.ascontiguousarray(unary, np.float64).reshape(-1))
+
+    def energy(self, chosen: Int64) -> float:
+        """E of a labelling given as the (M,) slot that each voxel takes."""
+        pairs = _pair_energy(self.labels[chosen], self.neighbours, self.weights, self.interaction)
+        return float(self.unary[chosen].sum() + pairs.sum() / 2)
+
+    def free_energy(self, beliefs: Float64) -> float:
+        """Sum of q u + w q V q + q log q for (S,) q: what mean field minimises, never below -log of sum exp(-E)."""
+        pairs = _expected_pairs(self.offsets, self.labels, beliefs, self.neighbours, self.weights, self.interaction)
+        held = beliefs[beliefs > 0]
+        return float((beliefs * self.unary).sum() + pairs.sum() / 2 + (held * np.log(held)).sum())
+
+    def independent(self) -> Float64:
+        """(S,) probabilities exp(-u) scaled to sum 1 at each voxel: no voxel knows of its neighbours."""
+        return softmax(-self.unary, self.offsets)
+
+    def conditional(self, chosen: Int64) -> Float64:
+        """(S,) p(x_n | all other labels), the others as in the (M,) slots `chosen`."""
+        taken = self.labels[chosen]
+        cost = _conditional_cost(
+            self.offsets, self.labels, self.unary, taken, self.neighbours, self.weights, self.interaction
+        )
+        return softmax(-cost, self.offsets)
+
+    def best(self, values: NDArray[np.floating[Any]]) -> Int64:
+        """(M,) first slot of the largest of (S,) `values` at each voxel."""
+        return np.asarray(_best(np.ascontiguousarray(values), self.offsets))
+
+
+def field_over(
+    voxels: Int64,
+    shape: tuple[int, int, int],
+    edges_mm: Float64,
+    *,
+    labels: Int32,
+    offsets: Int64,
+    unary: Float64,
+    beta: float,
+    neighbours: Literal[6, 26] = 6,
+    interaction: Float64 | None = None,
+    number_of_labels: int,
+    certain: Int32 | None = None,
+) -> Field:
+    """The field over some voxels of a grid.
+
+    Parameters
+    ----------
+    voxels : (M,) int64
+        Ascending flat (C order) indices.
+    shape : (I, J, K)
+        Of the grid.
+    edges_mm : (3, 3) float64
+        A voxel's edges as columns, as in an affine.
+    labels, offsets, unary
+        See `Field`.
+    beta : float
+        Strength, 0 or more. The weight of a direction is beta times the shortest edge's length over the distance of
+        the two centres, both in mm.
+    neighbours : int
+        6 that share a face, or 26 that share a face, edge or corner.
+    interaction : (L, L) float64, optional
+        V; Potts where absent: 1 between different labels.
+    number_of_labels : int
+        L.
+    certain : (I * J * K,) int32, optional
+        Label index of the voxels that are not listed but known, -1 elsewhere: what they add is put into `unary`.
+
+    Raises
+    ------
+    InputError
+        Parameters are out of their range.
+    """
+    if not np.isfinite(beta) or beta < 0:
+        raise InputError(f"a field needs a strength beta of 0 or more, got {beta}")
+    if neighbours not in (6, 26):
+        raise InputError(f"a field has 6 or 26 neighbours, got {neighbours}")
+    if voxels.size == 0:
+        raise InputError("a field over no voxels: is the mask empty?")
+    apart = checked_interaction(interaction, number_of_labels)
+    steps = directions(neighbours)
+    distance = np.linalg.norm(steps @ np.asarray(edges_mm, np.float64).T, axis=1)
+    weights = beta * np.linalg.norm(edges_mm, axis=0).min() / distance
+    row = np.full(int(np.prod(shape)), -1, np.int32)
+    row[voxels] = np.arange(voxels.size, dtype=np.int32)
+    index = np.stack(np.unravel_index(voxels, shape), axis=1).astype(np.int32)
+    known = np.zeros(0, np.int32) if certain is None else certain
+    table, cost = _table(index, np.array(shape), steps, row, known, offsets, labels, unary, weights, apart)
+    parity = index % 2
+    colour = parity.sum(axis=1) % 2 if neighbours == 6 else parity @ np.array([4, 2, 1])
+    order = np.argsort(colour, kind="stable")
+    bounds = np.searchsorted(colour[order], np.arange(colour.max() + 2))
+    return Field(offsets, labels, cost, table, weights, apart, order, np.unique(bounds))
+
+
+def dense_field(
+    unary: NDArray[np.floating[Any]],
+    inside: Bool,
+    edges_mm: Float64,
+    *,
+    beta: float,
+    neighbours: Literal[6, 26] = 6,
+    interaction: Float64 | None = None,
+) -> Field:
+    """The field over a region in which every voxel may be of every class.
+
+    Parameters
+    ----------
+    unary : (M, K) float
+        Cost of each class at each voxel, in the order of ``array[inside]``.
+    inside : (I, J, K) bool
+        The region.
+    edges_mm, beta, neighbours, interaction
+        See `field_over`.
+
+    Raises
+    ------
+    InputError
+        `unary` does not fit the region, or a parameter is out of its range.
+    """
+    voxels = np.flatnonzero(inside)
+    if unary.ndim != 2 or len(unary) != voxels.size:
+        raise InputError(f"costs (M, K) of the region's {voxels.size} voxels are wanted, got shape {unary.shape}")
+    count = unary.shape[1]
+    return field_over(
+        voxels,
+        (inside.shape[0], inside.shape[1], inside.shape[2]),
+        edges_mm,
+        labels=np.tile(np.arange(count, dtype=np.int32), voxels.size),
+        offsets=np.arange(voxels.size + 1, dtype=np.int64) * count,
+        unary=np.ascontiguousarray(unary, np.float64).reshape(-1),
+        beta=beta,
+        neighbours=neighbours,
+        interaction=interaction,
+        number_of_labels=count,
+    )
+
+
+def checked_interaction(interaction: Float64 | None, number_of_labels: int) -> Float64:
+    """(L, L) V; Potts where none is given.
+
+    Raises
+    ------
+    InputError
+        It is not (L, L), finite, symmetric, 0 on its diagonal and not negative.
+    """
+    if interaction is None:
+        return 1.0 - np.eye(number_of_labels)
+    given = np.ascontiguousarray(interaction, dtype=np.float64)
+    if given.shape != (number_of_labels, number_of_labels):
+        raise InputError(f"an interaction of {number_of_labels} labels by as many is wanted, got shape {given.shape}")
+    off = np.abs(given - given.T).max(initial=0) > SYMMETRIC
+    if not np.isfinite(given).all() or off or given.min(initial=0) < 0 or np.diag(given).any():
+        raise InputError("an interaction must be finite, symmetric, 0 between equal labels and not negative elsewhere")
+    return given
+
+
+def directions(neighbours: int) -> Int64:
+    """(D, 3) steps to the neighbours; the opposite of step d is step D - 1 - d."""
+    steps = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    length = np.abs(steps).sum(axis=1)
+    return np.asarray(steps[length == 1] if neighbours == 6 else steps[length > 0], np.int64)
+
+
+def softmax(values: Float64, offsets: Int64) -> Float64:
+    """(S,) exp of the values, scaled to sum 1 at each voxel."""
+    return np.asarray(_softmax(np.ascontiguousarray(values, np.float64), offsets))
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _table(index, shape, steps, row, certain, offsets, labels, unary, weights, interaction):  # type: ignore[no-untyped-def]
+    """Neighbours of every voxel, and its costs with what certain neighbours add."""
+    count, width = index.shape[0], steps.shape[0]
+    table = np.full((count, width), -1, np.int32)
+    cost = unary.copy()
+    for n in prange(count):
+        for d in range(width):
+            i, j, k = index[n, 0] + steps[d, 0], index[n, 1] + steps[d, 1], index[n, 2] + steps[d, 2]
+            if i < 0 or j < 0 or k < 0 or i >= shape[0] or j >= shape[1] or k >= shape[2]:
+                continue
+            flat = (i * shape[1] + j) * shape[2] + k
+            table[n, d] = row[flat]
+            if row[flat] < 0 and certain.size > 0 and certain[flat] >= 0:
+                for s in range(offsets[n], offsets[n + 1]):
+                    cost[s] += weights[d] * interaction[labels[s], certain[flat]]
+    return table, cost
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _softmax(values, offsets):  # type: ignore[no-untyped-def]
+    out = np.empty(values.size)
+    for n in prange(offsets.size - 1):
+        largest = -np.inf
+        for s in range(offsets[n], offsets[n + 1]):
+            largest = max(largest, values[s])
+        total = 0.0
+        for s in range(offsets[n], offsets[n + 1]):
+            out[s] = np.exp(values[s] - largest)
+            total += out[s]
+        for s in range(offsets[n], offsets[n + 1]):
+            out[s] /= total
+    return out
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _best(values, offsets):  # type: ignore[no-untyped-def]
+    out = np.empty(offsets.size - 1, np.int64)
+    for n in prange(out.size):
+        best = offsets[n]
+        for s in range(offsets[n] + 1, offsets[n + 1]):
+            if values[s] > values[best]:
+                best = s
+        out[n] = best
+    return out
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _pair_energy(taken, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
+    """(M,) what each voxel pays for its neighbours; a pair counts at both."""
+    out = np.zeros(taken.size)
+    for n in prange(taken.size):
+        for d in range(weights.size):
+            m = neighbours[n, d]
+            if m >= 0:
+                out[n] += weights[d] * interaction[taken[n], taken[m]]
+    return out
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _conditional_cost(offsets, labels, unary, taken, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
+    out = unary.copy()
+    for n in prange(taken.size):
+        for d in range(weights.size):
+            m = neighbours[n, d]
+            if m >= 0:
+                for s in range(offsets[n], offsets[n + 1]):
+                    out[s] += weights[d] * interaction[labels[s], taken[m]]
+    return out
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _expected_pairs(offsets, labels, beliefs, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
+    """(M,) expected cost of each voxel's neighbours; a pair counts at both."""
+    out = np.zeros(offsets.size - 1)
+    for n in prange(out.size):
+        for d in range(weights.size):
+            m = neighbours[n, d]
+            if m >= 0:
+                for s in range(offsets[n], offsets[n + 1]):
+                    cost = 0.0
+                    for t in range(offsets[m], offsets[m + 1]):
+                        cost += beliefs[t] * interaction[labels[s], labels[t]]
+                    out[n] += weights[d] * beliefs[s] * cost
+    return out

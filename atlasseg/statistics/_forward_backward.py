@@ -1,0 +1,198 @@
+"""The forward-backward recursions of hidden Markov chains whose sites have their own lists of possible states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from atlasseg.volume import Bool, Float64, Int32, Int64
+
+CHUNK = 1 << 16
+"""Sites that are summed together, and at least so many."""
+MOST_CHUNKS = 64
+"""So the sums do not depend on the number of threads, and take no more than this many matrices."""
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """What chains say of their states, all observations considered.
+
+    Parameters
+    ----------
+    gamma : (S,) float64
+        Posterior probability of each slot; sums to 1 at each site.
+    pairs : (K, K) float64
+        Expected number of steps from each state to each.
+    first : (K,) float64
+        Expected number of chains that start in each state.
+    log_likelihood : float
+    """
+
+    gamma: Float64
+    pairs: Float64
+    first: Float64
+    log_likelihood: float
+
+
+def emissions(
+    log_density: NDArray[np.floating[Any]], prior: NDArray[np.floating[Any]], offsets: Int64
+) -> tuple[Float64, Float64]:
+    """(S,) prior times density over the largest density of prior above 0 of each site; and the log of that (N,)."""
+    return _emissions(log_density, prior, offsets)  # type: ignore[no-any-return]
+
+
+def smooth(
+    emission: Float64,
+    scale: Float64,
+    offsets: Int64,
+    labels: Int32,
+    starts: Bool,
+    initial: Float64,
+    transitions: Float64,
+) -> Smoothed:
+    """Run both recursions, each scaled to sum 1 at every site so that nothing underflows, side by side."""
+    alpha, beta, norm = _passes(emission, offsets, labels, starts, initial, transitions)
+    bounds = _bounds(offsets.size - 1)
+    pairs, first, logs = _combined(alpha, beta, norm, emission, scale, offsets, labels, starts, initial.size, bounds)
+    return Smoothed(beta, pairs.sum(axis=0).T * transitions, first.sum(axis=0), float(logs.sum()))
+
+
+def sample(
+    emission: Float64,
+    offsets: Int64,
+    labels: Int32,
+    starts: Bool,
+    initial: Float64,
+    transitions: Float64,
+    uniform: Float64,
+) -> Int64:
+    """(N,) slots drawn from the posterior of whole chains: forward recursion, then drawing backward by `uniform`."""
+    alpha, _, _ = _passes(emission, offsets, labels, starts, initial, transitions)
+    return np.asarray(_draw(alpha, offsets, labels, starts, transitions, uniform))
+
+
+def _bounds(sites: int) -> Int64:
+    count = int(np.clip(sites // CHUNK, 1, MOST_CHUNKS))
+    return np.linspace(0, sites, count + 1).astype(np.int64)
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _emissions(log_density, prior, offsets):  # type: ignore[no-untyped-def]
+    out = np.empty(log_density.size)
+    scale = np.empty(offsets.size - 1)
+    for n in prange(scale.size):
+        largest = -np.inf
+        for s in range(offsets[n], offsets[n + 1]):
+            if prior[s] > 0:
+                largest = max(largest, log_density[s])
+        for s in range(offsets[n], offsets[n + 1]):
+            out[s] = prior[s] * np.exp(log_density[s] - largest) if prior[s] > 0 else 0.0
+        scale[n] = largest
+    return out, scale
+
+
+@njit(cache=True, nogil=True)
+def _forward(emission, offsets, labels, starts, initial, transitions, alpha, norm):  # type: ignore[no-untyped-def]
+    before = last = 0
+    for n in range(offsets.size - 1):
+        first, end = offsets[n], offsets[n + 1]
+        total = 0.0
+        for s in range(first, end):
+            if starts[n]:
+                expected = initial[labels[s]]
+            else:
+                expected = 0.0
+                for r in range(before, last):
+                    expected += alpha[r] * transitions[labels[r], labels[s]]
+            alpha[s] = expected * emission[s]
+            total += alpha[s]
+        inverse = 1 / total
+        for s in range(first, end):
+            alpha[s] *= inverse
+        norm[n] = total
+        before, last = first, end
+
+
+@njit(cache=True, nogil=True)
+def _backward(emission, offsets, labels, starts, transitions, beta):  # type: ignore[no-untyped-def]
+    count = offsets.size - 1
+    for n in range(count - 1, -1, -1):
+        first, end = offsets[n], offsets[n + 1]
+        if n == count - 1 or starts[n + 1]:
+            beta[first:end] = 1.0
+            continue
+        total = 0.0
+        for s in range(first, end):
+            value = 0.0
+            for t in range(end, offsets[n + 2]):
+                value += transitions[labels[s], labels[t]] * emission[t] * beta[t]
+            beta[s] = value
+            total += value
+        inverse = 1 / total
+        for s in range(first, end):
+            beta[s] *= inverse
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _passes(emission, offsets, labels, starts, initial, transitions):  # type: ignore[no-untyped-def]
+    alpha, beta = np.empty(emission.size), np.empty(emission.size)
+    norm = np.empty(offsets.size - 1)
+    for side in prange(2):
+        if side == 0:
+            _forward(emission, offsets, labels, starts, initial, transitions, alpha, norm)
+        else:
+            _backward(emission, offsets, labels, starts, transitions, beta)
+    return alpha, beta, norm
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _combined(alpha, beta, norm, emission, scale, offsets, labels, starts, states, bounds):  # type: ignore[no-untyped-def]
+    """Sums of each chunk, those of pairs (to, from) before the transition's factor; `beta` becomes the posterior."""
+    chunks = bounds.size - 1
+    pairs, first = np.zeros((chunks, states, states)), np.zeros((chunks, states))
+    logs = np.zeros(chunks)
+    for chunk in prange(chunks):
+        for n in range(bounds[chunk], bounds[chunk + 1]):
+            logs[chunk] += np.log(norm[n]) + scale[n]
+            total = 0.0
+            for s in range(offsets[n], offsets[n + 1]):
+                total += alpha[s] * beta[s]
+            # the sum over all pairs of states is total * norm, by what alpha is
+            inverse = 1 / (total * norm[n])
+            for s in range(offsets[n], offsets[n + 1]):
+                if starts[n]:
+                    first[chunk, labels[s]] += alpha[s] * beta[s] / total
+                else:
+                    after = emission[s] * beta[s] * inverse
+                    for r in range(offsets[n - 1], offsets[n]):
+                        pairs[chunk, labels[s], labels[r]] += alpha[r] * after
+            for s in range(offsets[n], offsets[n + 1]):
+                beta[s] *= alpha[s] / total
+    return pairs, first, logs
+
+
+@njit(cache=True, nogil=True)
+def _draw(alpha, offsets, labels, starts, transitions, uniform):  # type: ignore[no-untyped-def]
+    count = offsets.size - 1
+    out = np.empty(count, np.int64)
+    for n in range(count - 1, -1, -1):
+        first, end = offsets[n], offsets[n + 1]
+        free = n == count - 1 or starts[n + 1]
+        total = 0.0
+        for s in range(first, end):
+            total += alpha[s] if free else alpha[s] * transitions[labels[s], labels[out[n + 1]]]
+        mark = uniform[n] * total
+        chosen = -1
+        for s in range(first, end):
+            weight = alpha[s] if free else alpha[s] * transitions[labels[s], labels[out[n + 1]]]
+            if weight > 0:
+                chosen = s
+                mark -= weight
+                if mark < 0:
+                    break
+        out[n] = chosen
+    return out

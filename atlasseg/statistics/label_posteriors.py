@@ -1,0 +1,298 @@
+"""Probabilities of labels mended by intensities and neighbours: what the statistical fusions and refinements share.
+
+Where a map of label probabilities is not certain it becomes the prior of a statistical model: every label has a
+Gaussian of intensities, estimated under the prior, and voxels depend on their neighbours in a field or along a curve.
+Memory grows with the labels that are possible at the uncertain voxels, not with labels times voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numba import njit, prange
+from scipy.ndimage import binary_dilation
+
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.statistics import curves, mean_field
+from atlasseg.statistics._field import field_over
+from atlasseg.statistics._forward_backward import emissions, smooth
+from atlasseg.statistics.gaussians import Gaussians, from_moments, unpacked
+from atlasseg.statistics.markov_chain import RAREST
+from atlasseg.statistics.markov_field import SOLVERS, Solver, solved
+from atlasseg.volume import Float32, Float64, Image, Int32, Int64, ProbabilityMap
+
+RIM_VOXELS = 2
+"""Certain voxels this near to uncertain ones count for the Gaussians, and are neighbours."""
+FLOOR = 0.01
+"""Least variance of a label, as a share of that of all intensities: small labels have few voxels to learn it from."""
+CHUNKS = 16
+"""Sums are made in so many parts, in order."""
+STAYS = 0.9
+"""Probability that the next voxel of a curve has the same label, before any is estimated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Uncertain voxels and the certain ones around them, with their possible labels as in a CSR matrix.
+
+    Parameters
+    ----------
+    voxels : (M,) int64
+        Ascending flat indices.
+    values : (M, C) float32
+        Intensities.
+    offsets : (M + 1,) int64
+    labels : (S,) int32
+        Index into `label_values` of each slot, ascending within a voxel.
+    prior : (S,) float64
+        Probability of each slot, above 0; sums to 1 at a voxel.
+    label_values : (L,) int32
+        Labels that occur, ascending.
+    """
+
+    voxels: Int64
+    values: Float32
+    offsets: Int64
+    labels: Int32
+    prior: Float64
+    label_values: Int32
+
+    @classmethod
+    def around(cls, target: Image, prior: ProbabilityMap) -> Rows:
+        """The rows of a prior that has uncertain voxels.
+
+        Raises
+        ------
+        GeometryError
+            Scan and prior lie on different grids.
+        """
+        if not target.grid.matches(prior.grid):
+            raise GeometryError(
+                f"{target.name or 'target'}: scan and probabilities lie on different grids: shapes {target.shape} and "
+                f"{prior.shape}, affines {target.affine.tolist()} and {prior.affine.tolist()}"
+            )
+        uncertain = np.zeros(prior.mode.size, bool)
+        uncertain[prior.voxels] = True
+        near = binary_dilation(uncertain.reshape(prior.shape), np.ones((3, 3, 3), bool), iterations=RIM_VOXELS)
+        voxels = np.flatnonzero(near)
+        free = uncertain[voxels]
+        counts = np.ones(voxels.size, np.int64)
+        counts[free] = np.diff(prior.offsets)
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        slots = np.repeat(free, counts)
+        values, shares = np.empty(slots.size, np.int32), np.ones(slots.size)
+        values[slots], shares[slots] = prior.labels, prior.values
+        values[~slots] = prior.mode.reshape(-1)[voxels[~free]]
+        every, labels = np.unique(values, return_inverse=True)
+        intensities = np.ascontiguousarray(target.channels.reshape(prior.mode.size, -1)[voxels])
+        return cls(voxels, intensities, offsets, labels.astype(np.int32), shares, every)
+
+    def gaussians(self, weights: Float64, before: Gaussians | None = None) -> Gaussians:
+        """The most likely Gaussian of each label given (S,) weights of the slots."""
+        centre = self.values.mean(axis=0, dtype=np.float64)
+        bounds = np.linspace(0, self.voxels.size, CHUNKS + 1).astype(np.int64)
+        packed = _moments(self.values, self.offsets, self.labels, weights, centre, self.label_values.size, bounds).sum(
+            axis=0
+        )
+        mass, first, second = unpacked(packed, self.values.shape[1])
+        return from_moments(mass, first, second, centre, floor=FLOOR, before=before)
+
+    def log_densities(self, gaussians: Gaussians) -> Float64:
+        """(S,) log density of each slot's label."""
+        return np.asarray(
+            _log_densities(
+                self.values, self.offsets, self.labels, gaussians.means, gaussians.whitening, gaussians.log_scale
+            )
+        )
+
+    def map_of(self, weights: Float64, prior: ProbabilityMap, name: str) -> ProbabilityMap:
+        """`prior` with other weights at the rows."""
+        return ProbabilityMap.from_entries(
+            prior.mode,
+            prior.affine,
+            np.repeat(self.voxels, np.diff(self.offsets)),
+            self.label_values[self.labels],
+            weights,
+            label_values=prior.label_values,
+            name=name,
+        )
+
+
+def in_field(
+    target: Image,
+    prior: ProbabilityMap,
+    *,
+    beta: float,
+    neighbours: Literal[6, 26],
+    intensity_weight: float,
+    solver: Solver,
+    iterations: int,
+    name: str = "",
+) -> ProbabilityMap:
+    """Posterior of the labels in a Markov random field.
+
+    The energy is
+
+        E(x) = sum_n (- w log f_xn(y_n) - log p_n(x_n)) + sum over neighbours n, m of beta d_min / d_nm [x_n != x_m]
+
+    with the prior p, a Gaussian f_l for each label, and distances d in mm. Expectation maximisation finds q by a sweep
+    of mean field and the Gaussians by q ([1]_); the solver then has the last word. After `icm` and `graph_cut`,
+    which give labels, the result is the conditional probability of each label given the neighbours'.
+
+    Parameters
+    ----------
+    target : Image
+    prior : ProbabilityMap
+        On the grid of `target`; where it is certain it stays.
+    beta : float
+        Strength of the field, 0 or more.
+    neighbours : int
+        6 or 26.
+    intensity_weight : float
+        w, from 0, where intensities say nothing, to 1.
+    solver : str
+        `mean_field`, `belief_propagation`, `icm` or `graph_cut`.
+    iterations : int
+        Of expectation maximisation, at least 1.
+    name : str
+        Of the result.
+
+    Raises
+    ------
+    InputError
+        A parameter is out of its range.
+    GeometryError
+        Scan and prior lie on different grids.
+
+    References
+    ----------
+    .. [1] Zhang, Brady, Smith (2001), Segmentation of brain MR images through a hidden Markov random field model and
+       the expectation-maximization algorithm, IEEE TMI 20(1):45-57.
+    """
+    if solver not in SOLVERS:
+        raise InputError(f"a field has no solver {solver!r}: there are {', '.join(SOLVERS)}")
+    _check(intensity_weight, iterations)
+    if not (np.isfinite(beta) and beta >= 0 and neighbours in (6, 26)):
+        raise InputError(f"a field needs beta of 0 or more and 6 or 26 neighbours, got {beta} and {neighbours}")
+    rows = Rows.around(target, prior)
+    if rows.voxels.size == 0:
+        return prior
+    log_prior = np.log(rows.prior)
+    field = field_over(
+        rows.voxels, target.shape, target.affine[:3, :3], labels=rows.labels, offsets=rows.offsets, unary=-log_prior,
+        beta=beta, neighbours=neighbours, number_of_labels=rows.label_values.size,
+    )  # fmt: skip
+    weights = rows.prior.copy()
+    gaussians: Gaussians | None = None
+    for _ in range(iterations):
+        gaussians = rows.gaussians(weights, gaussians)
+        field = field.with_unary(-intensity_weight * rows.log_densities(gaussians) - log_prior)
+        mean_field.iterate(field, weights)
+    return rows.map_of(solved(field, solver, weights), prior, name)
+
+
+def along_curve(
+    target: Image,
+    prior: ProbabilityMap,
+    *,
+    curve: curves.CurveName,
+    intensity_weight: float,
+    stays: float | None,
+    iterations: int,
+    name: str = "",
+) -> ProbabilityMap:
+    """Posterior of the labels along a curve, as a hidden Markov chain.
+
+    The prior is the weight of each label at each site of the chain. A chain starts wherever the curve enters the
+    uncertain voxels and those near them. The next site has the same label with probability `stays`, any of the others
+    with equal probability: how frequent labels are, the prior says. Gaussians are found by expectation maximisation.
+
+    Parameters
+    ----------
+    target, prior, intensity_weight, iterations, name
+        See `in_field`.
+    curve : str
+        `hilbert` or `serpentine`.
+    stays : float, optional
+        Above 0 and below 1; found by expectation maximisation where it is None.
+    """
+    _check(intensity_weight, iterations)
+    if stays is not None and not 0 < stays < 1:
+        raise InputError(f"stays above 0 and below 1 is wanted, got {stays}")
+    rows = Rows.around(target, prior)
+    if rows.voxels.size == 0:
+        return prior
+    inside = np.zeros(prior.mode.size, bool)
+    inside[rows.voxels] = True
+    sites, starts = curves.through(inside.reshape(prior.shape), curve)
+    at = np.searchsorted(rows.voxels, sites)
+    sizes = np.diff(rows.offsets)[at]
+    offsets = np.concatenate(([0], np.cumsum(sizes)))
+    slots = np.arange(offsets[-1]) + np.repeat(rows.offsets[at] - offsets[:-1], sizes)
+    labels = rows.labels[slots]
+    states = rows.label_values.size
+    share = rows.prior[slots]
+    initial = np.full(states, 1 / states)
+    same = STAYS if stays is None else stays
+    weights = rows.prior.copy()
+    gaussians: Gaussians | None = None
+    for _ in range(iterations):
+        gaussians = rows.gaussians(weights, gaussians)
+        logs = intensity_weight * rows.log_densities(gaussians)
+        e, scale = emissions(logs[slots], share, offsets)
+        transitions = np.full((states, states), (1 - same) / max(states - 1, 1))
+        np.fill_diagonal(transitions, same)
+        found = smooth(e, scale, offsets, labels, starts, initial, transitions)
+        if stays is None and (steps := found.pairs.sum()) > 0:
+            same = float(np.clip(np.trace(found.pairs) / steps, RAREST, 1 - RAREST))
+        weights[slots] = found.gamma
+    return rows.map_of(weights, prior, name)
+
+
+def _check(intensity_weight: float, iterations: int) -> None:
+    if not (0 <= intensity_weight <= 1 and iterations >= 1):
+        raise InputError(
+            "intensity_weight of 0 to 1 and iterations of at least 1 are wanted, got "
+            f"{intensity_weight} and {iterations}"
+        )
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _moments(values, offsets, labels, weights, centre, states, bounds):  # type: ignore[no-untyped-def]
+    """(chunks, L, 1 + C + C (C + 1) / 2) sums as `gaussians.unpacked` takes them."""
+    channels = values.shape[1]
+    out = np.zeros((bounds.size - 1, states, 1 + channels + channels * (channels + 1) // 2))
+    for chunk in prange(bounds.size - 1):
+        apart = np.empty(channels)
+        for n in range(bounds[chunk], bounds[chunk + 1]):
+            for c in range(channels):
+                apart[c] = values[n, c] - centre[c]
+            for s in range(offsets[n], offsets[n + 1]):
+                k, weight = labels[s], weights[s]
+                out[chunk, k, 0] += weight
+                at = 1 + channels
+                for c in range(channels):
+                    out[chunk, k, 1 + c] += weight * apart[c]
+                    for d in range(c + 1):
+                        out[chunk, k, at] += weight * apart[c] * apart[d]
+                        at += 1
+    return out
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _log_densities(values, offsets, labels, means, whitening, log_scale):  # type: ignore[no-untyped-def]
+    out = np.empty(labels.size)
+    channels = values.shape[1]
+    for n in prange(values.shape[0]):
+        for s in range(offsets[n], offsets[n + 1]):
+            k = labels[s]
+            square = 0.0
+            for c in range(channels):
+                z = 0.0
+                for d in range(c + 1):
+                    z += whitening[k, c, d] * (values[n, d] - means[k, d])
+                square += z * z
+            out[s] = log_scale[k] - 0.5 * square
+    return out

@@ -1,0 +1,321 @@
+"""Hidden Markov chain: voxels along a curve, each of a hidden class that depends on the one before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError
+from atlasseg.statistics import kmeans
+from atlasseg.statistics._forward_backward import Smoothed, emissions, sample, smooth
+from atlasseg.statistics.gaussian_mixture import checked_prior
+from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, log_density
+from atlasseg.volume import Bool, Float64, Int32, Int64
+
+RAREST = 1e-12
+"""No transition is less probable, so that no observation is impossible."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A fitted hidden Markov chain of K classes on N sites of C modalities.
+
+    Parameters
+    ----------
+    posterior : (N, K) float64
+        Probability of each class at each site given all observations.
+    gaussians : Gaussians
+        Of the classes.
+    initial : (K,) float64
+        Probability of each class where a chain starts.
+    transitions : (K, K) float64
+        Probability of each class (column) after each class (row).
+    log_likelihoods : tuple of float
+        Before each iteration and at the end.
+    converged : bool
+        Whether it settled before the last iteration allowed.
+    """
+
+    posterior: Float64
+    gaussians: Gaussians
+    initial: Float64
+    transitions: Float64
+    log_likelihoods: tuple[float, ...]
+    converged: bool
+
+    @property
+    def classes(self) -> Int64:
+        """(N,) class of the largest posterior (MPM), 0 to K - 1; on a tie the first."""
+        return np.asarray(self.posterior.argmax(axis=1))
+
+
+def posterior(
+    log_densities: NDArray[np.floating[Any]],
+    *,
+    initial: Float64,
+    transitions: Float64,
+    prior: NDArray[np.floating[Any]] | None = None,
+    starts: Bool | None = None,
+) -> Smoothed:
+    """Posterior of the classes by normalised forward-backward ([1]_ section 2; weights a_n(k) of [2]_ eq. 6).
+
+        alpha_n(k) proportional to a_n(k) f_k(y_n) sum_j alpha_n-1(j) t_jk
+        beta_n(j)  proportional to sum_k t_jk a_n+1(k) f_k(y_n+1) beta_n+1(k)
+        gamma_n(k) proportional to alpha_n(k) beta_n(k)
+
+    The two recursions run side by side. A missing observation has a density of 1, log density 0.
+
+    Parameters
+    ----------
+    log_densities : (N, K) float
+        log f_k(y_n).
+    initial : (K,) float64
+        Probabilities where a chain starts.
+    transitions : (K, K) float64
+        t_jk, rows of sum 1, all above 0.
+    prior : (N, K) float, optional
+        a_n(k), 0 or more, at each site some above 0; 1 where absent.
+    starts : (N,) bool, optional
+        Where a new chain starts, always at the first site; one chain where absent.
+
+    Returns
+    -------
+    Smoothed
+
+    Raises
+    ------
+    InputError
+        There are no sites, or shapes do not fit.
+
+    References
+    ----------
+    .. [1] Bricq et al. (2006), Triplet Markov chain for 3D MRI brain segmentation using a probabilistic atlas, IEEE
+       ISBI, 386-389.
+    .. [2] Bricq, Collet, Armspach (2008), Unifying framework for multimodal brain MRI segmentation based on hidden
+       Markov chains, Medical Image Analysis 12(6):639-652.
+    """
+    if log_densities.ndim != 2 or not log_densities.size or transitions.shape != (log_densities.shape[1],) * 2:
+        raise InputError(
+            f"log densities (N, K) of at least one site and transitions (K, K) are wanted, got shapes "
+            f"{log_densities.shape} and {transitions.shape}"
+        )
+    count, classes = log_densities.shape
+    weights = np.ones((count, classes)) if prior is None else np.asarray(prior)
+    if weights.shape != log_densities.shape or not (weights.max(axis=1) > 0).all():
+        raise InputError(f"prior weights {log_densities.shape} are wanted, above 0 for some class of every site")
+    layout = _layout(count, classes)
+    e, scale = emissions(np.ascontiguousarray(log_densities).reshape(-1), weights.reshape(-1), layout[0])
+    return smooth(e, scale, *layout, _checked_starts(starts, count), initial, transitions)
+
+
+def fit(
+    values: NDArray[np.floating[Any]],
+    *,
+    classes: int | None = None,
+    prior: NDArray[np.floating[Any]] | None = None,
+    start: NDArray[np.floating[Any]] | None = None,
+    starts: Bool | None = None,
+    known: Bool | None = None,
+    estimation: Literal["em", "sem", "ice"] = "em",
+    draws: int = 1,
+    seed: int = 0,
+    floor: float = VARIANCE_FLOOR,
+    max_iterations: int = 50,
+    tolerance: float = 1e-5,
+) -> Chain:
+    """Fit a hidden Markov chain.
+
+    By `em` [1]_ (Baum-Welch) every parameter maximises the expectation given the posteriors; no likelihood falls.
+    By `sem` [2]_ classes are drawn from their posterior as whole chains, and the parameters are those of the draw. By
+    `ice` [3]_ initial and transition probabilities are the expectations, which are known, and the Gaussians the mean of
+    the estimates on `draws` draws. After sem and ice the posteriors are those of the mean of the parameters over the
+    second half of the iterations, which are always all done.
+
+    Parameters
+    ----------
+    values : (N, C) float
+        Intensities in the order of a curve, see `curves.through`.
+    classes : int, optional
+        K, if neither `prior` nor `start` says it; 3 if nothing does.
+    prior : (N, K) float, optional
+        Atlas weights a_n(k) of each site, see `posterior`; the classes keep its order. Rows are scaled to sum 1, those
+        of sum 0 take the mean of the others.
+    start : (N, K) float, optional
+        Memberships to start from, instead of the prior, or of k-means.
+    starts : (N,) bool, optional
+        Where a new chain starts; one chain where absent.
+    known : (N,) bool, optional
+        Sites that were observed; the others' values do not count.
+    estimation : str
+        `em`, `sem` or `ice`.
+    draws : int
+        Of each iteration, for `ice`.
+    seed : int
+        Of the draws.
+    floor : float
+        Least variance, see `gaussians.estimate`.
+    max_iterations : int
+        At most so many, at least 1.
+    tolerance : float
+        For `em`: settled when the log-likelihood changes by no more than this share of N.
+
+    Returns
+    -------
+    Chain
+
+    Raises
+    ------
+    InputError
+        No site is observed, values are not finite, there are more classes than distinct values (as in a constant scan,
+        or a chain of length 1 with two classes), the prior is not one, or a parameter is out of its range.
+
+    References
+    ----------
+    .. [1] Baum et al. (1970), A maximization technique occurring in the statistical analysis of probabilistic functions
+       of Markov chains, Annals of Mathematical Statistics 41(1):164-171.
+    .. [2] Celeux, Diebolt (1985), The SEM algorithm, Computational Statistics Quarterly 2:73-82.
+    .. [3] Pieczynski (1992), Statistical image segmentation, Machine Graphics and Vision 1(1/2):261-268.
+    """
+    y, seen = _checked_values(values, known)
+    count = len(y)
+    if estimation not in ("em", "sem", "ice"):
+        raise InputError(f"a chain is estimated by em, sem or ice, got {estimation!r}")
+    if not (max_iterations >= 1 and draws >= 1 and tolerance >= 0):
+        raise InputError(
+            "a chain needs max_iterations and draws of at least 1 and tolerance of 0 or more, got "
+            f"{max_iterations}, {draws} and {tolerance}"
+        )
+    given = None if prior is None else checked_prior(prior, count)
+    memberships = _start(y, seen, classes, given, start)
+    number = memberships.shape[1]
+    if given is not None and given.shape[1] != number:
+        raise InputError(f"prior and start differ in their number of classes, {given.shape[1]} and {number}")
+    weights = (np.ones((count, number)) if given is None else given).reshape(-1)
+    begins = _checked_starts(starts, count)
+    layout = _layout(count, number)
+    rng = np.random.default_rng(seed)
+
+    state = _State(
+        estimate(y, memberships * seen[:, None], floor=floor),
+        probabilities_of(memberships[begins].sum(axis=0)),
+        probabilities_of(np.einsum("nj,nk->jk", memberships[:-1][~begins[1:]], memberships[1:][~begins[1:]])),
+    )
+
+    def expectation(now: _State) -> tuple[Float64, Smoothed]:
+        logs = log_density(y, now.gaussians)
+        logs[~seen] = 0
+        e, scale = emissions(logs.reshape(-1), weights, layout[0])
+        return e, smooth(e, scale, *layout, begins, now.initial, now.transitions)
+
+    history, visited = [], []
+    settled = False
+    for iteration in range(max_iterations + 1):
+        e, found = expectation(state)
+        history.append(found.log_likelihood)
+        settled = estimation == "em" and iteration > 0 and abs(history[-1] - history[-2]) <= tolerance * count
+        if settled or iteration == max_iterations:
+            break
+        gamma = found.gamma.reshape(count, number)
+        if estimation == "em":
+            gaussians = estimate(y, gamma * seen[:, None], floor=floor, before=state.gaussians)
+        else:
+            drawn = []
+            for _ in range(draws if estimation == "ice" else 1):
+                slots = sample(e, *layout, begins, state.initial, state.transitions, rng.random(count))
+                one = np.zeros(count * number)
+                one[slots] = 1
+                one = one.reshape(count, number)
+                drawn.append(estimate(y, one * seen[:, None], floor=floor, before=state.gaussians))
+            gaussians = _mean(drawn)
+        first, pairs = found.first, found.pairs
+        if estimation == "sem":
+            labels = slots % number
+            inner = ~begins[1:]
+            first = np.bincount(labels[begins], minlength=number).astype(float)
+            pairs = np.bincount(labels[:-1][inner] * number + labels[1:][inner], minlength=number**2).astype(float)
+        state = _State(
+            gaussians, probabilities_of(first), probabilities_of(pairs.reshape(number, number), state.transitions)
+        )
+        if iteration >= max_iterations // 2:
+            visited.append(state)
+    if estimation != "em":
+        state = _State(
+            _mean([s.gaussians for s in visited]),
+            np.mean([s.initial for s in visited], axis=0),
+            np.mean([s.transitions for s in visited], axis=0),
+        )
+        found = expectation(state)[1]
+        history.append(found.log_likelihood)
+    return Chain(
+        found.gamma.reshape(count, number), state.gaussians, state.initial, state.transitions, tuple(history), settled
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """Parameters of a chain."""
+
+    gaussians: Gaussians
+    initial: Float64
+    transitions: Float64
+
+
+def _mean(parts: list[Gaussians]) -> Gaussians:
+    return Gaussians(np.mean([g.means for g in parts], axis=0), np.mean([g.covariances for g in parts], axis=0))
+
+
+def probabilities_of(counts: Float64, before: Float64 | None = None) -> Float64:
+    """Rows of sum 1, none below `RAREST`; a row of no counts is the one `before`, or uniform."""
+    total = counts.sum(axis=-1, keepdims=True)
+    rows = np.where(
+        total > 0, counts / np.where(total > 0, total, 1), 1 / counts.shape[-1] if before is None else before
+    )
+    rows = np.maximum(rows, RAREST)
+    return np.asarray(rows / rows.sum(axis=-1, keepdims=True))
+
+
+def _layout(count: int, classes: int) -> tuple[Int64, Int32]:
+    """Offsets and labels of sites that may all be of every class."""
+    return np.arange(count + 1, dtype=np.int64) * classes, np.tile(np.arange(classes, dtype=np.int32), count)
+
+
+def _checked_starts(starts: Bool | None, count: int) -> Bool:
+    out = np.zeros(count, bool) if starts is None else np.array(starts, bool)
+    if out.shape != (count,):
+        raise InputError(f"starts of {count} sites are wanted, got shape {out.shape}")
+    out[0] = True
+    return out
+
+
+def _checked_values(values: NDArray[np.floating[Any]], known: Bool | None) -> tuple[Float64, Bool]:
+    y = np.array(values, dtype=np.float64, order="C")
+    if y.ndim != 2 or not y.size:
+        raise InputError(f"a chain needs values (N, C) of at least one site, got shape {y.shape}: is the mask empty?")
+    seen = np.ones(len(y), bool) if known is None else np.asarray(known, bool)
+    if seen.shape != (len(y),) or not seen.any():
+        raise InputError(f"a chain needs at least one observed site of its {len(y)}, got known of shape {seen.shape}")
+    if not np.isfinite(y[seen]).all():
+        raise InputError(f"{int((~np.isfinite(y[seen])).sum())} intensities are NaN or infinite")
+    y[~seen] = y[seen].mean(axis=0)
+    return y, seen
+
+
+def _start(
+    y: Float64, seen: Bool, classes: int | None, prior: Float64 | None, start: NDArray[np.floating[Any]] | None
+) -> Float64:
+    """(N, K) memberships to start from; where nothing was observed, the mean."""
+    given = prior if start is None else np.asarray(start, dtype=np.float64)
+    if given is None:
+        number = 3 if classes is None else classes
+        given = np.full((len(y), number), 1 / max(number, 1))
+        given[seen] = np.eye(number)[kmeans.cluster(y[seen], classes=number).assigned]
+        return given
+    number = given.shape[-1]
+    if given.shape != (len(y), number) or (classes is not None and classes != number):
+        raise InputError(f"memberships of {len(y)} sites in {classes or number} classes are wanted, got {given.shape}")
+    if number > 1 and number > (distinct := len(np.unique(y[seen], axis=0))):
+        raise InputError(f"{number} classes are more than the {distinct} distinct values of the sites")
+    return given

@@ -1,0 +1,185 @@
+"""Hidden Markov random field: classes of voxels that depend on their neighbours in three dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError
+from atlasseg.statistics import belief_propagation, graph_cut, icm, kmeans, mean_field
+from atlasseg.statistics._field import Field, dense_field
+from atlasseg.statistics.gaussian_mixture import checked_prior
+from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, log_density
+from atlasseg.volume import Bool, Float64, Int64
+
+Solver = Literal["mean_field", "belief_propagation", "icm", "graph_cut"]
+SOLVERS = ("mean_field", "belief_propagation", "icm", "graph_cut")
+
+LEAST_PRIOR = 1e-9
+"""No prior is smaller: costs stay finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class FieldFit:
+    """A fitted field of K classes on N voxels of C modalities.
+
+    Parameters
+    ----------
+    posterior : (N, K) float64
+        Probability of each class: of the solver, or given the neighbours' labels after `icm` and `graph_cut`.
+    gaussians : Gaussians
+        Of the classes.
+    free_energies : tuple of float
+        After each iteration's expectation step; for mean field none is above the last.
+    converged : bool
+        Whether it settled before the last iteration allowed.
+    """
+
+    posterior: Float64
+    gaussians: Gaussians
+    free_energies: tuple[float, ...]
+    converged: bool
+
+    @property
+    def classes(self) -> Int64:
+        """(N,) class of the largest posterior, 0 to K - 1; on a tie the first."""
+        return np.asarray(self.posterior.argmax(axis=1))
+
+
+def solved(field: Field, solver: Solver, start: Float64) -> Float64:
+    """(S,) probabilities of a field's slots by a solver, from (S,) probabilities to start at where it uses them.
+
+    `icm` and `graph_cut` give labels: then it is the conditional probability of each, the neighbours' being given.
+
+    Raises
+    ------
+    InputError
+        There is no such solver.
+    """
+    if solver == "mean_field":
+        return mean_field.solve(field, start=start).values
+    if solver == "belief_propagation":
+        return belief_propagation.solve(field).values
+    if solver == "icm":
+        return field.conditional(icm.solve(field, start=field.best(start)).chosen)
+    if solver == "graph_cut":
+        return field.conditional(graph_cut.solve(field).chosen)
+    raise InputError(f"a field has no solver {solver!r}: there are {', '.join(SOLVERS)}")
+
+
+def fit(
+    values: NDArray[np.floating[Any]],
+    inside: Bool,
+    edges_mm: Float64,
+    *,
+    classes: int | None = None,
+    prior: NDArray[np.floating[Any]] | None = None,
+    beta: float = 0.2,
+    neighbours: Literal[6, 26] = 26,
+    interaction: Float64 | None = None,
+    solver: Solver = "mean_field",
+    floor: float = VARIANCE_FLOOR,
+    max_iterations: int = 30,
+    tolerance: float = 1e-3,
+) -> FieldFit:
+    """Fit Gaussians and labels of a Markov random field by expectation maximisation ([1]_; energy of [2]_ eq. 9).
+
+        E(x) = sum_n (-log f_xn(y_n) - log prior_n(x_n)) + sum over neighbours of beta d_min / d_nm V(x_n, x_m)
+
+    Each iteration makes one sweep of mean field and then takes the most likely Gaussians; the free energy of
+    independent voxels and parameters never rises. The solver then finds the labels given the last Gaussians.
+
+    Parameters
+    ----------
+    values : (N, C) float
+        Intensities of the region's voxels, in the order of ``array[inside]``.
+    inside : (I, J, K) bool
+        The region.
+    edges_mm : (3, 3) float64
+        A voxel's edges as columns: ``affine[:3, :3]``.
+    classes : int, optional
+        K, if `prior` does not say it; 3 if nothing does.
+    prior : (N, K) float, optional
+        Probability of each class at each voxel; the classes keep its order.
+    beta : float
+        Strength of the field, 0 or more.
+    neighbours : int
+        6 or 26.
+    interaction : (K, K) float64, optional
+        V; Potts where absent.
+    solver : str
+        `mean_field`, `belief_propagation`, `icm` or `graph_cut`.
+    floor : float
+        Least variance, see `gaussians.estimate`.
+    max_iterations : int
+        At most so many, at least 1.
+    tolerance : float
+        Settled when no probability changes by more.
+
+    Raises
+    ------
+    InputError
+        The region is empty or does not fit the values, values are not finite, there are more classes than distinct
+        values, the prior is not one, or a parameter is out of its range.
+
+    References
+    ----------
+    .. [1] Zhang, Brady, Smith (2001), Segmentation of brain MR images through a hidden Markov random field model and
+       the expectation-maximization algorithm, IEEE TMI 20(1):45-57.
+    .. [2] Scherrer et al. (2009), Distributed local MRF models for tissue and structure brain segmentation, IEEE TMI
+       28(8):1278-1295.
+    """
+    y, log_prior, beliefs = begin(values, inside, classes, prior)
+    if solver not in SOLVERS or max_iterations < 1:
+        raise InputError(
+            f"a field needs a solver of {', '.join(SOLVERS)} and max_iterations of at least 1, got {solver!r} and "
+            f"{max_iterations}"
+        )
+    field = dense_field(-log_prior, inside, edges_mm, beta=beta, neighbours=neighbours, interaction=interaction)
+    gaussians = estimate(y, beliefs, floor=floor)
+    flat = np.ascontiguousarray(beliefs).reshape(-1)
+    history: list[float] = []
+    settled = False
+    for _ in range(max_iterations):
+        field = field.with_unary(-log_density(y, gaussians) - log_prior)
+        settled = mean_field.iterate(field, flat) <= tolerance
+        history.append(field.free_energy(flat))
+        if settled:
+            break
+        gaussians = estimate(y, flat.reshape(beliefs.shape), floor=floor, before=gaussians)
+    field = field.with_unary(-log_density(y, gaussians) - log_prior)
+    posterior = solved(field, solver, flat).reshape(beliefs.shape)
+    return FieldFit(posterior, gaussians, tuple(history), settled)
+
+
+def begin(
+    values: NDArray[np.floating[Any]], inside: Bool, classes: int | None, prior: NDArray[np.floating[Any]] | None
+) -> tuple[Float64, Float64, Float64]:
+    """Checked (N, C) values, and (N, K) log prior and memberships to start from.
+
+    Raises
+    ------
+    InputError
+        See `fit`.
+    """
+    y = np.ascontiguousarray(values, dtype=np.float64)
+    if not inside.any():
+        raise InputError("a field over no voxels: is the mask empty?")
+    if y.ndim != 2 or len(y) != int(inside.sum()):
+        raise InputError(f"values (N, C) of the region's {int(inside.sum())} voxels are wanted, got shape {y.shape}")
+    if not np.isfinite(y).all():
+        raise InputError(f"{int((~np.isfinite(y)).sum())} intensities are NaN or infinite")
+    if prior is None:
+        number = 3 if classes is None else classes
+        beliefs = np.eye(number)[kmeans.cluster(y, classes=number).assigned]
+        return y, np.zeros_like(beliefs), beliefs
+    given = checked_prior(prior, len(y))
+    number = given.shape[1]
+    if classes is not None and classes != number:
+        raise InputError(f"{classes} classes are wanted, but the prior has {number}")
+    if number > 1 and number > (distinct := len(np.unique(y, axis=0))):
+        raise InputError(f"{number} classes are more than the {distinct} distinct values of the voxels")
+    return y, np.log(np.maximum(given, LEAST_PRIOR)), given

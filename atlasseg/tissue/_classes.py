@@ -1,0 +1,133 @@
+"""What every model of tissues shares: the region's intensities, and how a result is put together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError
+from atlasseg.statistics import gaussian_mixture
+from atlasseg.statistics.gaussians import Gaussians
+from atlasseg.volume import Bool, Float32, Float64, Image, LabelMap, Mask, ProbabilityMap
+
+log = logging.getLogger(__name__)
+
+LEAST = 1e-4
+"""Probabilities below this are not stored; the others of the voxel are scaled to sum 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tissues:
+    """Tissues of one scan, on its grid; K classes, C modalities.
+
+    Parameters
+    ----------
+    labels : LabelMap
+        1 to K where the region is, 0 elsewhere: the most probable class.
+    probabilities : ProbabilityMap
+        Of each class; certain background outside the region. With partial volume, the expected part of each class in
+        a voxel: the probability that a point of the voxel is of it.
+    corrected : Image
+        The scan without its bias field.
+    bias : Image
+        What the scan was divided by, in each modality; 1 outside the region.
+    means, sds : (K, C) float64
+        Of each class in the corrected intensities.
+    """
+
+    labels: LabelMap
+    probabilities: ProbabilityMap
+    corrected: Image
+    bias: Image
+    means: Float64
+    sds: Float64
+
+
+def shifted(image: Image, inside: Mask) -> tuple[Float64, Float64]:
+    """(N, C) intensities of the region, none below 0, where a gain's scale begins; and the shift (C,) that took."""
+    own = image.channels[inside.array].astype(np.float64)
+    if not len(own):
+        raise InputError(f"{image.name or 'scan'}: its mask is empty")
+    shift = np.minimum(own.min(axis=0), 0)
+    return own - shift, shift
+
+
+def neighbouring(values: Float64, classes: int, prior: Float64 | None) -> list[tuple[int, int]]:
+    """Pairs of classes that follow each other in the first modality: of them voxels may be mixed."""
+    if prior is None:
+        return list(pairwise(range(classes)))
+    means = (prior * values[:, :1]).sum(axis=0) / prior.sum(axis=0)
+    return list(pairwise(np.argsort(means, kind="stable").tolist()))
+
+
+def assembled(
+    image: Image,
+    inside: Mask,
+    shift: Float64,
+    parts: Float64,
+    bias: Float64,
+    corrected: Float64,
+    gaussians: Gaussians,
+) -> Tissues:
+    """A result on the scan's grid, from the parts, the bias and the corrected intensities of the region's voxels."""
+    region = inside.array
+    count = parts.shape[1]
+
+    def on_grid(values: NDArray[Any], outside: NDArray[Any] | float) -> Float32:
+        full = np.empty((*region.shape, values.shape[1]), np.float32)
+        full[...] = outside
+        full[region] = values
+        return full
+
+    field, without = on_grid(bias, 1.0), on_grid(corrected + shift, image.channels)
+    if image.array.ndim == 3:
+        field, without = field[..., 0], without[..., 0]
+    probabilities = _probability_map(image, region, parts)
+    return Tissues(
+        LabelMap(probabilities.mode, image.affine, image.name),
+        probabilities,
+        Image(without, image.affine, image.name),
+        Image(field, image.affine, image.name),
+        gaussians.means[:count] + shift,
+        np.sqrt(np.einsum("kcc->kc", gaussians.covariances[:count])),
+    )
+
+
+def _probability_map(image: Image, region: Bool, posterior: Float64) -> ProbabilityMap:
+    count = posterior.shape[1]
+    kept = posterior >= min(LEAST, 0.5 / count)
+    weights = np.where(kept, posterior, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    mode = np.zeros(region.shape, np.int32)
+    mode[region] = weights.argmax(axis=1) + 1
+    listed = kept.sum(axis=1) > 1
+    entries = kept & listed[:, None]
+    labels = np.broadcast_to(np.arange(1, count + 1, dtype=np.int32), posterior.shape)
+    return ProbabilityMap(
+        mode,
+        np.flatnonzero(region)[listed],
+        np.concatenate(([0], np.cumsum(kept[listed].sum(axis=1)))).astype(np.int64),
+        labels[entries],
+        weights[entries].astype(np.float32),
+        image.affine,
+        np.arange(count + 1, dtype=np.int32),
+        image.name,
+    )
+
+
+def checked(prior: Float64 | None, classes: int, region: Bool) -> Float64 | None:
+    """The prior, which must have a row for every voxel of the region; said where rows are 0."""
+    if prior is None:
+        if classes < 2:
+            raise InputError(f"at least 2 classes are wanted, got {classes}")
+        return None
+    given = gaussian_mixture.checked_prior(prior, int(region.sum()))
+    nothing = int((prior.sum(axis=1) <= 0).sum())
+    if nothing:
+        log.warning("the prior is 0 at %d of %d voxels of the region; its mean is taken there", nothing, len(prior))
+    return given
