@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -107,9 +108,16 @@ def write_segmentation(
     recipe: Recipe,
     table: LabelTable,
     sources: Sequence[str],
+    *,
+    way: str | None = None,
 ) -> None:
-    """Write labels, label table, sidecar, volumes, atlas table and what else `recipe.output` asks for into `folder`."""
-    stem = f"{target}_desc-{recipe.fusion.method.name.replace('_', '')}"
+    """Write labels, label table, sidecar, volumes, atlas table and what else `recipe.output` asks for into `folder`.
+
+    With several segmentations of a target in one folder each has the name of its `way`; by default files are named
+    after the fusion.
+    """
+    stem = f"{target}_desc-{re.sub('[^A-Za-z0-9]', '', way or recipe.fusion.method.name)}"
+    own = stem if way else target
     io.write_label_map(result.labels, folder / f"{stem}_dseg.nii.gz", like=scan)
     io.write_label_table(table, folder / f"{stem}_dseg.tsv")
     voted = [c.atlas.id for c in result.alignment.candidates if c.verdict.keep]
@@ -127,10 +135,10 @@ def write_segmentation(
         "SoftwareVersions": software_versions(),
     }
     io.write_json(sidecar, folder / f"{stem}_dseg.json")
-    write_table(volumes(result.labels, table), folder / f"{target}_volumes.tsv")
+    write_table(volumes(result.labels, table), folder / f"{own}_volumes.tsv")
     write_table(atlas_rows(result), folder / f"{target}_atlases.tsv")
     if result.changes:
-        io.write_tsv([asdict(change) for change in result.changes], folder / f"{target}_regions.tsv")
+        io.write_tsv([asdict(change) for change in result.changes], folder / f"{own}_regions.tsv")
     if recipe.output.entropy:
         entropy = Image(result.probabilities.entropy(), scan.affine)
         io.write_image(entropy, folder / f"{stem}_entropy.nii.gz", like=scan)
