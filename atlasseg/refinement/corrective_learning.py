@@ -89,8 +89,8 @@ def refine(
 
     Around each label l, dilated by a few voxels, a classifier says from a patch of intensities, a patch of fused
     probabilities and the position relative to the label's own centre and extent how probable it is that voxel x is of
-    l: q_l(x) (sections 2.2 and 2.3 of [1], with gradient boosting [2] in place of AdaBoost, and probabilities in
-    place of labels). The refined probability is
+    l: q_l(x) ([1], with gradient boosting [2] in place of AdaBoost, and probabilities in place of labels). The refined
+    probability is
 
         p_l(x) = q_l(x) / sum of q_m(x) over all labels m,
 
