@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import kept_registrations, registration_key
+from atlasseg.cohort.cache import kept_example, kept_registrations, registration_key
 from atlasseg.cohort.outputs import software_versions
 from atlasseg.cohort.run import registrar
 from atlasseg.errors import InputError
 from atlasseg.pipeline import Registrar
 from atlasseg.recipe import Recipe
-from atlasseg.refinement.corrective_learning import CorrectiveModel, write_model
+from atlasseg.refinement.corrective_learning import CorrectiveModel, Example, write_model
 from atlasseg.training import train_corrective
 from atlasseg.volume import Atlas
 
@@ -40,7 +40,8 @@ def correct(
     samples_per_label, seed, progress
         As for `training.train_corrective`.
     cache : path, optional
-        Folder for registrations, found again by their content; without one they are not kept.
+        Folder for registrations and for the atlases' segmentations, found again by their content, so that a training
+        that was broken off goes on where it was; without one they are not kept.
 
     Raises
     ------
@@ -55,12 +56,20 @@ def correct(
     library = library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
     registers = registrar(recipe, library)
 
+    def folder_of(atlas: Atlas, others: Sequence[Atlas]) -> Path | None:
+        return None if cache is None else cache / registration_key(atlas.image, atlas.mask, others, recipe)
+
     def registrar_for(atlas: Atlas, others: Sequence[Atlas]) -> Registrar:
-        if cache is None:
+        folder = folder_of(atlas, others)
+        if folder is None:
             return registers
-        folder = cache / registration_key(atlas.image, atlas.mask, others, recipe)
-        ids = [other.id for other in others]
-        return lambda scans: kept_registrations(folder, ids, lambda: registers(scans), atlas.image)
+        return lambda scans: kept_registrations(
+            folder, [other.id for other in scans.atlases], lambda: registers(scans), atlas.image
+        )
+
+    def keep(atlas: Atlas, others: Sequence[Atlas], make: Callable[[], Example]) -> Example:
+        folder = folder_of(atlas, others)
+        return make() if folder is None else kept_example(folder, recipe, atlas, make)
 
     model = train_corrective(
         [library.read(id_) for id_ in library.ids],
@@ -69,6 +78,7 @@ def correct(
         seed=seed,
         versions=software_versions(),
         registrar_for=registrar_for,
+        keep=keep,
         progress=progress,
     )
     write_model(model, out, table=library.table)
