@@ -60,10 +60,11 @@ def leave_one_out(
         if not others:
             raise InputError(f"atlas {atlas.id}: the library holds no other atlas to segment it from")
         progress(f"{atlas.id} ({number} of {len(atlases)}) from {len(others)} others")
-        yield keep(atlas, others, partial(_segmented, atlas, others, recipe, registrar_for(atlas, others)))
+        yield keep(atlas, others, partial(segmented, atlas, others, recipe, registrar_for(atlas, others)))
 
 
-def _segmented(atlas: Atlas, others: Sequence[Atlas], recipe: Recipe, registrar: Registrar | None) -> Example:
+def segmented(atlas: Atlas, others: Sequence[Atlas], recipe: Recipe, registrar: Registrar | None = None) -> Example:
+    """An atlas segmented from others, which must not hold it, by a recipe up to fusion."""
     alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar)
     voters = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
     fused: ProbabilityMap = recipe.fusion.method(alignment.target, voters)
