@@ -94,8 +94,6 @@ def fuse(
                 f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
                 f"the target {target.name!r} has {channels}"
             )
-        if not np.isfinite(atlas.image.array).all():
-            raise InputError(f"atlas {atlas.id!r}: its image holds NaN or infinity")
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"{name} must be a number above 0, got {value!r}")
