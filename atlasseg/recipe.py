@@ -159,6 +159,7 @@ class Output:
     """What is written beside segmentation, label table and volumes."""
 
     entropy: bool = True
+    disagreement: bool = False
     probabilities: bool = False
     transforms: bool = False
     report: bool = True

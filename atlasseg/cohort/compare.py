@@ -18,7 +18,7 @@ from atlasseg.cohort.cache import kept_registrations, registration_key
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
 from atlasseg.cohort.run import opened, read_case, registrar
 from atlasseg.errors import InputError
-from atlasseg.evaluation import calibration, evaluate
+from atlasseg.evaluation import evaluate
 from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
 from atlasseg.files import discard_partial, whole_folder
 from atlasseg.pipeline import Progress, align, checked_provenance, fuse
@@ -211,9 +211,8 @@ def _fused_every_way(
                 not_annotated=case.not_annotated,
                 surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
             )
-            cost["expected_calibration_error"] = calibration.expected_calibration_error(
-                result.probabilities, case.reference
-            )
+            bins = outputs.calibration_table(result.probabilities, case.reference, target=target.id, method=way)
+            cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
             rows = outputs.metrics_table(scores, target=target.id, method=way)
             extra: list[dict[str, Any]] = [
                 {"target": target.id, "method": way, "name": "all", "metric": metric, "value": value, "note": ""}
@@ -221,4 +220,6 @@ def _fused_every_way(
             ]
             found.append(pd.concat([rows, pd.DataFrame(extra).astype({"name": str})], ignore_index=True))
             outputs.write_segmentation(results, target.id, case.scan, result, each, table, case.sources, way=way)
+            stem = f"{target.id}_desc-{outputs.entity(way)}"
+            outputs.write_table(bins, results / f"{stem}_calibration.tsv")
     return pd.concat(found, ignore_index=True)
