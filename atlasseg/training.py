@@ -77,6 +77,7 @@ def train_corrective(
     atlases: Sequence[Atlas],
     recipe: Recipe,
     *,
+    cases: Sequence[Atlas] = (),
     samples_per_label: int = 100_000,
     seed: int = 0,
     versions: Mapping[str, str] | None = None,
@@ -94,6 +95,8 @@ def train_corrective(
     ----------
     atlases : sequence of Atlas
         Three at least.
+    cases : sequence of Atlas, optional
+        Further labelled scans, segmented from all atlases as a target is. They are to learn on, and do not vote.
     recipe, registrar_for, keep, progress
         As for `leave_one_out`.
     samples_per_label, seed : int
@@ -104,16 +107,24 @@ def train_corrective(
     Raises
     ------
     InputError
-        There are too few atlases, or as for `leave_one_out`.
+        There are too few atlases, a case is an atlas too, or as for `leave_one_out`.
     """
     if len(atlases) < FEWEST_ATLASES:
         raise InputError(f"corrective learning needs at least {FEWEST_ATLASES} atlases, got {len(atlases)}")
+    library = {io.content_hash(atlas.image, place=False): atlas.id for atlas in atlases}
+    for case in cases:
+        same = library.get(io.content_hash(case.image, place=False))
+        if same is not None:
+            raise InputError(f"case {case.id} is atlas {same} of the library: it would vote for itself")
     examples = list(leave_one_out(atlases, recipe, registrar_for=registrar_for, keep=keep, progress=progress))
+    for number, case in enumerate(cases, 1):
+        progress(f"case {case.id} ({number} of {len(cases)})")
+        examples.append(keep(case, atlases, partial(segmented, case, atlases, recipe, registrar_for(case, atlases))))
     progress("classifiers")
     return train(
         examples,
         samples_per_label=samples_per_label,
         seed=seed,
         provenance=provenance(atlases, recipe),
-        record={"recipe": recipe.text, "versions": dict(versions or {})},
+        record={"cases": [case.id for case in cases], "recipe": recipe.text, "versions": dict(versions or {})},
     )

@@ -1,10 +1,11 @@
 """A fusion against the same with corrective learning, on targets that no training saw.
 
-    python benchmarks/corrective.py --data DIR [--sets hippocampus hippocampus95 human] [--targets N] [--cache DIR]
+    python benchmarks/corrective.py --data DIR [--sets hippocampus hippocampus_cases hippocampus95 human] [--targets N] [--cache DIR]
                                     [--fusion joint] [--set stage.key=value ...] [--samples N] [--out DIR]
 
 `hippocampus` trains on the 15 atlases, each segmented from the 14 others, and segments the 20 targets from them;
-`hippocampus95` does the same with ``more_atlases`` too, those most like each scan chosen. `human` trains on the library
+`hippocampus_cases` trains on ``more_atlases`` too, segmented from the 15 as a target is; in `hippocampus95` they are
+atlases as well, of which those most like each scan are chosen. `human` trains on the library
 without 1000, 1001 and 1002, each atlas segmented from the 11 others; each of the three is segmented from the 14 others.
 Both rows of a target come from the same registrations and the same fusion: their difference is corrective learning.
 
@@ -45,17 +46,28 @@ told = partial(print, flush=True)
 
 @dataclass(frozen=True)
 class Plan:
-    """A set: its recipe, the folders of its library, and its targets: a folder, or atlases held out of the training."""
+    """A set: its recipe, the folders of its library, and its targets: a folder, or atlases held out of the training.
+
+    `cases` are further scans to learn on, segmented from the library as a target is.
+    """
 
     recipe: str
     library: tuple[str, ...]
     targets: str | tuple[str, ...]
     settings: tuple[str, ...] = ()
     samples_per_label: int = 100_000
+    cases: str | None = None
 
 
 SETS = {
     "hippocampus": Plan("hippocampus", ("hippocampus/atlases",), "hippocampus/targets"),
+    "hippocampus_cases": Plan(
+        "hippocampus",
+        ("hippocampus/atlases",),
+        "hippocampus/targets",
+        samples_per_label=400_000,
+        cases="hippocampus/more_atlases",
+    ),
     "hippocampus95": Plan(
         "hippocampus",
         ("hippocampus/atlases", "hippocampus/more_atlases"),
@@ -124,6 +136,9 @@ def measured(name: str, plan: Plan, recipe: Recipe, given: argparse.Namespace) -
             training, recipe, keep=lambda atlas, others, make: fused(atlas, others, recipe, cache), progress=told
         )
     )
+    if plan.cases is not None:
+        further = read_library(given.data / plan.cases)
+        examples += [fused(further.read(id_), atlases, recipe, cache) for id_ in further.ids]
     samples = given.samples or plan.samples_per_label
     begun = time.perf_counter()
     model: CorrectiveModel = train(examples, samples_per_label=samples, seed=0)
@@ -147,7 +162,7 @@ def measured(name: str, plan: Plan, recipe: Recipe, given: argparse.Namespace) -
     return (
         f"# Corrective learning: {name}\n\n"
         f"`python benchmarks/corrective.py --data DIR --sets {name} --targets {len(cases)} --fusion {way} "
-        f"--samples {samples} {settings}`: trained on {len(training)} atlases, each segmented from the others; "
+        f"--samples {samples} {settings}`: trained on {len(examples)} scans, none segmented from itself; "
         f"measured on {len(scores)} targets.\n\n"
         f"{as_markdown(means)}\n"
         f"Corrected minus not: mean Dice {test.mean_difference:+.4f} (median {test.median_difference:+.4f}), better on "

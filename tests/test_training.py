@@ -135,6 +135,17 @@ def test_goes_on_where_it_was_broken_off(marked, monkeypatch, caplog):
     assert third.record["samples"] == first.record["samples"]
 
 
+def test_further_cases_are_learned_on_and_do_not_vote(marked):
+    recipe = parse_recipe(TABLES, base=marked)
+    with threadpool_limits(1):
+        more = correct(recipe, marked / "more", cases=marked / "targets", samples_per_label=300)
+    header = json.loads((marked / "more/model.json").read_text())
+    assert header["cases"] == ["head3", "head4"] and set(header["provenance"]["atlases"]) == {"head0", "head1", "head2"}
+    assert max(sum(n.values()) for n in more.record["samples"].values()) == 300  # 60 of each of five
+    with pytest.raises(InputError, match="case head0 is atlas head0 of the library"):
+        correct(recipe, marked / "more", cases=marked / "atlases")
+
+
 def test_a_model_is_refused_on_what_it_was_trained_on(marked):
     library = read_library(marked / "atlases")
     atlases = [library.read(id_) for id_ in library.ids]

@@ -22,6 +22,7 @@ def correct(
     out: Path,
     *,
     without: Collection[str] = (),
+    cases: Path | None = None,
     samples_per_label: int = 100_000,
     seed: int = 0,
     cache: Path | None = None,
@@ -37,6 +38,8 @@ def correct(
         Folder for the model.
     without : collection of str
         Atlases to leave out: those that the model is to be used on, as in a leave-one-out evaluation.
+    cases : path, optional
+        Folder of further labelled scans to learn on.
     samples_per_label, seed, progress
         As for `training.train_corrective`.
     cache : path, optional
@@ -54,6 +57,7 @@ def correct(
         raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
     library = read_library(*recipe.data.atlases)
     library = library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
+    further = None if cases is None else read_library(cases)
     registers = registrar(recipe, library)
 
     def folder_of(atlas: Atlas, others: Sequence[Atlas]) -> Path | None:
@@ -74,6 +78,7 @@ def correct(
     model = train_corrective(
         [library.read(id_) for id_ in library.ids],
         recipe,
+        cases=[] if further is None else [further.read(id_) for id_ in further.ids],
         samples_per_label=samples_per_label,
         seed=seed,
         versions=software_versions(),

@@ -413,7 +413,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
             tuple(float(v) for v in header["spacing_mm"]),  # type: ignore[arg-type]
             window,
             header["provenance"],
-            {name: header[name] for name in ("versions", "recipe", "training", "samples") if name in header},
+            {name: header[name] for name in ("versions", "recipe", "cases", "training", "samples") if name in header},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise InputError(f"{folder}: the model is damaged ({error!r}): train it again") from error
