@@ -1,7 +1,8 @@
 """A fusion against the same with corrective learning, on targets that no training saw.
 
-    python benchmarks/corrective.py --data DIR [--sets hippocampus hippocampus_cases hippocampus95 human] [--targets N] [--cache DIR]
-                                    [--fusion joint] [--set stage.key=value ...] [--samples N] [--out DIR]
+    python benchmarks/corrective.py --data DIR [--sets hippocampus hippocampus_cases hippocampus95 human]
+                                    [--targets N] [--cache DIR] [--fusion joint] [--set stage.key=value ...]
+                                    [--samples N] [--out DIR]
 
 `hippocampus` trains on the 15 atlases, each segmented from the 14 others, and segments the 20 targets from them;
 `hippocampus_cases` trains on ``more_atlases`` too, segmented from the 15 as a target is; in `hippocampus95` they are
