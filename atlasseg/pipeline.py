@@ -142,16 +142,12 @@ def segment(
     InputError
         There is no atlas, or a stage cannot use what it was given; the message names the volume and the cause.
     """
-    refinement = recipe.refinement.method
-    made: Mapping[str, Any] = {}
-    if refinement is not None and refinement.method.takes("provenance"):
-        made = provenance(atlases, recipe)
-        refinement.check(provenance=made)
+    made = checked_provenance(atlases, recipe)
     alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar)
     return fuse(
         alignment,
         recipe.fusion.method,
-        refinement=refinement,
+        refinement=recipe.refinement.method,
         provenance=made,
         regions=recipe.regions,
         progress=progress,
@@ -312,6 +308,22 @@ def provenance(atlases: Sequence[Atlas], recipe: Recipe) -> dict[str, dict[str, 
             for atlas in atlases
         },
     }
+
+
+def checked_provenance(atlases: Sequence[Atlas], recipe: Recipe) -> Mapping[str, Any]:
+    """The `provenance` that the recipe's refinement asks for, empty where it asks for none.
+
+    Raises
+    ------
+    InputError
+        The refinement cannot be used on what is made so: better said before hours are spent.
+    """
+    step = recipe.refinement.method
+    if step is None or not step.method.takes("provenance"):
+        return {}
+    made = provenance(atlases, recipe)
+    step.check(provenance=made)
+    return made
 
 
 def preprocessed_scans(scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing) -> Scans:

@@ -174,6 +174,7 @@ class Output:
     """What is written beside segmentation, label table and volumes."""
 
     entropy: bool = True
+    disagreement: bool = False
     probabilities: bool = False
     transforms: bool = False
     report: bool = True
@@ -181,7 +182,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe; `text` is what it says, overrides included, as TOML."""
+    """A checked recipe.
+
+    `text` is what it says, overrides included, as TOML; `base` the folder that its relative paths start from (the
+    current one where None); `device` where its methods were told to compute, see `with_device`.
+    """
 
     fusion: Fusion
     data: Data = field(default_factory=Data)
@@ -196,6 +201,14 @@ class Recipe:
     output: Output = field(default_factory=Output)
     name: str = "recipe"
     text: str = ""
+    base: Path | None = None
+    device: str | None = None
+
+    @property
+    def way(self) -> str:
+        """Its fusion, or ``fusion+refinement``, as `with_methods` takes it."""
+        steps = (self.fusion.method, self.refinement.method)
+        return "+".join(step.name for step in steps if step is not None)
 
 
 SECTIONS: dict[str, type] = {
@@ -297,11 +310,18 @@ def parse_recipe(
     if base is not None and "tissue" in sections:
         tissue = sections["tissue"]
         sections["tissue"] = replace(tissue, prior=tuple(base / file for file in tissue.prior))
-    if base is not None and "refinement" in sections and sections["refinement"].method is not None:
-        step = sections["refinement"].method
-        placed = {name: base / value if isinstance(value, Path) else value for name, value in step.arguments.items()}
-        sections["refinement"] = Refinement(Step(step.method, placed))
-    return Recipe(**sections, name=name, text=tomli_w.dumps(merged))
+    if "refinement" in sections:
+        sections["refinement"] = _placed(sections["refinement"], base)
+    return Recipe(**sections, name=name, text=tomli_w.dumps(merged), base=base)
+
+
+def _placed(refinement: Refinement, base: Path | None) -> Refinement:
+    """With the paths among its parameters, which are relative to the folder `base`."""
+    step = refinement.method
+    if step is None or base is None:
+        return refinement
+    placed = {name: base / value if isinstance(value, Path) else value for name, value in step.arguments.items()}
+    return Refinement(Step(step.method, placed))
 
 
 def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
@@ -395,10 +415,33 @@ def _checked(hint: Any, value: Any, what: str) -> Any:
         raise InputError(f"{what}: {wanted}, got {value!r}") from None
 
 
-def with_fusion(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with another fusion method, whose parameters are those of the recipe's table ``[fusion.NAME]``."""
-    table = {**tomllib.loads(recipe.text).get("fusion", {}), "method": name}
-    return replace(recipe, fusion=_section(Fusion, "fusion", table, recipe.name))
+def with_methods(recipe: Recipe, way: str) -> Recipe:
+    """The recipe with other methods of fusion and refinement.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    way : str
+        ``"joint"`` for a fusion alone, ``"joint+corrective_learning"`` for one that is refined. Parameters are those
+        of the recipe's tables ``[fusion.NAME]`` and ``[refinement.NAME]``.
+
+    Raises
+    ------
+    InputError
+        There is no method of that name, or it lacks a parameter.
+    """
+    fusion, plus, refinement = way.partition("+")
+    tables = tomllib.loads(recipe.text)
+
+    def section(kind: type, title: str, method: str) -> Any:
+        return _section(kind, title, {**tables.get(title, {}), "method": method}, recipe.name)
+
+    made = replace(
+        recipe,
+        fusion=section(Fusion, "fusion", fusion),
+        refinement=_placed(section(Refinement, "refinement", refinement), recipe.base) if plus else Refinement(),
+    )
+    return made if recipe.device is None else with_device(made, recipe.device)
 
 
 def with_device(recipe: Recipe, device: str) -> Recipe:
@@ -414,4 +457,5 @@ def with_device(recipe: Recipe, device: str) -> Recipe:
         registration=replace(recipe.registration, steps=tuple(map(told, recipe.registration.steps))),
         fusion=Fusion(told(recipe.fusion.method)),
         refinement=Refinement(recipe.refinement.method and told(recipe.refinement.method)),
+        device=device,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from atlasseg import io
 from atlasseg.errors import InputError
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 """Told what is being done, in a few words, as it begins."""
 
+Keep = Callable[[Atlas, Sequence[Atlas], Callable[[], Example]], Example]
+
 FEWEST_ATLASES = 3
 """With fewer, an atlas segmented from the others is segmented from one at most."""
 
@@ -26,6 +29,7 @@ def leave_one_out(
     recipe: Recipe,
     *,
     registrar_for: Callable[[Atlas, Sequence[Atlas]], Registrar | None] = lambda atlas, others: None,
+    keep: Keep = lambda atlas, others, make: make(),
     progress: Progress = lambda text: None,
 ) -> Iterator[Example]:
     """Segment every atlas from the others, by the recipe's own registration and fusion.
@@ -40,6 +44,8 @@ def leave_one_out(
         Of its stages those up to fusion are run.
     registrar_for : callable, optional
         Given the atlas and the others, what registers them in place of the recipe's steps.
+    keep : callable, optional
+        Given the atlas, the others and what makes the example of them, returns the example: perhaps one found again.
     progress : callable, optional
         Told the atlas's id as its turn comes.
 
@@ -54,22 +60,29 @@ def leave_one_out(
         if not others:
             raise InputError(f"atlas {atlas.id}: the library holds no other atlas to segment it from")
         progress(f"{atlas.id} ({number} of {len(atlases)}) from {len(others)} others")
-        alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar_for(atlas, others))
-        voters = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
-        fused: ProbabilityMap = recipe.fusion.method(alignment.target, voters)
-        start = alignment.start
-        stop = tuple(a + n for a, n in zip(start, alignment.target.shape, strict=True))
-        yield Example(atlas.id, alignment.target, fused, atlas.segmentation.cropped(start, stop), atlas.not_annotated)
+        yield keep(atlas, others, partial(segmented, atlas, others, recipe, registrar_for(atlas, others)))
+
+
+def segmented(atlas: Atlas, others: Sequence[Atlas], recipe: Recipe, registrar: Registrar | None = None) -> Example:
+    """An atlas segmented from others, which must not hold it, by a recipe up to fusion."""
+    alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar)
+    voters = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
+    fused: ProbabilityMap = recipe.fusion.method(alignment.target, voters)
+    start = alignment.start
+    stop = tuple(a + n for a, n in zip(start, alignment.target.shape, strict=True))
+    return Example(atlas.id, alignment.target, fused, atlas.segmentation.cropped(start, stop), atlas.not_annotated)
 
 
 def train_corrective(
     atlases: Sequence[Atlas],
     recipe: Recipe,
     *,
+    cases: Sequence[Atlas] = (),
     samples_per_label: int = 100_000,
     seed: int = 0,
     versions: Mapping[str, str] | None = None,
     registrar_for: Callable[[Atlas, Sequence[Atlas]], Registrar | None] = lambda atlas, others: None,
+    keep: Keep = lambda atlas, others, make: make(),
     progress: Progress = lambda text: None,
 ) -> CorrectiveModel:
     """Train corrective learning for a recipe on a library.
@@ -82,7 +95,9 @@ def train_corrective(
     ----------
     atlases : sequence of Atlas
         Three at least.
-    recipe, registrar_for, progress
+    cases : sequence of Atlas, optional
+        Further labelled scans, segmented from all atlases as a target is. They are to learn on, and do not vote.
+    recipe, registrar_for, keep, progress
         As for `leave_one_out`.
     samples_per_label, seed : int
         As for `corrective_learning.train`.
@@ -92,16 +107,24 @@ def train_corrective(
     Raises
     ------
     InputError
-        There are too few atlases, or as for `leave_one_out`.
+        There are too few atlases, a case is an atlas too, or as for `leave_one_out`.
     """
     if len(atlases) < FEWEST_ATLASES:
         raise InputError(f"corrective learning needs at least {FEWEST_ATLASES} atlases, got {len(atlases)}")
-    examples = list(leave_one_out(atlases, recipe, registrar_for=registrar_for, progress=progress))
+    library = {io.content_hash(atlas.image, place=False): atlas.id for atlas in atlases}
+    for case in cases:
+        same = library.get(io.content_hash(case.image, place=False))
+        if same is not None:
+            raise InputError(f"case {case.id} is atlas {same} of the library: it would vote for itself")
+    examples = list(leave_one_out(atlases, recipe, registrar_for=registrar_for, keep=keep, progress=progress))
+    for number, case in enumerate(cases, 1):
+        progress(f"case {case.id} ({number} of {len(cases)})")
+        examples.append(keep(case, atlases, partial(segmented, case, atlases, recipe, registrar_for(case, atlases))))
     progress("classifiers")
     return train(
         examples,
         samples_per_label=samples_per_label,
         seed=seed,
         provenance=provenance(atlases, recipe),
-        record={"recipe": recipe.text, "versions": dict(versions or {})},
+        record={"cases": [case.id for case in cases], "recipe": recipe.text, "versions": dict(versions or {})},
     )

@@ -373,11 +373,16 @@ class ProbabilityMap:
         """From (I, J, K, L) weights, 0 or more, of the L `labels` in their order; each voxel is scaled to sum 1.
 
         A voxel whose weights are all 0 becomes certain background (0).
+
+        Raises
+        ------
+        InputError
+            A weight is NaN or infinite.
         """
         label_values = np.asarray(labels, dtype=np.int64)
         shape = probabilities.shape[:3]
         flat = probabilities.reshape(-1, label_values.size)
-        voxels, columns = np.nonzero(flat > 0)
+        voxels, columns = np.nonzero(flat != 0)
         background = np.zeros(shape, np.int32)
         return cls.from_entries(
             background,

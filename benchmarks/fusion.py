@@ -1,19 +1,23 @@
 """Fusion methods side by side on the same warped atlases: Dice, seconds, memory; peers beside them.
 
-    python benchmarks/fusion.py --data DIR [--sets hippocampus mouse_brain human_brain] [--targets N]
-                                [--methods majority joint staple] [--peers] [--registration affine diffeomorphic]
+    python benchmarks/fusion.py --data DIR [--sets hippocampus mouse_brain human_brain] [--targets N [N ...]]
+                                [--methods all | majority joint staple] [--peers] [--out benchmarks/results/fusion.tsv]
 
-Registers once for each target (kept in ``--cache``), then fuses every way, each in a process of its own, after a run
-on a small crop so that compilation is not timed. Peers are given the same arrays and the same parameters:
-``ants_joint`` is antspyx's joint_label_fusion (closed-form weights, radii 2 and 3, alpha 0.1, beta 2, correlation) on
-the voxels that joint fuses too, ``itk_staple`` is SimpleITK's MultiLabelSTAPLE. A peer's ratio of time is against our
-method of the same name in the same run. Threads: set NUMBA_NUM_THREADS and ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS.
+Registers once for each target as the set's recipe says (kept in ``--cache``), then fuses every way, each in a process
+of its own, after a run on a small crop so that compilation is not timed. Peers are given the same arrays and the same
+parameters: ``ants_joint`` is antspyx's joint_label_fusion (closed-form weights, radii 2 and 3, alpha 0.1, beta 2,
+correlation) on the voxels that joint fuses too, ``itk_staple`` is SimpleITK's MultiLabelSTAPLE. A peer's ratio of time
+is against our method of the same name in the same run. Threads: set NUMBA_NUM_THREADS and
+ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS.
+
+With ``--out`` every run is a line of that file as soon as it is done, what is there already is not run again, and the
+tables are of all that it holds: they are written beside it, as Markdown. A method that takes longer than ``--limit`` or
+fails is a line without a figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import multiprocessing
 import pickle
@@ -27,16 +31,19 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from atlasseg import pipeline
+from atlasseg import methods, pipeline
 from atlasseg.atlases.library import read_library
+from atlasseg.cohort.cache import registration_key
 from atlasseg.evaluation import overlap
+from atlasseg.files import written_whole
 from atlasseg.fusion._ballots import unanimity
-from atlasseg.recipe import parse_recipe
+from atlasseg.recipe import read_recipe
 from atlasseg.volume import Atlas, Image, LabelMap
 
 PEERS = {"ants_joint": "joint", "itk_staple": "staple"}
-MASKED_FOREGROUND = {"human_brain"}
-"""Sets whose scans have an empty surround and no masks of their own."""
+RECIPES = {"hippocampus": "hippocampus", "mouse_brain": "mouse_brain", "human_brain": "human_brain_t1"}
+PIPELINES = Path(__file__).parents[1] / "pipelines"
+COLUMNS = ["set", "target", "method", "hard", "atlases", "dice", "seconds", "peak_gb", "note"]
 
 Case = tuple[Image, list[Atlas], LabelMap]
 
@@ -47,31 +54,21 @@ def targets_of(root: Path, name: str) -> list[str]:
     return sorted(path.name.removesuffix(".nii.gz") for path in (folder / "images").glob("*.nii.gz"))
 
 
-def aligned(root: Path, name: str, target: str, steps: Sequence[str], cache: Path) -> Path:
+def aligned(root: Path, name: str, target: str, cache: Path) -> Path:
     """File with the target, its candidates and its reference, registered once."""
-    key = hashlib.sha256(repr((str(root), name, target, tuple(steps))).encode()).hexdigest()[:12]
-    path = cache / f"{name}_{target}_{key}.pickle"
-    if path.exists():
-        return path
+    recipe = read_recipe(PIPELINES / f"{RECIPES[name]}.toml")
     own = root / name / "targets"
     library = read_library(root / name / "atlases")
     case = (read_library(own) if own.is_dir() else library).read(target)
-    recipe = parse_recipe(
-        {
-            "preprocessing": {
-                "steps": ["intensity"],
-                **({"mask": "foreground"} if name in MASKED_FOREGROUND else {}),
-            },
-            "registration": {"steps": list(steps)},
-            "fusion": {"method": "majority"},
-        }
-    )
     atlases = [library.read(each) for each in library.ids if own.is_dir() or each != target]
+    path = cache / f"{name}_{target}_{registration_key(case.image, case.mask, atlases, recipe)[:12]}.pickle"
+    if path.exists():
+        return path
     alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask)
     box = np.array(alignment.start), np.array(alignment.start) + alignment.target.shape
     kept = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
-    cache.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps((alignment.target, kept, case.segmentation.cropped(*box))))
+    with written_whole(path) as aside:
+        aside.write_bytes(pickle.dumps((alignment.target, kept, case.segmentation.cropped(*box))))
     print(f"registered {name} {target}: {alignment.seconds['register']:.1f} s", flush=True)
     return path
 
@@ -131,8 +128,8 @@ def fuse_by(method: str, target: Image, candidates: Sequence[Atlas]) -> np.ndarr
     return labels
 
 
-def measured(job: tuple[str, Path, bool]) -> tuple[float, float, float]:
-    """Mean Dice, seconds and peak GB of one method on one case: to be run in a process of its own."""
+def measured(job: tuple[str, Path, bool]) -> tuple[int, float, float, float]:
+    """Atlases, mean Dice, seconds and peak GB of one method on one case: to be run in a process of its own."""
     method, path, hard = job
     target, candidates, reference = pickle.loads(path.read_bytes())
     if hard:
@@ -149,49 +146,88 @@ def measured(job: tuple[str, Path, bool]) -> tuple[float, float, float]:
     labels = fuse_by(method, target, candidates)
     seconds = time.perf_counter() - began
     dice = float(np.nanmean(overlap.dice(overlap.count(labels, reference.array))))
-    return dice, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return len(candidates), dice, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def run(job: tuple[str, Path, bool], limit_s: float) -> dict[str, object]:
+    """`measured` in a process of its own, or why there is nothing to show."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        try:
+            return dict(zip(COLUMNS[4:8], pool.apply_async(measured, (job,)).get(limit_s), strict=True))
+        except multiprocessing.TimeoutError:
+            return {"note": f"more than {limit_s:.0f} s"}
+        except Exception as error:
+            return {"note": f"{type(error).__name__}: {error}".replace("\n", " ")}
+
+
+def tables(found: pd.DataFrame) -> str:
+    """All runs in Markdown: a table a set, best first, of the targets that every method of it was run on."""
+    parts = []
+    for name, every in found.groupby("set", sort=False):
+        done = every[every.dice.notna()]
+        shared = set.intersection(*(set(part.target) for _, part in done.groupby("method")))
+        lines = [
+            f"\n{name}, targets {', '.join(sorted(shared))}, {int(done.atlases.max())} atlases:\n",
+            "| method | mean Dice | lowest | s a target | peak GB |\n|---|---|---|---|---|",
+        ]
+        mean = done[done.target.isin(shared)].groupby("method")
+        for method in mean.dice.mean().sort_values(ascending=False).index:
+            part = mean.get_group(method)
+            lines.append(
+                f"| {method} | {part.dice.mean():.4f} | {part.dice.min():.4f} | {part.seconds.mean():.2f} "
+                f"| {part.peak_gb.max():.2f} |"
+            )
+        lost = every[every.dice.isna()]
+        lines += [f"\n{row.method} on {row.target}: {row.note}" for row in lost.itertuples()]
+        for peer, ours in PEERS.items():
+            both = done[done.method == peer].merge(done[done.method == ours], on="target")
+            if len(both):
+                ratio = both.seconds_x.sum() / both.seconds_y.sum()
+                gain = both.dice_y.mean() - both.dice_x.mean()
+                lines.append(f"\n{ours} is {ratio:.1f} times as fast as {peer}, Dice {gain:+.4f}")
+        parts.append("\n".join(lines))
+    return "\n".join(parts) + "\n"
 
 
 def main() -> None:
     """Measure what the command line asks for, and print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="+", default=["hippocampus", "mouse_brain"])
-    parser.add_argument("--targets", type=int, default=None, help="the first so many of each set")
-    parser.add_argument("--methods", nargs="+", default=["majority", "joint", "staple"])
+    parser.add_argument("--sets", nargs="+", choices=RECIPES, default=["hippocampus", "mouse_brain"])
+    parser.add_argument(
+        "--targets", type=int, nargs="+", default=[None], help="the first so many of each set, or of all"
+    )
+    parser.add_argument("--methods", nargs="+", default=["all"])
     parser.add_argument("--peers", action="store_true", help="antspyx and SimpleITK too")
     parser.add_argument("--peer-targets", type=int, default=1, help="targets that peers are run on")
-    parser.add_argument("--registration", nargs="+", default=["affine", "diffeomorphic"])
     parser.add_argument("--hard", action="store_true", help="candidates' most probable labels instead of fractions")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that one method may take on one target")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "atlasseg_benchmark")
     parser.add_argument("--out", type=Path, default=None, help="TSV of every run")
     given = parser.parse_args()
 
-    rows = []
-    for name in given.sets:
-        for n, target in enumerate(targets_of(given.data, name)[: given.targets]):
-            path = aligned(given.data, name, target, given.registration, given.cache)
-            peers = [peer for peer, ours in PEERS.items() if ours in given.methods and given.peers]
-            for method in given.methods + (peers if n < given.peer_targets else []):
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    dice, seconds, memory = pool.apply(measured, ((method, path, given.hard or method in PEERS),))
-                rows.append((name, target, method, dice, seconds, memory))
-                print(f"{name} {target} {method}: Dice {dice:.4f}, {seconds:.2f} s, {memory:.2f} GB", flush=True)
-    table = pd.DataFrame(rows, columns=["set", "target", "method", "dice", "seconds", "peak_gb"])
-    if given.out:
-        table.to_csv(given.out, sep="\t", index=False)
-    print("\n| set | method | targets | mean Dice | lowest | s a target | peak GB |\n|---|---|---|---|---|---|---|")
-    for (name, method), part in table.groupby(["set", "method"], sort=False):
-        print(
-            f"| {name} | {method} | {len(part)} | {part.dice.mean():.4f} | {part.dice.min():.4f} "
-            f"| {part.seconds.mean():.2f} | {part.peak_gb.max():.2f} |"
-        )
-    for peer, ours in PEERS.items():
-        both = table[table.method == peer].merge(table[table.method == ours], on=["set", "target"])
-        for name, part in both.groupby("set"):
-            ratio = part.seconds_x.sum() / part.seconds_y.sum()
-            gain = part.dice_y.mean() - part.dice_x.mean()
-            print(f"\n{name}: {ours} is {ratio:.1f} times as fast as {peer}, Dice {gain:+.4f}")
+    chosen = list(methods.names("fusion")) if given.methods == ["all"] else given.methods
+    found = pd.DataFrame(columns=COLUMNS)
+    if given.out and given.out.exists():
+        found = pd.read_csv(given.out, sep="\t", dtype={"target": str})
+    done = set(found[["set", "target", "method", "hard"]].itertuples(index=False, name=None))
+    numbers = given.targets if len(given.targets) == len(given.sets) else given.targets[:1] * len(given.sets)
+    for name, number in zip(given.sets, numbers, strict=True):
+        for n, target in enumerate(targets_of(given.data, name)[:number]):
+            peers = [peer for peer, ours in PEERS.items() if ours in chosen and given.peers]
+            for method in chosen + (peers if n < given.peer_targets else []):
+                hard = given.hard or method in PEERS
+                if (name, target, method, hard) in done:
+                    continue
+                path = aligned(given.data, name, target, given.cache)
+                row = {"set": name, "target": target, "method": method, "hard": hard}
+                row |= run((method, path, hard), given.limit)
+                print(row, flush=True)
+                found = pd.DataFrame([*found.to_dict("records"), row], columns=COLUMNS)
+                if given.out:
+                    found.to_csv(given.out, sep="\t", index=False)
+                    given.out.with_suffix(".md").write_text(tables(found), encoding="utf-8")
+    print(tables(found))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from atlasseg import io, pipeline
 from atlasseg.atlases.library import read_library
 from atlasseg.cli import app
+from atlasseg.cohort import run as cohort_run
+from atlasseg.cohort.correct import correct
 from atlasseg.errors import InputError
 from atlasseg.recipe import parse_recipe
 from atlasseg.training import leave_one_out, train_corrective
@@ -106,6 +108,42 @@ def test_trained_by_command_and_used_by_a_recipe(marked):
     CliRunner().invoke(app, [*run, "--out", str(marked / "plain")])
     fused = io.read_label_map(marked / "plain/head3/head3_desc-majority_dseg.nii.gz")
     assert (refined.array != fused.array).any()
+
+
+def test_goes_on_where_it_was_broken_off(marked, monkeypatch, caplog):
+    tables = {**TABLES, "selection": {"before": 1}}
+    recipe = parse_recipe(tables, base=marked)
+    options = {"samples_per_label": 300, "cache": marked / "cache"}
+    first = correct(recipe, marked / "model", **options)
+    kept = sorted((marked / "cache").glob("*/fused_*.npz"))
+    assert len(kept) == 3
+    again = parse_recipe({**tables, "fusion": {"method": "local_weighted"}}, base=marked)
+
+    def registered(*given):
+        raise AssertionError("registered again")
+
+    monkeypatch.setattr(pipeline, "register", registered)
+    monkeypatch.setattr(cohort_run, "register", registered)
+    second = correct(recipe, marked / "model", **options)
+    for label, trees in first.classifiers.items():
+        np.testing.assert_array_equal(trees.value, second.classifiers[label].value)
+    correct(again, marked / "model", **options)  # another fusion on the same registrations
+    assert len(list((marked / "cache").glob("*/fused_*.npz"))) == 6
+    kept[0].write_bytes(b"PK damaged")
+    third = correct(recipe, marked / "model", **options)
+    assert "cannot be read" in caplog.text
+    assert third.record["samples"] == first.record["samples"]
+
+
+def test_further_cases_are_learned_on_and_do_not_vote(marked):
+    recipe = parse_recipe(TABLES, base=marked)
+    with threadpool_limits(1):
+        more = correct(recipe, marked / "more", cases=marked / "targets", samples_per_label=300)
+    header = json.loads((marked / "more/model.json").read_text())
+    assert header["cases"] == ["head3", "head4"] and set(header["provenance"]["atlases"]) == {"head0", "head1", "head2"}
+    assert max(sum(n.values()) for n in more.record["samples"].values()) == 300  # 60 of each of five
+    with pytest.raises(InputError, match="case head0 is atlas head0 of the library"):
+        correct(recipe, marked / "more", cases=marked / "atlases")
 
 
 def test_a_model_is_refused_on_what_it_was_trained_on(marked):

@@ -189,9 +189,9 @@ def likenesses(seen: Thumbnails) -> Float64:
 def choose(scores: Float64, *, count: int, likeness: Float64 | None = None, redundancy: float = 0.0) -> tuple[int, ...]:
     """Choose `count` of N by their scores, one after the other.
 
-    The next is the one of largest ``score_i - redundancy * max over the chosen j of likeness_ij`` ([1] eq. 1, up to
-    scale): with 0, the most similar ones; with more, also different ones, of which the errors are less the same.
-    Ties go to the first.
+    The next is the one of largest ``score_i - redundancy * max over the chosen j of likeness_ij`` (maximal
+    marginal relevance [1], up to scale): with 0, the most similar ones; with more, also different ones, of which the
+    errors are less the same. Ties go to the first.
 
     Parameters
     ----------

@@ -145,20 +145,25 @@ def correct(
     without: Annotated[
         list[str] | None, typer.Option("--without", metavar="ID", help="Leave an atlas out; may be given again.")
     ] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option("--cases", metavar="DIR", help="Further labelled scans to learn on, segmented as a target is."),
+    ] = None,
     samples: Annotated[
         int, typer.Option(min=1, help="Voxels that a label's classifier is trained on at most.")
     ] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the voxels' draw.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder for registrations, found again by their content.")
+        Path | None, typer.Option("--cache", help="Folder for what was done, so that it can be gone on with.")
     ] = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,
 ) -> None:
     """Learn on a library which errors a recipe makes, so that they can be mended in every target.
 
-    Segments every atlas from the others, and trains a classifier for each label on what was wrong. The model serves
-    this recipe and this library alone. To measure it on an atlas of the library, train one --without that atlas.
+    Segments every atlas from the others, and all --cases from the atlases, and trains a classifier for each label on
+    what was wrong. The model serves this recipe and this library alone. To measure it on an atlas of the library, train
+    one --without that atlas; on a case, one without that case.
 
     **Example**
 
@@ -179,6 +184,7 @@ def correct(
             checked,
             out,
             without=without or (),
+            cases=cases,
             samples_per_label=samples,
             seed=seed,
             cache=cache,

@@ -21,7 +21,8 @@ def add_to(app: typer.Typer) -> None:
 def compare(
     recipe: RecipeFile,
     names: Annotated[
-        str, typer.Option("--methods", help="Fusion methods, with commas; 'all' takes every one there is.")
+        str,
+        typer.Option("--methods", help="Fusions or FUSION+REFINEMENT, with commas; 'all' takes every fusion."),
     ] = "all",
     targets: Targets = None,
     atlases: Atlases = None,
@@ -41,11 +42,13 @@ def compare(
 
     Every method gets the same registrations. Writes comparison.tsv (all measures, time and memory), the paired tests
     (Wilcoxon, corrected by Holm), the ranks with their critical difference, and a page with the plots. The targets must
-    come with labels; with --leave-one-out they are the atlases themselves.
+    come with labels; with --leave-one-out they are the atlases themselves. A recipe with a [refinement] is compared
+    with and without it.
 
     **Examples**
 
     - `atlasseg compare pipelines/quickstart.toml --methods majority,local_weighted,joint`
+    - `atlasseg compare refined.toml --methods majority,joint,joint+corrective_learning`
     - `atlasseg compare pipelines/mouse_brain.toml --leave-one-out --set fusion.joint.beta=4`
     """
     from rich.console import Console

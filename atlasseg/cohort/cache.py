@@ -1,4 +1,4 @@
-"""Registrations kept by the content of what they were made from: registered once, fused many ways.
+"""Registrations, and segmentations of atlases, kept by the content of what they were made from.
 
 The key is made of the voxels and grids of scan, atlases and masks, the tables of the recipe that come before fusion,
 and the version of atlasseg: a file that changed under the same name is never taken for the old one. An entry is a
@@ -11,17 +11,22 @@ import hashlib
 import json
 import logging
 import tomllib
+import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
+
+import numpy as np
 
 from atlasseg import __version__, io
 from atlasseg.errors import InputError
-from atlasseg.files import whole_folder
+from atlasseg.files import whole_folder, written_whole
 from atlasseg.itk import read_transform, write_transform
 from atlasseg.pipeline import Registered
 from atlasseg.preparation import HEADER
 from atlasseg.recipe import Recipe
-from atlasseg.volume import Atlas, Image, Mask
+from atlasseg.refinement.corrective_learning import Example
+from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +61,37 @@ def kept_registrations(folder: Path, ids: Sequence[str], compute: Callable[[], R
             write_transform(transform, aside / f"{id_}.h5", grid=scan.grid)
         io.write_json({"start": registered.start, "stop": registered.stop}, aside / "box.json")
     return _read(folder, ids)
+
+
+def kept_example(folder: Path, recipe: Recipe, atlas: Atlas, compute: Callable[[], Example]) -> Example:
+    """The segmentation of an atlas from the others, beside their registrations in `folder`; made first where it is not.
+
+    Beside what the registrations depend on it depends on how `recipe` propagates and fuses.
+    """
+    step, carried = recipe.fusion.method, recipe.propagation
+    told = {name: value for name, value in step.arguments.items() if name != "device"}
+    made = json.dumps([carried.interpolation, carried.fractions, step.name, told], sort_keys=True, default=str)
+    path = folder / f"fused_{hashlib.sha256(made.encode()).hexdigest()[:16]}.npz"
+    if path.exists():
+        try:
+            return _read_example(path, atlas)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("%s: the kept segmentation cannot be read (%s) and is made again", path, error)
+    example = compute()
+    fused = {field.name: getattr(example.fused, field.name) for field in fields(ProbabilityMap)}
+    with written_whole(path) as aside, aside.open("wb") as file:
+        np.savez(file, target=example.target.array, truth=example.truth.array, **fused)
+    return example
+
+
+def _read_example(path: Path, atlas: Atlas) -> Example:
+    with np.load(path, allow_pickle=False) as kept:
+        arrays = {name: kept[name] for name in kept.files}
+    affine = arrays["affine"]
+    target = Image(arrays.pop("target"), affine, atlas.image.name)
+    truth = LabelMap(arrays.pop("truth"), affine)
+    fused = ProbabilityMap(**{**arrays, "name": str(arrays["name"])})
+    return Example(atlas.id, target, fused, truth, atlas.not_annotated)
 
 
 def _read(folder: Path, ids: Sequence[str]) -> Registered:

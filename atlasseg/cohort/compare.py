@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,11 @@ from atlasseg.cohort.cache import kept_registrations, registration_key
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
 from atlasseg.cohort.run import opened, read_case, registrar
 from atlasseg.errors import InputError
-from atlasseg.evaluation import calibration, evaluate
+from atlasseg.evaluation import evaluate
 from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
 from atlasseg.files import discard_partial, whole_folder
-from atlasseg.pipeline import Progress, align, fuse
-from atlasseg.recipe import Recipe, Step, with_fusion
+from atlasseg.pipeline import Progress, align, checked_provenance, fuse
+from atlasseg.recipe import Recipe, with_methods
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,15 +56,16 @@ class Comparison:
 def compare(
     recipe: Recipe, names: Sequence[str], *, jobs: int = 1, listener: Listener | None = None, cache: Path | None = None
 ) -> Comparison:
-    """Segment the targets with every fusion method of `names` on the same registrations, and compare.
+    """Segment the targets in every way of `names` on the same registrations, and compare.
 
     Parameters
     ----------
     recipe : Recipe
         Its targets must come with labels, or be the library itself (leave-one-out). Parameters of a method are those of
-        its table ``[fusion.NAME]``.
+        its table ``[fusion.NAME]`` or ``[refinement.NAME]``.
     names : sequence of str
-        Two or more fusion methods.
+        Two or more ways: fusion methods, or ``"FUSION+REFINEMENT"`` for one that is refined. Where the recipe has a
+        [refinement], its own way is compared too, if its fusion is among the names.
     jobs, listener
         As for `run`.
     cache : path, optional
@@ -81,15 +82,16 @@ def compare(
     InputError
         Fewer than two methods; an unknown one; a target without labels; no target that could be compared.
     """
-    if len(set(names)) < 2:
+    own = [recipe.way] if recipe.fusion.method.name in names else []
+    ways = [with_methods(recipe, name) for name in dict.fromkeys([*names, *own])]
+    if len(ways) < 2:
         raise InputError(f"a comparison needs at least two different methods, got {', '.join(names) or 'none'}")
-    steps = [with_fusion(recipe, name).fusion.method for name in dict.fromkeys(names)]
     library, targets, out = opened(recipe, jobs)
     bare = [target.id for target in targets if target.labels is None]
     if bare:
         raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
     task = partial(
-        _fused_every_way, library=library, recipe=recipe, steps=steps, out=out, cache=cache or out / ".registrations"
+        _fused_every_way, library=library, recipe=recipe, ways=ways, out=out, cache=cache or out / ".registrations"
     )
     done = over_targets(
         task, targets, jobs=jobs, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
@@ -163,15 +165,16 @@ def _fused_every_way(
     *,
     library: AtlasLibrary,
     recipe: Recipe,
-    steps: Sequence[Step],
+    ways: Sequence[Recipe],
     out: Path,
     cache: Path,
 ) -> pd.DataFrame:
-    """One target: aligned once, fused by every step, each measured."""
+    """One target: aligned once, segmented in every way, each measured."""
     import pandas as pd
 
     case = read_case(target, library, progress)
     assert case.reference is not None
+    made = [checked_provenance(case.atlases, each) for each in ways]
     folder = cache / registration_key(case.scan, case.mask, case.atlases, recipe)
     registers = registrar(recipe, library)
     alignment = align(
@@ -187,15 +190,18 @@ def _fused_every_way(
     table = library.table.completed(alignment.label_values)
     found = []
     with whole_folder(out / target.id) as results:
-        for step in steps:
+        for each, origin in zip(ways, made, strict=True):
+            way = each.way
             gc.collect()
             memory = outputs.PeakMemory()
             begun = time.perf_counter()
             result = fuse(
                 alignment,
-                step,
+                each.fusion.method,
+                refinement=each.refinement.method,
+                provenance=origin,
                 regions=recipe.regions,
-                progress=lambda stage, name=step.name: progress(f"{stage} {name}"),  # type: ignore[misc]
+                progress=lambda stage, way=way: progress(f"{stage} {way}"),  # type: ignore[misc]
             )
             cost = {"seconds": time.perf_counter() - begun, "peak_memory_mb": memory.megabytes()}
             scores = evaluate(
@@ -205,15 +211,15 @@ def _fused_every_way(
                 not_annotated=case.not_annotated,
                 surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
             )
-            cost["expected_calibration_error"] = calibration.expected_calibration_error(
-                result.probabilities, case.reference
-            )
-            rows = outputs.metrics_table(scores, target=target.id, method=step.name)
+            bins = outputs.calibration_table(result.probabilities, case.reference, target=target.id, method=way)
+            cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
+            rows = outputs.metrics_table(scores, target=target.id, method=way)
             extra: list[dict[str, Any]] = [
-                {"target": target.id, "method": step.name, "name": "all", "metric": metric, "value": value, "note": ""}
+                {"target": target.id, "method": way, "name": "all", "metric": metric, "value": value, "note": ""}
                 for metric, value in cost.items()
             ]
             found.append(pd.concat([rows, pd.DataFrame(extra).astype({"name": str})], ignore_index=True))
-            own = replace(recipe, fusion=replace(recipe.fusion, method=step))
-            outputs.write_segmentation(results, target.id, case.scan, result, own, table, case.sources)
+            outputs.write_segmentation(results, target.id, case.scan, result, each, table, case.sources, way=way)
+            stem = f"{target.id}_desc-{outputs.entity(way)}"
+            outputs.write_table(bins, results / f"{stem}_calibration.tsv")
     return pd.concat(found, ignore_index=True)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import kept_registrations, registration_key
+from atlasseg.cohort.cache import kept_example, kept_registrations, registration_key
 from atlasseg.cohort.outputs import software_versions
 from atlasseg.cohort.run import registrar
 from atlasseg.errors import InputError
 from atlasseg.pipeline import Registrar
 from atlasseg.recipe import Recipe
-from atlasseg.refinement.corrective_learning import CorrectiveModel, write_model
+from atlasseg.refinement.corrective_learning import CorrectiveModel, Example, write_model
 from atlasseg.training import train_corrective
 from atlasseg.volume import Atlas
 
@@ -22,6 +22,7 @@ def correct(
     out: Path,
     *,
     without: Collection[str] = (),
+    cases: Path | None = None,
     samples_per_label: int = 100_000,
     seed: int = 0,
     cache: Path | None = None,
@@ -37,10 +38,13 @@ def correct(
         Folder for the model.
     without : collection of str
         Atlases to leave out: those that the model is to be used on, as in a leave-one-out evaluation.
+    cases : path, optional
+        Folder of further labelled scans to learn on.
     samples_per_label, seed, progress
         As for `training.train_corrective`.
     cache : path, optional
-        Folder for registrations, found again by their content; without one they are not kept.
+        Folder for registrations and for the atlases' segmentations, found again by their content, so that a training
+        that was broken off goes on where it was; without one they are not kept.
 
     Raises
     ------
@@ -53,22 +57,33 @@ def correct(
         raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
     library = read_library(*recipe.data.atlases)
     library = library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
+    further = None if cases is None else read_library(cases)
     registers = registrar(recipe, library)
 
+    def folder_of(atlas: Atlas, others: Sequence[Atlas]) -> Path | None:
+        return None if cache is None else cache / registration_key(atlas.image, atlas.mask, others, recipe)
+
     def registrar_for(atlas: Atlas, others: Sequence[Atlas]) -> Registrar:
-        if cache is None:
+        folder = folder_of(atlas, others)
+        if folder is None:
             return registers
-        folder = cache / registration_key(atlas.image, atlas.mask, others, recipe)
-        ids = [other.id for other in others]
-        return lambda scans: kept_registrations(folder, ids, lambda: registers(scans), atlas.image)
+        return lambda scans: kept_registrations(
+            folder, [other.id for other in scans.atlases], lambda: registers(scans), atlas.image
+        )
+
+    def keep(atlas: Atlas, others: Sequence[Atlas], make: Callable[[], Example]) -> Example:
+        folder = folder_of(atlas, others)
+        return make() if folder is None else kept_example(folder, recipe, atlas, make)
 
     model = train_corrective(
         [library.read(id_) for id_ in library.ids],
         recipe,
+        cases=[] if further is None else [further.read(id_) for id_ in further.ids],
         samples_per_label=samples_per_label,
         seed=seed,
         versions=software_versions(),
         registrar_for=registrar_for,
+        keep=keep,
         progress=progress,
     )
     write_model(model, out, table=library.table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ import numpy as np
 from atlasseg import __version__, io
 from atlasseg.errors import OutputError
 from atlasseg.evaluation import Score
+from atlasseg.evaluation.calibration import reliability
+from atlasseg.evaluation.disagreement import disagreement
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Segmentation
 from atlasseg.recipe import Recipe
-from atlasseg.volume import Image, LabelMap
+from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,6 +128,33 @@ def metrics_table(scores: Sequence[Score], **columns: str) -> pd.DataFrame:
     return table
 
 
+def entity(name: str) -> str:
+    """A name as a BIDS entity may hold it: letters and digits alone."""
+    return re.sub("[^A-Za-z0-9]", "", name)
+
+
+def calibration_table(probabilities: ProbabilityMap, reference: LabelMap, *, target: str, method: str) -> pd.DataFrame:
+    """How often the most probable label is right by its probability, one row a bin, and over all bins the error.
+
+    Columns: target, method, lower, upper, voxels, confidence, accuracy, expected_calibration_error.
+    """
+    import pandas as pd
+
+    found = reliability(probabilities, reference)
+    return pd.DataFrame(
+        {
+            "target": target,
+            "method": method,
+            "lower": found.lower,
+            "upper": found.upper,
+            "voxels": found.counts,
+            "confidence": found.confidence,
+            "accuracy": found.accuracy,
+            "expected_calibration_error": found.expected_calibration_error,
+        }
+    )
+
+
 def write_segmentation(
     folder: Path,
     target: str,
@@ -133,9 +163,16 @@ def write_segmentation(
     recipe: Recipe,
     table: LabelTable,
     sources: Sequence[str],
+    *,
+    way: str | None = None,
 ) -> None:
-    """Write labels, label table, sidecar, volumes, atlas table and what else `recipe.output` asks for into `folder`."""
-    stem = f"{target}_desc-{recipe.fusion.method.name.replace('_', '')}"
+    """Write labels, label table, sidecar, volumes, atlas table and what else `recipe.output` asks for into `folder`.
+
+    With several segmentations of a target in one folder each has the name of its `way`; by default files are named
+    after the fusion.
+    """
+    stem = f"{target}_desc-{entity(way or recipe.fusion.method.name)}"
+    own = stem if way else target
     io.write_label_map(result.labels, folder / f"{stem}_dseg.nii.gz", like=scan)
     io.write_label_table(table, folder / f"{stem}_dseg.tsv")
     voted = [c.atlas.id for c in result.alignment.candidates if c.verdict.keep]
@@ -153,14 +190,22 @@ def write_segmentation(
         "SoftwareVersions": software_versions(),
     }
     io.write_json(sidecar, folder / f"{stem}_dseg.json")
-    write_table(volumes(result.labels, table), folder / f"{target}_volumes.tsv")
+    write_table(volumes(result.labels, table), folder / f"{own}_volumes.tsv")
     write_table(atlas_rows(result), folder / f"{target}_atlases.tsv")
     changes = change_rows(result)
     if changes is not None:
-        write_table(changes, folder / f"{target}_regions.tsv")
+        write_table(changes, folder / f"{own}_regions.tsv")
     if recipe.output.entropy:
         entropy = Image(result.probabilities.entropy(), scan.affine)
         io.write_image(entropy, folder / f"{stem}_entropy.nii.gz", like=scan)
+    if recipe.output.disagreement:
+        aligned = result.alignment
+        voters = [candidate.atlas for candidate in aligned.candidates if candidate.verdict.keep]
+        box = tuple(slice(a, a + n) for a, n in zip(aligned.start, aligned.target.shape, strict=True))
+        share = np.zeros(scan.shape, np.float32)
+        worked_on = LabelMap(result.labels.array[box], aligned.target.affine)
+        share[box] = disagreement(voters, worked_on)
+        io.write_image(Image(share, scan.affine), folder / f"{stem}_disagreement.nii.gz", like=scan)
     if recipe.output.probabilities:
         io.write_probability_map(result.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan)
     if recipe.output.transforms:

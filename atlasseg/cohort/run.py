@@ -144,7 +144,9 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
                 not_annotated=case.not_annotated,
                 surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
             )
-            metrics = outputs.metrics_table(scores, target=target.id, method=recipe.fusion.method.name)
+            name = recipe.fusion.method.name
+            metrics = outputs.metrics_table(scores, target=target.id, method=name)
+            calibration = outputs.calibration_table(result.probabilities, case.reference, target=target.id, method=name)
         progress("write")
         volumes = outputs.volumes(result.labels, table)
         seconds = {**result.seconds, "total": time.perf_counter() - begun}
@@ -152,6 +154,7 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
             outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)
             if metrics is not None:
                 outputs.write_table(metrics, folder / f"{target.id}_metrics.tsv")
+                outputs.write_table(calibration, folder / f"{target.id}_calibration.tsv")
             thumbnail = ""
             if recipe.output.report:
                 from atlasseg.report.figures import thumbnail as picture

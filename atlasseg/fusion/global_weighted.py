@@ -27,7 +27,7 @@ def fuse(
 
     p(l | x) is proportional to sum_i w_i p(l | L_i, x), with one weight a candidate,
 
-        w_i = m(T, A_i)^p,                                                           ([1] eq. 3)
+        w_i = m(T, A_i)^p,                                                           ([1], global weighted voting)
 
     where m is the similarity of target T and candidate A_i in the box around the voxels where the candidates disagree,
     as far as A_i covers it: `correlation` (0 where negative), `mean_squares` (1 / mean square difference),

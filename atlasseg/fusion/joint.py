@@ -35,12 +35,12 @@ def fuse(
     deviation 1); of equally good ones, that of smallest offset. From the differences of these patches follows how
     likely two candidates are to be wrong together,
 
-        M(i, j) = [ sum over N(x) of |T - A_i| |T - A_j| / (P - 1) ]^beta,           (eq. 17 of [1])
+        M(i, j) = [ sum over N(x) of |T - A_i| |T - A_j| / (P - 1) ]^beta,           ([1], estimation of M)
 
     P being the number of voxels of a patch times the number of channels, and from that the weights of least expected
     error, which sum to 1,
 
-        w = (M + alpha I)^-1 1 / (1' (M + alpha I)^-1 1).                            (eq. 7)
+        w = (M + alpha I)^-1 1 / (1' (M + alpha I)^-1 1).                            ([1], optimal weights)
 
     Each candidate casts its weighted votes for its whole patch, so that a voxel is decided by all patches that hold
     it. Only voxels on which the candidates do not all agree are fused; the others keep their label.
@@ -94,8 +94,6 @@ def fuse(
                 f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
                 f"the target {target.name!r} has {channels}"
             )
-        if not np.isfinite(atlas.image.array).all():
-            raise InputError(f"atlas {atlas.id!r}: its image holds NaN or infinity")
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"{name} must be a number above 0, got {value!r}")

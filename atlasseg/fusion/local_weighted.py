@@ -40,9 +40,9 @@ def fuse(
 
     p(l | x) is proportional to sum_i w_i(x) p(l | L_i, x), the weight of candidate A_i at voxel x of target T being
 
-        local_correlation          w = max(0, r_G(T, A_i))^p, r_G in a Gaussian window            (1)  [4], [3] eq. 8
+        local_correlation          w = max(0, r_G(T, A_i))^p, r_G in a Gaussian window            (1)  [4]
         rank                       w = 1 for the `top` candidates by r_G, else 0                   (2)  [3]
-        inverse_difference         w = 1 / (G * |T - A_i| + eps)^p                                 (3)  [2] eq. 5, p = 1
+        inverse_difference         w = 1 / (G * |T - A_i| + eps)^p                                 (3)  [2], p = 1
         block_mean_squares         w = 1 / (mean over block of (T - A_i)^2 + eps)^p                (4)  [1]
         block_correlation          w = max(0, r_block(T, A_i))^p                                   (5)  [1]
         block_mutual_information   w = I_block(T, A_i)^p                                           (6)  [1]

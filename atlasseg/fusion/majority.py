@@ -43,6 +43,6 @@ def fuse(target: Image, candidates: Sequence[Atlas], *, soft: bool = True) -> Pr
     ----------
     .. [1] Heckemann et al. (2006), Automatic anatomical brain MRI segmentation combining label propagation and
        decision fusion, NeuroImage 33(1):115-126.
-    .. [2] Kittler et al. (1998), On combining classifiers, IEEE TPAMI 20(3):226-239, eq. 11 (sum rule).
+    .. [2] Kittler et al. (1998), On combining classifiers, IEEE TPAMI 20(3):226-239 (the sum rule).
     """
     return Votes.gather(target, candidates, hard=not soft).cast(name=target.name)

@@ -39,7 +39,7 @@ def fuse(
     """Fuse by the k nearest patches.
 
     For each voxel x, the `count` patches of all candidates within the search window that are nearest to the target's
-    patch P(x) vote, with weights ([1] eq. 3 and 5, [2] eq. 3)
+    patch P(x) vote, with weights as of non-local means ([1], [2])
 
         w = exp(-d^2 / h(x)^2),     h(x)^2 = bandwidth * (smallest d^2 + eps)
 

@@ -43,13 +43,13 @@ def fuse(
 ) -> ProbabilityMap:
     """Fuse by STAPLE with a non-local model of correspondence.
 
-    What candidate i says at voxel x is a vote spread over the labels of the window S(x) ([1] eq. 10 and 14),
+    What candidate i says at voxel x is a vote spread over the labels of the window S(x) ([1]),
 
         a_i(x, l') = sum over x' in S(x) with L_i(x') = l' of alpha_i(x', x),    sum over x' of alpha_i(x', x) = 1
         alpha_i(x', x) proportional to exp(-|P_i(x') - P(x)|^2 / 2 sigma_i^2) exp(-|x' - x|^2 / 2 sigma_d^2)
 
     with the mean squared difference of the intensities of the patches P, and STAPLE's expectation maximisation
-    runs on these ([1] eqs. 12 and 19):
+    runs on these:
 
         W_l(x)         proportional to f_l(x) prod_i sum over l' of theta_i(l', l) a_i(x, l')
         theta_i(l', l) = sum over x of a_i(x, l') W_l(x) / sum over x of W_l(x)

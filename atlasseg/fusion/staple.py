@@ -41,8 +41,8 @@ def fuse(
     Expectation maximisation over theta_i(l', l) = p(candidate i says l' | the truth is l), for two labels in [1] and
     many in [2]:
 
-        W_l(x)         proportional to f_l(x) prod_i theta_i(L_i(x), l)                     (E step; [1] eq. 14)
-        theta_i(l', l) = sum over x with L_i(x) = l' of W_l(x) / sum over x of W_l(x)       (M step; [1] eq. 18-19)
+        W_l(x)         proportional to f_l(x) prod_i theta_i(L_i(x), l)                     (E step)
+        theta_i(l', l) = sum over x with L_i(x) = l' of W_l(x) / sum over x of W_l(x)       (M step)
 
     from the majority vote (ties to the smallest label), until no theta moves by more than `tolerance`. The prior f_l is
     the share of label l in all votes, or, local, the Gaussian-smoothed share around x. A Markov random field multiplies

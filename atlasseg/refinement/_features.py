@@ -16,22 +16,30 @@ from scipy import ndimage
 
 from atlasseg.volume import Bool, Float32, Float64, Image, Int64, ProbabilityMap
 
+SMOOTHING_REACH = 4 / 3
+"""How far a Gaussian of a third of a scale is felt, in scales."""
+
 CERTAIN = 0.999
 """A voxel of at least this probability is certain."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """How far a classifier sees, and where it is asked, in voxels."""
+    """How far a classifier sees, and where it is asked, in voxels.
+
+    Beyond the patches it sees, coarsely, the voxels at each of `scales_voxels` to either side along each axis.
+    """
 
     intensity_radius_voxels: int = 2
     probability_radius_voxels: int = 1
     dilation_voxels: int = 2
+    scales_voxels: tuple[int, ...] = (3, 6)
 
     def columns(self, channels: int) -> int:
         """Number of features of a scan of so many channels."""
         probabilities = (2 * self.probability_radius_voxels + 1) ** 3
-        return int(channels * (2 * self.intensity_radius_voxels + 1) ** 3 + 2 * probabilities + 3)
+        coarse = 7 * (channels + 2) * len(self.scales_voxels)
+        return int(channels * (2 * self.intensity_radius_voxels + 1) ** 3 + 2 * probabilities + coarse + 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +78,12 @@ class Scene:
         return self.fused.probability(0)
 
     @cached_property
+    def coarse(self) -> tuple[Float32, ...]:
+        """For each scale (I, J, K, C + 1): the channels and the background, smoothed to it."""
+        both = np.concatenate([self.target.channels, self.background[..., None]], axis=3)
+        return tuple(_smoothed(both, scale) for scale in self.window.scales_voxels)
+
+    @cached_property
     def around_labels(self) -> Bool:
         """(I, J, K) the regions of all labels but the background, together."""
         out = np.zeros(self.fused.shape, bool)
@@ -104,27 +118,53 @@ class Scene:
     def features(self, region: Region, voxels: Int64) -> Float32:
         """(n, F) features of some of a region's voxels, given by their flat indices.
 
-        Intensities are scaled to mean 0 and standard deviation 1 over the region, channel by channel.
+        They are a patch of intensities; patches of the probabilities of the label and of the background; for each scale
+        intensities, background and label, smoothed by a Gaussian of a third of it, at the voxel and so many voxels to
+        either side along each axis; and the position relative to the label's centre and extent. Intensities are scaled
+        to mean 0 and standard deviation 1 over the region, channel by channel.
         """
         affine, window = self.target.affine, self.window
+        if not voxels.size:
+            return np.empty((0, window.columns(self.target.channels.shape[3])), np.float32)
         channels = np.ascontiguousarray(self.target.channels)
         there = channels.reshape(-1, channels.shape[3])[region.voxels].astype(np.float64)
         mean, spread = there.mean(axis=0), there.std(axis=0)
+        scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
         index = np.stack(np.unravel_index(voxels, self.target.shape), axis=1).astype(np.int64)
         out = np.empty((voxels.size, window.columns(channels.shape[3])), np.float32)
-        _gather(
-            channels,
-            region.probability,
-            self.background,
-            index,
-            oriented_offsets(affine, window.intensity_radius_voxels),
-            oriented_offsets(affine, window.probability_radius_voxels),
-            mean,
-            np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0),
-            out,
-        )
+        filled = 0
+
+        def gather(volume: Float32, at: Int64, offsets: Int64, mean: Float64, scale: Float64) -> None:
+            nonlocal filled
+            end = filled + offsets.shape[0] * volume.shape[3]
+            _gather(volume, at, offsets, mean, scale, out[:, filled:end])
+            filled = end
+
+        none, one = np.zeros(1), np.ones(1)
+        narrow = oriented_offsets(affine, window.probability_radius_voxels)
+        gather(channels, index, oriented_offsets(affine, window.intensity_radius_voxels), mean, scale)
+        gather(np.ascontiguousarray(region.probability)[..., None], index, narrow, none, one)
+        gather(self.background[..., None], index, narrow, none, one)
+        for coarse, step in zip(self.coarse, window.scales_voxels, strict=True):
+            cross = oriented_offsets(affine, 1)
+            cross = step * cross[np.abs(cross).sum(axis=1) <= 1]
+            gather(coarse, index, cross, np.append(mean, 0), np.append(scale, 1))
+            # far from the region the label is not looked at, so it is smoothed in a box that holds all of that alone
+            reach = step + int(SMOOTHING_REACH * step) + 1
+            low = np.maximum(index.min(axis=0) - reach, 0)
+            box = tuple(slice(a, b + reach + 1) for a, b in zip(low, index.max(axis=0), strict=True))
+            own = _smoothed(np.ascontiguousarray(region.probability[box])[..., None], step)
+            gather(own, index - low, cross, none, one)
         out[:, -3:] = (index @ affine[:3, :3].T + affine[:3, 3] - region.centre_mm) / region.extent_mm
         return out
+
+
+def _smoothed(volumes: Float32, scale_voxels: int) -> Float32:
+    """(I, J, K, C) each smoothed by a Gaussian whose standard deviation is a third of the scale."""
+    out = np.empty_like(volumes)
+    for c in range(volumes.shape[3]):
+        ndimage.gaussian_filter(volumes[..., c], scale_voxels / 3, output=out[..., c], mode="nearest", truncate=4.0)
+    return out
 
 
 def oriented_offsets(affine: Float64, radius: int) -> Int64:
@@ -148,31 +188,14 @@ def _box_around(mask: Bool, margin: int) -> tuple[slice, ...]:
 
 
 @njit(cache=True, parallel=True)
-def _gather(
-    channels: Float32,
-    probability: Float32,
-    background: Float32,
-    index: Int64,
-    intensity_offsets: Int64,
-    probability_offsets: Int64,
-    mean: Float64,
-    scale: Float64,
-    out: Float32,
-) -> None:
-    """Beyond the grid a patch repeats the outermost voxels."""
-    last_i, last_j, last_k = channels.shape[0] - 1, channels.shape[1] - 1, channels.shape[2] - 1
-    count = channels.shape[3]
-    wide, narrow = intensity_offsets.shape[0], probability_offsets.shape[0]
+def _gather(volume: Float32, index: Int64, offsets: Int64, mean: Float64, scale: Float64, out: Float32) -> None:
+    """Values of (I, J, K, C) at all offsets from each voxel, scaled; beyond the grid the outermost voxels repeat."""
+    last_i, last_j, last_k = volume.shape[0] - 1, volume.shape[1] - 1, volume.shape[2] - 1
+    count = volume.shape[3]
     for row in prange(index.shape[0]):
-        for n in range(wide):
-            i = min(max(index[row, 0] + intensity_offsets[n, 0], 0), last_i)
-            j = min(max(index[row, 1] + intensity_offsets[n, 1], 0), last_j)
-            k = min(max(index[row, 2] + intensity_offsets[n, 2], 0), last_k)
+        for n in range(offsets.shape[0]):
+            i = min(max(index[row, 0] + offsets[n, 0], 0), last_i)
+            j = min(max(index[row, 1] + offsets[n, 1], 0), last_j)
+            k = min(max(index[row, 2] + offsets[n, 2], 0), last_k)
             for c in range(count):
-                out[row, n * count + c] = (channels[i, j, k, c] - mean[c]) * scale[c]
-        for n in range(narrow):
-            i = min(max(index[row, 0] + probability_offsets[n, 0], 0), last_i)
-            j = min(max(index[row, 1] + probability_offsets[n, 1], 0), last_j)
-            k = min(max(index[row, 2] + probability_offsets[n, 2], 0), last_k)
-            out[row, wide * count + n] = probability[i, j, k]
-            out[row, wide * count + narrow + n] = background[i, j, k]
+                out[row, n * count + c] = (volume[i, j, k, c] - mean[c]) * scale[c]

@@ -27,7 +27,7 @@ from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 METHOD = "corrective_learning"
 HEADER, TREES, TABLE = "model.json", "trees.npz", "labels.tsv"
 
@@ -88,9 +88,9 @@ def refine(
     """Mend a fused segmentation by classifiers that were trained on the errors of such segmentations.
 
     Around each label l, dilated by a few voxels, a classifier says from a patch of intensities, a patch of fused
-    probabilities and the position relative to the label's own centre and extent how probable it is that voxel x is of
-    l: q_l(x) (sections 2.2 and 2.3 of [1], with gradient boosting [2] in place of AdaBoost, and probabilities in
-    place of labels). The refined probability is
+    probabilities, a coarse view of both around them and the position relative to the label's own centre and extent how
+    probable it is that voxel x is of l: q_l(x) ([1], with gradient boosting [2] in place of AdaBoost, and probabilities
+    in place of labels). The refined probability is
 
         p_l(x) = q_l(x) / sum of q_m(x) over all labels m,
 
@@ -223,10 +223,12 @@ def train(
     intensity_radius_voxels: int = 2,
     probability_radius_voxels: int = 1,
     dilation_voxels: int = 2,
+    scales_voxels: tuple[int, ...] = (3, 6),
     samples_per_label: int = 100_000,
     iterations: int = 200,
     learning_rate: float = 0.05,
     leaves: int = 15,
+    features_share: float = 0.2,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
@@ -234,7 +236,7 @@ def train(
     """Train a classifier for each label on the errors of examples.
 
     Memory: the examples, and for one label at a time its samples, 17 bytes for each feature of each while the trees
-    grow (with the default radii and one channel 182 features: 310 MB for 100 000 samples).
+    grow (with the defaults and one channel 224 features: 380 MB for 100 000 samples).
 
     Parameters
     ----------
@@ -244,6 +246,8 @@ def train(
         A patch has ``2 r + 1`` voxels along each axis.
     dilation_voxels : int
         How far from where the fusion sees a label its classifier is asked, at least 1.
+    scales_voxels : tuple of int
+        How far it sees beyond the patches: see `Scene.features`.
     samples_per_label : int
         Voxels of all examples together that a classifier is trained on at most, drawn at random, from every example
         alike.
@@ -253,6 +257,8 @@ def train(
         How much of each tree counts.
     leaves : int
         Leaves of a tree at most.
+    features_share : float
+        Above 0 to 1: share of the features that each split is chosen from, drawn at random.
     seed : int
         Of the draw.
     provenance, record : mapping, optional
@@ -276,7 +282,11 @@ def train(
             "radii must be 0 or more and the dilation 1 or more, got "
             f"{intensity_radius_voxels}, {probability_radius_voxels} and {dilation_voxels}"
         )
-    window = Window(intensity_radius_voxels, probability_radius_voxels, dilation_voxels)
+    if min(scales_voxels, default=1) < 1 or not 0 < features_share <= 1:
+        raise InputError(
+            f"scales must be 1 or more and the share of features above 0 to 1, got {scales_voxels} and {features_share}"
+        )
+    window = Window(intensity_radius_voxels, probability_radius_voxels, dilation_voxels, scales_voxels)
     every = sorted({int(v) for e in examples for v in (*e.fused.label_values, *e.truth.values)} | {0})
     scenes = [Scene(example.target, example.fused, window) for example in examples]
     share = max(1, samples_per_label // len(examples))
@@ -305,6 +315,7 @@ def train(
             learning_rate=learning_rate,
             max_iter=iterations,
             max_leaf_nodes=leaves,
+            max_features=features_share,
             early_stopping=False,
             random_state=seed,
         ).fit(np.concatenate(rows), answer)
@@ -316,6 +327,7 @@ def train(
         "iterations": iterations,
         "learning_rate": learning_rate,
         "leaves": leaves,
+        "features_share": features_share,
         "seed": seed,
     }
     return CorrectiveModel(
@@ -389,7 +401,9 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
     if hashlib.sha256(content).hexdigest() != header.get("trees_sha256"):
         raise InputError(f"{folder / TREES}: damaged, or of another model than {HEADER}: train the model again")
     try:
-        window = Window(**{name: int(value) for name, value in header["window"].items()})
+        sizes = {name: value for name, value in header["window"].items() if name != "scales_voxels"}
+        scales = tuple(int(scale) for scale in header["window"]["scales_voxels"])
+        window = Window(**{name: int(value) for name, value in sizes.items()}, scales_voxels=scales)
         with np.load(folder / TREES, allow_pickle=False) as arrays:
             classifiers = _parted({name: arrays[name] for name in arrays.files})
         model = CorrectiveModel(
@@ -399,7 +413,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
             tuple(float(v) for v in header["spacing_mm"]),  # type: ignore[arg-type]
             window,
             header["provenance"],
-            {name: header[name] for name in ("versions", "recipe", "training", "samples") if name in header},
+            {name: header[name] for name in ("versions", "recipe", "cases", "training", "samples") if name in header},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise InputError(f"{folder}: the model is damaged ({error!r}): train it again") from error

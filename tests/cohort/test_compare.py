@@ -1,6 +1,8 @@
 """Registered once, fused every way: the same results as separate runs, and registrations found again by content."""
 
+from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,8 +10,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from atlasseg import io
 from atlasseg.cli import app
 from atlasseg.cohort.compare import compare
+from atlasseg.cohort.correct import correct
+from atlasseg.cohort.run import run
 from atlasseg.errors import InputError
 from atlasseg.recipe import parse_recipe
 from atlasseg.registration import affine
@@ -78,12 +83,45 @@ def test_leave_one_out_by_command(dataset):
     assert set(pd.read_csv(dataset / "out/comparison.tsv", sep="\t").target) == {"head0", "head1", "head2"}
 
 
+def test_with_and_without_refinement(dataset):
+    tables = {
+        **TABLES,
+        "refinement": {"method": "corrective_learning", "corrective_learning": {"model": "model"}},
+        "output": {"entropy": False},
+    }
+    recipe = parse_recipe(tables, base=dataset)
+    assert recipe.way == "majority+corrective_learning"
+    correct(recipe, dataset / "model", samples_per_label=300)
+    found = compare(recipe, ["majority", "local_weighted"])
+    assert list(found.scores) == ["majority", "local_weighted", "majority+corrective_learning"]
+    assert (found.scores["majority"] != found.scores["majority+corrective_learning"]).all()
+    seconds = found.metrics[found.metrics.metric == "seconds"].groupby("method").value.mean()
+    assert set(seconds.index) == set(found.scores)
+
+    run(replace(recipe, data=replace(recipe.data, out=dataset / "alone")))
+    for target in ("head3", "head4"):
+        stem = dataset / "out" / target / f"{target}_desc-majoritycorrectivelearning"
+        alone = io.read_label_map(dataset / "alone" / target / f"{target}_desc-majority_dseg.nii.gz")
+        np.testing.assert_array_equal(io.read_label_map(f"{stem}_dseg.nii.gz").array, alone.array)
+        assert io.read_json(Path(f"{stem}_dseg.json"))["Refinement"] == "corrective_learning"
+        volumes = {path.name for path in stem.parent.glob("*_volumes.tsv")}
+        ways = ("majority", "localweighted", "majoritycorrectivelearning")
+        assert volumes == {f"{target}_desc-{way}_volumes.tsv" for way in ways}
+
+    with pytest.raises(InputError, match=r"no target could be compared.*fusion method: trained with"):
+        compare(recipe, ["majority", "local_weighted+corrective_learning"])
+
+
 def test_bad_requests(dataset):
     recipe = parse_recipe(TABLES, base=dataset)
     with pytest.raises(InputError, match="at least two different methods, got majority"):
         compare(recipe, ["majority", "majority"])
     with pytest.raises(InputError, match="did you mean 'majority'"):
         compare(recipe, ["majorty", "local_weighted"])
+    with pytest.raises(InputError, match="lacks the parameter 'model'"):
+        compare(recipe, ["majority", "majority+corrective_learning"])
+    with pytest.raises(InputError, match="did you mean 'corrective_learning'"):
+        compare(recipe, ["majority", "majority+corrective_lerning"])
     (dataset / "targets/labels/head4.nii.gz").unlink()
     with pytest.raises(InputError, match="no labels to compare with: head4"):
         compare(recipe, ["majority", "local_weighted"])

@@ -72,7 +72,15 @@ def shifted(voxels):
 
 
 def test_a_run_writes_a_derivative_on_each_targets_own_grid(recipe, dataset):
-    status, _ = run(recipe, "--set", "output.probabilities=true", "--set", "output.transforms=true")
+    status, _ = run(
+        recipe,
+        "--set",
+        "output.probabilities=true",
+        "--set",
+        "output.transforms=true",
+        "--set",
+        "output.disagreement=true",
+    )
     assert status == 0
     out = dataset / "out"
     assert sorted(p.name for p in out.iterdir()) == [
@@ -87,9 +95,17 @@ def test_a_run_writes_a_derivative_on_each_targets_own_grid(recipe, dataset):
         stem = f"{id_}_desc-majority"
         wanted = {f"{stem}_dseg.nii.gz", f"{stem}_dseg.json", f"{stem}_dseg.tsv", f"{stem}_entropy.nii.gz"}
         wanted |= {f"{stem}_probseg.nii.gz", f"{id_}_volumes.tsv", f"{id_}_atlases.tsv", f"{id_}_metrics.tsv"}
+        wanted |= {f"{stem}_disagreement.nii.gz", f"{id_}_calibration.tsv"}
         assert wanted <= names
         assert sum(name.endswith("_xfm.h5") for name in names) == 3
-        for kind in ("dseg", "entropy"):
+        share, votes = (
+            nib.load(out / id_ / f"{stem}_{kind}.nii.gz").get_fdata() for kind in ("disagreement", "probseg")
+        )
+        np.testing.assert_allclose(share, 1 - votes.max(axis=3), atol=1e-4)  # as the majority weights all alike
+        assert share.max() > 0.3
+        bins = pd.read_csv(out / id_ / f"{id_}_calibration.tsv", sep="\t")
+        assert len(bins) == 10 and bins.voxels.sum() > 100 and bins.expected_calibration_error.nunique() == 1
+        for kind in ("dseg", "entropy", "disagreement"):
             written = nib.load(out / id_ / f"{stem}_{kind}.nii.gz")
             assert written.shape == scan.shape
             np.testing.assert_array_equal(written.affine, scan.affine)

@@ -13,11 +13,33 @@ SHAPE = (9, 11, 7)
 SPACING = (0.9, 1.4, 2.1)
 ROUNDING = 1e-4  # sums of float32 products in another order
 LABELS = (0, 3, 17)
+FLOORS = {
+    "generative": 0.98,
+    "global_weighted": 0.91,
+    "joint": 0.96,
+    "local_weighted": 0.91,
+    "majority": 0.86,
+    "nearest_patches": 0.96,
+    "nonlocal_staple": 0.96,
+    "simple": 0.86,
+    "staple": 0.82,
+    "steps": 0.81,
+}
+"""Share of voxels that a method gets right, from five candidates that were not registered: these have 0.81 to 0.91.
+
+Any other method has to be as good as the worst of them. STAPLE, and STEPS with it, are little better than that here.
+"""
 
 
 @pytest.fixture(params=METHODS)
 def fuse(request):
     return methods.get("fusion", request.param).function
+
+
+@pytest.fixture
+def floor(request):
+    """For a test that takes `fuse` too."""
+    return FLOORS.get(request.node.callspec.params["fuse"], 0.8)
 
 
 def affine():
@@ -73,14 +95,14 @@ def same(a, b):
     np.testing.assert_allclose(a.dense(), b.dense(), atol=ROUNDING)
 
 
-def test_probabilities_grid_and_labels(fuse):
+def test_probabilities_grid_and_labels(fuse, floor):
     target = scan()
     before = target.array.copy()
     candidates = [atlas(n) for n in range(5)]
     result = check(fuse(target, candidates), target, LABELS)
     assert result.voxels.size  # the candidates do not agree everywhere
     truth = anatomy(100)[1]
-    assert (result.mode == truth).mean() > 0.8  # as the worst candidate alone
+    assert (result.mode == truth).mean() > floor
     np.testing.assert_array_equal(target.array, before)
 
 
@@ -200,6 +222,33 @@ def test_constant_images(fuse):
     candidates = [Atlas(f"a{n}", flat, atlas(n).labels) for n in range(4)]
     check(fuse(flat, candidates), flat, LABELS)
     check(fuse(scan(), candidates), scan(), LABELS)
+
+
+def test_constant_patches(fuse):
+    """Half of the scan, part of a candidate and a whole candidate have one intensity: patches without spread."""
+    image, _ = anatomy(100)
+    image[:5] = 0
+    candidates = [atlas(n) for n in range(3)]
+    part = candidates[1].image.array.copy()
+    part[:, :, 3:] = 2
+    candidates[1] = Atlas("part", Image(part, affine()), candidates[1].labels)
+    candidates[2] = Atlas("flat", Image(np.ones(SHAPE), affine()), candidates[2].labels)
+    target = Image(image, affine(), "scan")
+    result = check(fuse(target, candidates), target, LABELS)
+    said = np.stack([each.segmentation.array for each in candidates])
+    np.testing.assert_array_equal(result.mode[(said == said[0]).all(0)], said[0][(said == said[0]).all(0)])
+
+
+def test_nan_never_reaches_a_fusion():
+    image, _ = anatomy(3)
+    image[4, 5, 3] = np.nan
+    with pytest.raises(InputError, match=r"broken.*1 intensities are NaN"):
+        Image(image, affine(), "broken")
+    onehot = np.zeros((*SHAPE, 2))
+    onehot[..., 0] = 1
+    onehot[2, 2, 2] = np.nan
+    with pytest.raises(InputError, match=r"broken.*NaN"):
+        ProbabilityMap.from_dense(onehot, (0, 3), affine(), name="broken")
 
 
 def test_intensities_of_any_scale(fuse):

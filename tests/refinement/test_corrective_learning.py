@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
 from atlasseg import phantoms
@@ -126,15 +127,21 @@ def test_same_seed_same_model_whatever_the_order_and_the_threads(examples):
 def test_features_by_the_definition(axes):
     each = example(axes, 2)
     two = np.stack([each.target.array, each.target.array**2], -1)
-    scene = Scene(Image(two, each.target.affine), each.fused, Window(1, 1, 1))
+    scene = Scene(Image(two, each.target.affine), each.fused, Window(1, 1, 1, (2, 3)))
     region = scene.region(700)
     voxels = region.voxels[::97]
     found = scene.features(region, voxels)
-    assert found.shape == (voxels.size, scene.window.columns(2)) == (voxels.size, 2 * 27 + 2 * 27 + 3)
+    assert found.shape == (voxels.size, scene.window.columns(2)) == (voxels.size, 2 * 27 + 2 * 27 + 2 * 7 * 4 + 3)
     there = two.reshape(-1, 2)[region.voxels]
     scaled = (two - there.mean(0)) / there.std(0)
     own = np.argwhere(each.fused.mode == 700) @ each.target.affine[:3, :3].T + each.target.affine[:3, 3]
     steps = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+    coarse = {}
+    for scale in (2, 3):
+        smooth = [ndimage.gaussian_filter(v, scale / 3, mode="nearest") for v in np.moveaxis(scaled, 3, 0)]
+        inside = [ndimage.gaussian_filter(each.fused.probability(v), scale / 3, mode="nearest") for v in (0, 700)]
+        coarse[scale] = np.stack([*smooth, *inside], -1)
+    cross = [(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
     for row, voxel in zip(found, voxels, strict=True):
         at = np.array(np.unravel_index(voxel, two.shape[:3]))
         intensities, inside, outside = [], [], []
@@ -147,7 +154,17 @@ def test_features_by_the_definition(axes):
         place = each.target.affine[:3, :3] @ at + each.target.affine[:3, 3]
         np.testing.assert_allclose(row[:54], intensities, atol=1e-4)
         np.testing.assert_array_equal(row[54:108], inside + outside)
-        np.testing.assert_allclose(row[108:], (place - own.mean(0)) / own.std(0), atol=1e-4)
+        begin = 108
+        for scale, volumes in coarse.items():
+            seen = []
+            for patient in cross:
+                step = [scale * patient[steps[a][0]] * steps[a][1] for a in axes]
+                seen.append(volumes[tuple(np.clip(at + step, 0, np.array(two.shape[:3]) - 1))])
+            wide, own_label = np.array(seen)[:, :3], np.array(seen)[:, 3]
+            np.testing.assert_allclose(row[begin : begin + 21], wide.reshape(-1), atol=1e-4)
+            np.testing.assert_allclose(row[begin + 21 : begin + 28], own_label, atol=1e-5)
+            begin += 28
+        np.testing.assert_allclose(row[begin:], (place - own.mean(0)) / own.std(0), atol=1e-4)
 
 
 def test_offsets_follow_the_patient():
@@ -201,6 +218,8 @@ def test_bad_requests(model, folder, examples, caplog):
         train([])
     with pytest.raises(InputError, match="dilation 1 or more, got 2, 1 and 0"):
         train(examples, dilation_voxels=0)
+    with pytest.raises(InputError, match=r"scales must be 1 or more.*got \(0,\) and 0.2"):
+        train(examples, scales_voxels=(0,))
     two = examples[0]._replace(target=Image(np.stack([examples[0].target.array] * 2, -1), examples[0].target.affine))
     with pytest.raises(InputError, match="same channels"):
         train([two, examples[1]])
@@ -213,7 +232,7 @@ def test_damaged_files_are_refused_and_nothing_is_unpickled(folder, tmp_path):
         (folder / "model.json").write_text(json.dumps({**header, **changes}))
 
     rewritten(method="unet")
-    with pytest.raises(InputError, match="'corrective_learning' in format 1 is wanted, got one of 'unet'"):
+    with pytest.raises(InputError, match="'corrective_learning' in format 2 is wanted, got one of 'unet'"):
         read_model(folder)
     rewritten(window={"far": 3})
     with pytest.raises(InputError, match="damaged"):
