@@ -337,7 +337,8 @@ def register_prepared(
         iterations=tuple(TEMPLATE_ITERATIONS if shrink >= finest else 0 for shrink in (8, 4, 2, 1)),
     )
     through = coarser(target.grid, finest * float(target.spacing_mm.min()))
-    composed = [_composed(prepared.transforms[i], template_from_target, through) for i in wanted]
+    seen_mm = template_from_target.on_grid(through)
+    composed = [_composed(prepared.transforms[i], template_from_target, seen_mm, through) for i in wanted]
     if not any(refine_iterations):
         return composed
     return engine(
@@ -350,11 +351,15 @@ def register_prepared(
     )
 
 
-def _composed(atlas_from_template: Transform, template_from_target: Transform, grid: Grid) -> Transform:
-    """`atlas_from_template` after `template_from_target` as an affine after one displacement field on `grid`."""
+def _composed(
+    atlas_from_template: Transform, template_from_target: Transform, seen_mm: Float64, grid: Grid
+) -> Transform:
+    """`atlas_from_template` after `template_from_target` as an affine after one displacement field on `grid`.
+
+    `seen_mm` is where the second takes the voxels of `grid`.
+    """
     whole = _leading(atlas_from_template) @ _leading(template_from_target)
-    points_mm = _widened(atlas_from_template)(template_from_target.on_grid(grid))
-    displacement_mm = (~whole)(points_mm) - grid_points(grid)
+    displacement_mm = (~whole)(_widened(atlas_from_template)(seen_mm)) - grid_points(grid)
     return whole @ DisplacementField(displacement_mm.astype(np.float32), grid.affine)
 
 

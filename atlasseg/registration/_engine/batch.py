@@ -14,7 +14,7 @@ import numpy as np
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.registration._engine import fields
-from atlasseg.registration._engine.pyramid import COUNTED, Prepared, prepare
+from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, prepare
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
 from atlasseg.volume import Float32, Float64, Grid, Image, Mask
 
@@ -32,19 +32,20 @@ LEAST_OVERLAP = 0.05
 OVERLAP_POINTS = 5000
 """Voxels at which that is looked up."""
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A fixed and a moving image, prepared, and where they start: ``matrix_mm (x + displacement(x))``."""
+    """A fixed and a moving image, prepared, and where they start: ``matrix_mm before(x)``."""
 
     fixed: Prepared
     moving: Prepared
     matrix_mm: Float64 | None
     """(4, 4) fixed to moving RAS+ mm; None where nothing is known."""
-    displacement_voxels: Float32 | None
-    """(I, J, K, 3) on the prepared fixed grid."""
+    before: Transform | None
+    """Of fixed points, before the matrix; None where that is all."""
     known: bool
     """The moving image has a mask."""
     initial: Transform | None = None
@@ -55,6 +56,25 @@ class Pair:
         """The matrix of a pair that has one."""
         assert self.matrix_mm is not None
         return self.matrix_mm
+
+    def displacement(self, level: Level) -> Float32:
+        """(I, J, K, 3) where `before` moves the voxels of a level of the fixed image, in its voxels.
+
+        The last voxels of a coarse level may lie beyond the image: they move as its border does.
+        """
+        if self.before is None:
+            return np.zeros((*level.shape, 3), np.float32)
+        if level.shape == self.fixed.counted.shape:
+            grid = Grid(level.shape, level.affine)
+            moved_mm = self.before.on_grid(grid) - grid_points(grid)
+        else:
+            at = np.linalg.inv(self.fixed.affine) @ level.affine
+            last = np.array(self.fixed.counted.shape) - 1
+            lines = [np.clip(np.arange(n) * at[a, a] + at[a, 3], 0, last[a]) for a, n in enumerate(level.shape)]
+            voxels = np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1)
+            points_mm = voxels @ self.fixed.affine[:3, :3].T + self.fixed.affine[:3, 3]
+            moved_mm = self.before(points_mm) - points_mm
+        return np.ascontiguousarray(moved_mm @ np.linalg.inv(level.affine[:3, :3]).T, dtype=np.float32)
 
 
 def pairs(
@@ -77,28 +97,21 @@ def pairs(
         if given is not None and len(given) != len(moving):
             raise InputError(f"{len(given)} {what} for {len(moving)} moving images: one for each is wanted")
     target = prepare(fixed, fixed_mask)
-    masks = moving_masks if moving_masks is not None else [None] * len(moving)
-    out = []
-    for n, (image, mask) in enumerate(zip(moving, masks, strict=True)):
+
+    def pair(n: int) -> Pair:
+        image, mask = moving[n], None if moving_masks is None else moving_masks[n]
         if image.channels.shape[3] != fixed.channels.shape[3]:
             raise InputError(
                 f"{image.name or f'moving image {n}'} has {image.channels.shape[3]} channels, "
                 f"{fixed.name or 'the fixed image'} has {fixed.channels.shape[3]}"
             )
-        matrix, displacement = (None, None) if initial is None else split(initial[n], target)
-        if matrix is not None:
-            _check_overlap(target, image.grid, initial[n], fixed.name, image.name)  # type: ignore[index]
-        out.append(
-            Pair(
-                target,
-                prepare(image, mask, cut=False),
-                matrix,
-                displacement,
-                mask is not None,
-                None if initial is None else initial[n],
-            )
-        )
-    return out
+        start = None if initial is None else initial[n]
+        matrix, before = (None, None) if start is None else split(start)
+        if start is not None:
+            _check_overlap(target, image.grid, start, fixed.name, image.name)
+        return Pair(target, prepare(image, mask, cut=False), matrix, before, mask is not None, start)
+
+    return side_by_side(range(len(moving)), pair, workers=numba.get_num_threads(), size=fixed.array.size)
 
 
 def _check_overlap(fixed: Prepared, moving: Grid, initial: Transform, fixed_name: str, moving_name: str) -> None:
@@ -116,34 +129,33 @@ def _check_overlap(fixed: Prepared, moving: Grid, initial: Transform, fixed_name
         )
 
 
-def split(transform: Transform, fixed: Prepared) -> tuple[Float64, Float32 | None]:
-    """A transform as a displacement in voxels of `fixed` and a matrix after it."""
-    if isinstance(transform, Affine):
-        return transform.matrix, None
-    matrix, rest = np.eye(4), transform
-    if isinstance(transform, Chain) and isinstance(transform.transforms[0], Affine):
-        matrix, rest = transform.transforms[0].matrix, Chain(transform.transforms[1:])
-    grid = Grid(_shape3(fixed), fixed.affine)
-    moved_mm = rest.on_grid(grid) - grid_points(grid)
-    return matrix, np.ascontiguousarray(moved_mm @ np.linalg.inv(fixed.affine[:3, :3]).T, dtype=np.float32)
+def split(transform: Transform) -> tuple[Float64, Transform | None]:
+    """A transform as a matrix and what comes before it, if anything."""
+    match transform:
+        case Affine():
+            return transform.matrix, None
+        case Chain(transforms=(Affine() as last, *rest)) if rest:
+            return last.matrix, Chain(tuple(rest))
+    return np.eye(4), transform
 
 
 def carried(pair: Pair) -> Pair:
     """The pair with the moving image carried onto the fixed grid, where its start is more than a matrix."""
-    if pair.matrix_mm is None or pair.displacement_voxels is None:
+    if pair.matrix_mm is None or pair.before is None:
         return pair
     fixed, moving = pair.fixed, pair.moving
     to_moving = (np.linalg.inv(moving.affine) @ pair.matrix_mm @ fixed.affine)[:3]
     known = moving.counted.astype(np.uint8) if pair.known else np.zeros((0, 0, 0), np.uint8)
     everywhere = np.full(fixed.counted.shape, COUNTED, np.uint8)
     weight = np.empty(fixed.counted.shape, np.float32)
+    displacement_voxels = pair.displacement(fixed.level((1, 1, 1)))
     channels = []
     for channel in moving.channels:
         warped = np.empty(fixed.counted.shape, np.float32)
-        fields.warp(channel, known, everywhere, to_moving, pair.displacement_voxels, warped, weight)
+        fields.warp(channel, known, everywhere, to_moving, displacement_voxels, warped, weight)
         channels.append(warped)
     on_fixed = Prepared(tuple(channels), fixed.affine, weight > 0, fixed.start, moving.name)
-    return replace(pair, moving=on_fixed, matrix_mm=np.eye(4), displacement_voxels=None, known=True)
+    return replace(pair, moving=on_fixed, matrix_mm=np.eye(4), before=None, known=True)
 
 
 def require(values: Mapping[str, float], *, least: float, above: bool = False) -> None:
@@ -181,28 +193,38 @@ def field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Grid) -
         (start, whole - start - part)
         for start, whole, part in zip(fixed.start, grid.shape, displacement_voxels.shape[:3], strict=True)
     ]
-    in_mm = displacement_voxels @ grid.affine[:3, :3].T.astype(np.float32)
-    return DisplacementField(np.pad(in_mm, [*padding, (0, 0)], mode="edge"), grid.affine)
+    in_mm = displacement_voxels.reshape(-1, 3) @ grid.affine[:3, :3].T.astype(np.float32)
+    whole_mm = np.pad(in_mm.reshape(displacement_voxels.shape), [*padding, (0, 0)], mode="edge")
+    return DisplacementField(whole_mm, grid.affine)
 
 
 def each(pairs: Sequence[Pair], solve: Callable[[Pair], Result], *, bytes_needed: int) -> list[Result]:
-    """Solve every pair, several side by side on one core each: faster than all cores on one, and the same bits."""
+    """Solve every pair, as many side by side as the memory allows."""
+    workers = min(numba.get_num_threads(), max(1, int(MEMORY_SHARE * _free_bytes() / max(bytes_needed, 1))))
+    size = max((pair.fixed.counted.size for pair in pairs), default=0)
+    return side_by_side(pairs, solve, workers=workers, size=size)
+
+
+def side_by_side(items: Sequence[Item], work: Callable[[Item], Result], *, workers: int, size: int) -> list[Result]:
+    """Work on every item, several side by side on one core each: faster than all cores on one, and the same bits.
+
+    `size` is the voxels of one item: where they cannot run side by side, small ones are given one core all the same.
+    """
     threads = numba.get_num_threads()
-    workers = min(len(pairs), threads, max(1, int(MEMORY_SHARE * _free_bytes() / max(bytes_needed, 1))))
+    workers = min(len(items), workers)
     if workers < 2 or not _may_run_side_by_side():
-        small = all(pair.fixed.counted.size < VOXELS_FOR_THREADS for pair in pairs)
-        numba.set_num_threads(1 if small else threads)
+        numba.set_num_threads(1 if size < VOXELS_FOR_THREADS else threads)
         try:
-            return [solve(pair) for pair in pairs]
+            return [work(item) for item in items]
         finally:
             numba.set_num_threads(threads)
 
-    def alone(pair: Pair) -> Result:
+    def alone(item: Item) -> Result:
         numba.set_num_threads(1)
-        return solve(pair)
+        return work(item)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="register") as pool:
-        return list(pool.map(alone, pairs))
+        return list(pool.map(alone, items))
 
 
 @numba.njit(cache=True, parallel=True)
@@ -222,8 +244,3 @@ def _free_bytes() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not told by this system
         return 2**32
-
-
-def _shape3(fixed: Prepared) -> tuple[int, int, int]:
-    i, j, k = fixed.counted.shape
-    return i, j, k

@@ -51,21 +51,20 @@ def solve(pair: Pair, schedule: Schedule) -> tuple[Float32, float]:
     (I, J, K, 3) float32, in voxels of the fixed image; and a float
     """
     fixed, moving = pair.fixed, pair.moving
-    field, before, value = pair.displacement_voxels, fixed.level((1, 1, 1)), 0.0
+    field: Float32 | None = None
+    before, value = fixed.level((1, 1, 1)), 0.0
     for shrink, iterations, sigma in zip(
         schedule.shrink_factors, schedule.iterations, schedule.field_sigma_voxels, strict=True
     ):
         if iterations == 0:
             continue
         level = fixed.level(fixed.factors(shrink))
-        field = np.zeros((*level.shape, 3), np.float32) if field is None else refined(field, before, level)
+        field = pair.displacement(level) if field is None else refined(field, before, level)
         other = moving.level(matching_factors(level, moving))
         field, value = _climb(level, other, pair.start_mm, field, iterations, sigma, schedule, pair.known)
         before = level
     full = fixed.level((1, 1, 1))
-    if field is None:
-        return np.zeros((*full.shape, 3), np.float32), value
-    return refined(field, before, full), value
+    return pair.displacement(full) if field is None else refined(field, before, full), value
 
 
 def _climb(

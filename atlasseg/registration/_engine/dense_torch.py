@@ -34,7 +34,7 @@ def solve(pairs: Sequence[Pair], schedule: Schedule, *, device: str) -> list[tup
 def _solve(pairs: Sequence[Pair], schedule: Schedule, device: str) -> list[tuple[Float32, float]]:
     fixed = pairs[0].fixed
     full = fixed.level((1, 1, 1))
-    found: list[Float32 | None] = [pair.displacement_voxels for pair in pairs]
+    found: list[Float32] = []
     values, before = [0.0] * len(pairs), full
     for shrink, iterations, sigma in zip(
         schedule.shrink_factors, schedule.iterations, schedule.field_sigma_voxels, strict=True
@@ -42,15 +42,11 @@ def _solve(pairs: Sequence[Pair], schedule: Schedule, device: str) -> list[tuple
         if iterations == 0:
             continue
         level = fixed.level(fixed.factors(shrink))
-        start = np.stack(
-            [np.zeros((*level.shape, 3), np.float32) if u is None else refined(u, before, level) for u in found]
-        )
-        fields, values = _climb(level, pairs, start, iterations, sigma, schedule, device)
+        start = [refined(u, before, level) for u in found] or [pair.displacement(level) for pair in pairs]
+        fields, values = _climb(level, pairs, np.stack(start), iterations, sigma, schedule, device)
         found, before = list(fields), level
-    return [
-        (np.zeros((*full.shape, 3), np.float32) if u is None else refined(u, before, full), value)
-        for u, value in zip(found, values, strict=True)
-    ]
+    ended = [refined(u, before, full) for u in found] or [pair.displacement(full) for pair in pairs]
+    return list(zip(ended, values, strict=True))
 
 
 @torch.no_grad()

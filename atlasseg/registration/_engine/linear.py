@@ -22,7 +22,7 @@ from atlasseg.registration._engine.batch import Pair, each, pairs
 from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors
 from atlasseg.transforms import Affine, Transform
-from atlasseg.volume import Float32, Float64, Image, Mask
+from atlasseg.volume import Float64, Image, Mask
 
 logger = logging.getLogger(__name__)
 
@@ -328,16 +328,16 @@ def answered(pair: Pair, steps: Search[Result], similarity: Similarity) -> Resul
         return done.value  # type: ignore[no-any-return]
 
 
-def as_matrix(matrix_mm: Float64 | None, displacement_voxels: Float32 | None, fixed: Prepared) -> Float64 | None:
-    """The linear map nearest, in least squares over the fixed grid, to ``matrix_mm (x + displacement(x))``."""
-    if matrix_mm is None or displacement_voxels is None:
-        return matrix_mm
-    shape = displacement_voxels.shape[:3]
-    x = np.stack([*np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), np.ones(shape)], axis=-1).reshape(-1, 4)
-    moved, *_ = np.linalg.lstsq(x, displacement_voxels.reshape(-1, 3).astype(np.float64), rcond=None)
+def as_matrix(pair: Pair) -> Float64 | None:
+    """The linear map nearest, in least squares over a coarse level of the fixed image, to where the pair starts."""
+    if pair.matrix_mm is None or pair.before is None:
+        return pair.matrix_mm
+    level = pair.fixed.level(levels_of(pair.fixed, 1)[0])
+    x = np.stack([*np.indices(level.shape), np.ones(level.shape)], axis=-1).reshape(-1, 4)
+    moved, *_ = np.linalg.lstsq(x, pair.displacement(level).reshape(-1, 3).astype(np.float64), rcond=None)
     voxels = np.eye(4)
     voxels[:3] += moved.T
-    return np.asarray(matrix_mm @ fixed.affine @ voxels @ np.linalg.inv(fixed.affine))
+    return np.asarray(pair.matrix_mm @ level.affine @ voxels @ np.linalg.inv(level.affine))
 
 
 def matrices(
@@ -354,8 +354,7 @@ def matrices(
         return []
 
     def steps(pair: Pair) -> Search[tuple[Float64, Fit]]:
-        initial = as_matrix(pair.matrix_mm, pair.displacement_voxels, pair.fixed)
-        return search(pair.fixed, pair.moving, freedom, initial, finest=finest, iterations=iterations)
+        return search(pair.fixed, pair.moving, freedom, as_matrix(pair), finest=finest, iterations=iterations)
 
     fixed = prepared[0].fixed
     if device == "cuda":

@@ -43,16 +43,38 @@ def lncc_gradient(
         Gauss-Newton's second derivative, sign changed, so 0 or above.
     """
     a, b, c = (np.empty(fixed.shape, np.float32) for _ in range(3))
-    inside = weight > 0
-    count = int(np.count_nonzero(inside))
+    count, total_f, total_w, squares_f, squares_w, _ = sums(fixed, warped, weight).sum(axis=0)
     if count == 0:
         return 0.0, np.zeros_like(warped), np.zeros_like(warped)
-    flat_fixed, flat_warped = (np.float32(FLAT_WINDOW * max(float(x[inside].var()), 1e-12)) for x in (fixed, warped))
+    flat_fixed, flat_warped = (
+        np.float32(FLAT_WINDOW * max(squares / count - (total / count) ** 2, 1e-12))
+        for total, squares in ((total_f, squares_f), (total_w, squares_w))
+    )
     spans = _spans(weight)
     total = float(_terms(fixed, warped, weight, spans, radius_voxels, flat_fixed, flat_warped, a, b, c).sum())
     gradient, curvature = (np.empty(warped.shape, np.float32) for _ in range(2))
     _gather(fixed, warped, weight, spans, radius_voxels, a, b, c, gradient, curvature)
     return total / count, gradient, curvature
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def sums(f, w, m):  # type: ignore[no-untyped-def]
+    """(planes, 6) sums, where voxels count, of 1, f, w, f f, w w, f w."""
+    ni, nj, nk = f.shape
+    out = np.zeros((ni, 6))
+    for i in numba.prange(ni):
+        here = out[i]
+        for j in range(nj):
+            for k in range(nk):
+                if m[i, j, k] > 0:
+                    a, b = np.float64(f[i, j, k]), np.float64(w[i, j, k])
+                    here[0] += 1
+                    here[1] += a
+                    here[2] += b
+                    here[3] += a * a
+                    here[4] += b * b
+                    here[5] += a * b
+    return out
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)

@@ -63,7 +63,7 @@ class Similarity:
         if self.metric in ("mutual_information", "normalized_mutual_information"):
             normalized = self.metric == "normalized_mutual_information"
             return histogram.information_gradient(fixed, warped, weight, normalized=normalized)
-        value, factors = quadratic(self.metric, _sums(fixed, warped, weight).sum(axis=0))
+        value, factors = quadratic(self.metric, lncc.sums(fixed, warped, weight).sum(axis=0))
         gradient, curvature = np.empty_like(warped), np.empty_like(warped)
         _combined(fixed, warped, weight, *factors.astype(np.float32), gradient, curvature)
         return float(value), gradient, curvature
@@ -90,26 +90,6 @@ def quadratic(metric: Metric, sums: Float64) -> tuple[Float64, Float64]:
     factors = np.stack([1 / norm, -r / var_w, r * mean_w / var_w - mean_f / norm, 1 / var_w], axis=-1)
     flat = (var_f <= FLAT) | (var_w <= FLAT)
     return np.where(flat, 0, r), np.where(flat[..., None], 0, factors)
-
-
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _sums(f, w, m):  # type: ignore[no-untyped-def]
-    """(planes, 6) sums, where voxels count, of 1, f, w, f f, w w, f w."""
-    ni, nj, nk = f.shape
-    out = np.zeros((ni, 6))
-    for i in numba.prange(ni):
-        here = out[i]
-        for j in range(nj):
-            for k in range(nk):
-                if m[i, j, k] > 0:
-                    a, b = np.float64(f[i, j, k]), np.float64(w[i, j, k])
-                    here[0] += 1
-                    here[1] += a
-                    here[2] += b
-                    here[3] += a * a
-                    here[4] += b * b
-                    here[5] += a * b
-    return out
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)

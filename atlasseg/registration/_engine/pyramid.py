@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.volume import Bool, Float32, Float64, Image, Mask
@@ -103,7 +103,10 @@ class Prepared:
         counted = _block_mean(self.counted.astype(np.float32), factors) >= 0.5
         if not counted.any():
             counted = _block_mean(self.counted.astype(np.float32), factors) > 0
-        mask = np.where(ndimage.binary_dilation(counted, np.ones((3, 3, 3))), WANTED, 0).astype(np.uint8)
+        wanted = counted
+        for axis in range(3):
+            wanted = _spread(wanted, (axis,))
+        mask = wanted.astype(np.uint8) * np.uint8(WANTED)
         mask[counted] = COUNTED
         return Level(tuple(_block_mean(c, factors) for c in self.channels), affine, mask)
 
@@ -146,7 +149,9 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
         level = float(image.array.flat[0]) if values.size == 0 else float(values.flat[0])
         where = "" if mask is None else " in its mask"
         raise InputError(f"{who} is constant{where} (every voxel is {level:g}): there is nothing to register")
-    counted = ndimage.binary_dilation(filled, iterations=MARGIN_VOXELS) if not filled.all() else filled
+    counted = filled
+    for _ in range(MARGIN_VOXELS if not filled.all() else 0):
+        counted = _spread(counted, (0, 1, 2))
     if mask is not None:
         counted = counted & mask.array
     start, stop = np.zeros(3, int), np.array(image.shape)
@@ -167,15 +172,46 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
     return Prepared(tuple(channels), affine, counted[box], (i, j, k), image.name)
 
 
+def _spread(mask: Bool, axes: tuple[int, ...]) -> Bool:
+    """The mask with the neighbours along the axes, of what it was."""
+    out = mask.copy()
+    for axis in axes:
+        into, seen = np.moveaxis(out, axis, 0), np.moveaxis(mask, axis, 0)
+        into[1:] |= seen[:-1]
+        into[:-1] |= seen[1:]
+    return out
+
+
 def _block_mean(array: Float32, factors: tuple[int, int, int]) -> Float32:
     """Means of blocks; the last block is filled up with the border's values."""
     if factors == (1, 1, 1):
         return array
-    short = [(0, -n % f) for n, f in zip(array.shape, factors, strict=True)]
-    full = np.pad(array, short, mode="edge")
-    i, j, k = (n // f for n, f in zip(full.shape, factors, strict=True))
-    blocks = full.reshape(i, factors[0], j, factors[1], k, factors[2])
-    return np.ascontiguousarray(blocks.mean(axis=(1, 3, 5), dtype=np.float32))
+    i, j, k = (-(-n // f) for n, f in zip(array.shape, factors, strict=True))
+    out = np.empty((i, j, k), np.float32)
+    _add_up(np.ascontiguousarray(array), *factors, out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _add_up(array, fi, fj, fk, out):  # type: ignore[no-untyped-def]
+    ni, nj, nk = array.shape
+    share = np.float32(1 / (fi * fj * fk))
+    for i in numba.prange(out.shape[0]):
+        line = np.empty(out.shape[2] * fk, np.float32)
+        for j in range(out.shape[1]):
+            line[:] = 0
+            for p in range(i * fi, (i + 1) * fi):
+                for q in range(j * fj, (j + 1) * fj):
+                    row = array[min(p, ni - 1), min(q, nj - 1)]
+                    for k in range(nk):
+                        line[k] += row[k]
+            for k in range(nk, line.size):
+                line[k] = line[nk - 1]
+            for k in range(out.shape[2]):
+                total = np.float32(0)
+                for t in range(k * fk, (k + 1) * fk):
+                    total += line[t]
+                out[i, j, k] = total * share
 
 
 def matching_factors(fixed: Level, moving: Prepared) -> tuple[int, int, int]:
@@ -190,17 +226,35 @@ def refined(field: Float32, old: Level, new: Level) -> Float32:
     if old.shape == new.shape:
         return field
     to_old = np.linalg.inv(old.affine) @ new.affine
-    out = field
-    if np.diag(to_old)[:3].max() > 1.5:  # coarser: mean over the new voxels
-        factors = np.rint(np.diag(to_old)[:3]).astype(int)
-        parts = [
-            _block_mean(np.ascontiguousarray(field[..., c]), (factors[0], factors[1], factors[2])) for c in range(3)
-        ]
-        return np.ascontiguousarray(np.stack(parts, axis=-1) / factors.astype(np.float32))
+    lows, parts = [], []
     for axis, n in enumerate(new.shape):
         last = old.shape[axis] - 1
         x = np.clip(np.arange(n) * to_old[axis, axis] + to_old[axis, 3], 0, last)
-        low = np.minimum(x.astype(int), max(last - 1, 0))
-        part = (x - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(4)])
-        out = np.take(out, low, axis) * (1 - part) + np.take(out, np.minimum(low + 1, last), axis) * part
-    return np.ascontiguousarray(out / np.diag(to_old)[:3].astype(np.float32))
+        lows.append(np.minimum(x.astype(np.int64), max(last - 1, 0)))
+        parts.append((x - lows[-1]).astype(np.float32))
+    out = np.empty((*new.shape, 3), np.float32)
+    _sample_lines(field, *lows, *parts, (1 / np.diag(to_old)[:3]).astype(np.float32), out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _sample_lines(field, low_i, low_j, low_k, part_i, part_j, part_k, scale, out):  # type: ignore[no-untyped-def]
+    """Out = field at the places ``low + part`` along each axis, times `scale`."""
+    ni, nj, nk = field.shape[:3]
+    for i in numba.prange(out.shape[0]):
+        line = np.empty((nk, 3), np.float32)
+        one, two, x = low_i[i], min(low_i[i] + 1, ni - 1), part_i[i]
+        for j in range(out.shape[1]):
+            three, four, y = low_j[j], min(low_j[j] + 1, nj - 1), part_j[j]
+            a, b, c, d = field[one, three], field[one, four], field[two, three], field[two, four]
+            for k in range(nk):
+                for n in range(3):
+                    near = a[k, n] + y * (b[k, n] - a[k, n])
+                    far = c[k, n] + y * (d[k, n] - c[k, n])
+                    line[k, n] = (near + x * (far - near)) * scale[n]
+            into = out[i, j]
+            for k in range(out.shape[2]):
+                low, z = low_k[k], part_k[k]
+                high = min(low + 1, nk - 1)
+                for n in range(3):
+                    into[k, n] = line[low, n] + z * (line[high, n] - line[low, n])
