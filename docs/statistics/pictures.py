@@ -28,7 +28,7 @@ def main() -> None:
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     for n, (shape, name) in enumerate((((8, 8, 8), "hilbert"), ((9, 7, 5), "hilbert"), ((9, 7, 5), "serpentine"))):
         drawn(figure.add_subplot(1, 3, n + 1, projection="3d"), shape, name)
-    figure.savefig(HERE / "curves.png", dpi=70, pil_kwargs={"optimize": True})
+    figure.savefig(HERE / "curves.png", dpi=70, bbox_inches="tight", pad_inches=0.1, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":
