@@ -100,11 +100,13 @@ class Registration:
 
     With `drop_failed` an atlas whose registration failed, by the library's own distribution, does not vote.
     `prepared` is the folder of a library prepared by ``atlasseg atlases prepare``: the target is then registered to its
-    template alone, and the way from there to each atlas is refined, in place of the steps.
+    template alone, and the way from there to each atlas is refined, in place of the steps, by `refine_iterations` a
+    level (as of `preparation.register_prepared`).
     """
 
     steps: tuple[Step, ...] = ()
     prepared: Path | None = None
+    refine_iterations: tuple[int, ...] = (30, 30, 8)
     drop_failed: bool = True
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from atlasseg import io, methods, preparation
 from atlasseg.atlases.library import read_library
+from atlasseg.cohort.run import registrar
 from atlasseg.errors import InputError, OutputError
 from atlasseg.phantoms import head, moving_from_fixed, tilted_grid
+from atlasseg.pipeline import preprocessed_scans
 from atlasseg.preparation import PreparedLibrary, prepare, read_prepared, register_prepared, write_prepared
-from atlasseg.recipe import Step
+from atlasseg.recipe import Step, parse_recipe
 from atlasseg.resampling import resample
 from atlasseg.transforms import Affine, BSplineField, DisplacementField, grid_points
 from atlasseg.volume import Image, Mask
@@ -219,3 +221,17 @@ def test_the_engine_is_the_recipes_but_for_its_levels():
     levels = (Step(method, {**own, "shrink_factors": (2, 1)}),)
     assert preparation.engine_of(levels).keywords == smoothing
     assert preparation.engine_of(steps[:1]).keywords == {}
+
+
+def test_a_recipe_says_how_far_the_way_from_the_template_is_refined(prepared, folder, heads, tmp_path):
+    write_prepared(prepared, tmp_path / "prepared")
+    table = {"steps": ["diffeomorphic"], "prepared": str(tmp_path / "prepared"), "refine_iterations": [0, 0]}
+    recipe = parse_recipe({"registration": table, "fusion": {"method": "majority"}})
+    library = read_library(folder)
+    atlases = [library.read(id_) for id_ in library.ids]
+    scans = preprocessed_scans(heads[0].image, atlases, None, recipe.preprocessing)
+    found = registrar(recipe, library)(scans).transforms
+    composed = register_prepared(heads[0].image, prepared, scans.images, refine_iterations=(0, 0))
+    points = grid_points(heads[0].image.grid)[::4, ::4, ::4]
+    for one, other in zip(found, composed, strict=True):
+        np.testing.assert_allclose(one(points), other(points), atol=1e-3)

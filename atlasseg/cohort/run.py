@@ -230,6 +230,7 @@ def registrar(recipe: Recipe, library: AtlasLibrary) -> Registrar:
             fixed_mask=scans.target_mask,
             moving_masks=scans.atlas_masks,
             engine=engine_of(recipe.registration.steps),
+            refine_iterations=recipe.registration.refine_iterations,
         )
         return Registered(tuple(transforms), (0, 0, 0), scans.target.shape)
 
