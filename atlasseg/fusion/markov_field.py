@@ -26,7 +26,7 @@ def fuse(
     With p_x(l) the mean vote for label l at voxel x, the labels L minimise, or are distributed as exp(-E) of,
 
         E(L) = sum over x of (-w log N(T(x); mu_L(x), Sigma_L(x)) - log p_x(L(x)))
-               + beta sum over neighbours x, y of d_min / |x - y| [L(x) != L(y)]                        ([1] eqs. 2, 9)
+               + beta sum over neighbours x, y of d_min / |x - y| [L(x) != L(y)]                        ([1])
 
     where distances are in mm and d_min is the shortest. Mean and covariance of each label are estimated by expectation
     maximisation under the prior, with a sweep of mean field as expectation ([2]), on the voxels where candidates

@@ -21,7 +21,7 @@ def solve(
     max_iterations: int = 50,
     tolerance: float = 1e-3,
 ) -> Beliefs:
-    """Marginals (`sum`) or max-marginals (`max`) by message passing ([1]_; [2]_ eqs. 8, 9).
+    """Marginals (`sum`) or max-marginals (`max`) by message passing ([1]_; [2]_).
 
         M_nm(b) = log sum (or max) over a of exp(-u_n(a) - w_nm V(a, b) + sum over k other than m of M_kn(a))
         q_n(a) proportional to exp(-u_n(a) + sum over m of M_mn(a))

@@ -14,12 +14,12 @@ from atlasseg.volume import Float64, Int64
 
 
 def solve(field: Field, *, start: Int64 | None = None, max_cycles: int = 10) -> Labelling:
-    """Lower the energy by expansion moves until none helps ([1]_ section 5, terms built as in [2]_ section 4).
+    """Lower the energy by expansion moves until none helps ([1]_, terms built as in [2]_).
 
     In the move of label a every voxel either keeps its label or takes a, whatever is best for all together. With two
     labels the result is the best of all labellings. With more, where every voxel may take every label, its energy is
     at most 2 max V / min V times the lowest (of V between different labels; 2 for Potts), if no cost is negative
-    ([1]_ theorem 6.1).
+    ([1]_).
 
     Parameters
     ----------

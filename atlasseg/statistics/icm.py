@@ -32,7 +32,7 @@ class Labelling:
 
 
 def solve(field: Field, *, start: Int64 | None = None, max_iterations: int = 50) -> Labelling:
-    """Lower the energy voxel by voxel ([1]_ section 2.4), one colour of the checkerboard after the other.
+    """Lower the energy voxel by voxel ([1]_), one colour of the checkerboard after the other.
 
     A voxel keeps its label where no other is cheaper. The energy never rises.
 

@@ -60,7 +60,7 @@ def posterior(
     prior: NDArray[np.floating[Any]] | None = None,
     starts: Bool | None = None,
 ) -> Smoothed:
-    """Posterior of the classes by normalised forward-backward ([1]_ section 2; weights a_n(k) of [2]_ eq. 6).
+    """Posterior of the classes by normalised forward-backward ([1]_; weights a_n(k) of [2]_).
 
         alpha_n(k) proportional to a_n(k) f_k(y_n) sum_j alpha_n-1(j) t_jk
         beta_n(j)  proportional to sum_k t_jk a_n+1(k) f_k(y_n+1) beta_n+1(k)

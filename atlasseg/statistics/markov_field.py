@@ -85,7 +85,7 @@ def fit(
     max_iterations: int = 30,
     tolerance: float = 1e-3,
 ) -> FieldFit:
-    """Fit Gaussians and labels of a Markov random field by expectation maximisation ([1]_; energy of [2]_ eq. 9).
+    """Fit Gaussians and labels of a Markov random field by expectation maximisation ([1]_; energy of [2]_).
 
         E(x) = sum_n (-log f_xn(y_n) - log prior_n(x_n)) + sum over neighbours of beta d_min / d_nm V(x_n, x_m)
 

@@ -39,7 +39,7 @@ def solve(
     max_iterations: int = 50,
     tolerance: float = 1e-3,
 ) -> Beliefs:
-    """Minimise the free energy over independent voxels ([1]_ eq. 10).
+    """Minimise the free energy over independent voxels ([1]_).
 
         q_n(a) = (1 - d) 1/Z exp(-u_n(a) - sum over m of w_nm sum over b of V(a, b) q_m(b)) + d q_n(a)
 
