@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from atlasseg import io
 from atlasseg.errors import InputError
-from atlasseg.pipeline import Registrar, align, provenance
+from atlasseg.pipeline import Call, Registrar, align, at_once, provenance
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, Example, train
 from atlasseg.volume import Atlas, ProbabilityMap
@@ -25,7 +25,8 @@ def leave_one_out(
     atlases: Sequence[Atlas],
     recipe: Recipe,
     *,
-    registrar_for: Callable[[Atlas, Sequence[Atlas]], Registrar | None] = lambda atlas, others: None,
+    registrar: Registrar | None = None,
+    call: Call = at_once,
     progress: Progress = lambda text: None,
 ) -> Iterator[Example]:
     """Segment every atlas from the others, by the recipe's own registration and fusion.
@@ -38,8 +39,8 @@ def leave_one_out(
     atlases : sequence of Atlas
     recipe : Recipe
         Of its stages those up to fusion are run.
-    registrar_for : callable, optional
-        Given the atlas and the others, what registers them in place of the recipe's steps.
+    registrar, call
+        As for `pipeline.align`.
     progress : callable, optional
         Told the atlas's id as its turn comes.
 
@@ -54,9 +55,9 @@ def leave_one_out(
         if not others:
             raise InputError(f"atlas {atlas.id}: the library holds no other atlas to segment it from")
         progress(f"{atlas.id} ({number} of {len(atlases)}) from {len(others)} others")
-        alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar_for(atlas, others))
+        alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar, call=call)
         voters = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
-        fused: ProbabilityMap = recipe.fusion.method(alignment.target, voters)
+        fused: ProbabilityMap = call(recipe.fusion.method, alignment.target, voters)
         start = alignment.start
         stop = tuple(a + n for a, n in zip(start, alignment.target.shape, strict=True))
         yield Example(atlas.id, alignment.target, fused, atlas.segmentation.cropped(start, stop), atlas.not_annotated)
@@ -69,7 +70,8 @@ def train_corrective(
     samples_per_label: int = 100_000,
     seed: int = 0,
     versions: Mapping[str, str] | None = None,
-    registrar_for: Callable[[Atlas, Sequence[Atlas]], Registrar | None] = lambda atlas, others: None,
+    registrar: Registrar | None = None,
+    call: Call = at_once,
     progress: Progress = lambda text: None,
 ) -> CorrectiveModel:
     """Train corrective learning for a recipe on a library.
@@ -82,7 +84,7 @@ def train_corrective(
     ----------
     atlases : sequence of Atlas
         Three at least.
-    recipe, registrar_for, progress
+    recipe, registrar, call, progress
         As for `leave_one_out`.
     samples_per_label, seed : int
         As for `corrective_learning.train`.
@@ -96,7 +98,7 @@ def train_corrective(
     """
     if len(atlases) < FEWEST_ATLASES:
         raise InputError(f"corrective learning needs at least {FEWEST_ATLASES} atlases, got {len(atlases)}")
-    examples = list(leave_one_out(atlases, recipe, registrar_for=registrar_for, progress=progress))
+    examples = list(leave_one_out(atlases, recipe, registrar=registrar, call=call, progress=progress))
     progress("classifiers")
     return train(
         examples,

@@ -23,7 +23,7 @@ import pandas as pd
 
 from atlasseg import pipeline
 from atlasseg.atlases.library import AtlasLibrary, read_library
-from atlasseg.cohort.cache import kept_registrations, registration_key
+from atlasseg.cohort.cache import Cache
 from atlasseg.cohort.outputs import software_versions
 from atlasseg.evaluation import evaluate, mean_over_labels
 from atlasseg.evaluation.calibration import expected_calibration_error
@@ -34,19 +34,11 @@ from atlasseg.training import train_corrective
 from atlasseg.volume import Atlas
 
 
-def kept(atlas: Atlas, others: Sequence[Atlas], *, recipe: Recipe, cache: Path) -> pipeline.Registrar:
-    """The recipe's registration, found again where it was done before."""
-    folder = cache / registration_key(atlas.image, atlas.mask, others, recipe)
-    ids = [other.id for other in others]
-    return lambda scans: kept_registrations(folder, ids, lambda: pipeline.register(scans, recipe), atlas.image)
-
-
 def measured(
     case: Atlas, library: AtlasLibrary, atlases: Sequence[Atlas], recipe: Recipe, model: CorrectiveModel, cache: Path
 ) -> list[dict[str, object]]:
     """A row for the fusion, and one for the fusion corrected."""
-    registrar = kept(case, atlases, recipe=recipe, cache=cache)
-    alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask, registrar=registrar)
+    alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask, call=Cache(cache))
     begun = time.perf_counter()
     fused = pipeline.fuse(alignment, recipe.fusion.method)
     fusion_s = time.perf_counter() - begun
@@ -102,8 +94,7 @@ def main() -> None:
     atlases = [library.read(id_) for id_ in library.ids]
     begun = time.perf_counter()
     told = partial(print, flush=True)
-    registrar_for = partial(kept, recipe=recipe, cache=given.cache)
-    model = train_corrective(atlases, recipe, registrar_for=registrar_for, progress=told)
+    model = train_corrective(atlases, recipe, call=Cache(given.cache), progress=told)
     training_s = time.perf_counter() - begun
 
     rows = []

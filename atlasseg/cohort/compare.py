@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target
 from atlasseg.cohort import outputs
-from atlasseg.cohort.cache import kept_registrations, registration_key
+from atlasseg.cohort.cache import Cache
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
 from atlasseg.cohort.run import opened, read_case, registrar
 from atlasseg.errors import InputError
@@ -68,7 +68,8 @@ def compare(
     jobs, listener
         As for `run`.
     cache : path, optional
-        Folder for registrations, found again by their content; by default ``.registrations`` in the output folder.
+        Folder for what comes before fusion, found again by its content; by default ``.cache`` in the output folder.
+        Fusions are not kept, since what they cost is measured.
 
     Returns
     -------
@@ -89,7 +90,7 @@ def compare(
     if bare:
         raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
     task = partial(
-        _fused_every_way, library=library, recipe=recipe, steps=steps, out=out, cache=cache or out / ".registrations"
+        _fused_every_way, library=library, recipe=recipe, steps=steps, out=out, cache=cache or out / ".cache"
     )
     done = over_targets(
         task, targets, jobs=jobs, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
@@ -172,17 +173,15 @@ def _fused_every_way(
 
     case = read_case(target, library, progress)
     assert case.reference is not None
-    folder = cache / registration_key(case.scan, case.mask, case.atlases, recipe)
-    registers = registrar(recipe, library)
+    call = Cache(cache)
     alignment = align(
         case.scan,
         case.atlases,
         recipe,
         mask=case.mask,
         progress=progress,
-        registrar=lambda scans: kept_registrations(
-            folder, [atlas.id for atlas in scans.atlases], lambda: registers(scans), case.scan
-        ),
+        registrar=registrar(recipe, library, call),
+        call=call,
     )
     table = library.table.completed(alignment.label_values)
     found = []

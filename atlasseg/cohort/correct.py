@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import kept_registrations, registration_key
+from atlasseg.cohort.cache import Cache
 from atlasseg.cohort.outputs import software_versions
 from atlasseg.cohort.run import registrar
 from atlasseg.errors import InputError
-from atlasseg.pipeline import Registrar
+from atlasseg.pipeline import at_once
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, write_model
 from atlasseg.training import train_corrective
-from atlasseg.volume import Atlas
 
 
 def correct(
@@ -40,7 +39,7 @@ def correct(
     samples_per_label, seed, progress
         As for `training.train_corrective`.
     cache : path, optional
-        Folder for registrations, found again by their content; without one they are not kept.
+        Folder for what is computed on the way, found again by its content; without one it is not kept.
 
     Raises
     ------
@@ -53,22 +52,15 @@ def correct(
         raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
     library = read_library(*recipe.data.atlases)
     library = library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
-    registers = registrar(recipe, library)
-
-    def registrar_for(atlas: Atlas, others: Sequence[Atlas]) -> Registrar:
-        if cache is None:
-            return registers
-        folder = cache / registration_key(atlas.image, atlas.mask, others, recipe)
-        ids = [other.id for other in others]
-        return lambda scans: kept_registrations(folder, ids, lambda: registers(scans), atlas.image)
-
+    call = at_once if cache is None else Cache(cache)
     model = train_corrective(
         [library.read(id_) for id_ in library.ids],
         recipe,
         samples_per_label=samples_per_label,
         seed=seed,
         versions=software_versions(),
-        registrar_for=registrar_for,
+        registrar=registrar(recipe, library, call),
+        call=call,
         progress=progress,
     )
     write_model(model, out, table=library.table)

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.cohort import outputs
+from atlasseg.cohort.cache import Cache
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
+from atlasseg.cohort.packing import digest, joined
 from atlasseg.errors import InputError, OutputError
 from atlasseg.evaluation import evaluate
 from atlasseg.files import discard_partial, whole_folder
-from atlasseg.pipeline import Progress, Registered, Registrar, Scans, register, segment
+from atlasseg.pipeline import Call, Progress, Registered, Registrar, Scans, at_once, register, segment
 from atlasseg.preparation import PreparedLibrary, engine_of, read_prepared, register_prepared
 from atlasseg.recipe import Recipe
+from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
 if TYPE_CHECKING:
@@ -215,23 +218,37 @@ def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case
     return Case(scan, mask, reference, atlases, not_annotated, sources)
 
 
-def registrar(recipe: Recipe, library: AtlasLibrary) -> Registrar:
+def registrar(recipe: Recipe, library: AtlasLibrary, call: Call = at_once) -> Registrar:
     """How the recipe registers: by its steps, or by way of the prepared library's template."""
     folder = recipe.registration.prepared
     if folder is None:
-        return partial(register, recipe=recipe)
+        return partial(register, recipe=recipe, call=call)
     prepared = _prepared(folder, library)
+    engine = engine_of(recipe.registration.steps)
 
     def by_template(scans: Scans) -> Registered:
-        transforms = register_prepared(
-            scans.target,
-            prepared,
-            scans.images,
-            ids=[atlas.id for atlas in scans.atlases],
-            fixed_mask=scans.target_mask,
-            moving_masks=scans.atlas_masks,
-            engine=engine_of(recipe.registration.steps),
-        )
+        ids = [atlas.id for atlas in scans.atlases]
+
+        def found(chosen: Sequence[int]) -> list[Transform]:
+            return register_prepared(
+                scans.target,
+                prepared,
+                [scans.images[n] for n in chosen],
+                ids=[ids[n] for n in chosen],
+                fixed_mask=scans.target_mask,
+                moving_masks=[scans.atlas_masks[n] for n in chosen],
+                engine=engine,
+            )
+
+        if isinstance(call, Cache):
+            whole = digest(
+                (register_prepared, engine, scans.target, scans.target_mask, prepared.template, prepared.mask)
+            )
+            ways = [prepared.transforms[id_] for id_ in ids]
+            keys = [joined(whole, digest(parts)) for parts in zip(scans.images, scans.atlas_masks, ways, strict=True)]
+            transforms = call.each("registration.prepared", keys, found)
+        else:
+            transforms = found(range(len(ids)))
         return Registered(tuple(transforms), (0, 0, 0), scans.target.shape)
 
     return by_template
