@@ -98,7 +98,7 @@ def correct(
     ] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the voxels' draw.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder for registrations, found again by their content.")
+        Path | None, typer.Option("--cache", help="Folder for what is computed on the way, to be found again.")
     ] = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,

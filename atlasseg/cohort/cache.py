@@ -23,6 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,12 @@ class Cache:
 
     def _path(self, stage: str, key: str) -> Path:
         return self.folder / stage / f"{key[:40]}.npz"
+
+
+@cache
+def kept_in(folder: Path, limit_bytes: int | None) -> Cache:
+    """The cache of this process in a folder."""
+    return Cache(folder, limit_bytes)
 
 
 def stage_of(function: Callable[..., Any]) -> str:

@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
-from atlasseg.atlases.library import AtlasLibrary, Target
-from atlasseg.cohort import outputs
-from atlasseg.cohort.cache import Cache
-from atlasseg.cohort.execution import Listener, Outcome, over_targets
-from atlasseg.cohort.run import opened, read_case, registrar
+from atlasseg.atlases.library import Target
+from atlasseg.cohort import costs, outputs
+from atlasseg.cohort.execution import Listener, Outcome, Phase, over_targets
+from atlasseg.cohort.run import (
+    CACHE,
+    DEFAULT_LIMIT_BYTES,
+    Given,
+    largest,
+    opened,
+    read_case,
+    register_target,
+    registrar,
+    write_logs,
+)
+from atlasseg.cohort.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.evaluation import calibration, evaluate
 from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
@@ -54,7 +64,13 @@ class Comparison:
 
 
 def compare(
-    recipe: Recipe, names: Sequence[str], *, jobs: int = 1, listener: Listener | None = None, cache: Path | None = None
+    recipe: Recipe,
+    names: Sequence[str],
+    *,
+    workers: Workers = Workers(),  # noqa: B008 - frozen
+    listener: Listener | None = None,
+    cache: Path | None = None,
+    limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
 ) -> Comparison:
     """Segment the targets with every fusion method of `names` on the same registrations, and compare.
 
@@ -65,7 +81,7 @@ def compare(
         its table ``[fusion.NAME]``.
     names : sequence of str
         Two or more fusion methods.
-    jobs, listener
+    workers, listener, limit_bytes
         As for `run`.
     cache : path, optional
         Folder for what comes before fusion, found again by its content; by default ``.cache`` in the output folder.
@@ -85,16 +101,23 @@ def compare(
     if len(set(names)) < 2:
         raise InputError(f"a comparison needs at least two different methods, got {', '.join(names) or 'none'}")
     steps = [with_fusion(recipe, name).fusion.method for name in dict.fromkeys(names)]
-    library, targets, out = opened(recipe, jobs)
+    library, targets, out = opened(recipe)
     bare = [target.id for target in targets if target.labels is None]
     if bare:
         raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
-    task = partial(
-        _fused_every_way, library=library, recipe=recipe, steps=steps, out=out, cache=cache or out / ".cache"
-    )
+    given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
+    needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
     done = over_targets(
-        task, targets, jobs=jobs, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
+        partial(_fused_every_way, given=given, steps=steps),
+        targets,
+        before=[Phase("register", partial(register_target, given=given), needs.registering, needs.gpu)],
+        memory_bytes=needs.fusing,
+        gpu=needs.gpu,
+        workers=workers,
+        listener=listener,
+        on_abort=lambda target: discard_partial(out / target.id),
     )
+    write_logs(done, out)
     found = compared(done)
     outputs.write_table(found.metrics, out / "comparison.tsv")
     outputs.write_table(found.tests, out / "comparison_tests.tsv")
@@ -158,22 +181,13 @@ def overview(found: Comparison) -> pd.DataFrame:
     )
 
 
-def _fused_every_way(
-    target: Target,
-    progress: Progress,
-    *,
-    library: AtlasLibrary,
-    recipe: Recipe,
-    steps: Sequence[Step],
-    out: Path,
-    cache: Path,
-) -> pd.DataFrame:
+def _fused_every_way(target: Target, progress: Progress, *, given: Given, steps: Sequence[Step]) -> pd.DataFrame:
     """One target: aligned once, fused by every step, each measured."""
     import pandas as pd
 
+    library, recipe, out, call = given.library, given.recipe, given.out, given.kept
     case = read_case(target, library, progress)
     assert case.reference is not None
-    call = Cache(cache)
     alignment = align(
         case.scan,
         case.atlases,
