@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import dask
 import pytest
 
 from atlasseg.atlases.library import Target
@@ -96,7 +97,8 @@ def check(done, told, stages):
 
 def test_a_target_that_kills_its_process_is_given_up_and_the_others_done():
     aborted = []
-    done = over_targets(deadly_task, TARGETS, workers=Workers(2), on_abort=lambda target: aborted.append(target.id))
+    with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
+        done = over_targets(deadly_task, TARGETS, workers=Workers(2), on_abort=lambda target: aborted.append(target.id))
     assert [bool(o.error) for o in done] == [False, True, False, False]
     assert "its process died" in done[1].error
     assert aborted == ["t1"]
