@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import tomllib
@@ -27,9 +26,8 @@ CLUSTERS = {
     "oar": "OARCluster",
     "moab": "MoabCluster",
     "htcondor": "HTCondorCluster",
-    "local": "local.LocalCluster",
 }
-"""Batch systems that dask-jobqueue knows, and its class for each; "local" runs jobs as shell scripts, to try with."""
+"""Batch systems that dask-jobqueue knows, and its class for each."""
 
 CONNECT_S = 20.0
 """A scheduler that has not answered by then cannot be reached."""
@@ -163,9 +161,8 @@ def _at_most(name: str, threads: int) -> int:
 def _batch_jobs(workers: Workers) -> Any:
     """Jobs of a batch system, each with one worker of one thread that declares the memory it asked for."""
     assert workers.cluster is not None
-    *inner, name = CLUSTERS[workers.cluster].split(".")
     try:
-        kind = getattr(importlib.import_module(".".join(("dask_jobqueue", *inner))), name)
+        import dask_jobqueue
     except ImportError as error:
         raise MissingLibraryError("--cluster needs dask-jobqueue: pip install 'atlasseg[cluster]'") from error
     from dask.utils import parse_bytes
@@ -176,7 +173,9 @@ def _batch_jobs(workers: Workers) -> Any:
     prologue = [f"export {name}={cores}" for name in THREADS]
     settings["job_script_prologue"] = [*prologue, *settings.get("job_script_prologue", ())]
     try:
-        cluster = kind(**{"processes": 1, **settings}, worker_extra_args=extra)
+        cluster = getattr(dask_jobqueue, CLUSTERS[workers.cluster])(
+            **{"processes": 1, **settings}, worker_extra_args=extra
+        )
     except (TypeError, ValueError) as error:
         raise InputError(f"{workers.settings or workers.cluster}: dask-jobqueue cannot use it: {error}") from error
     cluster.scale(jobs=workers.jobs)

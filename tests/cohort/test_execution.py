@@ -200,16 +200,33 @@ def test_a_scheduler_that_cannot_be_reached(monkeypatch):
         over_targets(task, TARGETS, workers=Workers(scheduler="no address at all"))
 
 
-def test_jobs_of_a_batch_system(tmp_path):
-    """dask-jobqueue's own "local" system, which runs each job's script in a shell."""
+SBATCH = """#!/bin/sh
+cp "$1" {folder}/job.sh
+setsid sh "$1" > /dev/null 2>&1 < /dev/null &
+echo "Submitted batch job $!"
+"""
+
+
+def test_jobs_of_a_batch_system(tmp_path, monkeypatch):
+    """SLURM's two commands, played by scripts that run a job where they are."""
     pytest.importorskip("dask_jobqueue")
+    for name, text in (("sbatch", SBATCH.format(folder=tmp_path)), ("scancel", '#!/bin/sh\nkill -9 -- "-$1"\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     settings = tmp_path / "settings.toml"
-    settings.write_text(f'cores = 1\nmemory = "1GB"\nlocal_directory = "{tmp_path}"\n')
-    done = over_targets(task, TARGETS, workers=Workers(2, cluster="local", settings=settings), memory_bytes=1e8)
+    settings.write_text(
+        f'queue = "short"\ncores = 3\nmemory = "1GB"\nlocal_directory = "{tmp_path}"\n'
+        'scheduler_options = {host = "127.0.0.1", dashboard = false}\n'
+    )
+    done = over_targets(task, TARGETS, workers=Workers(1, cluster="slurm", settings=settings), memory_bytes=1e8)
     assert [o.result for o in done] == ["T0", None, None, "T3"]
+    script = (tmp_path / "job.sh").read_text()
+    assert "#SBATCH -p short" in script and "#SBATCH --cpus-per-task=3" in script and "memory=1000000000" in script
+    assert "export NUMBA_NUM_THREADS=3" in script and script.index("--nthreads 3") < script.index("--nthreads 1")
     settings.write_text("quue = 'normal'\n")
     with pytest.raises(InputError, match=r"settings.toml: dask-jobqueue cannot use it: .*quue"):
-        over_targets(task, TARGETS, workers=Workers(2, cluster="local", settings=settings))
+        over_targets(task, TARGETS, workers=Workers(2, cluster="slurm", settings=settings))
 
 
 @pytest.mark.parametrize(
