@@ -50,13 +50,15 @@ class KeepsNothing(Cache):
     """Takes the place of a cache in the bare loop."""
 
     def __call__(self, function: Callable[..., Any], /, *data: Any, **given: Any) -> Any:
+        """Call it."""
         return at_once(function, *data, **given)
 
     def get(self, stage: str, key: str) -> Any:
+        """Nothing is kept."""
         return None
 
     def put(self, stage: str, key: str, value: Any, *, seconds: float = 0.0) -> None:
-        pass
+        """Keep nothing."""
 
 
 class Bare(Given):
@@ -64,6 +66,7 @@ class Bare(Given):
 
     @property
     def kept(self) -> Cache:
+        """What keeps nothing."""
         return KeepsNothing(self.cache)
 
 

@@ -51,7 +51,10 @@ CacheFolder = Annotated[
     typer.Option("--cache", metavar="DIR", help="Folder for what is computed on the way; .cache in the output folder."),
 ]
 CacheLimit = Annotated[
-    float, typer.Option("--cache-limit", metavar="GB", min=0, help="Beyond it, what was used longest ago is removed.")
+    float,
+    typer.Option(
+        "--cache-limit", metavar="GB", min=0, help="Beyond it goes what was used longest ago; 0 keeps nothing large."
+    ),
 ]
 DEFAULT_LIMIT_GB = 50.0
 Prepared = Annotated[

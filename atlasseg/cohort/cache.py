@@ -50,6 +50,9 @@ ABANDONED_S = 24 * 3600
 
 HEADER = "header"
 
+SMALL = ("target",)
+"""Stages whose results are small, and kept whatever the limit: what is known of finished targets."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -69,7 +72,7 @@ class Cache:
     folder : path
         Made when the first result is kept. Any number of processes may use it at once.
     limit_bytes : int, optional
-        Beyond this the results that were used longest ago are removed.
+        Beyond this the results that were used longest ago are removed. With 0 only `SMALL` results are kept.
     """
 
     def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
@@ -79,8 +82,8 @@ class Cache:
 
     @property
     def writable(self) -> bool:
-        """Whether nothing has yet kept this process from writing."""
-        return self._writable
+        """Whether results are kept: that is wanted, and nothing has yet kept this process from writing."""
+        return self._writable and self.limit_bytes != 0
 
     def __call__(self, function: Callable[..., Any], /, *data: Any, **given: Any) -> Any:
         """``function(*data, **given)``, computed or kept."""
@@ -171,7 +174,7 @@ class Cache:
 
     def put(self, stage: str, key: str, value: Any, *, seconds: float = 0.0) -> None:
         """Keep a value, if it can be written; if not, that is said once, and the work goes on without keeping."""
-        if not self._writable:
+        if not self._writable or (self.limit_bytes == 0 and stage not in SMALL):
             return
         arrays: dict[str, NDArray[Any]] = {}
         header = json.dumps({"stage": stage, "seconds": seconds, "value": pack(value, arrays)}).encode()
@@ -190,7 +193,7 @@ class Cache:
                 aside.unlink(missing_ok=True)
             return
         self._written += size
-        if self.limit_bytes is not None and self._written > SLACK * self.limit_bytes / 2:
+        if self.limit_bytes and self._written > SLACK * self.limit_bytes / 2:
             shrink(self.folder, self.limit_bytes)
             self._written = 0
 

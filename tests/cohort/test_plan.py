@@ -100,6 +100,12 @@ def test_what_is_finished_is_not_done_again_unless_something_changed(recipe, dat
     assert changed == {"head3", "head4"} and (dataset / "out/head3/head3_volumes.tsv").exists()
 
 
+def test_with_no_room_only_what_is_finished_is_known(recipe, dataset):
+    assert command("run", recipe, "--cache-limit", "0")[0] == 0
+    assert [path.parent.name for path in (dataset / "out/.cache").glob("*/*")] == ["target"] * 2
+    assert planned(dataset)[0].finished == 2
+
+
 def test_the_cache_by_command(recipe, dataset):
     assert command("run", recipe)[0] == 0
     out = dataset / "out"
