@@ -52,9 +52,7 @@ CacheFolder = Annotated[
 ]
 CacheLimit = Annotated[
     float,
-    typer.Option(
-        "--cache-limit", metavar="GB", min=0, help="Beyond it goes what was used longest ago; 0 keeps nothing large."
-    ),
+    typer.Option("--cache-limit", metavar="GB", min=0, help="Beyond it goes what is oldest; 0 keeps nothing large."),
 ]
 DEFAULT_LIMIT_GB = 50.0
 Prepared = Annotated[

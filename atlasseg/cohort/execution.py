@@ -3,22 +3,25 @@
 A cohort is one graph: a chain of phases for each target. Phases hand on nothing but how they ended: what they computed
 lies in the cache, or is in the target's folder. So neither the driver nor the scheduler holds more for a large cohort
 than for a small one: of the chains, given out in the targets' order, there are as many under way as there are workers.
-A worker that dies takes down only what it was at, which another one begins again.
+A worker that dies takes down only what it was at, which another one begins again. A target whose process died time and
+again waits for the others to be done, has one more chance, and is then given up.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import secrets
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from atlasseg.atlases.library import Target
-from atlasseg.cohort.workers import Workers, connected, fitting_resources
+from atlasseg.cohort.workers import Workers, connected, fitting_resources, replace_lost
 from atlasseg.errors import AtlasSegError, ClusterError
 from atlasseg.pipeline import Progress
 
@@ -207,16 +210,17 @@ class _Driver(Generic[T]):
         self.under_way, self.chains = under_way, dict[str, "list[Future[Any]]"]()
         self.workers, self.looked, self.seen = 0, 0.0, time.monotonic()
         self.resources: list[dict[str, float]] = []
+        self.waiting, self.suspects = deque(targets), set[str]()
+        self.lost_since: dict[Any, float] = {}
 
     def run(self) -> list[Outcome[T]]:
         """Every target's outcome, in their order."""
         self.client.subscribe_topic(TOPIC, self._on_event)
-        waiting = iter(self.targets)
         try:
             while len(self.done) < len(self.targets):
                 self._look()
-                while len(self.chains) < self.workers and (target := next(waiting, None)) is not None:
-                    self._submit(target)
+                while self.waiting and len(self.chains) < self.workers:
+                    self._submit(self.waiting.popleft())
                 with suppress(queue.Empty):
                     self.news.get(timeout=LOOK_S)()
         except BaseException:
@@ -235,6 +239,7 @@ class _Driver(Generic[T]):
         now = time.monotonic()
         if now - self.looked < LOOK_S and self.workers:
             return
+        replace_lost(self.client, self.lost_since)
         threads = self.client.nthreads()
         self.workers, self.looked = sum(threads.values()), now
         if self.workers:
@@ -258,7 +263,7 @@ class _Driver(Generic[T]):
                     target,
                     futures[-1] if futures else None,
                     self.level,
-                    key=f"{phase.name}-{target.id}-{id(self)}",
+                    key=f"{phase.name}-{target.id}-{secrets.token_hex(8)}",
                     resources=resources or None,
                     pure=False,
                 )
@@ -276,14 +281,18 @@ class _Driver(Generic[T]):
             self.workers = 0  # look at once: the scheduler may be gone
             return
         error = future.exception()
+        del self.chains[target.id]
         if error is None:
             outcome = future.result()
+            del self.under_way[target.id]
+        elif target.id not in self.suspects:
+            log.warning("target %s: its process died time and again; once more when the others are done", target.id)
+            self.suspects.add(target.id)
+            self.waiting.append(target)
+            return
         else:
             reason = f"its process died, time and again (killed, or out of memory): {error}"
             log.error("target %s failed: %s", target.id, reason)
             outcome = Outcome(target.id, 0.0, reason, log=reason)
         self.done[target.id] = outcome
-        del self.chains[target.id]
-        if error is None:
-            del self.under_way[target.id]  # what a dead process left is seen to at the end
         self.tell(target.id, "failed" if outcome.error else "done")

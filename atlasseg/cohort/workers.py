@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,11 +33,15 @@ CLUSTERS = {
 CONNECT_S = 20.0
 """A scheduler that has not answered by then cannot be reached."""
 
+REPLACED_AFTER_S = 3.0
+"""A local worker without a process for so long is started anew."""
+
 CONFIGURATION = {
     "distributed.worker.memory.target": False,  # what a step takes is declared; Dask sees only what the process has
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
+    "distributed.deploy.lost-worker-timeout": "10 minutes",  # a killed worker on a busy machine takes its time to be back
     "distributed.admin.tick.limit": "30s",  # kernels that hold the interpreter are no fault of the event loop's
 }
 
@@ -147,6 +152,32 @@ def _local(jobs: int, memory_bytes: float, gpu: bool) -> Any:
         specification[n] = {"cls": Nanny, "options": {**options, "silence_logs": logging.CRITICAL}}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
     return SpecCluster(workers=specification, scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def replace_lost(client: Client, lost_since: dict[Any, float]) -> None:
+    """Start those local workers anew that ended while they started: their nannies leave it at that.
+
+    Parameters
+    ----------
+    client : Client
+    lost_since : dict
+        Name of each worker to when it was first found lost; kept from call to call.
+    """
+    from distributed import Nanny, SpecCluster, Status
+
+    cluster = client.cluster
+    if not isinstance(cluster, SpecCluster) or any(spec["cls"] is not Nanny for spec in cluster.worker_spec.values()):
+        return
+    for name, nanny in list(cluster.workers.items()):
+        process = nanny.process
+        if process is not None and process.status in (Status.starting, Status.running):
+            lost_since.pop(name, None)
+        elif time.monotonic() - lost_since.setdefault(name, time.monotonic()) > REPLACED_AFTER_S:
+            del lost_since[name]
+            cluster.workers.pop(name, None)
+            cluster.loop.add_callback(nanny.close)
+    if len(cluster.workers) < len(cluster.worker_spec):
+        cluster.scale(len(cluster.worker_spec))
 
 
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
