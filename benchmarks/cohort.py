@@ -11,6 +11,7 @@ on a scheduler and workers of their own, started before and idle. ``--targets`` 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -200,11 +201,13 @@ def kills(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
 
     def kill() -> None:
         while not over.wait(KILL_EVERY_S):
-            workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
-            if workers:
-                victim = random.choice(workers)
-                os.kill(victim.pid, signal.SIGKILL)
-                killed.append(victim.pid)
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                children = psutil.Process().children(recursive=True)
+                workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+                if workers:
+                    victim = random.choice(workers)
+                    victim.send_signal(signal.SIGKILL)
+                    killed.append(victim.pid)
 
     killer = threading.Thread(target=kill)
     killer.start()

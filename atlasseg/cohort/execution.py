@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from atlasseg.atlases.library import Target
-from atlasseg.cohort.workers import Workers, connected, fitting_resources, replace_lost
+from atlasseg.cohort.workers import Workers, are_local, connected, fitting_resources, replace_lost
 from atlasseg.errors import AtlasSegError, ClusterError
 from atlasseg.pipeline import Progress
 
@@ -44,8 +44,8 @@ TOPIC = "atlasseg"
 LOOK_S = 1.0
 """How often the driver looks whether workers came or went, and whether the scheduler is still there."""
 
-PATIENCE_S = 60.0
-"""After so long without any worker it is said that none is there."""
+PATIENCE_S = 120.0
+"""After so long without any worker it is said that none is there; and given up, where they are this machine's own."""
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,10 @@ class _Driver(Generic[T]):
                     for phase in self.phases
                 ]
         elif now - self.seen > PATIENCE_S:
+            if are_local(self.client):
+                raise ClusterError(f"no worker process came up in {PATIENCE_S:.0f} s; what was finished is kept")
             self.seen = now
-            log.warning("no worker is there yet: waiting")
+            log.warning("no worker is there: waiting")
 
     def _submit(self, target: Target) -> None:
         futures: list[Future[Any]] = []

@@ -41,7 +41,7 @@ CONFIGURATION = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
-    "distributed.deploy.lost-worker-timeout": "10 minutes",  # a killed worker on a busy machine takes its time to be back
+    "distributed.deploy.lost-worker-timeout": "10 minutes",  # on a busy machine it takes time to be back
     "distributed.admin.tick.limit": "30s",  # kernels that hold the interpreter are no fault of the event loop's
 }
 
@@ -151,7 +151,18 @@ def _local(jobs: int, memory_bytes: float, gpu: bool) -> Any:
         options = {"nthreads": 1, "resources": resources, "env": environment, "memory_limit": 0, "dashboard": False}
         specification[n] = {"cls": Nanny, "options": {**options, "silence_logs": logging.CRITICAL}}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
-    return SpecCluster(workers=specification, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    cluster = SpecCluster(scheduler=scheduler, silence_logs=logging.CRITICAL)
+    cluster.worker_spec.update(specification)
+    cluster.scale(count)  # goes on without waiting: one that does not come up is seen to by `replace_lost`
+    return cluster
+
+
+def are_local(client: Client) -> bool:
+    """Whether the workers are processes that this one started."""
+    from distributed import Nanny
+
+    specification = getattr(client.cluster, "worker_spec", {})
+    return bool(specification) and all(worker["cls"] is Nanny for worker in specification.values())
 
 
 def replace_lost(client: Client, lost_since: dict[Any, float]) -> None:
@@ -163,11 +174,11 @@ def replace_lost(client: Client, lost_since: dict[Any, float]) -> None:
     lost_since : dict
         Name of each worker to when it was first found lost; kept from call to call.
     """
-    from distributed import Nanny, SpecCluster, Status
+    from distributed import Status
 
-    cluster = client.cluster
-    if not isinstance(cluster, SpecCluster) or any(spec["cls"] is not Nanny for spec in cluster.worker_spec.values()):
+    if not are_local(client):
         return
+    cluster = client.cluster
     for name, nanny in list(cluster.workers.items()):
         process = nanny.process
         if process is not None and process.status in (Status.starting, Status.running):

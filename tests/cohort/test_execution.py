@@ -201,8 +201,8 @@ def test_a_scheduler_that_cannot_be_reached(monkeypatch):
 
 
 SBATCH = """#!/bin/sh
-cp "$1" {folder}/job.sh
-setsid sh "$1" > /dev/null 2>&1 < /dev/null &
+cp "$1" {folder}/job.sh  # the script is gone when this returns
+setsid sh {folder}/job.sh > /dev/null 2>&1 < /dev/null &
 echo "Submitted batch job $!"
 """
 
