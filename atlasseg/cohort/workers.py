@@ -140,7 +140,8 @@ def _local(jobs: int, memory_bytes: float, gpu: bool) -> Any:
         )
     gpus = gpu_names() if gpu else []
     count = min(jobs, fitting, len(gpus) or jobs)
-    threads = max(1, len(os.sched_getaffinity(0)) // count) if hasattr(os, "sched_getaffinity") else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // count)
     specification = {}
     for n in range(count):
         environment = {name: str(_at_most(name, threads)) for name in THREADS}
