@@ -19,3 +19,7 @@ class MissingLibraryError(AtlasSegError, ImportError):
 
 class OutputError(AtlasSegError, OSError):
     """A result cannot be written (no space, no permission): the message names the file and the reason."""
+
+
+class TrainingError(AtlasSegError, ArithmeticError):
+    """A training went astray: the message names the step and what it was learning from."""

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from atlasseg import __version__
-from atlasseg.cli import atlases, compare, doctor, evaluate, fuse, methods, regions, register, run
+from atlasseg.cli import atlases, compare, doctor, evaluate, fuse, methods, regions, register, run, train
 from atlasseg.errors import AtlasSegError
 
 
@@ -52,6 +52,7 @@ methods.add_to(app)
 register.add_to(app)
 fuse.add_to(app)
 regions.add_to(app)
+train.add_to(app)
 app.add_typer(atlases.app, name="atlases")
 
 

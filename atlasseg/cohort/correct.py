@@ -59,8 +59,9 @@ def correct(
         if cache is None:
             return registers
         folder = cache / registration_key(atlas.image, atlas.mask, others, recipe)
-        ids = [other.id for other in others]
-        return lambda scans: kept_registrations(folder, ids, lambda: registers(scans), atlas.image)
+        return lambda scans: kept_registrations(
+            folder, [chosen.id for chosen in scans.atlases], lambda: registers(scans), atlas.image
+        )
 
     model = train_corrective(
         [library.read(id_) for id_ in library.ids],

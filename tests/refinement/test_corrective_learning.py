@@ -10,7 +10,8 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.labels import Label, LabelTable
 from atlasseg.refinement import corrective_learning
 from atlasseg.refinement._features import Scene, Window, oriented_offsets
-from atlasseg.refinement.corrective_learning import Example, corrected, read_model, refine, train, write_model
+from atlasseg.refinement.corrective_learning import corrected, read_model, refine, train, write_model
+from atlasseg.refinement.examples import Example
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 AXES = ("RAS", "LAS", "SRA", "PIR")

@@ -1,0 +1,38 @@
+"""What a training may take, where nothing else is said."""
+
+from __future__ import annotations
+
+import re
+
+from atlasseg.errors import InputError
+
+CPU_BYTES, CPU_STEP_FLOPS = 4 * 2**30, 6e10
+GPU_SHARE, GPU_STEP_FLOPS = 0.8, 4e12
+
+
+def budget(device: str, memory_bytes: float | None) -> tuple[float, float]:
+    """Bytes and operations that a step may take: about two seconds of a processor core, or a quarter of a GPU's."""
+    if device != "cuda":
+        return memory_bytes or CPU_BYTES, CPU_STEP_FLOPS
+    import torch
+
+    return memory_bytes or GPU_SHARE * torch.cuda.mem_get_info()[0], GPU_STEP_FLOPS
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of ``"8GB"``, ``"500 MB"`` or ``"7.5GiB"`` (of 1024 each).
+
+    Raises
+    ------
+    InputError
+        It is not written so.
+
+    Examples
+    --------
+    >>> parse_bytes("8GB") == 8 * 2**30
+    True
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"an amount of memory is wanted, such as 8GB, got {text!r}")
+    return float(match[1]) * 1024.0 ** ("KMGT".index(match[2].upper()) + 1)
