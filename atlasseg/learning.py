@@ -44,7 +44,7 @@ class Refiner:
     """
 
     architecture: Architecture = "dynunet"
-    levels: Annotated[int, Ge(2), Le(7)] | None = None
+    levels: Annotated[int, Ge(3), Le(7)] | None = None
     width: Annotated[int, Ge(2)] | None = None
     patch_voxels: tuple[Count, Count, Count] | None = None
     prior: Literal["residual", "input", "none"] = "residual"

@@ -69,7 +69,7 @@ def kept_registrations(folder: Path, ids: Sequence[str], compute: Callable[[], R
 
 
 def kept_example(file: Path, compute: Callable[[], Example]) -> Example:
-    """The example in `file`, computed and stored there first where it is not.
+    """The example in `file`, computed and stored there first where it is not; read from there either way.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def kept_example(file: Path, compute: Callable[[], Example]) -> Example:
             not_annotated=np.array(sorted(made.not_annotated), np.int32),
             **{name: getattr(fused, name) for name in _FUSED},
         )
-    return made
+    return _read_example(file)
 
 
 _FUSED = ("mode", "voxels", "offsets", "labels", "values", "label_values")

@@ -64,8 +64,8 @@ def refine(
     turned : bool
         Average over the turnings of those axes that training turned around.
     any_library : bool
-        Use the model with other atlases than those it was trained on. Whether the target was among those is then not
-        checked.
+        Use the model also where some of the atlases that it learned from vote and others do not. Whether the target is
+        one of the others is then not checked. (A library that shares none with training is only warned of.)
     device : str
         "auto", "cpu" or "cuda".
     provenance : mapping, optional
@@ -124,14 +124,21 @@ def check(
             version,
             __version__,
         )
-    skipped = {"atlases"} if any_library else set()
-    was, now = ({k: v for k, v in each.items() if k not in skipped} for each in (trained.provenance, provenance))
-    found = differences(was, now)
+    stages = [{part: of for part, of in each.items() if part != "atlases"} for each in (trained.provenance, provenance)]
+    found = differences(*stages)
+    was, now = (
+        {content[0] for content in each.get("atlases", {}).values()} for each in (trained.provenance, provenance)
+    )
+    if was & now and was - now and not any_library:
+        missing = [id_ for id_, content in trained.provenance["atlases"].items() if content[0] not in now]
+        found.append(f"it learned from atlases that are missing here ({', '.join(missing)}), and may know the target")
     if found:
         raise InputError(
             f"{model}: this model was trained for something else: {'; '.join(found)}. "
             "Train one for this recipe and library with atlasseg train"
         )
+    if was != now:
+        log.warning("%s: the model was trained on other atlases", model)
 
 
 def refined(

@@ -27,7 +27,7 @@ from atlasseg.refinement._network.checkpoints import (
     write_tensors,
 )
 from atlasseg.refinement._network.loss import supervised
-from atlasseg.refinement._network.networks import build, is_encoder, load_weights, transferred, weights_of
+from atlasseg.refinement._network.networks import build, is_encoder, load_weights, silence, transferred, weights_of
 from atlasseg.refinement._network.optimisation import absolute_sum, learning_rate, optimiser_of
 from atlasseg.refinement._network.patches import Batch, Shown, draw, inputs_of
 from atlasseg.refinement._network.planning import Plan
@@ -107,6 +107,8 @@ class _State:
     def __init__(self, job: Job) -> None:
         torch.manual_seed(_seeds(job, 0))
         self.network = build(job.plan.form)
+        if job.prior == "residual":
+            silence(self.network, job.plan.form)
         if job.start.weights:
             channels = job.plan.form.inputs - (0 if job.prior == "none" else job.coding.channels)
             left = transferred(self.network, job.plan.form, job.start.weights, scan_channels=channels)
@@ -130,6 +132,7 @@ class _State:
             "losses": [],
             "curve": [],
             "batch": job.plan.batch,
+            "threads": torch.get_num_threads(),
             "done": False,
         }
 
@@ -164,8 +167,8 @@ def fit(
 ) -> Member:
     """Train a network, or go on with it where `checkpoint` left off.
 
-    Every draw follows from the seed, the fold and the number of the step, so that what is resumed has the same
-    curve, to the last digit on the CPU.
+    Every draw follows from the seed, the fold and the number of the step, and the number of threads, which orders sums,
+    is kept, so that what is resumed has the same curve, to the last digit on the CPU.
 
     Raises
     ------
@@ -180,6 +183,15 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         state.read(checkpoint, job.key)
         log.info("%s: going on at step %d", checkpoint, state.numbers["step"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(state.numbers["threads"])  # set in any case: numba's threads may have changed OpenMP's
+    try:
+        return _fitted(state, job, checkpoint, progress, stop)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fitted(state: _State, job: Job, checkpoint: Path | None, progress: Callable[[str], None], stop: Stop) -> Member:
     shown = [] if state.numbers["done"] else [Shown.of(case, job.coding, job.device) for case in job.learn]
 
     def keep() -> None:

@@ -147,6 +147,17 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], where: str) 
         here.copy_(there)
 
 
+def silence(network: nn.Module, form: Form) -> None:
+    """Let a new network say nothing, so that what is added to the fused logarithms begins at 0.
+
+    The last layer of residual_unet adds to the one before it, and is left as it is.
+    """
+    if form.architecture != "residual_unet":
+        for name, tensor in weights_of(network).items():
+            if is_head(form, name):
+                tensor.zero_()
+
+
 def transferred(network: nn.Module, form: Form, weights: Mapping[str, Tensor], *, scan_channels: int) -> list[str]:
     """Put `weights` of another training into a network wherever they fit; the names of what was left as it is.
 

@@ -100,7 +100,7 @@ def _scaled(refiner: Refiner, inputs: int, outputs: int, median: np.ndarray, bat
     swin, basic = architecture == "swin_unetr", architecture == "basic_unet"
     edge = LEAST_PATCH * PATCH_FACTOR**growth
     wanted = np.array(refiner.patch_voxels) if refiner.patch_voxels else np.minimum(median, min(edge * 1.5, MOST_PATCH))
-    levels = refiner.levels or (5 if basic else 4 if swin else int(np.clip(np.log2(wanted.min() / 4) + 1.2, 2, 6)))
+    levels = refiner.levels or (5 if basic else 4 if swin else int(np.clip(np.log2(wanted.min() / 4) + 1.2, 3, 6)))
     unit = 12 if swin else 4
     width = refiner.width or max(unit, round(LEAST_WIDTH * WIDTH_FACTOR**growth / unit) * unit)
     form = Form(architecture, inputs, outputs, levels, width, refiner.deep_supervision, refiner.dropout)
