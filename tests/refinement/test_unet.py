@@ -274,13 +274,12 @@ def test_a_frozen_encoder_stays_and_the_rest_learns(job, member):
 
 def test_pretraining_learns_to_fill_in_and_is_begun_from(job, tmp_path, made):
     scans = [case.scan for case in (*job.learn, *job.validate)]
-    planned = plan(
-        SMALL, inputs=1, outputs=1, sizes=[s.shape[1:] for s in scans], batch=2, memory_bytes=1e9, flops=1e12
-    )
-    settings = replace(QUICK, steps=60, round_steps=20, learning_rate=2e-2)
+    wide = replace(SMALL, patch_voxels=(16, 16, 16))
+    planned = plan(wide, inputs=1, outputs=1, sizes=[s.shape[1:] for s in scans], batch=2, memory_bytes=1e9, flops=1e12)
+    settings = replace(QUICK, steps=60, round_steps=20, learning_rate=4e-3)
     found = fit_reconstruction(scans, planned, settings)
     errors = [row["validation_loss"] for row in found.curve]
-    assert found.scores["validation_loss"] == min(errors) < 0.8 * errors[0]
+    assert found.scores["validation_loss"] == min(errors) < 0.8  # 1 is the error of saying the mean
     with pytest.raises(KeyboardInterrupt):
         fit_reconstruction(scans, planned, settings, checkpoint=tmp_path / "c", stop=Stopped(27))
     again = fit_reconstruction(scans, planned, settings, checkpoint=tmp_path / "c")

@@ -27,7 +27,7 @@ from atlasseg.refinement._network.checkpoints import (
     write_tensors,
 )
 from atlasseg.refinement._network.fitting import Member
-from atlasseg.refinement._network.networks import build, load_weights, weights_of
+from atlasseg.refinement._network.networks import build, load_weights, silence, weights_of
 from atlasseg.refinement._network.optimisation import learning_rate, optimiser_of
 from atlasseg.refinement._network.planning import Plan
 from atlasseg.volume import Float32
@@ -79,7 +79,9 @@ def fit_reconstruction(
     validate = kept[4::5] or kept[-1:]
     learn = [scan for scan in kept if not any(scan is other for other in validate)]
     torch.manual_seed(training.seed)
-    network = build(plan.form).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = build(plan.form)
+    silence(network, plan.form)  # it begins by saying the mean
+    network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimiser = optimiser_of(list(network.parameters()), training)
     digest = hashlib.sha256(b"".join(scan.tobytes() for scan in scans)).hexdigest()
     key = json.dumps([asdict(plan), asdict(training), digest, torch.__version__])
