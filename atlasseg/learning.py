@@ -27,20 +27,25 @@ class Refiner:
     Parameters
     ----------
     architecture : str
-        One of MONAI's U-Nets.
-    levels, width, patch_voxels : int, int, three ints, optional
-        Resolutions, channels at the finest one, and what it sees at once along the axes R, A and S. What is not given
-        is chosen under the budget.
-    prior : {"residual", "input", "none"}
-        The network sees the fused probabilities and corrects their logarithm; sees them and speaks for itself; or sees
-        the scan alone.
+        One of MONAI's networks: "dynunet", "residual_dynunet", "basic_unet", "residual_unet", "attention_unet" or
+        "swin_unetr".
+    levels : int, optional
+        Resolutions; what is not given is chosen under the budget.
+    width : int, optional
+        Channels at the finest resolution, doubled from each to the next.
+    patch_voxels : three ints, optional
+        What it sees at once along the axes R, A and S.
+    prior : str
+        "residual": the network sees the fused probabilities and corrects their logarithm; "input": it sees them and
+        speaks for itself; "none": it sees the scan alone.
     prior_channels : int
         With more labels than this, labels that are never in doubt with each other share an input channel.
     candidates : int
         So many of the most probable labels of a voxel are kept.
     deep_supervision : int
-        So many coarser resolutions are trained too, by an architecture that can (the DynUNets).
+        So many coarser resolutions are trained too, by an architecture that can: the DynUNets.
     dropout : float
+        Share of the activations left out in training.
     """
 
     architecture: Architecture = "dynunet"
@@ -60,39 +65,60 @@ class Training:
 
     Parameters
     ----------
-    folds, members : int
-        The atlases are dealt out to so many folds; so many networks, at most one a fold, are trained, each without the
-        fold that it is validated on.
+    folds : int
+        The atlases are dealt out to so many folds.
+    members : int
+        So many networks are trained, at most one a fold, each without the fold that it is validated on.
     steps : int
         Of the optimiser, for each network at most.
     minutes : float, optional
         For each network at most; the learning rate then falls by whichever ends first.
-    round_steps, patience : int
-        Validated every so many steps; stopped after so many rounds that were no better than the best.
-    batch, accumulation : int
-        Patches at once, and batches to a step.
+    round_steps : int
+        Validated every so many steps.
+    patience : int
+        Stopped after so many rounds that were no better than the best.
+    batch : int
+        Patches at once.
+    accumulation : int
+        Batches to a step.
     optimiser : str
-    learning_rate, momentum : float
+        "sgd" (with Nesterov's momentum), "rmsprop", "adam" or "adamw".
+    learning_rate : float
+        At its highest.
+    momentum : float
+        Of the gradient's running mean.
     decay : str
         With t from 0 to 1 over the training the rate is multiplied, "inverse": by 1 / (1 + rate t); "exponential": by
-        exp(-rate t); "step": by that at the last of `decay_stages` even stages; "cosine": by (1 + cos pi t) / 2;
-        "poly": by (1 - t)^power.
-    decay_rate, decay_stages, decay_power : float, int, float
+        exp(-rate t); "step": by that at the beginning of each of even stages; "cosine": by (1 + cos pi t) / 2; "poly":
+        by (1 - t)^power; "none": by 1.
+    decay_rate : float
+        The rate of "inverse", "exponential" and "step".
+    decay_stages : int
+        Stages of "step".
+    decay_power : float
+        The power of "poly".
     warm_up : float
         Share of the training over which the rate rises linearly.
-    l1, l2 : float
-        Weight of the sum of absolute weights in the loss; weight decay of the optimiser.
+    l1 : float
+        Weight of the sum of absolute weights in the loss.
+    l2 : float
+        Weight decay of the optimiser.
     clip : float
         Gradients longer than this are shortened.
     averaging : float
         What is validated and kept is the running mean of the weights with this memory; 0 takes the last weights.
-    cross_entropy, dice : float
-        Weights of the two losses.
-    foreground, uncertainty : float
-        Shares of the patches around a voxel of a label, each label alike, and around one where the fusion is unsure.
+    cross_entropy : float
+        Weight of the cross-entropy in the loss.
+    dice : float
+        Weight of the soft Dice.
+    foreground : float
+        Share of the patches around a voxel of a label, each label alike.
+    uncertainty : float
+        Share of the patches around a voxel where the fusion is unsure.
     mixed_precision : bool
-        On a GPU.
+        On a GPU compute in 16 bits where that is enough.
     seed : int
+        Of all draws.
     """
 
     folds: Annotated[int, Ge(2)] = 5
@@ -129,20 +155,29 @@ class Augmentation:
 
     Parameters
     ----------
-    rotation_degrees, scaling, shear : float
-        Largest change about or along each axis.
-    elastic_voxels, elastic_spacing_voxels : float
-        Standard deviation and spacing of a smooth random displacement.
-    contrast, bias, noise : float
-        Largest change of the scale and gamma; of the logarithm of a smooth field; largest standard deviation, in
-        standard deviations of the scan.
+    rotation_degrees : float
+        Largest turn about each axis.
+    scaling : float
+        Largest change of size along each axis, as a share.
+    shear : float
+        Largest shear between axes.
+    elastic_voxels : float
+        Standard deviation of a smooth random displacement.
+    elastic_spacing_voxels : float
+        Distance of its knots.
+    contrast : float
+        Largest change of scale, gamma and offset.
+    bias : float
+        Standard deviation of the logarithm of a smooth field.
+    noise : float
+        Largest standard deviation of noise, in standard deviations of the scan.
     synthesis : float
         Share of the patches whose scan is painted anew from the labels, with random intensities.
     often : float
         Share of the patches that each of the others is applied to.
-    flips : sequence of {"R", "A", "S"}
-        Axes along which patches are turned around at random, and in use too; not those across which labels differ,
-        such as left and right.
+    flips : sequence of str
+        Axes, of "R", "A" and "S", along which patches are turned around at random, and in use too; not those across
+        which labels differ, such as left and right.
     """
 
     rotation_degrees: Amount = 15.0
