@@ -141,6 +141,7 @@ def train_refiner(
     examples: Sequence[Example] | None = None,
     device: str = "cpu",
     memory_bytes: float | None = None,
+    step_flops: float | None = None,
     beginning: Beginning | None = None,
     versions: Mapping[str, str] | None = None,
     checkpoints: Path | None = None,
@@ -166,6 +167,8 @@ def train_refiner(
         "cpu" or "cuda".
     memory_bytes : float, optional
         What a training step may take.
+    step_flops : float, optional
+        Floating point operations of a training step at most.
     beginning : Beginning, optional
         Weights of another model.
     versions : mapping, optional
@@ -207,7 +210,7 @@ def train_refiner(
     coding = coding_of([e.fused for e in examples], labels, channels=settings.prior_channels)
     cases = [case_of(e.target, e.fused, coding, candidates=settings.candidates, example=e) for e in examples]
     count = next(iter(channels.values()))
-    memory, flops = budget(device, memory_bytes)
+    memory, flops = budget(device, memory_bytes, step_flops)
     planned = plan(
         settings,
         inputs=count + (0 if settings.prior == "none" else coding.channels),

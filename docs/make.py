@@ -38,10 +38,11 @@ atlasseg train recipe.toml --out my_refiner --gpu-memory 8GB
 ```
 
 fuses every atlas from the others (kept in `my_refiner.work` until the model is written), deals the atlases out to
-folds, and trains a network for each fold on the others: no atlas votes for itself, and none that a network is validated
-on teaches it. The plan of the network is printed; a training that was interrupted or killed goes on when the same command
-is given again. The folder holds the weights (safetensors), the recipe, the label table, the curves as a table and as a
-picture, and a card; reading it runs nothing. `--torchscript` adds the networks for other programs.
+folds, and trains a network for each fold on the others: no atlas votes for itself, and none that a network is
+validated on teaches it. The plan of the network is printed; a training that was interrupted or killed goes on when
+the same command is given again. The folder holds the weights (safetensors), the recipe, the label table, the curves
+as a table and as a picture, and a card; reading it runs nothing. `--torchscript` adds the networks for other
+programs.
 
 To begin from another library or from scans without labels:
 
@@ -52,7 +53,8 @@ atlasseg train recipe.toml --init my_refiner --freeze encoder --lr 1e-4 --out tu
 ```
 
 Three tables of the recipe say how. A network in a recipe that names no size is planned under the budget: on a GPU four
-fifths of the free memory, or what `--gpu-memory` says; on a processor a step of about two seconds of a core.
+fifths of the free memory, or what `--gpu-memory` and `--gflop` say; on a processor a step of about two seconds of a
+core.
 """
 
 

@@ -182,6 +182,8 @@ def test_requests_that_cannot_be_met(place, monkeypatch):
     assert few.exit_code == 2 and "at least 3 atlases to learn from, got 1" in few.output
     small = called("train", recipe, "--out", out, "--gpu-memory", "100KB")
     assert small.exit_code == 2 and "no network fits 0.00 GB" in small.output
+    slow = called("train", recipe, "--out", out, "--gflop", "0.002", "--cache", place / "cache")
+    assert slow.exit_code == 2 and "and 0 GFLOP a step" in slow.output
     for given, said in (
         (("--gpu-memory", "much"), "an amount of memory is wanted, such as 8GB, got 'much'"),
         (("--freeze", "encoder"), "name it by --init"),

@@ -17,6 +17,11 @@ Memory = Annotated[
     typer.Option("--gpu-memory", metavar="8GB", help="Depth, width and patch are scaled to what a step may take."),
 ]
 
+Flops = Annotated[
+    float | None,
+    typer.Option("--gflop", min=0.001, help="Likewise, to so many billion floating point operations a step."),
+]
+
 
 class Freeze(StrEnum):
     """What can be left as it is in --init."""
@@ -38,6 +43,7 @@ def train(
         list[str] | None, typer.Option("--without", metavar="ID", help="Leave an atlas out; may be given again.")
     ] = None,
     memory: Memory = None,
+    gflop: Flops = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="For each network; as training.minutes.")] = None,
     init: Annotated[
         Path | None, typer.Option("--init", metavar="MODEL", help="Begin from the weights of another model.")
@@ -85,6 +91,7 @@ def train(
         init=init,
         freeze_encoder=freeze is not None,
         memory_bytes=None if memory is None else parse_bytes(memory),
+        step_flops=None if gflop is None else gflop * 1e9,
         cache=cache,
         device=device.value,
         progress=lambda text: console.print(text, highlight=False),
@@ -106,6 +113,7 @@ def pretrain(
         list[Path], typer.Option("--scans", help="A scan, or a folder of scans, labelled or not; repeatable.")
     ],
     memory: Memory = None,
+    gflop: Flops = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="As training.minutes.")] = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,
@@ -129,6 +137,7 @@ def pretrain(
         checked,
         out,
         memory_bytes=None if memory is None else parse_bytes(memory),
+        step_flops=None if gflop is None else gflop * 1e9,
         device=device.value,
         progress=lambda text: console.print(text, highlight=False),
     )

@@ -39,6 +39,7 @@ def train(
     init: Path | None = None,
     freeze_encoder: bool = False,
     memory_bytes: float | None = None,
+    step_flops: float | None = None,
     cache: Path | None = None,
     device: Device = "auto",
     progress: Callable[[str], None] = lambda text: None,
@@ -62,6 +63,8 @@ def train(
         Leave the encoder as it is in `init`.
     memory_bytes : float, optional
         What a training step may take; by default four fifths of a GPU's free memory.
+    step_flops : float, optional
+        Floating point operations of a training step at most.
     cache : path, optional
         Folder for fused maps, found again by their content, in place of ``OUT.work``.
     device : str
@@ -93,6 +96,7 @@ def train(
             recipe,
             device=where,
             memory_bytes=memory_bytes,
+            step_flops=step_flops,
             beginning=begun,
             versions=software_versions(),
             checkpoints=work,
@@ -170,6 +174,7 @@ def pretrain(
     out: Path,
     *,
     memory_bytes: float | None = None,
+    step_flops: float | None = None,
     device: Device = "auto",
     progress: Callable[[str], None] = lambda text: None,
 ) -> RefinerModel:
@@ -199,7 +204,7 @@ def pretrain(
         raise InputError(f"scans must have the same channels, got {channels}")
     scans = [standardised(image) for image in images]
     count = scans[0].shape[0]
-    memory, flops = budget(where, memory_bytes)
+    memory, flops = budget(where, memory_bytes, step_flops)
     planned = plan(
         recipe.refiner,
         inputs=count,

@@ -10,13 +10,13 @@ CPU_BYTES, CPU_STEP_FLOPS = 4 * 2**30, 6e10
 GPU_SHARE, GPU_STEP_FLOPS = 0.8, 4e12
 
 
-def budget(device: str, memory_bytes: float | None) -> tuple[float, float]:
-    """Bytes and operations that a step may take: about two seconds of a processor core, or a quarter of a GPU's."""
+def budget(device: str, memory_bytes: float | None = None, step_flops: float | None = None) -> tuple[float, float]:
+    """Bytes and operations that a step may take; by default what a core does in about two seconds, a GPU in less."""
     if device != "cuda":
-        return memory_bytes or CPU_BYTES, CPU_STEP_FLOPS
+        return memory_bytes or CPU_BYTES, step_flops or CPU_STEP_FLOPS
     import torch
 
-    return memory_bytes or GPU_SHARE * torch.cuda.mem_get_info()[0], GPU_STEP_FLOPS
+    return memory_bytes or GPU_SHARE * torch.cuda.mem_get_info()[0], step_flops or GPU_STEP_FLOPS
 
 
 def parse_bytes(text: str) -> float:
