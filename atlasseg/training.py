@@ -187,6 +187,9 @@ def train_refiner(
     TrainingError
         The loss is not finite.
     """
+    from atlasseg.refinement._network import require_libraries
+
+    require_libraries()
     from atlasseg.refinement._network.budget import budget
     from atlasseg.refinement._network.cases import case_of, coding_of
     from atlasseg.refinement._network.fitting import Job, Start, fit
@@ -211,15 +214,15 @@ def train_refiner(
     cases = [case_of(e.target, e.fused, coding, candidates=settings.candidates, example=e) for e in examples]
     count = next(iter(channels.values()))
     memory, flops = budget(device, memory_bytes, step_flops)
-    planned = plan(
+    planned_under = partial(
+        plan,
         settings,
         inputs=count + (0 if settings.prior == "none" else coding.channels),
         outputs=len(coding),
         sizes=[case.frame.size for case in cases],
         batch=training.batch,
-        memory_bytes=memory,
-        flops=flops,
     )
+    planned = planned_under(memory_bytes=memory, flops=flops)
     log.info("plan: %s", planned.text())
     progress(f"plan: {planned.text()}")
     members = []
@@ -235,6 +238,7 @@ def train_refiner(
             tuple(case for case in cases if case.id in fold),
             device,
             Start(beginning.weights, beginning.freeze_encoder) if beginning else Start(),
+            replan=lambda most: planned_under(memory_bytes=most, flops=flops).text(),
             data="".join(contents[case.id] for case in cases),
         )
         file = checkpoints / f"network_{number}.safetensors" if checkpoints is not None else None

@@ -79,8 +79,10 @@ def train(
     OutputError
         The model cannot be written.
     """
+    from atlasseg.refinement._network import require_libraries
     from atlasseg.refinement._network.model import check_free, write_model
 
+    require_libraries()
     if not recipe.data.atlases:
         raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
     where = resolved(device)
@@ -189,12 +191,14 @@ def pretrain(
     OutputError
         The model cannot be written.
     """
+    from atlasseg.refinement._network import require_libraries
     from atlasseg.refinement._network.budget import budget
     from atlasseg.refinement._network.cases import Coding, standardised
     from atlasseg.refinement._network.model import RefinerModel, check_free, write_model
     from atlasseg.refinement._network.planning import plan
     from atlasseg.refinement._network.pretraining import fit_reconstruction
 
+    require_libraries()
     where = resolved(device)
     check_free(out)
     targets = read_targets(recipe.data.targets)

@@ -1,5 +1,6 @@
 """The refiner as a whole: trained on a systematic error, kept in a folder, used, and refused where it must be."""
 
+import importlib.util
 import json
 import logging
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from atlasseg import __version__
-from atlasseg.errors import GeometryError, InputError, OutputError, TrainingError
+from atlasseg.errors import GeometryError, InputError, MissingLibraryError, OutputError, TrainingError
 from atlasseg.labels import Label, LabelTable
 from atlasseg.learning import Augmentation, Refiner, Training
 from atlasseg.refinement import unet
@@ -255,8 +256,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_then_told(job, monkeypatch, cap
         fit(short)
     assert "batches of 1 in place of 2" in caplog.text
     most = 0
-    with pytest.raises(InputError, match=r"not enough memory for one patch .*dynunet, 3 levels.*--gpu-memory 0\.\d+GB"):
-        fit(short)
+    said = (
+        r"not enough memory for one patch .*dynunet, 3 levels.*--gpu-memory 0\.\d+GB would choose one for \d{6} bytes"
+    )
+    with pytest.raises(InputError, match=said):
+        fit(replace(short, replan=lambda most: f"one for {most:.0f} bytes"))
 
 
 def test_labels_that_were_not_drawn_do_not_teach_background(job, made):
@@ -296,6 +300,13 @@ def test_pretraining_learns_to_fill_in_and_is_begun_from(job, tmp_path, made):
     begun = fitting._State(replace(job, start=Start(weights)))
     own = dict(begun.network.named_parameters())
     assert torch.equal(own["bottleneck.conv1.conv.weight"], weights["bottleneck.conv1.conv.weight"])
+
+
+def test_libraries_that_are_not_there_are_named(folder, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("monai", "torch") else real(name))
+    with pytest.raises(MissingLibraryError, match=r"needs torch, monai: pip install 'atlasseg\[refiner\]'"):
+        unet.check(model=folder)
 
 
 @pytest.mark.cuda

@@ -60,7 +60,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """All that one training depends on; `number` is its fold."""
+    """All that one training depends on; `number` is its fold, `replan` says what would fit so many bytes."""
 
     number: int
     plan: Plan
@@ -73,6 +73,7 @@ class Job:
     device: str = "cpu"
     start: Start = field(default_factory=Start)
     data: str = ""
+    replan: Callable[[float], str] | None = None
 
     @property
     def key(self) -> str:
@@ -248,10 +249,14 @@ def _step(state: _State, job: Job, shown: Sequence[Shown], rate: float) -> tuple
 
 
 def _too_large(job: Job) -> str:
-    taken = job.plan.step_bytes / job.plan.batch / 2**30
+    half = job.plan.step_bytes / job.plan.batch / 2
+    try:
+        smaller = job.replan(half) if job.replan is not None else ""
+    except InputError as error:
+        smaller = str(error)
     return (
-        f"the GPU has not enough memory for one patch of this network ({job.plan.text()}). Half of it, about "
-        f"{taken / 2:.2g} GB, would be chosen with --gpu-memory {taken / 2:.2g}GB"
+        f"the GPU has not enough memory for one patch of this network ({job.plan.text()}); --gpu-memory "
+        f"{half / 2**30:.2g}GB would choose {smaller or 'a smaller one'}"
     )
 
 

@@ -13,13 +13,14 @@ from atlasseg import io
 from atlasseg.errors import InputError, OutputError
 from atlasseg.files import whole_folder
 from atlasseg.labels import LabelTable
+from atlasseg.refinement._network import require_libraries
 from atlasseg.refinement._network.cases import Coding
-from atlasseg.refinement._network.networks import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from atlasseg.refinement._network.fitting import Member
+    from atlasseg.refinement._network.networks import Form
 
 FORMAT = 1
 METHOD = "unet"
@@ -134,8 +135,11 @@ def read_model(folder: str | Path) -> RefinerModel:
     ------
     InputError
         There is none, it is of another format, or a file of it is damaged or foreign; the message names the file.
+    MissingLibraryError
+        The libraries of the network are not installed.
     """
     folder = Path(folder)
+    require_libraries()
     header = folder / HEADER
     if not header.is_file():
         raise InputError(f"{folder}: there is no model of the refiner; train one with atlasseg train")
@@ -147,6 +151,7 @@ def read_model(folder: str | Path) -> RefinerModel:
 def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
     """The model in a folder whose files were last changed at `stamp`: read once for many targets."""
     from atlasseg.refinement._network.fitting import Member
+    from atlasseg.refinement._network.networks import Form
 
     header = io.read_json(folder / HEADER)
     if (header.get("method"), header.get("format")) != (METHOD, FORMAT):

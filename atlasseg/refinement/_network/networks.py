@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atlasseg.errors import InputError, MissingLibraryError
+from atlasseg.errors import InputError
 from atlasseg.learning import Architecture
 
 NORM = ("INSTANCE", {"affine": True})
@@ -69,13 +69,9 @@ def build(form: Form) -> nn.Module:
     ------
     InputError
         An architecture cannot have this form.
-    MissingLibraryError
-        MONAI is not installed.
     """
-    try:
-        from monai.networks import nets
-    except ImportError as error:
-        raise MissingLibraryError("the network needs MONAI: pip install 'atlasseg[refiner]'") from error
+    from monai.networks import nets
+
     widths = [min(form.width * 2**level, 320) for level in range(form.levels)]
     halvings = [2] * (form.levels - 1)
     match form.architecture:
