@@ -53,7 +53,7 @@ atlasseg train recipe.toml --init my_refiner --freeze encoder --lr 1e-4 --out tu
 ```
 
 Three tables of the recipe say how. A network in a recipe that names no size is planned under the budget: on a GPU four
-fifths of the free memory, or what `--gpu-memory` and `--gflop` say; on a processor a step of about two seconds of a
+fifths of the memory, or what `--gpu-memory` and `--gflop` say; on a processor a step of about two seconds of a
 core.
 """
 

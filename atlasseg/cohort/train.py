@@ -62,7 +62,7 @@ def train(
     freeze_encoder : bool
         Leave the encoder as it is in `init`.
     memory_bytes : float, optional
-        What a training step may take; by default four fifths of a GPU's free memory.
+        What a training step may take; by default four fifths of a GPU's memory.
     step_flops : float, optional
         Floating point operations of a training step at most.
     cache : path, optional

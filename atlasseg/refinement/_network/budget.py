@@ -16,7 +16,8 @@ def budget(device: str, memory_bytes: float | None = None, step_flops: float | N
         return memory_bytes or CPU_BYTES, step_flops or CPU_STEP_FLOPS
     import torch
 
-    return memory_bytes or GPU_SHARE * torch.cuda.mem_get_info()[0], step_flops or GPU_STEP_FLOPS
+    whole = torch.cuda.get_device_properties(0).total_memory  # not what is free, so that a resumed training plans alike
+    return memory_bytes or GPU_SHARE * whole, step_flops or GPU_STEP_FLOPS
 
 
 def parse_bytes(text: str) -> float:
