@@ -19,8 +19,10 @@ from atlasseg.atlases.library import read_library
 from atlasseg.cli import app
 from atlasseg.cohort.train import keeper, polite_stop
 from atlasseg.errors import InputError
+from atlasseg.evaluation.overlap import count, dice
 from atlasseg.recipe import Refinement, parse_recipe, read_recipe
 from atlasseg.refinement._network import fitting
+from atlasseg.refinement.unet import refined
 from atlasseg.training import dealt, leave_one_out, train_refiner
 
 PLAIN = """
@@ -260,3 +262,27 @@ def test_pretrained_on_scans_without_labels(place):
     assert begun.exit_code == 0, begun.output
     one = called("pretrain", recipe, "--scans", place / "targets/images/head3.nii.gz", "--out", place / "x")
     assert one.exit_code == 2 and "at least two scans" in one.output
+
+
+def test_hippocampi_are_better_after_a_short_training(real_data):
+    root = real_data / "hippocampus"
+    library, targets = read_library(root / "atlases"), read_library(root / "targets")
+    atlases = [library.read(id_) for id_ in library.ids[:5]]
+    tables = {
+        "preprocessing": {"steps": ["intensity"]},
+        "registration": {"steps": ["affine"]},
+        "fusion": {"method": "majority"},
+        "refiner": {"levels": 3, "width": 8, "patch_voxels": [16, 32, 24]},
+        "training": {"members": 1, "steps": 40, "round_steps": 20, "learning_rate": 4e-3, "averaging": 0.9},
+    }
+    recipe = parse_recipe(tables)
+    model = train_refiner(atlases, recipe)
+    assert model.members[0].scores["validation_dice"] > model.members[0].scores["fused_dice"] + 0.02
+    for id_ in targets.ids[:1]:
+        case = targets.read(id_)
+        alignment = pipeline.align(case.image, atlases, recipe)
+        fused = pipeline.fuse(alignment, recipe.fusion.method).probabilities
+        found = refined(alignment.target, fused, model, device="cpu")
+        before, after = (dice(count(each.mode, case.segmentation.array)).mean() for each in (fused, found))
+        print(before, after)
+        assert after > before + 0.02
