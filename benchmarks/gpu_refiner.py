@@ -4,7 +4,7 @@
                                      [--steps 50] [--width W --levels L --patch P P P]
 
 Volumes are made up (their content does not matter for time and memory): a scan at 1 mm whose fused map is in doubt
-between neighbouring labels everywhere inside. The network is planned under the budget, or given. Memory on the
+between neighbouring labels everywhere inside. The network is planned under the budget, or as given. Memory on the
 processor is the peak of the whole process. The training on hippocampus is
 ``python benchmarks/refiner.py --device cuda --minutes 10 --sizes 95``.
 """
@@ -67,6 +67,8 @@ def main() -> None:
     coding = coding_of([example.fused], range(given.labels), channels=12)
     case: Case = case_of(example.target, example.fused, coding, candidates=4, example=example)
     memory, flops = budget(given.device, parse_bytes(given.gpu_memory) if given.gpu_memory else None)
+    if given.patch:
+        memory = flops = float("inf")
     settings = Refiner(
         width=given.width, levels=given.levels, patch_voxels=tuple(given.patch) if given.patch else None, candidates=4
     )
