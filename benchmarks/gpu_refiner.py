@@ -23,7 +23,7 @@ from atlasseg.refinement._network.budget import budget, parse_bytes
 from atlasseg.refinement._network.cases import Case, case_of, coding_of
 from atlasseg.refinement._network.fitting import Job, Member, fit
 from atlasseg.refinement._network.model import RefinerModel
-from atlasseg.refinement._network.networks import build, weights_of
+from atlasseg.refinement._network.networks import build, silence, weights_of
 from atlasseg.refinement._network.planning import plan
 from atlasseg.refinement.examples import Example
 from atlasseg.refinement.unet import refined
@@ -95,7 +95,9 @@ def main() -> None:
         print(f"a training step: {(spent[2] - spent[1]) / given.steps:.3f} s; loading {share:.0f} % of all", flush=True)
     else:
         torch.manual_seed(0)
-        member = Member(weights_of(build(planned.form)), 1.0, (), {})
+        network = build(planned.form)
+        silence(network, planned.form)  # as probable a map as the fused one
+        member = Member(weights_of(network), 1.0, (), {})
     model = RefinerModel(planned.form, coding, "residual", 4, planned.patch_voxels, 1, (1.0, 1.0, 1.0), (), (member,))
     if given.device == "cuda":
         refined(example.target, example.fused, model, overlap=given.overlap, device=given.device)

@@ -27,6 +27,9 @@ SPACING_RATIO = 1.5
 LEAST_PROBABILITY = 1e-3
 """Probabilities below this are left out of the map."""
 
+MOST_LABELS = 8
+"""So many labels of a voxel are kept at most, the most probable ones, so that memory does not grow with all of them."""
+
 
 def refine(
     target: Image,
@@ -44,12 +47,12 @@ def refine(
     The networks see the scan and the fused probabilities p_l(x) in overlapping windows along the patient's axes, and
     say what is to be added to the logarithms:
 
-        q_l(x) = softmax over l of (log max(p_l(x), 0.01) + f_l(x)) / T,
+        q_l(x) = softmax over l of (log max(p_l(x), 0.02 / (L - 1)) + f_l(x)) / T,
 
-    with f the network and T its temperature, fitted on scans that it did not learn from. Windows are blended by
-    Gaussian weights, networks (one a fold, [2]_) and turnings of the axes are averaged. What lies farther than 8 voxels
-    from all that the fusion has a doubt about stays as it is. Where the model was trained for other labels, everything
-    does, and that is said in the log.
+    with f the network, L the number of labels and T its temperature, fitted on scans that it did not learn from.
+    Windows are blended by Gaussian weights, networks (one a fold, [2]_) and turnings of the axes are averaged. What
+    lies farther than 8 voxels from all that the fusion has a doubt about stays as it is. Where the model was trained
+    for other labels, everything does, and that is said in the log.
 
     Parameters
     ----------
@@ -197,7 +200,7 @@ def refined(
     for first, slab in slabs(
         case, model.coding, speak, window=model.patch_voxels, prior=model.prior, overlap=overlap, device=where
     ):
-        index, code, value = sparse_entries(slab, LEAST_PROBABILITY)
+        index, code, value = sparse_entries(slab, LEAST_PROBABILITY, MOST_LABELS)
         index[:, 0] += first
         voxels.append(case.frame.flat(index))
         codes.append(code)

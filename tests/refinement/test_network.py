@@ -25,7 +25,7 @@ from atlasseg.refinement._network.optimisation import learning_rate, optimiser_o
 from atlasseg.refinement._network.patches import Shown, dense, draw, inputs_of
 from atlasseg.refinement._network.planning import plan
 from atlasseg.refinement._network.scoring import fitted_temperature, mean_dice
-from atlasseg.refinement._network.windows import _gaussian, probabilities, slabs, speaker
+from atlasseg.refinement._network.windows import _gaussian, probabilities, slabs, sparse_entries, speaker
 from atlasseg.volume import LabelMap, ProbabilityMap
 
 FORMS = {
@@ -94,7 +94,7 @@ def test_labels_in_doubt_with_each_other_get_inputs_of_their_own():
     for group in range(coding.channels):
         expected = prior[:, [c for c, g in enumerate(coding.groups) if g == group]].sum(1)
         np.testing.assert_allclose(shown[:, 1 + group], expected, rtol=1e-5)
-    np.testing.assert_allclose(added, prior.clamp(min=0.01).log())
+    np.testing.assert_allclose(added, prior.clamp(min=0.02 / 39).log())
     assert inputs_of(scan, prior, torch.tensor(coding.groups), "none")[0] is scan
     assert inputs_of(scan, prior, torch.tensor(coding.groups), "input")[1] is None
 
@@ -397,3 +397,14 @@ def test_dice_counts_what_lies_outside_the_box(made):
     nothing = LabelMap(np.zeros(each.truth.shape, np.int32), each.truth.affine)
     empty = ProbabilityMap.from_labels(nothing, label_values=[0, 5, 700])
     assert Frame.around(empty).size == tuple(each.truth.shape)
+
+
+def test_only_the_most_probable_labels_are_kept():
+    rng = np.random.default_rng(2)
+    slab = rng.dirichlet(np.full(11, 0.3), (3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
+    index, codes, values = sparse_entries(slab, 0.01, 4)
+    np.testing.assert_array_equal(slab[codes, *index.T], values)
+    found = set(zip(map(tuple, index.tolist()), codes.tolist(), strict=True))
+    for voxel in np.ndindex(3, 4, 5):
+        order = np.argsort(-slab[:, *voxel])[:4]
+        assert {c for v, c in found if v == voxel} == {int(c) for c in order if slab[c][voxel] >= 0.01}

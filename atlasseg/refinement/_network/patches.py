@@ -15,8 +15,8 @@ from torch.nn import functional
 from atlasseg.learning import Augmentation, Training
 from atlasseg.refinement._network.cases import Case, Coding, asked_for
 
-LEAST_SHARE = 1e-2
-"""The logarithm of a fused probability is not taken below this."""
+UNCERTAINTY = 0.02
+"""What is certain by the fusion leaves this to the other labels together: no logarithm is taken below their share."""
 
 REGIONS_OF_BACKGROUND = 4
 """In a painted scan the background has so many intensities, by the quantiles of the scan's own."""
@@ -93,7 +93,7 @@ def inputs_of(scan: Tensor, prior: Tensor, groups: Tensor, kind: str) -> tuple[T
     else:
         grouped = prior.new_zeros((prior.shape[0], count, *prior.shape[2:])).index_add_(1, groups, prior)
     shown = torch.cat([scan, grouped], dim=1)
-    return shown, prior.clamp(min=LEAST_SHARE).log() if kind == "residual" else None
+    return shown, prior.clamp(min=UNCERTAINTY / max(prior.shape[1] - 1, 1)).log() if kind == "residual" else None
 
 
 def dense(codes: Tensor, shares: Tensor, labels: int) -> Tensor:

@@ -153,7 +153,9 @@ def _padded(
     return shown.contiguous(memory_format=torch.channels_last_3d), log_prior, place
 
 
-def sparse_entries(slab: Float32, least: float) -> tuple[NDArray[np.int64], NDArray[np.int64], Float32]:
-    """Voxels (n, 3), codes (n,) and probabilities (n,) of a (L, I, J, K) slab that are at least `least`."""
-    code, i, j, k = np.nonzero(slab >= least)
-    return np.stack([i, j, k], 1), code, slab[code, i, j, k]
+def sparse_entries(slab: Float32, least: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Float32]:
+    """Voxels (n, 3), codes and probabilities (n,) of a (L, I, J, K) slab: the `most` largest, `least` and above."""
+    top, codes = torch.topk(torch.from_numpy(slab), min(most, slab.shape[0]), dim=0)
+    values = top.numpy()
+    rank, i, j, k = np.nonzero(values >= least)
+    return np.stack([i, j, k], 1), codes.numpy()[rank, i, j, k], values[rank, i, j, k]
