@@ -9,7 +9,7 @@ from typing import Literal
 from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
 from atlasseg.registration._engine import dense
-from atlasseg.registration._engine.batch import each, field_transform, pairs, require, schedule_of
+from atlasseg.registration._engine.batch import each, field_transform, is_mixed, pairs, require, schedule_of
 from atlasseg.registration._engine.linear import begin
 from atlasseg.registration._engine.metrics import Metric, Similarity
 from atlasseg.transforms import Affine, Transform
@@ -99,8 +99,7 @@ def register(
     similarity = Similarity(metric, radius_voxels)
     require({"step_voxels": step_voxels}, least=0, above=True)
     require({"update_sigma_voxels": update_sigma_voxels, "field_sigma_voxels": min(field_sigma_voxels)}, least=0)
-    if precision not in ("single", "mixed"):
-        raise InputError(f"precision must be 'single' or 'mixed', got {precision!r}")
+    mixed = is_mixed(precision)
     machine = resolved(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
@@ -116,7 +115,7 @@ def register(
         field_sigma_voxels[len(field_sigma_voxels) - len(shrinks) :],
         step_voxels,
         tolerance,
-        precision == "mixed",
+        mixed,
     )
     begun = begin(prepared, similarity, device=machine)
     if machine == "cuda":

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from atlasseg.device import Device, resolved
-from atlasseg.errors import InputError
 from atlasseg.registration._engine import dense, freeform
-from atlasseg.registration._engine.batch import carried, each, pairs, require, schedule_of
+from atlasseg.registration._engine.batch import carried, each, is_mixed, pairs, require, schedule_of
 from atlasseg.registration._engine.linear import begin
 from atlasseg.registration._engine.metrics import Metric, Similarity
 from atlasseg.transforms import Affine, Transform
@@ -103,15 +102,14 @@ def register(
     require({"spacing_voxels": spacing_voxels}, least=1)
     require({"step_voxels": step_voxels}, least=0, above=True)
     require({"bending": bending, "folding": folding}, least=0)
-    if precision not in ("single", "mixed"):
-        raise InputError(f"precision must be 'single' or 'mixed', got {precision!r}")
+    mixed = is_mixed(precision)
     machine = resolved(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []
     shrinks, counts = schedule_of(prepared[0].fixed, shrink_factors, iterations)
     schedule = freeform.Schedule(
-        shrinks, counts, spacing_voxels, similarity, bending, folding, step_voxels, tolerance, precision == "mixed"
+        shrinks, counts, spacing_voxels, similarity, bending, folding, step_voxels, tolerance, mixed
     )
     begun = begin([carried(pair) for pair in prepared], similarity, device=machine)
     if machine == "cuda":

@@ -65,6 +65,33 @@ def neighbouring(values: Float64, classes: int, prior: Float64 | None) -> list[t
     return list(pairwise(np.argsort(means, kind="stable").tolist()))
 
 
+def fitted(
+    values: Float64,
+    inside: Mask,
+    prior: Float64 | None,
+    *,
+    classes: int,
+    bias_order: int,
+    bias_stiffness: float,
+    partial_volume: bool,
+    max_iterations: int,
+    field: gaussian_mixture.Field | None = None,
+) -> gaussian_mixture.Mixture:
+    """The mixture that every model fits or starts from; parameters as of the models and `gaussian_mixture.fit`."""
+    return gaussian_mixture.fit(
+        values,
+        classes=classes if prior is None else None,
+        prior=prior,
+        inside=inside.array,
+        mixed=neighbouring(values, classes, prior) if partial_volume else (),
+        bias="gain" if bias_order else "none",
+        bias_order=max(bias_order, 1),
+        bias_stiffness=bias_stiffness,
+        field=field,
+        max_iterations=max_iterations,
+    )
+
+
 def assembled(
     image: Image,
     inside: Mask,

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from atlasseg.statistics import gaussian_mixture, markov_chain
 from atlasseg.statistics.curves import CurveName, through
 from atlasseg.statistics.gaussians import log_density
-from atlasseg.tissue._classes import Tissues, assembled, checked, neighbouring, shifted
+from atlasseg.tissue._classes import Tissues, assembled, checked, fitted, neighbouring, shifted
 from atlasseg.volume import Float64, Image, Mask
 
 TINY = 1e-300
@@ -76,14 +76,14 @@ def classify(
     """
     given = checked(prior, classes, inside.array)
     values, shift = shifted(image, inside)
-    start = gaussian_mixture.fit(
+    start = fitted(
         values,
-        classes=classes if given is None else None,
-        prior=given,
-        inside=inside.array,
-        bias="gain" if bias_order else "none",
-        bias_order=max(bias_order, 1),
+        inside,
+        given,
+        classes=classes,
+        bias_order=bias_order,
         bias_stiffness=bias_stiffness,
+        partial_volume=False,
         max_iterations=max_iterations,
     )
     order, starts = through(inside.array, curve)

@@ -6,9 +6,8 @@ import numpy as np
 from numba import njit, prange
 
 from atlasseg.errors import InputError
-from atlasseg.statistics import gaussian_mixture
 from atlasseg.statistics._field import dense_field
-from atlasseg.tissue._classes import Tissues, assembled, checked, neighbouring, shifted
+from atlasseg.tissue._classes import Tissues, assembled, checked, fitted, shifted
 from atlasseg.volume import Float64, Image, Mask
 
 
@@ -71,15 +70,14 @@ def classify(
     given = checked(prior, classes, inside.array)
     values, shift = shifted(image, inside)
     lattice = dense_field(np.zeros((len(values), 1)), inside.array, image.affine[:3, :3], beta=beta, neighbours=26)
-    found = gaussian_mixture.fit(
+    found = fitted(
         values,
-        classes=classes if given is None else None,
-        prior=given,
-        inside=inside.array,
-        mixed=neighbouring(values, classes, given) if partial_volume else (),
-        bias="gain" if bias_order else "none",
-        bias_order=max(bias_order, 1),
+        inside,
+        given,
+        classes=classes,
+        bias_order=bias_order,
         bias_stiffness=bias_stiffness,
+        partial_volume=partial_volume,
         field=lambda parts: _pull(parts, lattice.neighbours, lattice.weights),
         max_iterations=max_iterations,
     )

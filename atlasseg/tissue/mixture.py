@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from atlasseg.statistics import gaussian_mixture
-from atlasseg.tissue._classes import Tissues, assembled, checked, neighbouring, shifted
+from atlasseg.tissue._classes import Tissues, assembled, checked, fitted, shifted
 from atlasseg.volume import Float64, Image, Mask
 
 
@@ -58,15 +57,14 @@ def classify(
     """
     given = checked(prior, classes, inside.array)
     values, shift = shifted(image, inside)
-    found = gaussian_mixture.fit(
+    found = fitted(
         values,
-        classes=classes if given is None else None,
-        prior=given,
-        inside=inside.array,
-        mixed=neighbouring(values, classes, given) if partial_volume else (),
-        bias="gain" if bias_order else "none",
-        bias_order=max(bias_order, 1),
+        inside,
+        given,
+        classes=classes,
+        bias_order=bias_order,
         bias_stiffness=bias_stiffness,
+        partial_volume=partial_volume,
         max_iterations=max_iterations,
     )
     return assembled(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)

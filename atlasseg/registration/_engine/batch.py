@@ -165,6 +165,13 @@ def require(values: Mapping[str, float], *, least: float, above: bool = False) -
             raise InputError(f"{name} must be {'above' if above else 'at least'} {least:g}, got {value:g}")
 
 
+def is_mixed(precision: str) -> bool:
+    """Whether the precision is mixed; raise `InputError` where it is neither that nor single."""
+    if precision not in ("single", "mixed"):
+        raise InputError(f"precision must be 'single' or 'mixed', got {precision!r}")
+    return precision == "mixed"
+
+
 def schedule_of(
     fixed: Prepared, shrink_factors: tuple[int, ...], iterations: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -329,10 +329,10 @@ def answered(pair: Pair, steps: Search[Result], similarity: Similarity) -> Resul
 
 
 def as_matrix(pair: Pair) -> Float64 | None:
-    """The linear map nearest, in least squares over a coarse level of the fixed image, to where the pair starts."""
+    """The linear map nearest, in least squares over the fixed image, to where the pair starts."""
     if pair.matrix_mm is None or pair.before is None:
         return pair.matrix_mm
-    level = pair.fixed.level(levels_of(pair.fixed, 1)[0])
+    level = pair.fixed.level((1, 1, 1))
     x = np.stack([*np.indices(level.shape), np.ones(level.shape)], axis=-1).reshape(-1, 4)
     moved, *_ = np.linalg.lstsq(x, pair.displacement(level).reshape(-1, 3).astype(np.float64), rcond=None)
     voxels = np.eye(4)
