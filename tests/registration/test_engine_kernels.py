@@ -149,7 +149,7 @@ def test_similarity_gradient_in_the_displacement_is_exact(metric: Metric) -> Non
     direction = 1e-3 * (noise(field.shape, 4) + 3 * np.sign(slope))
     ends = [at(field + s * direction)[0] for s in (1, -1)]
     wanted = (ends[0] - ends[1]) / 2
-    assert value != 0
+    assert value > 0 if metric == "local_correlation" else value != 0
     # Kinks are crossed by a few voxels.
     assert float((slope * direction).sum()) == pytest.approx(wanted, rel=0.03)
 

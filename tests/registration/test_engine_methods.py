@@ -212,8 +212,9 @@ def test_torch_climbs_as_the_compiled_kernels_do(metric: Metric, masked_pairs: l
         wanted, reached = dense.solve(pair, schedule)
         assert np.abs(wanted).max() > 1
         # Sums in another order; where a voxel lies just on the edge of the mask the two may count it differently.
-        assert np.abs(field - wanted).mean() < TORCH_VOXELS
-        assert value == pytest.approx(reached, abs=TORCH_VALUE)
+        local = metric == "local_correlation"
+        assert np.abs(field - wanted).mean() < (1e-3 if local else TORCH_VOXELS)
+        assert value == pytest.approx(reached, abs=1e-4 if local else TORCH_VALUE)
 
 
 @pytest.mark.parametrize("metric", METRICS)
