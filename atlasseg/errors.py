@@ -19,3 +19,7 @@ class MissingLibraryError(AtlasSegError, ImportError):
 
 class OutputError(AtlasSegError, OSError):
     """A result cannot be written (no space, no permission): the message names the file and the reason."""
+
+
+class ClusterError(AtlasSegError):
+    """The machines that the work was given to were lost."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,19 +41,40 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def discard_partial(final: Path) -> None:
-    """Remove what an interrupted `whole_folder` may have left beside `final`."""
-    shutil.rmtree(_aside(final), ignore_errors=True)
+    """Remove what processes that are gone have left beside `final`: of this machine, or for longer than a day."""
+    import psutil
+
+    for path in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
+        owner = re.fullmatch(r"([\w-]*)-(\d+)-[0-9a-f]+", path.name[len(final.name) + 2 : -len(".partial")])
+        if owner is None:
+            continue
+        with suppress(OSError):
+            here = owner[1] == _host()
+            if not (psutil.pid_exists(int(owner[2])) if here else time.time() - path.stat().st_mtime < ABANDONED_S):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+ABANDONED_S = 24 * 3600
+"""What another machine began to write and has not touched for so long is not being written any more."""
+
+ATTEMPTS = 100
+"""So often a folder is put in its place anew, where another process keeps being faster."""
 
 
 def _aside(final: Path) -> Path:
-    return final.parent / f".{final.name}.partial"
+    return final.parent / f".{final.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", platform.node())
 
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A folder to write into that takes the name `final` when the block ends well, and vanishes when it does not.
 
-    A folder of that name from an earlier run is replaced in one step, and kept if the block fails.
+    A folder of that name from an earlier run is replaced in one step, and kept if the block fails. Two processes may
+    write the same folder at once: it is then whole, and the one's that ended last.
 
     Raises
     ------
@@ -57,21 +82,33 @@ def whole_folder(final: Path) -> Iterator[Path]:
         The folder cannot be made or written; the message names it and the cause.
     """
     aside = _aside(final)
-    old = final.parent / f".{final.name}.old"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        discard_partial(final)
         aside.mkdir(parents=True)
         yield aside
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            final.rename(old)
-        aside.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        _put_in_place(aside, final)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if old.exists() and not final.exists():
-            old.rename(final)
         raise OutputError(f"{final}: cannot be written: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _put_in_place(aside: Path, final: Path) -> None:
+    """Let `aside` take the name `final`; a folder of that name makes way, and comes back if that fails."""
+    old = _aside(final)
+    for attempt in range(ATTEMPTS):
+        with suppress(FileNotFoundError):
+            final.rename(old)
+        try:
+            aside.rename(final)
+        except OSError:
+            if old.exists() and not final.exists():
+                old.rename(final)
+            if not final.exists() or attempt == ATTEMPTS - 1:
+                raise
+        else:
+            break
+        finally:
+            shutil.rmtree(old, ignore_errors=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from atlasseg import io, similarity
+from atlasseg import io
 from atlasseg.atlases.selection import choose, likenesses, select, thumbnails
 from atlasseg.errors import InputError
 from atlasseg.preprocessing.crop import box_around
@@ -28,8 +28,9 @@ from atlasseg.preprocessing.foreground import foreground
 from atlasseg.propagation import propagate
 from atlasseg.recipe import Preprocessing, Recipe, Regions, Step
 from atlasseg.regions.consistency import Change, make_consistent, voting
+from atlasseg.registration.fit import Fit, fit
 from atlasseg.registration.outliers import Verdict, find_failures
-from atlasseg.registration.quality import RegistrationQuality, quality
+from atlasseg.registration.quality import RegistrationQuality
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap
 
@@ -37,6 +38,14 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 """Told the name of each stage as it begins."""
+
+Call = Callable[..., Any]
+"""``call(function, *data, **given)`` is what the function returns: computed, or kept from before."""
+
+
+def at_once(function: Callable[..., Any], /, *data: Any, **given: Any) -> Any:
+    """Call it and keep nothing."""
+    return function(*data, **given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +128,7 @@ def segment(
     mask: Mask | None = None,
     progress: Progress | None = None,
     registrar: Registrar | None = None,
+    call: Call = at_once,
 ) -> Segmentation:
     """Segment a scan with a library of atlases.
 
@@ -136,6 +146,8 @@ def segment(
         Told the name of each stage as it begins.
     registrar : callable, optional
         Takes the place of the recipe's registration steps.
+    call : callable
+        Calls the functions of the stages; one that keeps their results may take its place.
 
     Raises
     ------
@@ -143,7 +155,7 @@ def segment(
         There is no atlas, or a stage cannot use what it was given; the message names the volume and the cause.
     """
     made = checked_provenance(atlases, recipe)
-    alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar)
+    alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar, call=call)
     return fuse(
         alignment,
         recipe.fusion.method,
@@ -151,6 +163,7 @@ def segment(
         provenance=made,
         regions=recipe.regions,
         progress=progress,
+        call=call,
     )
 
 
@@ -162,6 +175,7 @@ def align(
     mask: Mask | None = None,
     progress: Progress | None = None,
     registrar: Registrar | None = None,
+    call: Call = at_once,
 ) -> Alignment:
     """Preprocess, register and propagate: everything that comes before fusion. Parameters as for `segment`."""
     if not atlases:
@@ -169,20 +183,21 @@ def align(
     seconds: dict[str, float] = {}
 
     with _stage("preprocess", seconds, progress):
-        scans = preprocessed_scans(scan, atlases, mask, recipe.preprocessing)
+        scans = preprocessed_scans(scan, atlases, mask, recipe.preprocessing, call=call)
 
     if recipe.selection.before is not None:
         with _stage("select", seconds, progress):
-            scans = _selected(scans, recipe, recipe.selection.before)
+            scans = _selected(scans, recipe, recipe.selection.before, call)
 
     with _stage("register", seconds, progress):
-        registered = register(scans, recipe) if registrar is None else registrar(scans)
+        registered = register(scans, recipe, call=call) if registrar is None else registrar(scans)
         target = scans.target.cropped(registered.start, registered.stop)
         target_mask = scans.target_mask and scans.target_mask.cropped(registered.start, registered.stop)
 
     with _stage("propagate", seconds, progress):
         carried = [
-            propagate(
+            call(
+                propagate,
                 atlas,
                 transform,
                 target.grid,
@@ -191,7 +206,11 @@ def align(
             )
             for atlas, transform in zip(scans.atlases, registered.transforms, strict=True)
         ]
-        candidates = _judged(target, target_mask, carried, registered.transforms, drop=recipe.registration.drop_failed)
+        fits = [
+            call(fit, target, target_mask, atlas, transform)
+            for atlas, transform in zip(carried, registered.transforms, strict=True)
+        ]
+        candidates = _judged(target, carried, registered.transforms, fits, drop=recipe.registration.drop_failed)
         if recipe.selection.after is not None:
             candidates = _best(target, target_mask, candidates, recipe.selection.after, recipe.selection.redundancy)
 
@@ -199,7 +218,7 @@ def align(
     return Alignment(target, candidates, scan.grid, registered.start, tuple(int(v) for v in labels), seconds)
 
 
-def register(scans: Scans, recipe: Recipe) -> Registered:
+def register(scans: Scans, recipe: Recipe, *, call: Call = at_once) -> Registered:
     """Run the recipe's registration steps one after the other, cropping the target after the first if it says so.
 
     Raises
@@ -215,8 +234,8 @@ def register(scans: Scans, recipe: Recipe) -> Registered:
     transforms: Sequence[Transform] | None = scans.begun
     for number, step in enumerate(recipe.registration.steps):
         if number > 0 or transforms is None:
-            transforms = step(
-                target, scans.images, initial=transforms, fixed_mask=target_mask, moving_masks=scans.atlas_masks
+            transforms = call(
+                step, target, scans.images, initial=transforms, fixed_mask=target_mask, moving_masks=scans.atlas_masks
             )
         if number == 0 and margin_mm is not None:
             labels = [atlas.segmentation for atlas in scans.atlases]
@@ -235,6 +254,7 @@ def fuse(
     provenance: Mapping[str, Any] | None = None,
     regions: Regions | None = None,
     progress: Progress | None = None,
+    call: Call = at_once,
 ) -> Segmentation:
     """Fuse the candidates that did not fail, refine and see to regions if asked, and go back onto the scan's own grid.
 
@@ -247,19 +267,21 @@ def fuse(
     provenance : mapping, optional
         How the fused segmentation is made, for a refinement that was trained on such: see `provenance`.
     regions : Regions, optional
-    progress : callable, optional
+    progress, call
+        As for `segment`.
     """
     seconds = dict(alignment.seconds)
     with _stage("fuse", seconds, progress):
         voters = [c.atlas for c in alignment.candidates if c.verdict.keep]
-        fused: ProbabilityMap = method(alignment.target, voters)
+        fused: ProbabilityMap = call(method, alignment.target, voters)
     if refinement is not None:
         with _stage("refine", seconds, progress):
-            fused = refinement(alignment.target, fused, provenance=provenance)
+            fused = call(refinement, alignment.target, fused, provenance=provenance)
     changes: tuple[Change, ...] = ()
     if regions is not None:
         with _stage("regions", seconds, progress):
-            consistent = make_consistent(
+            consistent = call(
+                make_consistent,
                 alignment.target,
                 fused,
                 method=regions.method and voting(regions.method),
@@ -326,20 +348,24 @@ def checked_provenance(atlases: Sequence[Atlas], recipe: Recipe) -> Mapping[str,
     return made
 
 
-def preprocessed_scans(scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing) -> Scans:
+def preprocessed_scans(
+    scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing, *, call: Call = at_once
+) -> Scans:
     """Treat target and atlases alike."""
-    target = preprocessed(scan, recipe.steps)
-    treated = [replace(atlas, image=preprocessed(atlas.image, recipe.steps, reference=target)) for atlas in atlases]
-    masks = [_mask(atlas.image, atlas.mask, recipe) for atlas in treated]
-    return Scans(target, _mask(target, mask, recipe), tuple(treated), tuple(masks))
+    target = preprocessed(scan, recipe.steps, call=call)
+    treated = [
+        replace(atlas, image=preprocessed(atlas.image, recipe.steps, reference=target, call=call)) for atlas in atlases
+    ]
+    masks = [_mask(atlas.image, atlas.mask, recipe, call) for atlas in treated]
+    return Scans(target, _mask(target, mask, recipe, call), tuple(treated), tuple(masks))
 
 
-def _selected(scans: Scans, recipe: Recipe, count: int) -> Scans:
+def _selected(scans: Scans, recipe: Recipe, count: int, call: Call) -> Scans:
     """The scans with the `count` atlases that look most like the target, in the library's order."""
     begun: Sequence[Transform] | None = None
     if recipe.selection.by == "first_step":
         step = recipe.registration.steps[0]
-        begun = step(scans.target, scans.images, fixed_mask=scans.target_mask, moving_masks=scans.atlas_masks)
+        begun = call(step, scans.target, scans.images, fixed_mask=scans.target_mask, moving_masks=scans.atlas_masks)
     chosen = select(
         scans.target,
         scans.atlases,
@@ -374,39 +400,33 @@ def _best(
     )
 
 
-def preprocessed(image: Image, steps: Sequence[Step], *, reference: Image | None = None) -> Image:
+def preprocessed(image: Image, steps: Sequence[Step], *, reference: Image | None = None, call: Call = at_once) -> Image:
     """Run `steps` in order; one that matches to a reference is for the atlases, whose reference is the target."""
     for step in steps:
         if reference is not None or not step.method.takes("reference"):
-            image = step(image, reference=reference)
+            image = call(step, image, reference=reference)
     return image
 
 
-def _mask(image: Image, given: Mask | None, preprocessing: Preprocessing) -> Mask | None:
+def _mask(image: Image, given: Mask | None, preprocessing: Preprocessing, call: Call) -> Mask | None:
     """Where similarity is to be measured."""
     if preprocessing.mask == "foreground":
-        return foreground(image)
+        mask: Mask = call(foreground, image)
+        return mask
     return given if preprocessing.mask == "given" else None
 
 
 def _judged(
-    target: Image, mask: Mask | None, carried: Sequence[Atlas], transforms: Sequence[Transform], *, drop: bool
+    target: Image, carried: Sequence[Atlas], transforms: Sequence[Transform], fits: Sequence[Fit], *, drop: bool
 ) -> tuple[Candidate, ...]:
-    """Measure every candidate against the target, and find those whose registration failed."""
-    region = np.ones(target.shape, bool) if mask is None else mask.array
-    alike = []
-    for atlas in carried:
-        known = region if atlas.mask is None else region & atlas.mask.array
-        pairs = zip(np.moveaxis(target.channels, 3, 0), np.moveaxis(atlas.image.channels, 3, 0), strict=True)
-        values = [similarity.local_correlation(f, w, mask=known) for f, w in pairs] if known.any() else [0.0]
-        alike.append(float(np.mean(values)))
-    verdicts = find_failures(alike, names=[atlas.id for atlas in carried])
+    """Find the candidates whose registration failed, by how they all fit."""
+    verdicts = find_failures([each.similarity for each in fits], names=[atlas.id for atlas in carried])
     candidates = []
-    for atlas, transform, value, verdict in zip(carried, transforms, alike, verdicts, strict=True):
+    for atlas, transform, found, verdict in zip(carried, transforms, fits, verdicts, strict=True):
         if not verdict.keep:
             log.warning("%s: atlas %s %s: %s", target.name, atlas.id, "left out" if drop else "kept", verdict.reason)
             verdict = verdict if drop else replace(verdict, keep=True)
-        candidates.append(Candidate(atlas, transform, value, quality(transform, target.grid, mask=mask), verdict))
+        candidates.append(Candidate(atlas, transform, found.similarity, found.quality, verdict))
     return tuple(candidates)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 
 from atlasseg import io
 from atlasseg.errors import InputError
-from atlasseg.pipeline import Registrar, align, provenance
+from atlasseg.pipeline import Call, Registrar, align, at_once, provenance
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, Example, train
 from atlasseg.volume import Atlas, ProbabilityMap
@@ -18,8 +17,6 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 """Told what is being done, in a few words, as it begins."""
 
-Keep = Callable[[Atlas, Sequence[Atlas], Callable[[], Example]], Example]
-
 FEWEST_ATLASES = 3
 """With fewer, an atlas segmented from the others is segmented from one at most."""
 
@@ -28,8 +25,8 @@ def leave_one_out(
     atlases: Sequence[Atlas],
     recipe: Recipe,
     *,
-    registrar_for: Callable[[Atlas, Sequence[Atlas]], Registrar | None] = lambda atlas, others: None,
-    keep: Keep = lambda atlas, others, make: make(),
+    registrar: Registrar | None = None,
+    call: Call = at_once,
     progress: Progress = lambda text: None,
 ) -> Iterator[Example]:
     """Segment every atlas from the others, by the recipe's own registration and fusion.
@@ -42,10 +39,8 @@ def leave_one_out(
     atlases : sequence of Atlas
     recipe : Recipe
         Of its stages those up to fusion are run.
-    registrar_for : callable, optional
-        Given the atlas and the others, what registers them in place of the recipe's steps.
-    keep : callable, optional
-        Given the atlas, the others and what makes the example of them, returns the example: perhaps one found again.
+    registrar, call
+        As for `pipeline.align`.
     progress : callable, optional
         Told the atlas's id as its turn comes.
 
@@ -60,14 +55,21 @@ def leave_one_out(
         if not others:
             raise InputError(f"atlas {atlas.id}: the library holds no other atlas to segment it from")
         progress(f"{atlas.id} ({number} of {len(atlases)}) from {len(others)} others")
-        yield keep(atlas, others, partial(segmented, atlas, others, recipe, registrar_for(atlas, others)))
+        yield segmented(atlas, others, recipe, registrar=registrar, call=call)
 
 
-def segmented(atlas: Atlas, others: Sequence[Atlas], recipe: Recipe, registrar: Registrar | None = None) -> Example:
-    """An atlas segmented from others, which must not hold it, by a recipe up to fusion."""
-    alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar)
+def segmented(
+    atlas: Atlas,
+    others: Sequence[Atlas],
+    recipe: Recipe,
+    *,
+    registrar: Registrar | None = None,
+    call: Call = at_once,
+) -> Example:
+    """An atlas segmented from others, which must not hold it, by a recipe up to fusion. The rest as `leave_one_out`."""
+    alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar, call=call)
     voters = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
-    fused: ProbabilityMap = recipe.fusion.method(alignment.target, voters)
+    fused: ProbabilityMap = call(recipe.fusion.method, alignment.target, voters)
     start = alignment.start
     stop = tuple(a + n for a, n in zip(start, alignment.target.shape, strict=True))
     return Example(atlas.id, alignment.target, fused, atlas.segmentation.cropped(start, stop), atlas.not_annotated)
@@ -81,8 +83,8 @@ def train_corrective(
     samples_per_label: int = 100_000,
     seed: int = 0,
     versions: Mapping[str, str] | None = None,
-    registrar_for: Callable[[Atlas, Sequence[Atlas]], Registrar | None] = lambda atlas, others: None,
-    keep: Keep = lambda atlas, others, make: make(),
+    registrar: Registrar | None = None,
+    call: Call = at_once,
     progress: Progress = lambda text: None,
 ) -> CorrectiveModel:
     """Train corrective learning for a recipe on a library.
@@ -97,7 +99,7 @@ def train_corrective(
         Three at least.
     cases : sequence of Atlas, optional
         Further labelled scans, segmented from all atlases as a target is. They are to learn on, and do not vote.
-    recipe, registrar_for, keep, progress
+    recipe, registrar, call, progress
         As for `leave_one_out`.
     samples_per_label, seed : int
         As for `corrective_learning.train`.
@@ -116,10 +118,10 @@ def train_corrective(
         same = library.get(io.content_hash(case.image, place=False))
         if same is not None:
             raise InputError(f"case {case.id} is atlas {same} of the library: it would vote for itself")
-    examples = list(leave_one_out(atlases, recipe, registrar_for=registrar_for, keep=keep, progress=progress))
+    examples = list(leave_one_out(atlases, recipe, registrar=registrar, call=call, progress=progress))
     for number, case in enumerate(cases, 1):
         progress(f"case {case.id} ({number} of {len(cases)})")
-        examples.append(keep(case, atlases, partial(segmented, case, atlases, recipe, registrar_for(case, atlases))))
+        examples.append(segmented(case, atlases, recipe, registrar=registrar, call=call))
     progress("classifiers")
     return train(
         examples,

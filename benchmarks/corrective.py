@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +27,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from atlasseg import pipeline
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import kept_example, kept_registrations, registration_key
+from atlasseg.cohort.cache import Cache
 from atlasseg.cohort.outputs import software_versions
 from atlasseg.evaluation import evaluate, mean_over_labels
 from atlasseg.evaluation.calibration import expected_calibration_error
@@ -39,7 +37,7 @@ from atlasseg.labels import LabelTable
 from atlasseg.recipe import Recipe, read_recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, Example, corrected, train
 from atlasseg.training import leave_one_out, segmented
-from atlasseg.volume import Atlas, ProbabilityMap
+from atlasseg.volume import ProbabilityMap
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 told = partial(print, flush=True)
@@ -80,17 +78,6 @@ SETS = {
 }
 
 
-def fused(case: Atlas, voters: Sequence[Atlas], recipe: Recipe, cache: Path) -> Example:
-    """A case segmented from atlases that do not hold it, found again where it was done before."""
-    folder = cache / registration_key(case.image, case.mask, voters, recipe)
-
-    def registered(scans: pipeline.Scans) -> pipeline.Registered:
-        ids = [atlas.id for atlas in scans.atlases]
-        return kept_registrations(folder, ids, lambda: pipeline.register(scans, recipe), case.image)
-
-    return kept_example(folder, recipe, case, lambda: segmented(case, voters, recipe, registered))
-
-
 def row(found: ProbabilityMap, example: Example, method: str, table: LabelTable) -> dict[str, object]:
     """Measures of one segmentation."""
     scores = evaluate(found.label_map(), example.truth, table=table, not_annotated=example.not_annotated)
@@ -125,21 +112,17 @@ def measured(name: str, plan: Plan, recipe: Recipe, given: argparse.Namespace) -
     else:
         cases = [atlas for atlas in atlases if atlas.id in plan.targets[: given.targets]]
         training = [atlas for atlas in atlases if atlas.id not in plan.targets]
-    cache = given.cache / name
+    call = Cache(given.cache / name)
     way = recipe.fusion.method.name
     rows, found = [], []
     for case in cases:
         voters = [atlas for atlas in atlases if atlas.id != case.id]
-        found.append(fused(case, voters, recipe, cache))
+        found.append(segmented(case, voters, recipe, call=call))
         rows.append(row(found[-1].fused, found[-1], way, library.table))
-    examples = list(
-        leave_one_out(
-            training, recipe, keep=lambda atlas, others, make: fused(atlas, others, recipe, cache), progress=told
-        )
-    )
+    examples = list(leave_one_out(training, recipe, call=call, progress=told))
     if plan.cases is not None:
         further = read_library(given.data / plan.cases)
-        examples += [fused(further.read(id_), atlases, recipe, cache) for id_ in further.ids]
+        examples += [segmented(further.read(id_), atlases, recipe, call=call) for id_ in further.ids]
     samples = given.samples or plan.samples_per_label
     begun = time.perf_counter()
     model: CorrectiveModel = train(examples, samples_per_label=samples, seed=0)

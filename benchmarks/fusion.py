@@ -33,7 +33,7 @@ from scipy import ndimage
 
 from atlasseg import methods, pipeline
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import registration_key
+from atlasseg.cohort.cache import Cache
 from atlasseg.evaluation import overlap
 from atlasseg.files import written_whole
 from atlasseg.fusion._ballots import unanimity
@@ -55,16 +55,14 @@ def targets_of(root: Path, name: str) -> list[str]:
 
 
 def aligned(root: Path, name: str, target: str, cache: Path) -> Path:
-    """File with the target, its candidates and its reference, registered once."""
+    """File with the target, its candidates and its reference; registered once, and found kept after that."""
     recipe = read_recipe(PIPELINES / f"{RECIPES[name]}.toml")
     own = root / name / "targets"
     library = read_library(root / name / "atlases")
     case = (read_library(own) if own.is_dir() else library).read(target)
     atlases = [library.read(each) for each in library.ids if own.is_dir() or each != target]
-    path = cache / f"{name}_{target}_{registration_key(case.image, case.mask, atlases, recipe)[:12]}.pickle"
-    if path.exists():
-        return path
-    alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask)
+    path = cache / f"{name}_{target}.pickle"
+    alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask, call=Cache(cache))
     box = np.array(alignment.start), np.array(alignment.start) + alignment.target.shape
     kept = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
     with written_whole(path) as aside:

@@ -171,7 +171,7 @@ def fusion(given: argparse.Namespace) -> None:
                 "fusion": {"method": "majority"},
             }
         )
-        found = compare(recipe, chosen, jobs=1)
+        found = compare(recipe, chosen)
         print("\nhippocampus, 20 targets, 15 atlases\n")
         print(overview(found).to_string(index=False))
         print(found.tests.to_string(index=False), flush=True)

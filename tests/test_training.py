@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from typer.testing import CliRunner
 from atlasseg import io, pipeline
 from atlasseg.atlases.library import read_library
 from atlasseg.cli import app
-from atlasseg.cohort import run as cohort_run
 from atlasseg.cohort.correct import correct
 from atlasseg.errors import InputError
+from atlasseg.pipeline import register
 from atlasseg.recipe import parse_recipe
+from atlasseg.registration import rigid
 from atlasseg.training import leave_one_out, train_corrective
 
 TABLES = {
@@ -42,12 +44,14 @@ def test_no_atlas_votes_for_itself(marked):
     library = read_library(marked / "atlases")
     atlases = [library.read(id_) for id_ in library.ids]
     asked = []
+    recipe = parse_recipe(TABLES)
 
-    def watched(atlas, others):
-        asked.append((atlas.id, [other.id for other in others]))
+    def watched(scans):
+        asked.append([atlas.id for atlas in scans.atlases])
+        return register(scans, recipe)
 
-    examples = list(leave_one_out(atlases, parse_recipe(TABLES), registrar_for=watched))
-    assert asked == [("head0", ["head1", "head2"]), ("head1", ["head0", "head2"]), ("head2", ["head0", "head1"])]
+    examples = list(leave_one_out(atlases, recipe, registrar=watched))
+    assert asked == [["head1", "head2"], ["head0", "head2"], ["head0", "head1"]]
     for n, example in enumerate(examples):
         assert np.count_nonzero(example.truth.array == 901 + n) > 20
         for label in (901, 902, 903):
@@ -93,7 +97,7 @@ def test_trained_by_command_and_used_by_a_recipe(marked):
     with threadpool_limits(1):
         done = CliRunner().invoke(app, [*train, "--cache", str(marked / "cache")])
     assert done.exit_code == 0, done.output
-    assert "classifiers of" in done.output and len(list((marked / "cache").iterdir())) == 3
+    assert "classifiers of" in done.output and len(list((marked / "cache").glob("registration.rigid/*"))) == 6
     header = json.loads((marked / "model/model.json").read_text())
     assert set(header["provenance"]["atlases"]) == {"head0", "head1", "head2"}
     assert header["provenance"]["registration"]["steps"][0]["method"] == "rigid"
@@ -111,28 +115,35 @@ def test_trained_by_command_and_used_by_a_recipe(marked):
 
 
 def test_goes_on_where_it_was_broken_off(marked, monkeypatch, caplog):
+    registered = []
+    register_rigid = rigid.register
+
+    @wraps(register_rigid)
+    def counting(*arguments, **options):
+        registered.append(len(arguments[1]))
+        return register_rigid(*arguments, **options)
+
+    monkeypatch.setattr(rigid, "register", counting)
     tables = {**TABLES, "selection": {"before": 1}}
-    recipe = parse_recipe(tables, base=marked)
+    recipe = parse_recipe(tables, base=marked)  # after the patch: a recipe holds the function itself
     options = {"samples_per_label": 300, "cache": marked / "cache"}
     first = correct(recipe, marked / "model", **options)
-    kept = sorted((marked / "cache").glob("*/fused_*.npz"))
+    once = list(registered)
+    assert once
+    kept = sorted((marked / "cache").glob("fusion.majority/*.npz"))
     assert len(kept) == 3
     again = parse_recipe({**tables, "fusion": {"method": "local_weighted"}}, base=marked)
 
-    def registered(*given):
-        raise AssertionError("registered again")
-
-    monkeypatch.setattr(pipeline, "register", registered)
-    monkeypatch.setattr(cohort_run, "register", registered)
     second = correct(recipe, marked / "model", **options)
     for label, trees in first.classifiers.items():
         np.testing.assert_array_equal(trees.value, second.classifiers[label].value)
     correct(again, marked / "model", **options)  # another fusion on the same registrations
-    assert len(list((marked / "cache").glob("*/fused_*.npz"))) == 6
+    assert len(list((marked / "cache").glob("fusion.*/*.npz"))) == 6
     kept[0].write_bytes(b"PK damaged")
     third = correct(recipe, marked / "model", **options)
     assert "cannot be read" in caplog.text
     assert third.record["samples"] == first.record["samples"]
+    assert registered == once
 
 
 def test_further_cases_are_learned_on_and_do_not_vote(marked):

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from atlasseg import __version__
-from atlasseg.cli import atlases, compare, doctor, evaluate, fuse, methods, regions, register, run, tissue
+from atlasseg.cli import atlases, cache, compare, doctor, evaluate, fuse, methods, regions, register, run, tissue
 from atlasseg.errors import AtlasSegError
 
 
@@ -54,6 +54,7 @@ fuse.add_to(app)
 regions.add_to(app)
 tissue.add_to(app)
 app.add_typer(atlases.app, name="atlases")
+app.add_typer(cache.app, name="cache")
 
 
 def _print_version(asked: bool) -> None:

@@ -154,7 +154,8 @@ def correct(
     ] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the voxels' draw.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder for what was done, so that it can be gone on with.")
+        Path | None,
+        typer.Option("--cache", help="Folder for what is computed on the way, so that it can be gone on with."),
     ] = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName, Jobs, Prepared, RecipeFile, Settings
+from atlasseg.cli._options import (
+    DEFAULT_LIMIT_GB,
+    CacheFolder,
+    CacheLimit,
+    Cluster,
+    ClusterSettings,
+    Device,
+    DeviceName,
+    Jobs,
+    Prepared,
+    RecipeFile,
+    Scheduler,
+    Settings,
+    workers_of,
+)
 from atlasseg.cli.run import Atlases, Out, Targets, located
 
 
@@ -30,13 +42,15 @@ def compare(
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Take every atlas of the library as a target of the others.")
     ] = False,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder for registrations, found again by their content.")
-    ] = None,
+    cache: CacheFolder = None,
+    cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
     prepared: Prepared = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    cluster_settings: ClusterSettings = None,
 ) -> None:
     """Register once, fuse every way, and test the difference.
 
@@ -63,9 +77,12 @@ def compare(
     if leave_one_out:
         checked = replace(checked, data=replace(checked.data, targets=checked.data.atlases))
     chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]
+    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings)
     console = Console()
     with TargetProgress(Console(stderr=True)) as progress:
-        found = compare_methods(checked, chosen, jobs=jobs or os.cpu_count() or 1, listener=progress, cache=cache)
+        found = compare_methods(
+            checked, chosen, workers=workers, listener=progress, cache=cache, limit_bytes=int(1e9 * cache_limit)
+        )
     console.print(as_table(overview(found), title=f"mean over {len(found.scores)} targets"))
     console.print(as_table(found.tests.drop(columns="median_difference"), title="mean Dice, every two methods"))
     typer.echo(

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName, Jobs, Prepared, RecipeFile, Settings
+from atlasseg.cli._options import (
+    DEFAULT_LIMIT_GB,
+    CacheFolder,
+    CacheLimit,
+    Cluster,
+    ClusterSettings,
+    Device,
+    DeviceName,
+    Jobs,
+    Prepared,
+    RecipeFile,
+    Scheduler,
+    Settings,
+    workers_of,
+)
 
 if TYPE_CHECKING:
+    from atlasseg.cohort.workers import Workers
     from atlasseg.recipe import Recipe
 
 Targets = Annotated[
@@ -37,12 +51,20 @@ def run(
     settings: Settings = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    cluster_settings: ClusterSettings = None,
+    cache: CacheFolder = None,
+    cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, what of it is kept, and what it will take.")
+    ] = False,
 ) -> None:
     """Segment every target of a recipe, evaluate, and report.
 
     Registers the atlases to each target, carries their labels over and fuses them. Writes for each target a
     segmentation on the scan's own grid, its volumes, an entropy map (where to look), and a report for a browser.
-    Targets that come with labels are evaluated against them.
+    Targets that come with labels are evaluated against them. What is done and has not changed is not done again.
 
     **Examples**
 
@@ -54,19 +76,60 @@ def run(
 
     from atlasseg.cli._progress import TargetProgress
     from atlasseg.cli._tables import as_table
+    from atlasseg.cohort.run import LOGS, summary
     from atlasseg.cohort.run import run as run_recipe
-    from atlasseg.cohort.run import summary
 
     checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
+    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings)
+    limit_bytes = int(1e9 * cache_limit)
+    if dry_run:
+        _tell_plan(checked, workers, cache, limit_bytes)
+        return
     with TargetProgress(Console(stderr=True)) as progress:
-        done = run_recipe(checked, jobs=jobs or os.cpu_count() or 1, listener=progress)
+        done = run_recipe(checked, workers=workers, listener=progress, cache=cache, limit_bytes=limit_bytes)
     Console().print(as_table(summary(done)))
     typer.echo(f"results in {checked.data.out}")
     failed = [outcome for outcome in done if outcome.error]
     for outcome in failed:
+        assert checked.data.out is not None
         typer.echo(f"failed: {outcome.target}: {outcome.error}", err=True)
+        typer.echo(f"  its log: {checked.data.out / LOGS / outcome.target}.log", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _tell_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes: int) -> None:
+    """Print what a run would do; refuse it where the disk cannot hold it."""
+    import pandas as pd
+    from rich.console import Console
+
+    from atlasseg.cli._progress import duration
+    from atlasseg.cli._tables import as_table
+    from atlasseg.cohort.plan import foreseen
+
+    plan = foreseen(recipe, workers=workers, cache=cache, limit_bytes=limit_bytes)
+    rows = [
+        {
+            "step": each.stage,
+            "kept": each.kept,
+            "to do": each.to_do,
+            "CPU time": duration(each.seconds),
+            "disk, MB": each.kept_bytes / 1e6,
+            "estimate": "measured" if each.measured else "rough",
+        }
+        for each in plan.stages
+    ]
+    Console().print(as_table(pd.DataFrame(rows), title=f"{plan.targets} targets, {plan.finished} finished"))
+    for target, error in plan.broken.items():
+        typer.echo(f"cannot be read: {target}: {error}", err=True)
+    typer.echo(f"about {duration(plan.seconds)} with {plan.workers} at once")
+    memory = plan.memory
+    typer.echo(f"memory of each: {memory.registering / 1e9:.2g} GB to register, {memory.fusing / 1e9:.2g} GB to fuse")
+    typer.echo(
+        f"disk: {plan.cache_bytes / 1e9:.3g} GB kept on the way, {plan.result_bytes / 1e9:.3g} GB of results; "
+        f"{plan.free_bytes / 1e9:.3g} GB are free"
+    )
+    plan.check()
 
 
 def located(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Jobs
+from atlasseg.cli._options import Cluster, ClusterSettings, Jobs, Scheduler, workers_of
 
 
 class Model(StrEnum):
@@ -55,6 +54,9 @@ def tissue(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the model; repeatable.")
     ] = None,
     jobs: Jobs = 1,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    cluster_settings: ClusterSettings = None,
 ) -> None:
     """Find the tissues of a scan by its intensities, with or without a prior.
 
@@ -94,10 +96,9 @@ def tissue(
         raise InputError(f"{recipe}: a recipe with a table [tissue] is wanted")
     data = replace(checked.data, targets=tuple(scans or checked.data.targets), out=out or checked.data.out)
     checked = replace(checked, data=data)
+    workers = workers_of(jobs, data.targets, scheduler, cluster, cluster_settings)
     with TargetProgress(Console(stderr=True)) as progress:
-        done = classify(
-            checked, modalities=modalities or (), mask=mask, jobs=jobs or os.cpu_count() or 1, listener=progress
-        )
+        done = classify(checked, modalities=modalities or (), mask=mask, workers=workers, listener=progress)
     for outcome in done:
         if outcome.result is not None:
             shown = outcome.result[["name", "volume_mm3", "fraction_volume_mm3"]]

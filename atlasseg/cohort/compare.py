@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
-from atlasseg.atlases.library import AtlasLibrary, Target
-from atlasseg.cohort import outputs
-from atlasseg.cohort.cache import kept_registrations, registration_key
-from atlasseg.cohort.execution import Listener, Outcome, over_targets
-from atlasseg.cohort.run import opened, read_case, registrar
+from atlasseg.atlases.library import Target
+from atlasseg.cohort import costs, outputs
+from atlasseg.cohort.execution import Listener, Outcome, Phase, over_targets
+from atlasseg.cohort.run import (
+    CACHE,
+    DEFAULT_LIMIT_BYTES,
+    Given,
+    largest,
+    opened,
+    read_case,
+    register_target,
+    registrar,
+    write_logs,
+)
+from atlasseg.cohort.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
 from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
@@ -54,7 +64,13 @@ class Comparison:
 
 
 def compare(
-    recipe: Recipe, names: Sequence[str], *, jobs: int = 1, listener: Listener | None = None, cache: Path | None = None
+    recipe: Recipe,
+    names: Sequence[str],
+    *,
+    workers: Workers = Workers(),  # noqa: B008 - frozen
+    listener: Listener | None = None,
+    cache: Path | None = None,
+    limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
 ) -> Comparison:
     """Segment the targets in every way of `names` on the same registrations, and compare.
 
@@ -66,10 +82,11 @@ def compare(
     names : sequence of str
         Two or more ways: fusion methods, or ``"FUSION+REFINEMENT"`` for one that is refined. Where the recipe has a
         [refinement], its own way is compared too, if its fusion is among the names.
-    jobs, listener
+    workers, listener, limit_bytes
         As for `run`.
     cache : path, optional
-        Folder for registrations, found again by their content; by default ``.registrations`` in the output folder.
+        Folder for what comes before fusion, found again by its content; by default ``.cache`` in the output folder.
+        Fusions are not kept, since what they cost is measured.
 
     Returns
     -------
@@ -86,16 +103,23 @@ def compare(
     ways = [with_methods(recipe, name) for name in dict.fromkeys([*names, *own])]
     if len(ways) < 2:
         raise InputError(f"a comparison needs at least two different methods, got {', '.join(names) or 'none'}")
-    library, targets, out = opened(recipe, jobs)
+    library, targets, out = opened(recipe)
     bare = [target.id for target in targets if target.labels is None]
     if bare:
         raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
-    task = partial(
-        _fused_every_way, library=library, recipe=recipe, ways=ways, out=out, cache=cache or out / ".registrations"
-    )
+    given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
+    needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
     done = over_targets(
-        task, targets, jobs=jobs, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
+        partial(_fused_every_way, given=given, ways=ways),
+        targets,
+        before=[Phase("register", partial(register_target, given=given, ways=ways), needs.registering, needs.gpu)],
+        memory_bytes=needs.fusing,
+        gpu=any(costs.on_gpu(step) for each in ways for step in costs.steps_of(each)),
+        workers=workers,
+        listener=listener,
+        on_abort=lambda target: discard_partial(out / target.id),
     )
+    write_logs(done, out)
     found = compared(done)
     outputs.write_table(found.metrics, out / "comparison.tsv")
     outputs.write_table(found.tests, out / "comparison_tests.tsv")
@@ -159,33 +183,22 @@ def overview(found: Comparison) -> pd.DataFrame:
     )
 
 
-def _fused_every_way(
-    target: Target,
-    progress: Progress,
-    *,
-    library: AtlasLibrary,
-    recipe: Recipe,
-    ways: Sequence[Recipe],
-    out: Path,
-    cache: Path,
-) -> pd.DataFrame:
+def _fused_every_way(target: Target, progress: Progress, *, given: Given, ways: Sequence[Recipe]) -> pd.DataFrame:
     """One target: aligned once, segmented in every way, each measured."""
     import pandas as pd
 
+    library, recipe, out, call = given.library, given.recipe, given.out, given.kept
     case = read_case(target, library, progress)
     assert case.reference is not None
     made = [checked_provenance(case.atlases, each) for each in ways]
-    folder = cache / registration_key(case.scan, case.mask, case.atlases, recipe)
-    registers = registrar(recipe, library)
     alignment = align(
         case.scan,
         case.atlases,
         recipe,
         mask=case.mask,
         progress=progress,
-        registrar=lambda scans: kept_registrations(
-            folder, [atlas.id for atlas in scans.atlases], lambda: registers(scans), case.scan
-        ),
+        registrar=registrar(recipe, library, call),
+        call=call,
     )
     table = library.table.completed(alignment.label_values)
     found = []

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import kept_example, kept_registrations, registration_key
+from atlasseg.cohort.cache import Cache
 from atlasseg.cohort.outputs import software_versions
 from atlasseg.cohort.run import registrar
 from atlasseg.errors import InputError
-from atlasseg.pipeline import Registrar
+from atlasseg.pipeline import at_once
 from atlasseg.recipe import Recipe
-from atlasseg.refinement.corrective_learning import CorrectiveModel, Example, write_model
+from atlasseg.refinement.corrective_learning import CorrectiveModel, write_model
 from atlasseg.training import train_corrective
-from atlasseg.volume import Atlas
 
 
 def correct(
@@ -43,8 +42,8 @@ def correct(
     samples_per_label, seed, progress
         As for `training.train_corrective`.
     cache : path, optional
-        Folder for registrations and for the atlases' segmentations, found again by their content, so that a training
-        that was broken off goes on where it was; without one they are not kept.
+        Folder for what is computed on the way, registrations and segmentations, found again by its content, so that a
+        training that was broken off goes on where it was; without one it is not kept.
 
     Raises
     ------
@@ -58,23 +57,7 @@ def correct(
     library = read_library(*recipe.data.atlases)
     library = library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
     further = None if cases is None else read_library(cases)
-    registers = registrar(recipe, library)
-
-    def folder_of(atlas: Atlas, others: Sequence[Atlas]) -> Path | None:
-        return None if cache is None else cache / registration_key(atlas.image, atlas.mask, others, recipe)
-
-    def registrar_for(atlas: Atlas, others: Sequence[Atlas]) -> Registrar:
-        folder = folder_of(atlas, others)
-        if folder is None:
-            return registers
-        return lambda scans: kept_registrations(
-            folder, [other.id for other in scans.atlases], lambda: registers(scans), atlas.image
-        )
-
-    def keep(atlas: Atlas, others: Sequence[Atlas], make: Callable[[], Example]) -> Example:
-        folder = folder_of(atlas, others)
-        return make() if folder is None else kept_example(folder, recipe, atlas, make)
-
+    call = at_once if cache is None else Cache(cache)
     model = train_corrective(
         [library.read(id_) for id_ in library.ids],
         recipe,
@@ -82,8 +65,8 @@ def correct(
         samples_per_label=samples_per_label,
         seed=seed,
         versions=software_versions(),
-        registrar_for=registrar_for,
-        keep=keep,
+        registrar=registrar(recipe, library, call),
+        call=call,
         progress=progress,
     )
     write_model(model, out, table=library.table)

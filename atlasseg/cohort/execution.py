@@ -1,22 +1,32 @@
-"""Work on many targets, in one process or several; a target that fails does not stop the others."""
+"""Work on many targets, in this process or on Dask workers; a target that fails does not stop the others.
+
+A cohort is one graph: a chain of phases for each target. Phases hand on nothing but how they ended: what they computed
+lies in the cache, or is in the target's folder. So neither the driver nor the scheduler holds more for a large cohort
+than for a small one: of the chains, given out in the targets' order, there are as many under way as there are workers.
+A worker that dies takes down only what it was at, which another one begins again. A target whose process died time and
+again waits for the others to be done, has one more chance, and is then given up.
+"""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import queue
-import threading
+import secrets
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from atlasseg.atlases.library import Target
-from atlasseg.errors import AtlasSegError
+from atlasseg.cohort.workers import Workers, are_local, connected, fitting_resources, replace_lost
+from atlasseg.errors import AtlasSegError, ClusterError
 from atlasseg.pipeline import Progress
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
 
 log = logging.getLogger(__name__)
 
@@ -28,145 +38,263 @@ T = TypeVar("T")
 Task = Callable[[Target, Progress], T]
 """Does one target, writes its results, and returns what is to be said of it. Task and result must be picklable."""
 
+TOPIC = "atlasseg"
+"""Under which workers tell the stages that they come to."""
+
+LOOK_S = 1.0
+"""How often the driver looks whether workers came or went, and whether the scheduler is still there."""
+
+PATIENCE_S = 120.0
+"""After so long without any worker it is said that none is there; and given up, where they are this machine's own."""
+
+
+@dataclass(frozen=True)
+class Phase(Generic[T]):
+    """A part of the work on a target, with what it takes; its results lie where the next phase finds them again."""
+
+    name: str
+    task: Task[T]
+    memory_bytes: float = 0.0
+    gpu: bool = False
+
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """How one target ended: `error` says why it failed, and is empty where it did not; `result` is the task's."""
+    """How one target ended.
+
+    `error` says why it failed, and is empty where it did not; `result` is the task's; `log` is what was said meanwhile,
+    with the traceback of a failure.
+    """
 
     target: str
     seconds: float
     error: str = ""
     result: T | None = None
+    log: str = ""
 
 
 def over_targets(
     task: Task[T],
     targets: Sequence[Target],
     *,
-    jobs: int = 1,
+    before: Sequence[Phase[Any]] = (),
+    memory_bytes: float = 0.0,
+    gpu: bool = False,
+    workers: Workers = Workers(),  # noqa: B008 - frozen
     listener: Listener | None = None,
     on_abort: Callable[[Target], None] = lambda target: None,
 ) -> list[Outcome[T]]:
-    """Do `task` for every target, `jobs` at once.
+    """Do `task` for every target.
 
     Parameters
     ----------
     task : callable
-        See `Task`.
+        See `Task`. It must be able to do without the phases before it.
     targets : sequence of Target
-    jobs : int
-        Processes; 1 works in this one.
+    before : sequence of Phase
+        Parts of the work that workers do first, each with its own demands; left out in this process.
+    memory_bytes, gpu
+        What `task` takes, as of a `Phase`.
+    workers : Workers
+        Where; by default in this process, one target after the other.
     listener : callable, optional
         See `Listener`.
     on_abort : callable
-        Cleans up after a target whose process was ended from outside.
+        Cleans up, when no local worker is there any more, after a target whose process was ended from outside.
 
     Returns
     -------
     list of Outcome
         One a target, in the order of the targets.
+
+    Raises
+    ------
+    InputError
+        The workers cannot be used: see `connected`.
+    ClusterError
+        The scheduler was lost. What was finished is written.
     """
     tell = listener or (lambda target, stage: None)
     for target in targets:
         tell(target.id, "waiting")
-    if jobs == 1 or len(targets) == 1:
-        return [_attempt(task, target, tell) for target in targets]
-    return _in_processes(task, targets, min(jobs, len(targets)), tell, on_abort)
+    if workers.in_process or not targets:
+        done: list[Outcome[T]] = []
+        for target in targets:
+            done.append(_attempt(task, target, lambda stage, id_=target.id: tell(id_, stage)))  # type: ignore[misc]
+            tell(target.id, "failed" if done[-1].error else "done")
+        return done
+    phases = [*before, Phase("whole", task, memory_bytes, gpu)]
+    most, on_gpu = max(phase.memory_bytes for phase in phases), any(phase.gpu for phase in phases)
+    under_way: dict[str, Target] = {}
+    try:
+        with connected(workers, memory_bytes=most, gpu=on_gpu) as client:
+            driver: _Driver[T] = _Driver(client, phases, targets, tell, under_way)
+            return driver.run()
+    finally:
+        for target in under_way.values():
+            on_abort(target)
 
 
-def _attempt(task: Task[T], target: Target, tell: Listener) -> Outcome[T]:
+def _attempt(task: Task[T], target: Target, tell: Progress) -> Outcome[T]:
     """Do one target, turning what goes wrong with it into an Outcome."""
     begun = time.perf_counter()
-    try:
-        result = task(target, lambda stage: tell(target.id, stage))
-    except (AtlasSegError, OSError, MemoryError) as error:
-        reason = str(error) or type(error).__name__
-    except Exception as error:
-        log.exception("target %s: unexpected failure", target.id)
-        reason = f"{type(error).__name__}: {error}"
-    else:
-        tell(target.id, "done")
-        return Outcome(target.id, time.perf_counter() - begun, result=result)
-    log.error("target %s failed: %s", target.id, reason)
-    tell(target.id, "failed")
-    return Outcome(target.id, time.perf_counter() - begun, reason)
+    with _heard() as lines:
 
+        def told(stage: str) -> None:
+            lines.append(f"{time.perf_counter() - begun:9.2f} s  {stage}")
+            tell(stage)
 
-# -- several processes ------------------------------------------------------------------------------------------------
-
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(task: Task[Any], threads: int, events: Any, level: int) -> None:
-    """Make a process ready: it leaves Ctrl-C to its parent, and keeps to its share of the processors."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
-    import numba
-
-    numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
-    _worker.update(task=task, events=events)
-
-
-def _work(target: Target) -> Outcome[Any]:
-    return _attempt(_worker["task"], target, lambda *event: _worker["events"].put(event))
-
-
-def _in_processes(
-    task: Task[T], targets: Sequence[Target], jobs: int, tell: Listener, on_abort: Callable[[Target], None]
-) -> list[Outcome[T]]:
-    """Share the targets out over `jobs` processes; a process that dies takes down its own target only."""
-    context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    initial = (task, threads, events, logging.getLogger().getEffectiveLevel())
-    done: dict[str, Outcome[T]] = {}
-    stop = threading.Event()
-    relay = threading.Thread(target=_relay, args=(events, tell, stop), daemon=True)
-    relay.start()
-    alone = False
-    try:
-        while pending := [target for target in targets if target.id not in done]:
-            batch = pending[:1] if alone else pending
-            futures: dict[Future[Outcome[T]], Target] = {}
-            with ProcessPoolExecutor(
-                1 if alone else jobs, context, initializer=_start_worker, initargs=initial
-            ) as pool:
-                try:
-                    futures = {pool.submit(_work, target): target for target in batch}
-                    for future in as_completed(futures):
-                        done[futures[future].id] = future.result()
-                except BrokenProcessPool:
-                    # which of the targets in flight killed it cannot be known, so each gets a process of its own
-                    for target in batch:
-                        if target.id not in done:
-                            on_abort(target)
-                    if alone:
-                        reason = "its process died (killed, or out of memory)"
-                        log.error("target %s failed: %s", batch[0].id, reason)
-                        done[batch[0].id] = Outcome(batch[0].id, 0.0, reason)
-                        tell(batch[0].id, "failed")
-                    alone = True
-                except BaseException:
-                    for child in multiprocessing.active_children():
-                        child.terminate()
-                    for child in multiprocessing.active_children():
-                        child.join()
-                    for target in batch:
-                        on_abort(target)
-                    raise
-    finally:
-        stop.set()
-        relay.join()
-    return [done[target.id] for target in targets]
-
-
-def _relay(events: Any, tell: Listener, stop: threading.Event) -> None:
-    """Pass on what the processes report until they are done and all is passed on."""
-    while True:
         try:
-            tell(*events.get(timeout=0.1))
-        except queue.Empty:
-            if stop.is_set():
-                return
+            result = task(target, told)
+            return Outcome(target.id, time.perf_counter() - begun, result=result)
+        except (AtlasSegError, OSError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            lines.append(traceback.format_exc())
+        except Exception as error:
+            log.exception("target %s: unexpected failure", target.id)
+            reason = f"{type(error).__name__}: {error}"
+    log.error("target %s failed: %s", target.id, reason)
+    return Outcome(target.id, time.perf_counter() - begun, reason, log="\n".join(lines))
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Collect what the package logs."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.emit = lambda record: lines.append(handler.format(record))  # type: ignore[method-assign]
+    package = logging.getLogger("atlasseg")
+    package.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        package.removeHandler(handler)
+
+
+# -- on Dask ----------------------------------------------------------------------------------------------------------
+
+
+def _on_worker(task: Task[Any], target: Target, before: Outcome[Any] | None, level: int) -> Outcome[Any]:
+    """Do a phase in a worker, unless the one before it failed."""
+    from distributed import get_worker
+
+    if before is not None and before.error:
+        return before
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    worker = get_worker()
+    outcome = _attempt(task, target, lambda stage: worker.log_event(TOPIC, (target.id, stage)))
+    return outcome if before is None else _added(before, outcome)
+
+
+def _added(before: Outcome[Any], outcome: Outcome[T]) -> Outcome[T]:
+    return Outcome(outcome.target, before.seconds + outcome.seconds, outcome.error, outcome.result, outcome.log)
+
+
+class _Driver(Generic[T]):
+    """Gives the targets' chains out to a client's workers and takes in what comes of them."""
+
+    def __init__(
+        self,
+        client: Client,
+        phases: Sequence[Phase[Any]],
+        targets: Sequence[Target],
+        tell: Listener,
+        under_way: dict[str, Target],
+    ) -> None:
+        self.client, self.phases, self.targets, self.tell = client, phases, targets, tell
+        self.level = logging.getLogger().getEffectiveLevel()
+        self.news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.done: dict[str, Outcome[T]] = {}
+        self.under_way, self.chains = under_way, dict[str, "list[Future[Any]]"]()
+        self.workers, self.looked, self.seen = 0, 0.0, time.monotonic()
+        self.resources: list[dict[str, float]] = []
+        self.waiting, self.suspects = deque(targets), set[str]()
+        self.lost_since: dict[Any, float] = {}
+
+    def run(self) -> list[Outcome[T]]:
+        """Every target's outcome, in their order."""
+        self.client.subscribe_topic(TOPIC, self._on_event)
+        try:
+            while len(self.done) < len(self.targets):
+                self._look()
+                while self.waiting and len(self.chains) < self.workers:
+                    self._submit(self.waiting.popleft())
+                with suppress(queue.Empty):
+                    self.news.get(timeout=LOOK_S)()
+        except BaseException:
+            self.client.cancel([future for chain in self.chains.values() for future in chain])
+            raise
+        finally:
+            self.client.unsubscribe_topic(TOPIC)
+        return [self.done[target.id] for target in self.targets]
+
+    def _look(self) -> None:
+        """See, once in a while, how many workers there are, and that the scheduler is."""
+        if self.client.status != "running":
+            raise ClusterError(
+                "the scheduler was lost; what was finished is written and kept: the same command goes on from there"
+            )
+        now = time.monotonic()
+        if now - self.looked < LOOK_S and self.workers:
+            return
+        replace_lost(self.client, self.lost_since)
+        threads = self.client.nthreads()
+        self.workers, self.looked = sum(threads.values()), now
+        if self.workers:
+            self.seen = now
+            if not self.resources:
+                self.resources = [
+                    fitting_resources(self.client, {"memory": phase.memory_bytes, "GPU": float(phase.gpu)})
+                    for phase in self.phases
+                ]
+        elif now - self.seen > PATIENCE_S:
+            if are_local(self.client):
+                raise ClusterError(f"no worker process came up in {PATIENCE_S:.0f} s; what was finished is kept")
+            self.seen = now
+            log.warning("no worker is there: waiting")
+
+    def _submit(self, target: Target) -> None:
+        futures: list[Future[Any]] = []
+        for phase, resources in zip(self.phases, self.resources, strict=True):
+            futures.append(
+                self.client.submit(
+                    _on_worker,
+                    phase.task,
+                    target,
+                    futures[-1] if futures else None,
+                    self.level,
+                    key=f"{phase.name}-{target.id}-{secrets.token_hex(8)}",
+                    resources=resources or None,
+                    pure=False,
+                )
+            )
+        self.under_way[target.id], self.chains[target.id] = target, futures
+        futures[-1].add_done_callback(lambda future: self.news.put(lambda: self._on_end(target, future)))
+
+    def _on_event(self, event: tuple[float, tuple[str, str]]) -> None:
+        target, stage = event[1]
+        self.news.put(lambda: self.tell(target, stage) if target in self.chains else None)
+
+    def _on_end(self, target: Target, future: Future[Any]) -> None:
+        """Take in the end of a chain: its outcome, or that its process died time and again."""
+        if future.status == "cancelled":
+            self.workers = 0  # look at once: the scheduler may be gone
+            return
+        error = future.exception()
+        del self.chains[target.id]
+        if error is None:
+            outcome = future.result()
+            del self.under_way[target.id]
+        elif target.id not in self.suspects:
+            log.warning("target %s: its process died time and again; once more when the others are done", target.id)
+            self.suspects.add(target.id)
+            self.waiting.append(target)
+            return
+        else:
+            reason = f"its process died, time and again (killed, or out of memory): {error}"
+            log.error("target %s failed: %s", target.id, reason)
+            outcome = Outcome(target.id, 0.0, reason, log=reason)
+        self.done[target.id] = outcome
+        self.tell(target.id, "failed" if outcome.error else "done")

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
-from atlasseg.cohort import outputs
-from atlasseg.cohort.execution import Listener, Outcome, over_targets
+from atlasseg.cohort import costs, outputs
+from atlasseg.cohort.cache import Cache, kept_in
+from atlasseg.cohort.execution import Listener, Outcome, Phase, over_targets
+from atlasseg.cohort.packing import digest, joined
+from atlasseg.cohort.versions import package_version
+from atlasseg.cohort.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
 from atlasseg.files import discard_partial, whole_folder
-from atlasseg.pipeline import Progress, Registered, Registrar, Scans, register, segment
+from atlasseg.labels import format_label_table
+from atlasseg.pipeline import (
+    Call,
+    Progress,
+    Registered,
+    Registrar,
+    Scans,
+    align,
+    at_once,
+    checked_provenance,
+    register,
+    segment,
+)
 from atlasseg.preparation import PreparedLibrary, engine_of, read_prepared, register_prepared
 from atlasseg.recipe import Recipe
+from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
 if TYPE_CHECKING:
@@ -30,40 +49,69 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CACHE, LOGS = ".cache", "logs"
+"""In the output folder: what is kept, where no other place is named; and what was said of targets that failed."""
 
-def run(recipe: Recipe, *, jobs: int = 1, listener: Listener | None = None) -> list[Outcome[TargetSummary]]:
+
+DEFAULT_LIMIT_BYTES = 50_000_000_000
+"""What is kept by a run takes no more than this, unless told otherwise."""
+
+
+def run(
+    recipe: Recipe,
+    *,
+    workers: Workers = Workers(),  # noqa: B008 - frozen
+    listener: Listener | None = None,
+    cache: Path | None = None,
+    limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
+) -> list[Outcome[TargetSummary]]:
     """Segment every target of `recipe` and write the results into its output folder.
+
+    What is computed on the way is kept, and a target whose results are there and whose making has not changed is not
+    done again: a run that was interrupted goes on where it was.
 
     Parameters
     ----------
     recipe : Recipe
         With `data.atlases`, `data.targets` and `data.out` set.
-    jobs : int
-        Targets worked on at once, each in a process of its own; results do not depend on it.
+    workers : Workers
+        Where; by default in this process. Results do not depend on it.
     listener : callable, optional
         Told (target, stage) as the work goes on.
+    cache : path, optional
+        Folder for what is computed on the way, found again by its content; by default ``.cache`` in the output folder.
+    limit_bytes : int, optional
+        What that folder may hold; beyond it goes what was used longest ago.
 
     Returns
     -------
     list of Outcome
-        One a target, in the order of the targets. One that failed is named with its reason; the others are written.
+        One a target, in the order of the targets. One that failed is named with its reason, its log is in ``logs``; the
+        others are written.
 
     Raises
     ------
     InputError
-        The request itself is wrong: no library, no target.
+        The request itself is wrong: no library, no target, no such workers.
     OutputError
         The output folder cannot be written.
+    ClusterError
+        The scheduler was lost; what was finished is written and kept.
     """
-    library, targets, out = opened(recipe, jobs)
-    task = partial(_segment, library=library, recipe=recipe, out=out)
+    library, targets, out = opened(recipe)
+    given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
+    needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
     done = over_targets(
-        task,
+        partial(_segment, given=given),
         targets,
-        jobs=jobs,
+        before=[Phase("register", partial(_register, given=given), needs.registering, needs.gpu)],
+        memory_bytes=needs.fusing,
+        gpu=needs.gpu,
+        workers=workers,
         listener=listener,
         on_abort=lambda target: discard_partial(out / target.id),
     )
+    write_logs(done, out)
     tables = [o.result.metrics for o in done if o.result is not None and o.result.metrics is not None]
     if tables:
         import pandas as pd
@@ -92,7 +140,17 @@ def _write_index(done: Sequence[Outcome[TargetSummary]], library: AtlasLibrary, 
     io.write_text(render_cohort(report), out / "index.html")
 
 
-def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:
+def write_logs(done: Sequence[Outcome[Any]], out: Path) -> None:
+    """The log of every target that failed, in ``logs``; that of an earlier failure goes where it is mended."""
+    for outcome in done:
+        path = out / LOGS / f"{outcome.target}.log"
+        if outcome.error:
+            io.write_text(f"{outcome.log}\n", path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def opened(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:
     """Library, targets and output folder of a recipe, found sound before the work begins.
 
     Raises
@@ -104,8 +162,6 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
         raise InputError(f"recipe {recipe.name}: its table [tissue] is of atlasseg tissue; give it to that command")
     if not recipe.data.atlases or not recipe.data.targets or recipe.data.out is None:
         raise InputError(f"recipe {recipe.name}: [data] must name atlases, targets and out (or give them as options)")
-    if jobs < 1:
-        raise InputError(f"jobs must be at least 1, got {jobs}")
     library = read_library(*recipe.data.atlases)
     targets = read_targets(recipe.data.targets)
     _prepared.cache_clear()
@@ -118,11 +174,73 @@ def opened(recipe: Recipe, jobs: int) -> tuple[AtlasLibrary, tuple[Target, ...],
     return library, targets, out
 
 
-def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recipe: Recipe, out: Path) -> TargetSummary:
-    """Read, segment, evaluate, report and write one target."""
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What the work on every target of a run needs, and where results go and are kept."""
+
+    library: AtlasLibrary
+    recipe: Recipe
+    out: Path
+    cache: Path
+    limit_bytes: int | None
+
+    @property
+    def kept(self) -> Cache:
+        """What this process keeps results with."""
+        return kept_in(self.cache, self.limit_bytes)
+
+
+def finished(target: Target, given: Given) -> tuple[str, TargetSummary | None]:
+    """The key of all that a target's results depend on, and what was said of them, where they are there and whole."""
+    placing = ("data", "name", "text", "base", "device")  # no stage; a step says itself what it was given
+    made_by = {f.name: getattr(given.recipe, f.name) for f in fields(Recipe) if f.name not in placing}
+    paths = [str(path) for path in (target.image, *(files.image for files in given.library.atlases))]
+    labels = format_label_table(given.library.table)
+    content = digest((target, given.library.atlases, labels, made_by, given.recipe.text, paths))
+    key = joined(package_version(), content)
+    known = given.kept.get("target", key)
+    if known is None or known["files"] != file_digests(given.out / target.id):
+        return key, None
+    return key, known["summary"]
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Name of every file in a folder to the SHA-256 of what it holds."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def register_target(target: Target, progress: Progress, *, given: Given, ways: Sequence[Recipe]) -> None:
+    """Do what comes before fusion in each of the `ways` alike, so that it is found kept."""
+    kept = given.kept
+    if kept.writable:
+        case = read_case(target, given.library, progress)
+        for way in ways:
+            checked_provenance(case.atlases, way)
+        registers = registrar(given.recipe, given.library, kept)
+        align(case.scan, case.atlases, given.recipe, mask=case.mask, progress=progress, registrar=registers, call=kept)
+
+
+def _register(target: Target, progress: Progress, *, given: Given) -> None:
+    """The same for a target that is not finished."""
+    with suppress(OSError):
+        if finished(target, given)[1] is not None:
+            return
+    register_target(target, progress, given=given, ways=[given.recipe])
+
+
+def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSummary:
+    """Read, segment, evaluate, report and write one target, unless that is done already."""
     from atlasseg.report.cohort_page import TargetSummary
 
+    library, recipe, out = given.library, given.recipe, given.out
     begun = time.perf_counter()
+    key = ""
+    with suppress(OSError):  # a file that vanished is told by name where it is read
+        key, summary = finished(target, given)
+        if summary is not None:
+            return summary
     with warnings_of(target.id) as heard:
         case = read_case(target, library, progress)
         result = segment(
@@ -131,7 +249,8 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
             recipe,
             mask=case.mask,
             progress=progress,
-            registrar=registrar(recipe, library),
+            registrar=registrar(recipe, library, given.kept),
+            call=given.kept,
         )
         table = library.table.completed(result.alignment.label_values)
         metrics = None
@@ -180,7 +299,7 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
                 )
                 io.write_text(render(report), folder / f"{target.id}.html")
                 thumbnail = picture(case.scan, result.labels, table=table).svg
-    return TargetSummary(
+    summary = TargetSummary(
         target=target.id,
         href=f"{target.id}/{target.id}.html" if recipe.output.report else "",
         seconds=time.perf_counter() - begun,
@@ -189,6 +308,9 @@ def _segment(target: Target, progress: Progress, *, library: AtlasLibrary, recip
         volumes=volumes,
         metrics=metrics,
     )
+    if key:
+        given.kept.put("target", key, {"summary": summary, "files": file_digests(out / target.id)})
+    return summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,24 +336,38 @@ def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case
     return Case(scan, mask, reference, atlases, not_annotated, sources)
 
 
-def registrar(recipe: Recipe, library: AtlasLibrary) -> Registrar:
+def registrar(recipe: Recipe, library: AtlasLibrary, call: Call = at_once) -> Registrar:
     """How the recipe registers: by its steps, or by way of the prepared library's template."""
     folder = recipe.registration.prepared
     if folder is None:
-        return partial(register, recipe=recipe)
+        return partial(register, recipe=recipe, call=call)
     prepared = _prepared(folder, library)
+    engine, refine = engine_of(recipe.registration.steps), recipe.registration.refine_iterations
 
     def by_template(scans: Scans) -> Registered:
-        transforms = register_prepared(
-            scans.target,
-            prepared,
-            scans.images,
-            ids=[atlas.id for atlas in scans.atlases],
-            fixed_mask=scans.target_mask,
-            moving_masks=scans.atlas_masks,
-            engine=engine_of(recipe.registration.steps),
-            refine_iterations=recipe.registration.refine_iterations,
-        )
+        ids = [atlas.id for atlas in scans.atlases]
+
+        def found(chosen: Sequence[int]) -> list[Transform]:
+            return register_prepared(
+                scans.target,
+                prepared,
+                [scans.images[n] for n in chosen],
+                ids=[ids[n] for n in chosen],
+                fixed_mask=scans.target_mask,
+                moving_masks=[scans.atlas_masks[n] for n in chosen],
+                engine=engine,
+                refine_iterations=refine,
+            )
+
+        if isinstance(call, Cache):
+            whole = digest(
+                (register_prepared, engine, refine, scans.target, scans.target_mask, prepared.template, prepared.mask)
+            )
+            ways = [prepared.transforms[id_] for id_ in ids]
+            keys = [joined(whole, digest(parts)) for parts in zip(scans.images, scans.atlas_masks, ways, strict=True)]
+            transforms = call.each("registration.prepared", keys, found)
+        else:
+            transforms = found(range(len(ids)))
         return Registered(tuple(transforms), (0, 0, 0), scans.target.shape)
 
     return by_template
@@ -243,6 +379,11 @@ def _prepared(folder: Path, library: AtlasLibrary) -> PreparedLibrary:
     prepared = read_prepared(folder)
     prepared.check(library)
     return prepared
+
+
+def largest(library: AtlasLibrary) -> int:
+    """Voxels of the largest scan of a library."""
+    return max(math.prod(_atlas(library, id_).image.shape) for id_ in library.ids)
 
 
 @cache

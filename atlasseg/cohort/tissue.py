@@ -18,6 +18,7 @@ from atlasseg.cohort import outputs
 from atlasseg.cohort.execution import Listener, Outcome, over_targets
 from atlasseg.cohort.priors import Prior, on_scan, read_prior
 from atlasseg.cohort.run import warnings_of
+from atlasseg.cohort.workers import Workers
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import discard_partial, whole_folder
 from atlasseg.labels import Label, LabelTable, default_color
@@ -48,7 +49,7 @@ def tissue(
     *,
     modalities: Sequence[Path] = (),
     mask: Path | None = None,
-    jobs: int = 1,
+    workers: Workers = Workers(),  # noqa: B008 - frozen
     listener: Listener | None = None,
 ) -> list[Outcome[pd.DataFrame]]:
     """Classify every target of `recipe`, each into its own folder.
@@ -63,7 +64,7 @@ def tissue(
     mask : path, optional
         Where the only target is to be classified. Without one, the mask beside it in a data set, or else the foreground
         found in it.
-    jobs, listener
+    workers, listener
         As for `cohort.run.run`.
 
     Returns
@@ -83,8 +84,6 @@ def tissue(
         raise InputError(f"recipe {recipe.name}: the table [tissue] is missing")
     if not recipe.data.targets or recipe.data.out is None:
         raise InputError("tissue needs scans and a folder for the results (SCAN... and --out, or [data] in the recipe)")
-    if jobs < 1:
-        raise InputError(f"jobs must be at least 1, got {jobs}")
     targets = read_targets(recipe.data.targets)
     if len(targets) > 1 and (modalities or mask is not None):
         raise InputError(f"--with and --mask are of a single scan, and {len(targets)} are given")
@@ -99,7 +98,7 @@ def tissue(
     outputs.ready_folder(out, recipe)
     task = partial(_classify, recipe=recipe, prior=prior, modalities=tuple(modalities), mask=mask, out=out)
     return over_targets(
-        task, targets, jobs=jobs, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
+        task, targets, workers=workers, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
     )
 
 

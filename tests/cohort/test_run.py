@@ -50,7 +50,9 @@ def run(recipe, *options):
 
 
 def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    """Name to content of all that a run wrote, but for what it kept for the next one."""
+    every = ((str(p.relative_to(folder)), p) for p in sorted(Path(folder).rglob("*")) if p.is_file())
+    return {name: path.read_bytes() for name, path in every if not name.startswith(".cache")}
 
 
 def edit(path, change):
@@ -84,6 +86,7 @@ def test_a_run_writes_a_derivative_on_each_targets_own_grid(recipe, dataset):
     assert status == 0
     out = dataset / "out"
     assert sorted(p.name for p in out.iterdir()) == [
+        ".cache",
         "dataset_description.json",
         "head3",
         "head4",
@@ -235,8 +238,10 @@ def test_a_broken_target_is_named_and_the_others_are_done(recipe, dataset, name,
     flat = " ".join(output.split())
     assert re.search(rf"failed: head3: .*{message}", flat), flat
     assert sorted(p.name for p in (dataset / "out").iterdir()) == [
+        ".cache",
         "dataset_description.json",
         "head4",
+        "logs",
         "metrics.tsv",
     ]
 
@@ -411,4 +416,4 @@ def test_ctrl_c_leaves_nothing_half_written(recipe, dataset):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
-    assert [p.name for p in (dataset / "out").iterdir()] == ["dataset_description.json"]
+    assert sorted(p.name for p in (dataset / "out").iterdir()) == [".cache", "dataset_description.json"]

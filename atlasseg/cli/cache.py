@@ -1,0 +1,84 @@
+"""``atlasseg cache``: what runs have kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Look at what runs have kept, remove it, or verify that it is whole.")
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A --cache folder, or the output folder of a run.")]
+
+
+def _found(folder: Path) -> Path:
+    """The cache that is meant."""
+    from atlasseg.cohort.run import CACHE
+    from atlasseg.errors import InputError
+
+    inner = folder / CACHE
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    return inner if inner.is_dir() else folder
+
+
+@app.command("ls")
+def ls(folder: Folder) -> None:
+    """List what is kept, by stage: results, their size, and when one was last used."""
+    import time
+
+    import pandas as pd
+    from rich.console import Console
+
+    from atlasseg.cli._progress import duration
+    from atlasseg.cli._tables import as_table
+    from atlasseg.cohort.cache import entries
+
+    table = pd.DataFrame([vars(entry) for entry in entries(_found(folder))])
+    if table.empty:
+        typer.echo(f"{folder}: nothing is kept here")
+        return
+    stages = table.groupby("stage").agg(results=("size", "size"), MB=("size", "sum"), used=("used", "max"))
+    stages = stages.reset_index()
+    stages["MB"] /= 1e6
+    stages["used"] = [f"{duration(max(0.0, time.time() - used))} ago" for used in stages["used"]]
+    Console().print(as_table(stages, title=f"{len(table)} results, {table['size'].sum() / 1e9:.3g} GB"))
+
+
+@app.command("clear")
+def clear(
+    folder: Folder,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option("--stage", help="Only of this stage (fusion, registration.ffd); repeatable."),
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option("--limit", metavar="GB", min=0, help="Only what was used longest ago, down to this.")
+    ] = None,
+) -> None:
+    """Remove what is kept; runs that need it make it again."""
+    from atlasseg.cohort import cache
+
+    found = _found(folder)
+    removed = cache.clear(found, stage or ()) if limit is None else cache.shrink(found, int(1e9 * limit))
+    typer.echo(f"removed {removed} results")
+
+
+@app.command("verify")
+def verify(
+    folder: Folder,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
+) -> None:
+    """Read everything that is kept against its checksums; the exit status is 1 where something is damaged."""
+    from atlasseg.cohort.cache import damaged
+
+    count = 0
+    for entry, reason in damaged(_found(folder)):
+        count += 1
+        typer.echo(f"damaged: {entry.path}: {reason}")
+        if remove:
+            entry.path.unlink(missing_ok=True)
+    typer.echo(f"{count} damaged results" if count else "all results are whole")
+    if count and not remove:
+        raise typer.Exit(1)

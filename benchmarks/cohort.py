@@ -1,0 +1,273 @@
+"""Cohorts: what cache and Dask cost, what is found again, what workers bring, and what killed workers lose.
+
+    python benchmarks/cohort.py --data DIR [--parts overhead workers kills memory] [--targets N] [--phantoms N]
+
+Every run has one thread a process (NUMBA_NUM_THREADS=1 and the like), so that CPU seconds can be compared; they count
+this process, its children and the scheduler and workers that are started here. ``bare`` is a loop over the targets that
+reads, segments, evaluates, reports and writes, and keeps nothing; ``cached`` is `atlasseg run --jobs 1`; ``dask`` a run
+on a scheduler and workers of their own, started before and idle. ``--targets`` takes the first so many of hippocampus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+os.environ.update(dict.fromkeys(THREADS, "1"))
+
+import pandas as pd  # noqa: E402 - after the threads are set
+import psutil  # noqa: E402
+
+from atlasseg import io, phantoms  # noqa: E402
+from atlasseg.atlases.library import Target, read_targets  # noqa: E402
+from atlasseg.cohort.cache import Cache  # noqa: E402
+from atlasseg.cohort.execution import over_targets  # noqa: E402
+from atlasseg.cohort.run import Given, _segment, opened, run  # noqa: E402
+from atlasseg.cohort.workers import Workers  # noqa: E402
+from atlasseg.pipeline import at_once  # noqa: E402
+from atlasseg.recipe import Recipe, parse_recipe, read_recipe, with_fusion  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+KILL_EVERY_S = 10.0
+
+
+class KeepsNothing(Cache):
+    """Takes the place of a cache in the bare loop."""
+
+    def __call__(self, function: Callable[..., Any], /, *data: Any, **given: Any) -> Any:
+        """Call it."""
+        return at_once(function, *data, **given)
+
+    def get(self, stage: str, key: str) -> Any:
+        """Nothing is kept."""
+        return None
+
+    def put(self, stage: str, key: str, value: Any, *, seconds: float = 0.0) -> None:
+        """Keep nothing."""
+
+
+class Bare(Given):
+    """A run's givens, without a cache."""
+
+    @property
+    def kept(self) -> Cache:
+        """What keeps nothing."""
+        return KeepsNothing(self.cache)
+
+
+def cpu_s(*others: subprocess.Popen[bytes]) -> float:
+    """CPU seconds of this process, of its children that ended, and of some that run."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    running = [psutil.Process(process.pid).cpu_times() for process in others]
+    return sum(u.ru_utime + u.ru_stime for u in used) + sum(t.user + t.system for t in running)
+
+
+def timed(what: str, work: Callable[[], Any], *others: subprocess.Popen[bytes]) -> dict[str, object]:
+    wall, cpu = time.perf_counter(), cpu_s(*others)
+    work()
+    row = {"run": what, "seconds": time.perf_counter() - wall, "CPU s": cpu_s(*others) - cpu}
+    print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    return row
+
+
+@contextmanager
+def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and workers, each a process; the address, and the processes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "scheduler.json"
+        options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+        started = [subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *options])]
+        while not file.exists():
+            time.sleep(0.1)
+        address = json.loads(file.read_text())["address"]
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", scratch]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", address, *options]
+        started += [subprocess.Popen(command) for _ in range(workers)]
+        try:
+            yield address, started
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+
+
+def hippocampus(data: Path, targets: int, out: Path) -> Recipe:
+    recipe = read_recipe(ROOT / "pipelines" / "hippocampus.toml")
+    chosen = [target.image for target in read_targets([data / "hippocampus" / "targets"])[:targets]]
+    linked = out / "targets"
+    for path in chosen:
+        for kind in ("images", "labels"):
+            (linked / kind).mkdir(parents=True, exist_ok=True)
+            (linked / kind / path.name).symlink_to((path.parents[1] / kind / path.name).resolve())
+    given = replace(recipe.data, atlases=(data / "hippocampus" / "atlases",), targets=(linked,))
+    return replace(recipe, data=given)
+
+
+def into(recipe: Recipe, out: Path) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, out=out))
+
+
+def warm(recipe: Recipe, out: Path, **where: Any) -> None:
+    """Compile, import and read what every run needs: the first target alone."""
+    first = read_targets(recipe.data.targets)[0]
+    alone = replace(recipe, data=replace(recipe.data, targets=(first.image,), out=out))
+    run(alone, **where)
+
+
+def overhead(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    recipe = hippocampus(given.data, given.targets, folder)
+    warm(recipe, folder / "warm")
+
+    def bare() -> None:
+        own = into(recipe, folder / "bare")
+        library, targets, out = opened(own)
+        for target in targets:
+            _segment(target, lambda stage: None, given=Bare(library, own, out, out, None))
+
+    rows = [timed("bare loop", bare)]
+    cached = into(recipe, folder / "cached")
+    rows.append(timed("cached", lambda: run(cached)))
+    rows.append(timed("the same again", lambda: run(cached)))
+    other = with_fusion(into(recipe, folder / "majority"), "majority")
+    kept = folder / "cached" / ".cache"
+    rows.append(timed("majority after it", lambda: run(other, cache=kept)))
+    with cluster(1) as (address, processes):
+        warm(recipe, folder / "warm dask", workers=Workers(scheduler=address))
+        where = Workers(scheduler=address)
+        rows.append(timed("dask, 1 worker", lambda: run(into(recipe, folder / "dask"), workers=where), *processes))
+    same(folder / "bare", folder / "cached", folder / "dask")
+    return rows
+
+
+def same(*folders: Path) -> None:
+    """Every segmentation has the same bytes in all folders."""
+    first, *others = ({p.name: p.read_bytes() for p in folder.rglob("*_dseg.nii.gz")} for folder in folders)
+    assert first and all(first == other for other in others)
+    print(f"{len(first)} segmentations, the same bytes in {len(folders)} runs")
+
+
+def workers(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    recipe = hippocampus(given.data, given.targets, folder)
+    rows = []
+    for count in given.workers:
+        with cluster(count) as (address, processes):
+            where = Workers(scheduler=address)
+            for n in range(count):
+                warm(recipe, folder / f"warm {count} {n}", workers=where)
+            own = into(recipe, folder / f"{count}")
+            rows.append(timed(f"{count} workers", lambda own=own, where=where: run(own, workers=where), *processes))
+    return rows
+
+
+def heads(folder: Path, targets: int) -> Recipe:
+    """A recipe over so many phantoms of 18 voxels, with three atlases."""
+    for n in range(targets + 3):
+        root = folder / ("atlases" if n < 3 else "targets")
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        (root / "labels").mkdir(parents=True, exist_ok=True)
+        grid = phantoms.tilted_grid((17, 19, 13), spacing_mm=(3.2, 3.5, 3.7), angles_degrees=(4, -3, n % 20))
+        head = phantoms.head(f"head{n:04d}", grid=grid, seed=n, largest_mm=1.5, subsamples=1)
+        io.write_image(head.image, root / "images" / f"{head.id}.nii.gz")
+        io.write_label_map(head.labels, root / "labels" / f"{head.id}.nii.gz")
+    tables = {
+        "data": {"atlases": "atlases", "targets": "targets", "out": "out"},
+        "preprocessing": {"steps": ["intensity"]},
+        "registration": {"steps": ["affine", "diffeomorphic"]},
+        "fusion": {"method": "local_weighted"},
+    }
+    return parse_recipe(tables, base=folder)
+
+
+def kills(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    recipe = heads(folder, given.phantoms)
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(KILL_EVERY_S):
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                children = psutil.Process().children(recursive=True)
+                workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+                if workers:
+                    victim = random.choice(workers)
+                    victim.send_signal(signal.SIGKILL)
+                    killed.append(victim.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        row = timed("a worker killed every 10 s", lambda: run(recipe, workers=Workers(2)))
+    finally:
+        over.set()
+        killer.join()
+    ids = sorted(target.id for target in read_targets(recipe.data.targets))
+    out = folder / "out"
+    metrics = pd.read_csv(out / "metrics.tsv", sep="\t")
+    assert sorted(p.name for p in out.glob("head*")) == ids == sorted(metrics.target.unique())
+    assert not metrics.duplicated(["target", "label", "name", "metric"]).any()
+    print(f"{len(ids)} targets done, none lost, none twice; {len(killed)} workers killed")
+    return [{**row, "killed": len(killed)}]
+
+
+def pretend(target: Target, progress: Callable[[str], None]) -> Any:
+    """What a real target returns, without its work."""
+    from atlasseg.report.cohort_page import TargetSummary
+
+    for stage in ("read", "register", "fuse", "write"):
+        progress(stage)
+    volumes = pd.DataFrame({"label": range(3), "name": list("abc"), "voxels": range(3), "volume_mm3": 0.5})
+    metrics = pd.DataFrame({"target": target.id, "label": range(40), "metric": "dice", "value": 0.5})
+    return TargetSummary(
+        target.id, seconds=1.0, thumbnail="<svg>" + "x" * 40_000 + "</svg>", volumes=volumes, metrics=metrics
+    )
+
+
+def memory(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    rows = []
+    for count in (10, 100, 1000):
+        targets = [Target(f"t{n}", Path("none")) for n in range(count)]
+        over_targets(pretend, targets, workers=Workers(2))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        rows.append({"run": f"{count} simulated targets", "driver's peak, MB": peak})
+        print(rows[-1], flush=True)
+    return rows
+
+
+PARTS = {part.__name__: part for part in (overhead, workers, kills, memory)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--targets", type=int, default=20)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--phantoms", type=int, default=300)
+    given = parser.parse_args(arguments)
+    for part in given.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"\n{part}\n")
+            table = pd.DataFrame(PARTS[part](given, Path(folder)))
+        print("\n| " + " | ".join(table.columns) + " |\n" + "|---" * len(table.columns) + "|")
+        for row in table.itertuples(index=False):
+            print("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
