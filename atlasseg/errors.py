@@ -23,3 +23,7 @@ class OutputError(AtlasSegError, OSError):
 
 class ClusterError(AtlasSegError):
     """The machines that the work was given to were lost."""
+
+
+class TrainingError(AtlasSegError, ArithmeticError):
+    """A training went astray: the message names the step and what it was learning from."""

@@ -99,7 +99,7 @@ def get(stage: str, name: str) -> Method:
         raise InputError(f"{stage} has no method {name!r}{suggestion(name, found)}")
     module = importlib.import_module(found[name])
     function = getattr(module, VERBS[stage])
-    described = _described_parameters(inspect.getdoc(function) or "")
+    described = described_parameters(inspect.getdoc(function) or "")
     hints = typing.get_type_hints(function)
     parameters = tuple(
         Parameter(p.name, hints.get(p.name, Any), p.default, described.get(p.name, ""))
@@ -146,7 +146,7 @@ def _section(text: str, title: str) -> str:
     return match.group(1) if match else ""
 
 
-def _described_parameters(text: str) -> dict[str, str]:
+def described_parameters(text: str) -> dict[str, str]:
     """Parameter name to its description, from the `Parameters` section."""
     described: dict[str, str] = {}
     for entry in re.split(r"(?m)^(?=\S)", _section(text, "Parameters")):

@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 from atlasseg import methods
 from atlasseg.errors import InputError
+from atlasseg.learning import Augmentation, Refiner, Training
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,9 @@ class Recipe:
     tissue: Tissue | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     output: Output = field(default_factory=Output)
+    refiner: Refiner = field(default_factory=Refiner)
+    training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     name: str = "recipe"
     text: str = ""
     base: Path | None = None
@@ -225,6 +229,9 @@ SECTIONS: dict[str, type] = {
     "tissue": Tissue,
     "evaluation": Evaluation,
     "output": Output,
+    "refiner": Refiner,
+    "training": Training,
+    "augmentation": Augmentation,
 }
 
 
@@ -354,7 +361,7 @@ def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str)
 
 def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
     """One dataclass from its table."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     has_methods = title in methods.VERBS
     arguments: dict[str, Any] = {}
     for key, value in table.items():

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from atlasseg import __version__
-from atlasseg.cli import atlases, cache, compare, doctor, evaluate, fuse, methods, regions, register, run, tissue
+from atlasseg.cli import atlases, cache, compare, doctor, evaluate, fuse, methods, regions, register, run, tissue, train
 from atlasseg.errors import AtlasSegError
 
 
@@ -53,6 +53,7 @@ register.add_to(app)
 fuse.add_to(app)
 regions.add_to(app)
 tissue.add_to(app)
+train.add_to(app)
 app.add_typer(atlases.app, name="atlases")
 app.add_typer(cache.app, name="cache")
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,8 @@ from atlasseg.files import written_whole
 from atlasseg.labels import LabelTable
 from atlasseg.refinement._features import Scene, Window
 from atlasseg.refinement._trees import Trees, joined
-from atlasseg.volume import Image, LabelMap, ProbabilityMap
+from atlasseg.refinement.examples import Example, differences, patient_spacing_mm
+from atlasseg.volume import Image, ProbabilityMap
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +40,6 @@ ROWS_AT_ONCE = 65536
 
 SPACING_RATIO = 1.5
 """Voxels that differ from those of training by more than this factor are warned of."""
-
-
-class Example(NamedTuple):
-    """An atlas segmented from the others: `truth` is its own labels, `not_annotated` those that nobody drew in it."""
-
-    id: str
-    target: Image
-    fused: ProbabilityMap
-    truth: LabelMap
-    not_annotated: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +139,10 @@ def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
             version,
             __version__,
         )
-    differences = _differences(trained.provenance, provenance)
-    if differences:
+    found = differences(trained.provenance, provenance)
+    if found:
         raise InputError(
-            f"{model}: this model was trained for something else: {'; '.join(differences)}. "
+            f"{model}: this model was trained for something else: {'; '.join(found)}. "
             "Train one for this recipe and library with atlasseg atlases correct"
         )
 
@@ -177,7 +168,7 @@ def corrected(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> P
     unknown = sorted(set(fused.label_values.tolist()) - set(model.labels))
     if unknown:
         raise InputError(f"{name}: the model was not trained on labels {', '.join(map(str, unknown))}")
-    ratio = np.asarray(_patient_spacing_mm(target)) / model.spacing_mm
+    ratio = np.asarray(patient_spacing_mm(target.affine)) / model.spacing_mm
     if max(ratio.max(), 1 / ratio.min()) > SPACING_RATIO:
         log.warning("%s: its voxels are %s times the size of those the model was trained on", name, ratio.round(2))
 
@@ -321,7 +312,7 @@ def train(
         ).fit(np.concatenate(rows), answer)
         classifiers[label] = Trees.of(grown)
         log.info("label %d: trained on %d samples, %d of it", label, answer.size, positive)
-    spacing = np.mean([_patient_spacing_mm(example.target) for example in examples], axis=0)
+    spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
     given = {
         "samples_per_label": samples_per_label,
         "iterations": iterations,
@@ -433,32 +424,3 @@ def _parted(arrays: Mapping[str, Any]) -> dict[int, Trees]:
         parts[label] = Trees(**{name: arrays[name][here] for name, here in cut.items()})
         tree, node = tree + trees, node + nodes
     return parts
-
-
-def _patient_spacing_mm(image: Image) -> tuple[float, float, float]:
-    """Voxel size along the axes nearest to right, anterior and superior."""
-    from nibabel.orientations import io_orientation
-
-    out = np.empty(3)
-    out[io_orientation(image.affine)[:, 0].astype(int)] = image.spacing_mm
-    return float(out[0]), float(out[1]), float(out[2])
-
-
-def _differences(trained: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
-    """What differs between two records of how segmentations were made, in words."""
-    found = []
-    for part in sorted({*trained, *used}):
-        was, now = trained.get(part, {}), used.get(part, {})
-        for name in sorted({*was, *now}):
-            if name not in now:
-                found.append(f"{part} {name} is missing here")
-            elif name not in was:
-                found.append(f"{part} {name} was not there in training")
-            elif was[name] != now[name]:
-                contents = part == "atlases"
-                found.append(
-                    f"{part} {name} has other content"
-                    if contents
-                    else f"{part} {name}: trained with {was[name]!r}, used with {now[name]!r}"
-                )
-    return found

@@ -11,55 +11,17 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.labels import Label, LabelTable
 from atlasseg.refinement import corrective_learning
 from atlasseg.refinement._features import Scene, Window, oriented_offsets
-from atlasseg.refinement.corrective_learning import Example, corrected, read_model, refine, train, write_model
-from atlasseg.volume import Image, LabelMap, ProbabilityMap
+from atlasseg.refinement.corrective_learning import corrected, read_model, refine, train, write_model
+from atlasseg.volume import Image
 
 AXES = ("RAS", "LAS", "SRA", "PIR")
 QUICK = {"samples_per_label": 6000, "iterations": 25, "leaves": 7, "intensity_radius_voxels": 1}
 MADE = {"fusion": {"method": {"method": "joint", "beta": 2.0}}, "atlases": {"a": ["1f"], "b": ["2e"]}}
 
 
-def ellipsoids(grid, shift_mm):
-    """Two structures side by side (5 and 700), seen `shift_mm` to the right, and how deep every voxel lies in each."""
-    points = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1) @ grid.affine[:3, :3].T
-    points = points + grid.affine[:3, 3] - grid.centre_mm
-    depths = []
-    for centre in (-8.0, 8.0):
-        apart = (points - (centre + shift_mm, 1.0, -2.0)) / (7.5, 10.0, 9.0)
-        depths.append(1 - np.linalg.norm(apart, axis=-1))
-    return np.stack(depths, -1)
-
-
-def example(axes, seed, *, shift_mm=3.0, scale=1.0):
-    """A scan whose fusion sees both structures too far to the patient's right, whatever the array's axes."""
-    rng = np.random.default_rng(seed)
-    sizes = {"R": 21, "L": 21, "A": 15, "P": 15, "S": 14, "I": 14}
-    mm = {"R": 2.0, "L": 2.0, "A": 2.3, "P": 2.3, "S": 2.4, "I": 2.4}
-    grid = phantoms.tilted_grid(
-        tuple(sizes[a] for a in axes),
-        spacing_mm=np.array([mm[a] for a in axes]),
-        angles_degrees=(3, -4, 2),
-        axes=axes,
-    )
-    values = np.array([5, 700])
-    truth, seen = ellipsoids(grid, 0.0), ellipsoids(grid, shift_mm)
-    labels = np.where(truth.max(-1) > 0, values[truth.argmax(-1)], 0)
-    votes = np.clip(0.5 + 2.5 * seen, 0, 1)
-    background = np.clip(1 - votes.sum(-1, keepdims=True), 0, None)
-    fused = ProbabilityMap.from_dense(np.concatenate([background, votes], -1), [0, *values], grid.affine)
-    bright = scale * (1 + (labels > 0) + 0.2 * rng.standard_normal(labels.shape))
-    return Example(f"{axes}{seed}", Image(bright, grid.affine), fused, LabelMap(labels, grid.affine))
-
-
-def right(found, each):
-    """Share of right voxels where either says a label."""
-    some = (found.mode > 0) | (each.truth.array > 0)
-    return float((found.mode == each.truth.array)[some].mean())
-
-
 @pytest.fixture(scope="module")
-def examples():
-    return [example(axes, seed, scale=10.0**seed) for seed, axes in enumerate(AXES[:3])]
+def examples(made):
+    return [made(axes, seed, scale=10.0**seed) for seed, axes in enumerate(AXES[:3])]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +36,8 @@ def folder(model, tmp_path):
     return tmp_path / "model"
 
 
-def test_a_systematic_error_is_mended_in_an_orientation_never_seen(model):
-    new = example(AXES[3], 9, scale=0.01)
+def test_a_systematic_error_is_mended_in_an_orientation_never_seen(model, made, right):
+    new = made(AXES[3], 9, scale=0.01)
     mended = corrected(new.target, new.fused, model)
     assert right(new.fused, new) < 0.75
     assert right(mended, new) > 0.9
@@ -84,8 +46,8 @@ def test_a_systematic_error_is_mended_in_an_orientation_never_seen(model):
     np.testing.assert_allclose(np.add.reduceat(mended.values, mended.offsets[:-1]), 1, atol=1e-5)
 
 
-def test_what_is_certain_all_around_does_not_change(model):
-    new = example("RAS", 4)
+def test_what_is_certain_all_around_does_not_change(model, made):
+    new = made("RAS", 4)
     mended = corrected(new.target, new.fused, model)
     scene = Scene(new.target, new.fused, model.window)
     asked = np.zeros(new.fused.mode.size, bool)
@@ -96,8 +58,8 @@ def test_what_is_certain_all_around_does_not_change(model):
     assert changed[asked].any() and not changed[~asked].any()
 
 
-def test_probabilities_are_the_classifiers_shared_out(model):
-    new = example("LAS", 5)
+def test_probabilities_are_the_classifiers_shared_out(model, made):
+    new = made("LAS", 5)
     scene = Scene(new.target, new.fused, model.window)
     weights = new.fused.dense().reshape(-1, 3).astype(np.float64)
     for column, label in enumerate((0, 5, 700)):
@@ -109,7 +71,7 @@ def test_probabilities_are_the_classifiers_shared_out(model):
     np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
 
 
-def test_same_seed_same_model_whatever_the_order_and_the_threads(examples):
+def test_same_seed_same_model_whatever_the_order_and_the_threads(examples, made):
     few = {**QUICK, "iterations": 4, "samples_per_label": 900}
     with threadpool_limits(1):
         model = train(examples, **few)
@@ -118,14 +80,14 @@ def test_same_seed_same_model_whatever_the_order_and_the_threads(examples):
     for label, trees in model.classifiers.items():
         for name in ("feature", "threshold", "left", "right", "value"):
             assert np.array_equal(getattr(trees, name), getattr(again.classifiers[label], name)), (label, name)
-    new = example("RAS", 4)
+    new = made("RAS", 4)
     first, second = (corrected(new.target, new.fused, each) for each in (model, again))
     assert np.array_equal(first.values, second.values) and np.array_equal(first.mode, second.mode)
 
 
 @pytest.mark.parametrize("axes", AXES)
-def test_features_by_the_definition(axes):
-    each = example(axes, 2)
+def test_features_by_the_definition(axes, made):
+    each = made(axes, 2)
     two = np.stack([each.target.array, each.target.array**2], -1)
     scene = Scene(Image(two, each.target.affine), each.fused, Window(1, 1, 1, (2, 3)))
     region = scene.region(700)
@@ -176,12 +138,12 @@ def test_offsets_follow_the_patient():
         assert np.array_equal(np.sign(np.round(step / 0.6)), wanted)
 
 
-def test_read_as_written(model, folder):
+def test_read_as_written(model, folder, made):
     found = read_model(folder)
     assert {path.name for path in folder.iterdir()} == {"model.json", "trees.npz", "labels.tsv"}
     assert (found.labels, found.channels, found.window) == (model.labels, 1, model.window)
     assert found.provenance == MADE and found.record["samples"] == model.record["samples"]
-    new = example("RAS", 4)
+    new = made("RAS", 4)
     by_file, by_memory = refine(new.target, new.fused, model=folder, provenance=MADE), corrected(*new[1:3], model)
     assert np.array_equal(by_file.values, by_memory.values) and np.array_equal(by_file.labels, by_memory.labels)
     assert "left thing" in (folder / "labels.tsv").read_text()
@@ -189,8 +151,8 @@ def test_read_as_written(model, folder):
     assert header["recipe"] == "text" and header["training"]["seed"] == 0
 
 
-def test_what_differs_from_training_is_named(folder):
-    new = example("RAS", 4)
+def test_what_differs_from_training_is_named(folder, made):
+    new = made("RAS", 4)
     other = json.loads(json.dumps(MADE))
     other["fusion"]["method"]["beta"] = 4.0
     other["atlases"] = {"a": ["ff"], "c": ["3d"]}
@@ -200,8 +162,8 @@ def test_what_differs_from_training_is_named(folder):
         assert part in str(told.value)
 
 
-def test_bad_requests(model, folder, examples, caplog):
-    new = example("RAS", 4)
+def test_bad_requests(model, folder, examples, caplog, made):
+    new = made("RAS", 4)
     with pytest.raises(InputError, match="no model of corrective learning"):
         refine(new.target, new.fused, model=folder / "nowhere")
     unknown = replace(new.fused, label_values=np.array([0, 5, 9, 700], np.int32))
@@ -210,7 +172,7 @@ def test_bad_requests(model, folder, examples, caplog):
     with pytest.raises(InputError, match="trained on 1 channels, got 2"):
         corrected(Image(np.stack([new.target.array] * 2, -1), new.target.affine), new.fused, model)
     with pytest.raises(GeometryError, match="different grids"):
-        corrected(example("LAS", 4).target, new.fused, model)
+        corrected(made("LAS", 4).target, new.fused, model)
     larger = np.diag([1.8, 1.8, 1.8, 1.0]) @ new.target.affine
     corrected(replace(new.target, affine=larger), replace(new.fused, affine=larger), model)
     assert "times the size" in caplog.text
@@ -264,7 +226,7 @@ class Unsafe:
         return type(self.path).touch, (self.path,)
 
 
-def test_rare_and_not_annotated_labels_stay_as_fused(examples):
+def test_rare_and_not_annotated_labels_stay_as_fused(examples, made):
     rare = [
         each._replace(fused=replace(each.fused, label_values=np.array([0, 5, 9, 700], np.int32))) for each in examples
     ]
@@ -276,7 +238,7 @@ def test_rare_and_not_annotated_labels_stay_as_fused(examples):
     assert sum(samples["0"].values()) < sum(samples["5"].values())  # what is background is known in one alone
     none = train([each._replace(not_annotated=frozenset({700})) for each in rare], **QUICK)
     assert set(none.classifiers) == {5}
-    new = example("RAS", 4)
+    new = made("RAS", 4)
     found = corrected(new.target, new.fused, none).dense()
     kept = found[..., 2] / np.maximum(found[..., [0, 2]].sum(-1), 1e-9)
     was = new.fused.dense()

@@ -1,0 +1,232 @@
+"""What the network is shown of a scan and its fused map: arrays along the patient's axes, around what is in doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.refinement.examples import Example
+from atlasseg.volume import Bool, Float32, Image, Int64, LabelMap, ProbabilityMap
+
+MARGIN_VOXELS = 8
+"""How far around what the fusion does not take for certain background the network looks."""
+
+IGNORED = -1
+"""Where a label is not known."""
+
+Int16 = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """Labels as the network counts them.
+
+    Parameters
+    ----------
+    labels : tuple of int
+        Label of each output, background (0) first.
+    groups : tuple of int
+        Input channel of each label; labels that are never in doubt with each other may share one.
+    """
+
+    labels: tuple[int, ...]
+    groups: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels of the fused probabilities."""
+        return max(self.groups) + 1
+
+    def codes(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Position of each of `labels` in the table; all must be in it."""
+        table = np.array(self.labels)
+        order = np.argsort(table)
+        found: NDArray[np.int64] = order[np.searchsorted(table[order], labels)]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The box of a grid that the network works on, turned to the patient's axes.
+
+    `order[a]` is the array axis along patient axis a, `turned` says whether it runs the other way there.
+    """
+
+    shape: tuple[int, int, int]
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+    order: tuple[int, int, int]
+    turned: tuple[bool, bool, bool]
+
+    @classmethod
+    def around(cls, fused: ProbabilityMap) -> Frame:
+        """The frame of a fused map."""
+        from nibabel.orientations import io_orientation
+
+        orientation = io_orientation(fused.affine)
+        order = tuple(int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3))
+        turned = tuple(bool(orientation[axis, 1] < 0) for axis in order)
+        asked = fused.mode != 0
+        asked.reshape(-1)[fused.voxels] = True
+        shape = np.array(fused.shape)
+        start, stop = np.zeros(3, int), shape
+        if asked.any():
+            spans = [np.flatnonzero(asked.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+            start = np.maximum([span[0] - MARGIN_VOXELS for span in spans], 0)
+            stop = np.minimum([span[-1] + 1 + MARGIN_VOXELS for span in spans], shape)
+        corners = tuple(map(int, start)), tuple(map(int, stop))
+        return cls(fused.shape, *corners, order, turned)  # type: ignore[arg-type]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Shape of the box along the patient's axes."""
+        size = np.array(self.stop) - self.start
+        return tuple(int(size[axis]) for axis in self.order)  # type: ignore[return-value]
+
+    def taken(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        """(I, J, K, ...) array of the grid -> its box along the patient's axes."""
+        box = array[tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))]
+        box = np.moveaxis(box, self.order, (0, 1, 2))
+        return np.ascontiguousarray(box[tuple(slice(None, None, -1 if t else 1) for t in self.turned)])
+
+    def flat(self, index: NDArray[np.integer]) -> Int64:
+        """Flat voxels of the grid of an (n, 3) index into the box."""
+        out = np.empty(index.shape, np.int64)
+        for axis, (where, turned) in enumerate(zip(self.order, self.turned, strict=True)):
+            along = self.size[axis] - 1 - index[:, axis] if turned else index[:, axis]
+            out[:, where] = along + self.start[where]
+        flat: Int64 = np.ravel_multi_index(tuple(out.T), self.shape).astype(np.int64)
+        return flat
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A scan as the network sees it; all arrays along the patient's axes R, A, S.
+
+    Parameters
+    ----------
+    id : str
+    scan : (C, I, J, K) float32
+        Mean 0 and standard deviation 1 in each channel.
+    codes : (k, I, J, K) int16
+        The labels that are most probable by the fusion, as codes, the most probable first.
+    shares : (k, I, J, K) float32
+        Their probabilities, of sum 1.
+    truth : (I, J, K) int16, optional
+        Codes; `IGNORED` where not known.
+    outside : (L,) int64
+        Voxels of each label beyond the box, which no network can find.
+    unknown : tuple of int
+        Codes of the labels that nobody drew here.
+    """
+
+    id: str
+    frame: Frame
+    scan: Float32
+    codes: Int16
+    shares: Float32
+    truth: Int16 | None = None
+    outside: Int64 | None = None
+    unknown: tuple[int, ...] = ()
+
+    @property
+    def doubt(self) -> Float32:
+        """(I, J, K) one minus the probability of the most probable label."""
+        out: Float32 = 1 - self.shares[0]
+        return out
+
+
+def coding_of(fused: Sequence[ProbabilityMap], labels: Sequence[int], *, channels: int, unsure: float = 0.02) -> Coding:
+    """Count labels, and let them share at most `channels` inputs.
+
+    Labels that are in doubt with each other in some voxel (both above `unsure`) get different inputs as far as
+    there are enough: labels with the most neighbours choose first, each the input where it meets its neighbours least.
+    """
+    every = (0, *sorted({int(v) for v in labels} - {0}))
+    if len(every) <= channels:
+        return Coding(every, tuple(range(len(every))))
+    plain = Coding(every, tuple(range(len(every))))
+    together = np.zeros((len(every), len(every)))
+    for each in fused:
+        keep = each.values > unsure
+        codes, voxels = plain.codes(each.labels[keep]), each.entry_voxels[keep]
+        for apart in range(1, 4):  # entries of a voxel follow each other
+            same = voxels[apart:] == voxels[:-apart]
+            np.add.at(together, (codes[:-apart][same], codes[apart:][same]), 1)
+    together += together.T
+    groups = np.full(len(every), -1)
+    groups[0] = 0
+    for code in sorted(range(1, len(every)), key=lambda c: (-int((together[c] > 0).sum()), c)):
+        meets = np.array([together[code][groups == g].sum() for g in range(1, channels)])
+        filled = np.array([(groups == g).sum() for g in range(1, channels)])
+        groups[code] = 1 + int(np.lexsort((filled, meets))[0])
+    return Coding(every, tuple(int(g) for g in np.unique(groups, return_inverse=True)[1]))
+
+
+def case_of(
+    target: Image,
+    fused: ProbabilityMap,
+    coding: Coding,
+    *,
+    candidates: int,
+    example: Example | None = None,
+) -> Case:
+    """A scan and its fused map as the network sees them, with its labels where `example` brings them."""
+    frame = Frame.around(fused)
+    scan = _scaled(frame.taken(target.channels))
+    codes, shares = _most_probable(fused, coding, min(candidates, len(coding)))
+    packed = (
+        np.ascontiguousarray(np.moveaxis(frame.taken(codes), 3, 0)),
+        np.ascontiguousarray(np.moveaxis(frame.taken(shares), 3, 0)),
+    )
+    if example is None:
+        return Case(target.name, frame, scan, *packed)
+    truth = coding.codes(example.truth.array).astype(np.int16)
+    inside = frame.taken(truth)
+    count = len(coding)
+    outside = np.bincount(truth.ravel(), minlength=count) - np.bincount(inside.ravel(), minlength=count)
+    unknown = tuple(int(c) for c in coding.codes(np.array(sorted(set(coding.labels) & example.not_annotated), int)))
+    return Case(example.id, frame, scan, *packed, inside, outside, unknown)  # type: ignore[arg-type]
+
+
+def standardised(image: Image) -> Float32:
+    """(C, I, J, K) a whole scan along the patient's axes, of mean 0 and standard deviation 1 in each channel."""
+    everything = ProbabilityMap.from_labels(LabelMap(np.ones(image.shape, np.int32), image.affine))
+    return _scaled(Frame.around(everything).taken(image.channels))
+
+
+def _scaled(channels: NDArray[np.generic]) -> Float32:
+    """(I, J, K, C) to (C, I, J, K) of mean 0 and standard deviation 1 in each channel."""
+    scan = np.moveaxis(channels, 3, 0).astype(np.float32)
+    mean, spread = scan.mean(axis=(1, 2, 3), keepdims=True), scan.std(axis=(1, 2, 3), keepdims=True)
+    return np.ascontiguousarray((scan - mean) / np.where(spread > 0, spread, 1))
+
+
+def _most_probable(fused: ProbabilityMap, coding: Coding, count: int) -> tuple[Int16, Float32]:
+    """(I, J, K, k) codes and probabilities of the `count` most probable labels of every voxel."""
+    size = fused.mode.size
+    codes = np.zeros((size, count), np.int16)
+    shares = np.zeros((size, count), np.float32)
+    codes[:, 0] = coding.codes(fused.mode.reshape(-1))
+    shares[:, 0] = 1
+    voxels = fused.entry_voxels
+    order = np.lexsort((fused.labels, -fused.values, voxels))
+    rank = np.arange(order.size) - np.repeat(fused.offsets[:-1], np.diff(fused.offsets))
+    first = order[rank < count]
+    rank = rank[rank < count]
+    codes[voxels[first], rank] = coding.codes(fused.labels[first])
+    shares[voxels[first], rank] = fused.values[first]
+    shares /= shares.sum(axis=1, keepdims=True)
+    return codes.reshape(*fused.shape, count), shares.reshape(*fused.shape, count)
+
+
+def asked_for(case: Case) -> Bool:
+    """(I, J, K) where the fusion does not take the background for certain."""
+    asked: Bool = (case.codes[0] != 0) | (case.shares[0] < 1)
+    return asked

@@ -1,0 +1,48 @@
+"""Networks for programs other than atlasseg: TorchScript, checked to say the same."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from atlasseg.errors import OutputError
+from atlasseg.files import written_whole
+from atlasseg.refinement._network.model import RefinerModel
+from atlasseg.refinement._network.networks import build, load_weights
+
+SAME = 1e-4
+"""Largest difference between what a network and its export say, against the largest value."""
+
+
+def write_torchscript(model: RefinerModel, folder: Path) -> list[Path]:
+    """Write each network as ``member_N.ts``: (B, inputs, patch) to what is added to the fused logarithms.
+
+    Raises
+    ------
+    OutputError
+        An export cannot be written, or says something else than its network.
+    """
+    generator = torch.Generator().manual_seed(0)
+    written = []
+    for number, member in enumerate(model.members):
+        with torch.random.fork_rng(devices=[]):
+            network = build(model.form)
+        load_weights(network, member.weights, "model")
+        network.eval()
+        shown, other = (torch.randn((1, model.form.inputs, *model.patch_voxels), generator=generator) for _ in range(2))
+        path = folder / f"member_{number}.ts"
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # shapes that are fixed by the trace, and TorchScript's age
+            traced = torch.jit.trace(network, shown)  # type: ignore[no-untyped-call]
+            with written_whole(path) as aside:
+                traced.save(str(aside))
+                expected, found = network(other), torch.jit.load(str(aside))(other)  # type: ignore[no-untyped-call]
+                apart = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-6))
+                if not apart <= SAME:
+                    raise OutputError(
+                        f"{path}: the export differs from the network by {apart:.2g} of the largest value"
+                    )
+        written.append(path)
+    return written

@@ -1,0 +1,267 @@
+"""A trained refiner as a folder: weights, label table, curves and a card; nothing in it runs when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlasseg import io
+from atlasseg.errors import InputError, OutputError
+from atlasseg.files import whole_folder
+from atlasseg.labels import LabelTable
+from atlasseg.refinement._network import require_libraries
+from atlasseg.refinement._network.cases import Coding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from atlasseg.refinement._network.fitting import Member
+    from atlasseg.refinement._network.networks import Form
+
+FORMAT = 1
+METHOD = "unet"
+HEADER, TABLE, CARD, CURVES, PICTURE = "model.json", "labels.tsv", "README.md", "curves.tsv", "curves.png"
+
+
+@dataclass(frozen=True, eq=False)
+class RefinerModel:
+    """Networks, and all that must be the same where they are used.
+
+    Parameters
+    ----------
+    form : Form
+    coding : Coding
+    prior : str
+        See `learning.Refiner`.
+    candidates : int
+    patch_voxels : (3,) int
+        Along the patient's axes.
+    channels : int
+        Of the scans.
+    spacing_mm : (3,) float
+        Mean voxel size of the scans along the patient's axes.
+    flips : tuple of str
+        Axes that training turned around.
+    members : tuple of Member
+    provenance : mapping
+        See `pipeline.provenance`.
+    record : mapping
+        For the reader: recipe, versions, hashes of the data, settings.
+    """
+
+    form: Form
+    coding: Coding
+    prior: str
+    candidates: int
+    patch_voxels: tuple[int, int, int]
+    channels: int
+    spacing_mm: tuple[float, float, float]
+    flips: tuple[str, ...]
+    members: tuple[Member, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def weights_name(number: int) -> str:
+    """File name of a member's weights."""
+    return f"member_{number}.safetensors"
+
+
+def check_free(folder: Path) -> None:
+    """That `folder` may become a model's: it is not there, empty, or a model that is to be replaced.
+
+    Raises
+    ------
+    OutputError
+        It holds something else.
+    """
+    if folder.exists() and not (folder / HEADER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: is there already and no model; name another folder, or remove it")
+
+
+def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | None = None) -> None:
+    """Write a model into a folder, which appears whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written, or something else lies there.
+    """
+    from atlasseg.refinement._network.checkpoints import write_tensors
+
+    folder = Path(folder)
+    check_free(folder)
+    completed = (table or LabelTable()).completed(model.coding.labels)
+    with whole_folder(folder) as aside:
+        digests = {}
+        for number, member in enumerate(model.members):
+            path = aside / weights_name(number)
+            write_tensors(path, member.weights, {"method": METHOD, "member": number})
+            digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        header = {
+            "format": FORMAT,
+            "method": METHOD,
+            "form": asdict(model.form),
+            "coding": asdict(model.coding),
+            "prior": model.prior,
+            "candidates": model.candidates,
+            "patch_voxels": model.patch_voxels,
+            "channels": model.channels,
+            "spacing_mm": model.spacing_mm,
+            "flips": model.flips,
+            "members": [{"temperature": m.temperature, "scores": m.scores} for m in model.members],
+            "weights_sha256": digests,
+            "provenance": dict(model.provenance),
+            "record": dict(model.record),
+        }
+        io.write_json(header, aside / HEADER)
+        io.write_label_table(completed, aside / TABLE)
+        if model.record.get("recipe"):
+            io.write_text(str(model.record["recipe"]), aside / "recipe.toml")
+        rows = [{"member": n, **row} for n, member in enumerate(model.members) for row in member.curve]
+        io.write_tsv(rows, aside / CURVES)
+        _draw_curves(model, aside / PICTURE)
+        io.write_text(card(model, completed), aside / CARD)
+
+
+def read_model(folder: str | Path) -> RefinerModel:
+    """Read a model that `write_model` wrote.
+
+    Raises
+    ------
+    InputError
+        There is none, it is of another format, or a file of it is damaged or foreign; the message names the file.
+    MissingLibraryError
+        The libraries of the network are not installed.
+    """
+    folder = Path(folder)
+    require_libraries()
+    header = folder / HEADER
+    if not header.is_file():
+        raise InputError(f"{folder}: there is no model of the refiner; train one with atlasseg train")
+    files = (header, *sorted(folder.glob("*.safetensors")))
+    return _read(folder, tuple(path.stat().st_mtime_ns for path in files))
+
+
+@lru_cache(maxsize=2)
+def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
+    """The model in a folder whose files were last changed at `stamp`: read once for many targets."""
+    from atlasseg.refinement._network.fitting import Member
+    from atlasseg.refinement._network.networks import Form
+
+    header = io.read_json(folder / HEADER)
+    if (header.get("method"), header.get("format")) != (METHOD, FORMAT):
+        raise InputError(
+            f"{folder / HEADER}: a model of {METHOD!r} in format {FORMAT} is wanted, got one of "
+            f"{header.get('method')!r} in format {header.get('format')!r}"
+        )
+    try:
+        form = Form(**header["form"])
+        coding = Coding(tuple(map(int, header["coding"]["labels"])), tuple(map(int, header["coding"]["groups"])))
+        digests, said = dict(header["weights_sha256"]), list(header["members"])
+        members = tuple(
+            Member(_weights(folder / name, digest, form), float(member["temperature"]), (), dict(member["scores"]))
+            for (name, digest), member in zip(sorted(digests.items()), said, strict=True)
+        )
+        return RefinerModel(
+            form,
+            coding,
+            str(header["prior"]),
+            int(header["candidates"]),
+            tuple(map(int, header["patch_voxels"])),  # type: ignore[arg-type]
+            int(header["channels"]),
+            tuple(map(float, header["spacing_mm"])),  # type: ignore[arg-type]
+            tuple(map(str, header["flips"])),
+            members,
+            header["provenance"],
+            header["record"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder}: the model is damaged ({error!r}): train it again") from error
+
+
+def _weights(path: Path, digest: str, form: Form) -> dict[str, Tensor]:
+    """The weights in a file, found to be those of the network."""
+    import torch
+
+    from atlasseg.refinement._network.checkpoints import read_tensors
+    from atlasseg.refinement._network.networks import build, load_weights
+
+    if not path.is_file():
+        raise InputError(f"{path}: the weights are missing")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise InputError(f"{path}: damaged, or of another model than {HEADER}: train the model again")
+    weights, _ = read_tensors(path)
+    with torch.random.fork_rng(devices=[]):
+        load_weights(build(form), weights, str(path))
+    return weights
+
+
+def read_weights(folder: str | Path) -> tuple[Form, dict[str, Tensor]]:
+    """Form and weights of the member of a model that did best on validation, to begin another training from."""
+    model = read_model(folder)
+    best = max(model.members, key=lambda member: member.scores.get("validation_dice", 0.0))
+    return model.form, best.weights
+
+
+def _draw_curves(model: RefinerModel, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for number, member in enumerate(model.members):
+        steps = [row["step"] for row in member.curve]
+        colour = f"C{number % 10}"
+        left.plot(steps, [row["training_loss"] for row in member.curve], colour, label=f"network {number + 1}")
+        for key, style in (("validation_dice", "-"), ("validation_loss", "-")):
+            if member.curve and key in member.curve[0]:
+                right.plot(steps, [row[key] for row in member.curve], colour + style)
+                right.set_title(key.replace("_", " "))
+        if "fused_dice" in member.scores:
+            right.axhline(member.scores["fused_dice"], color=colour, linestyle=":")
+    left.set_title("training loss")
+    left.legend(frameon=False)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+    figure.savefig(path, dpi=120)
+
+
+def card(model: RefinerModel, table: LabelTable) -> str:
+    """What the model is, for whoever finds its folder: a model card in Markdown [1]_.
+
+    References
+    ----------
+    .. [1] Mitchell, M., Wu, S., Zaldivar, A., et al. (2019). Model cards for model reporting. FAT*, 220-229.
+    """
+    record, form = model.record, model.form
+    names = ", ".join(f"{value} {table.name(value)}" for value in model.coding.labels if value)
+    columns = ("steps", "seconds", "fused_dice", "validation_dice")
+    rows = [
+        " | ".join([f"| {n}", *(f"{m.scores.get(c, float('nan')):.5g}" for c in columns), f"{m.temperature:.3f} |"])
+        for n, m in enumerate(model.members, 1)
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    spacing = " x ".join(f"{s:.3g}" for s in model.spacing_mm)
+    data = "\n".join(f"- `{id_}`: {digest}" for id_, digest in record.get("data", {}).items())
+    return (
+        "# A refiner of atlasseg\n\n"
+        "Corrects segmentations that were fused from atlases. It serves scans like those it was trained on, fused by "
+        "the same recipe; it is not a medical device.\n\n"
+        f"- Network: {record.get('plan', form.architecture)}\n"
+        f"- Fused probabilities: {model.prior}; labels: {names}\n"
+        f"- Scans: {model.channels} channel(s), voxels of {spacing} mm (right, anterior, superior)\n"
+        f"- Made with {versions or 'atlasseg'}\n\n"
+        "## Validation\n\nMean Dice on the fold that each network did not learn from, before and after; probabilities "
+        "are calibrated by the temperature.\n\n"
+        "| network | steps | seconds | fused | refined | temperature |\n|---|---|---|---|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\n![curves]({PICTURE})\n\n## Data\n\nScans it was trained on, by the digest of their voxels:\n\n{data}\n"
+    )

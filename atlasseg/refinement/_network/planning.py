@@ -1,0 +1,116 @@
+"""How large a network may be: depth, width and patch grow together until memory or time says stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlasseg.errors import InputError
+from atlasseg.learning import Refiner
+from atlasseg.refinement._network.networks import Form, cost
+
+GROWTHS = np.arange(0, 13)
+"""Steps of the compound scaling: width and patch grow by these powers of the factors below."""
+
+WIDTH_FACTOR, PATCH_FACTOR = 1.2, 1.15
+LEAST_WIDTH, LEAST_PATCH = 8, 16
+MOST_PATCH = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network, its patch and batch, and what a training step of it takes."""
+
+    form: Form
+    patch_voxels: tuple[int, int, int]
+    batch: int
+    step_bytes: int
+    step_flops: int
+    parameters: int
+
+    def text(self) -> str:
+        """In one line."""
+        form = self.form
+        patch = " x ".join(map(str, self.patch_voxels))
+        return (
+            f"{form.architecture}, {form.levels} levels of {form.width} channels and more, {self.parameters / 1e6:.2f} "
+            f"million weights; {form.inputs} inputs, {form.outputs} outputs; patch {patch}, batch {self.batch}: about "
+            f"{self.step_bytes / 2**30:.2f} GB and {self.step_flops / 1e9:.0f} GFLOP a step"
+        )
+
+
+def plan(
+    refiner: Refiner,
+    *,
+    inputs: int,
+    outputs: int,
+    sizes: Sequence[tuple[int, int, int]],
+    batch: int,
+    memory_bytes: float,
+    flops: float,
+) -> Plan:
+    """The largest network within a budget: compound scaling of depth, width and patch [1]_.
+
+    Starting from a small one, width grows by 1.2 and patch by 1.15 a step, the patch never beyond the median box, and
+    there are as many levels as leave four voxels of the patch at the coarsest. What `refiner` gives is kept.
+
+    Parameters
+    ----------
+    refiner : Refiner
+    inputs, outputs : int
+        Channels.
+    sizes : sequence of (3,) int
+        Boxes of the cases, along the patient's axes.
+    batch : int
+    memory_bytes, flops : float
+        Of a training step at most.
+
+    Raises
+    ------
+    InputError
+        Even the smallest is too large, or what the recipe gives does not go together; the message says what would.
+
+    References
+    ----------
+    .. [1] Tan, M., Le, Q. V. (2019). EfficientNet: rethinking model scaling for convolutional neural networks. ICML.
+    """
+    median = np.median(np.array(sizes), axis=0)
+    best: Plan | None = None
+    smallest: Plan | None = None
+    for growth in GROWTHS:
+        made = _scaled(refiner, inputs, outputs, median, batch, int(growth))
+        smallest = smallest or made
+        if made.step_bytes <= memory_bytes and made.step_flops <= flops:
+            best = made
+        else:
+            break
+    if best is None and smallest is not None:
+        raise InputError(
+            f"no network fits {memory_bytes / 2**30:.2f} GB and {flops / 1e9:.0f} GFLOP a step; the smallest that this "
+            f"recipe allows is {smallest.text()}"
+        )
+    assert best is not None
+    return best
+
+
+def _scaled(refiner: Refiner, inputs: int, outputs: int, median: np.ndarray, batch: int, growth: int) -> Plan:
+    architecture = refiner.architecture
+    swin, basic = architecture == "swin_unetr", architecture == "basic_unet"
+    edge = LEAST_PATCH * PATCH_FACTOR**growth
+    wanted = np.array(refiner.patch_voxels) if refiner.patch_voxels else np.minimum(median, min(edge * 1.5, MOST_PATCH))
+    levels = refiner.levels or (5 if basic else 4 if swin else int(np.clip(np.log2(wanted.min() / 4) + 1.2, 3, 6)))
+    unit = 12 if swin else 4
+    width = refiner.width or max(unit, round(LEAST_WIDTH * WIDTH_FACTOR**growth / unit) * unit)
+    form = Form(architecture, inputs, outputs, levels, width, refiner.deep_supervision, refiner.dropout)
+    multiple = form.multiple_voxels
+    rounded = np.maximum(np.ceil(wanted / multiple - 0.25).astype(int) * multiple, form.smallest_voxels)
+    if refiner.patch_voxels and (rounded != wanted).any():
+        raise InputError(
+            f"[refiner] patch_voxels: {architecture} of {levels} levels wants multiples of {multiple}, at least "
+            f"{form.smallest_voxels}, got {list(refiner.patch_voxels)}; {rounded.tolist()} would do"
+        )
+    patch = (int(rounded[0]), int(rounded[1]), int(rounded[2]))
+    found = cost(form, patch)
+    return Plan(form, patch, batch, found.training_bytes(batch), found.step_flops(batch), found.parameters)

@@ -1,0 +1,68 @@
+"""How good a network is on cases that it did not learn from, and how far its probabilities can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from atlasseg.refinement._network.cases import Case, Coding, asked_for
+from atlasseg.volume import Float32, Int64
+
+MOST_SAMPLES = 200_000
+"""So many voxels a temperature is fitted on, at most."""
+
+
+def mean_dice(found: Sequence[NDArray[np.integer]], cases: Sequence[Case], coding: Coding) -> float:
+    """Mean over cases of the mean Dice of the labels, the background left out, that are in the case or found in it.
+
+    Voxels of a label outside the box that the network works on count as missed; labels that nobody drew do not count.
+    """
+    scores = []
+    for codes, case in zip(found, cases, strict=True):
+        assert case.truth is not None and case.outside is not None
+        count = len(coding)
+        truth = case.truth.astype(np.int64)
+        met = np.bincount(truth[truth == codes], minlength=count)
+        both = np.bincount(truth.ravel(), minlength=count) + np.bincount(codes.ravel(), minlength=count)
+        both = both + case.outside
+        counted = both > 0
+        counted[[0, *case.unknown]] = False
+        if counted.any():
+            scores.append(float(np.mean(2 * met[counted] / both[counted])))
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def reliable_logits(found: Sequence[Float32], cases: Sequence[Case]) -> tuple[Float32, Int64]:
+    """Log-probabilities (n, L) and codes (n,) of the voxels that the fusion is not certain are background."""
+    share = max(1, MOST_SAMPLES // max(len(cases), 1))
+    logits, codes = [], []
+    for p, case in zip(found, cases, strict=True):
+        assert case.truth is not None
+        voxels = np.flatnonzero(asked_for(case) & ~np.isin(case.truth, [0] if case.unknown else []))
+        voxels = voxels[:: max(1, -(-voxels.size // share))]
+        logits.append(np.log(np.maximum(p.reshape(p.shape[0], -1)[:, voxels].T, 1e-7)))
+        codes.append(case.truth.reshape(-1)[voxels].astype(np.int64))
+    return np.concatenate(logits), np.concatenate(codes)
+
+
+def fitted_temperature(logits: Float32, codes: Int64) -> float:
+    """Temperature T at which softmax(logits / T) says the codes best [1]_: the least mean negative logarithm.
+
+    References
+    ----------
+    .. [1] Guo, C., Pleiss, G., Sun, Y., Weinberger, K. Q. (2017). On calibration of modern neural networks. ICML.
+    """
+    if codes.size == 0:
+        return 1.0
+
+    def wrong(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        top = scaled.max(axis=1)
+        total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+        return float(np.mean(total - scaled[np.arange(codes.size), codes]))
+
+    found = minimize_scalar(wrong, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
+    return float(np.exp(found.x))

@@ -1,0 +1,161 @@
+"""A network over a whole scan: overlapping windows, blended slab by slab to hold memory down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atlasseg.refinement._network.cases import Case, Coding
+from atlasseg.refinement._network.patches import dense, inputs_of
+from atlasseg.volume import Float32
+
+Speaker = Callable[[Tensor, Tensor | None], Tensor]
+"""Inputs (1, C, ...) and log prior (1, L, ...) or None to probabilities (1, L, ...)."""
+
+SIGMA_SHARE = 0.125
+"""Standard deviation of a window's Gaussian weight, in shares of its edge."""
+
+
+def speaker(networks: Sequence[torch.nn.Module], temperatures: Sequence[float], flips: Sequence[int]) -> Speaker:
+    """Mean probability of networks over all turnings of the axes `flips`, each calibrated by its temperature."""
+    turnings = [
+        tuple(a for a, on in zip(flips, chosen, strict=True) if on) for chosen in product((0, 1), repeat=len(flips))
+    ]
+
+    def speak(shown: Tensor, log_prior: Tensor | None) -> Tensor:
+        total: Tensor | None = None
+        for network, temperature in zip(networks, temperatures, strict=True):
+            for turning in turnings:
+                axes = [axis + 2 for axis in turning]
+                logits = network(shown.flip(axes) if axes else shown).float()
+                logits = logits.flip(axes) if axes else logits
+                if log_prior is not None:
+                    logits = logits + log_prior
+                p = torch.softmax(logits.div_(temperature), dim=1)
+                total = p if total is None else total.add_(p)
+        assert total is not None
+        return total.div_(len(networks) * len(turnings)) if len(networks) * len(turnings) > 1 else total
+
+    return speak
+
+
+def slabs(
+    case: Case,
+    coding: Coding,
+    speak: Speaker,
+    *,
+    window: tuple[int, int, int],
+    prior: str,
+    overlap: float = 0.5,
+    device: str = "cpu",
+) -> Iterator[tuple[int, Float32]]:
+    """Probabilities of a whole case, slab after slab along its first axis.
+
+    Windows overlap by a share of their edge and are blended by Gaussian weights. Only the slab that windows still
+    write to is held: L labels times a window's thickness times the other two axes, beside what one window takes.
+
+    Parameters
+    ----------
+    case : Case
+    coding : Coding
+    speak : Speaker
+    window : three ints
+    prior : str
+        As in `learning.Refiner`.
+    overlap : float
+        0 up to, not including, 1.
+    device : str
+
+    Yields
+    ------
+    first : int
+        Where the slab begins.
+    probabilities : (L, n, J, K) float32
+    """
+    size = case.scan.shape[1:]
+    starts = [_starts(n, w, overlap) for n, w in zip(size, window, strict=True)]
+    weight = _gaussian(window).to(device)
+    groups = torch.tensor(coding.groups, device=device)
+    scan, codes, shares = (torch.from_numpy(array) for array in (case.scan, case.codes, case.shares))
+    inner = tuple(min(n, w) for n, w in zip(size, window, strict=True))
+    blended = torch.zeros((len(coding), inner[0], *size[1:]), device=device)
+    weights = torch.zeros((inner[0], *size[1:]), device=device)
+    for number, first in enumerate(starts[0]):
+        for second, third in product(starts[1], starts[2]):
+            box = tuple(slice(s, s + n) for s, n in zip((first, second, third), inner, strict=True))
+            shown, log_prior, place = _padded(scan, codes, shares, box, coding, window, groups, prior, device)
+            with torch.inference_mode():
+                p = speak(shown, log_prior)[0][:, *place]
+            here = weight[place]
+            into = (slice(None), *box[1:])
+            blended[:, *into] += p * here
+            weights[into] += here
+        until = starts[0][number + 1] if number + 1 < len(starts[0]) else first + inner[0]
+        done = until - first
+        yield first, (blended[:, :done] / weights[:done]).cpu().numpy()
+        rest = inner[0] - done
+        blended[:, :rest] = blended[:, done:].clone()
+        blended[:, rest:] = 0
+        weights[:rest] = weights[done:].clone()
+        weights[rest:] = 0
+
+
+def probabilities(case: Case, coding: Coding, speak: Speaker, **settings: object) -> Float32:
+    """(L, I, J, K) of a whole case, for those small enough; settings as for `slabs`."""
+    return np.concatenate([slab for _, slab in slabs(case, coding, speak, **settings)], axis=1)  # type: ignore[arg-type]
+
+
+def _starts(size: int, window: int, overlap: float) -> list[int]:
+    if size <= window:
+        return [0]
+    step = max(1, round(window * (1 - overlap)))
+    count = -(-(size - window) // step) + 1
+    return [int(s) for s in np.unique(np.round(np.linspace(0, size - window, count)).astype(int))]
+
+
+def _gaussian(window: tuple[int, int, int]) -> Tensor:
+    edges = [
+        torch.exp(-0.5 * ((torch.arange(n, dtype=torch.float32) - (n - 1) / 2) / (SIGMA_SHARE * n)) ** 2)
+        for n in window
+    ]
+    out: Tensor = edges[0][:, None, None] * edges[1][:, None] * edges[2]
+    return out.clamp(min=1e-4)
+
+
+def _padded(
+    scan: Tensor,
+    codes: Tensor,
+    shares: Tensor,
+    box: tuple[slice, ...],
+    coding: Coding,
+    window: tuple[int, int, int],
+    groups: Tensor,
+    prior: str,
+    device: str,
+) -> tuple[Tensor, Tensor | None, tuple[slice, ...]]:
+    """What the network is shown of a box, and where in the window the box lies: in its middle where it is smaller."""
+    inside = tuple(s.stop - s.start for s in box)
+    before = [(w - n) // 2 for w, n in zip(window, inside, strict=True)]
+    place = tuple(slice(b, b + n) for b, n in zip(before, inside, strict=True))
+    image = scan.new_zeros((1, scan.shape[0], *window))
+    into: Any = (0, slice(None), *place)
+    image[into] = scan[:, *box]
+    fused = shares.new_zeros((1, len(coding), *window))
+    fused[:, 0] = 1
+    fused[into] = dense(codes[:, *box], shares[:, *box], len(coding))
+    shown, log_prior = inputs_of(image.to(device), fused.to(device), groups, prior)
+    return shown.contiguous(memory_format=torch.channels_last_3d), log_prior, place
+
+
+def sparse_entries(slab: Float32, least: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Float32]:
+    """Voxels (n, 3), codes and probabilities (n,) of a (L, I, J, K) slab: the `most` largest, `least` and above."""
+    top, codes = torch.topk(torch.from_numpy(slab), min(most, slab.shape[0]), dim=0)
+    values = top.numpy()
+    rank, i, j, k = np.nonzero(values >= least)
+    return np.stack([i, j, k], 1), codes.numpy()[rank, i, j, k], values[rank, i, j, k]

@@ -1,0 +1,49 @@
+"""What a refinement learns from: an atlas segmented from the others, beside its own labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from atlasseg.volume import Float64, Image, LabelMap, ProbabilityMap
+
+
+class Example(NamedTuple):
+    """An atlas segmented from the others: `truth` is its own labels, `not_annotated` those that nobody drew in it."""
+
+    id: str
+    target: Image
+    fused: ProbabilityMap
+    truth: LabelMap
+    not_annotated: frozenset[int] = frozenset()
+
+
+def differences(trained: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
+    """What differs between two records of how segmentations were made, in words: see `pipeline.provenance`."""
+    found = []
+    for part in sorted({*trained, *used}):
+        was, now = trained.get(part, {}), used.get(part, {})
+        for name in sorted({*was, *now}):
+            if name not in now:
+                found.append(f"{part} {name} is missing here")
+            elif name not in was:
+                found.append(f"{part} {name} was not there in training")
+            elif was[name] != now[name]:
+                contents = part == "atlases"
+                found.append(
+                    f"{part} {name} has other content"
+                    if contents
+                    else f"{part} {name}: trained with {was[name]!r}, used with {now[name]!r}"
+                )
+    return found
+
+
+def patient_spacing_mm(affine: Float64) -> tuple[float, float, float]:
+    """Voxel size along the axes nearest to right, anterior and superior."""
+    from nibabel.orientations import io_orientation
+
+    out = np.empty(3)
+    out[io_orientation(affine)[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(out[0]), float(out[1]), float(out[2])

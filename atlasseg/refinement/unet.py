@@ -1,0 +1,216 @@
+"""A 3-D U-Net that sees the scan and the fused probabilities and corrects them, trained on the library itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Lt
+
+from atlasseg import __version__
+from atlasseg.device import Device, resolved
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.refinement.examples import differences, patient_spacing_mm
+from atlasseg.volume import Image, ProbabilityMap
+
+if TYPE_CHECKING:
+    from atlasseg.refinement._network.model import RefinerModel
+
+log = logging.getLogger(__name__)
+
+SPACING_RATIO = 1.5
+"""Voxels that differ from those of training by more than this factor are warned of."""
+
+LEAST_PROBABILITY = 1e-3
+"""Probabilities below this are left out of the map."""
+
+MOST_LABELS = 8
+"""So many labels of a voxel are kept at most, the most probable ones, so that memory does not grow with all of them."""
+
+
+def refine(
+    target: Image,
+    fused: ProbabilityMap,
+    *,
+    model: Path,
+    overlap: Annotated[float, Ge(0), Lt(1)] = 0.5,
+    turned: bool = True,
+    any_library: bool = False,
+    device: Device = "auto",
+    provenance: Mapping[str, Any] | None = None,
+) -> ProbabilityMap:
+    """Correct a fused segmentation by 3-D U-Nets [1]_ that learned where such segmentations are wrong.
+
+    The networks see the scan and the fused probabilities p_l(x) in overlapping windows along the patient's axes, and
+    say what is to be added to the logarithms:
+
+        q_l(x) = softmax over l of (log max(p_l(x), 0.02 / (L - 1)) + f_l(x)) / T,
+
+    with f the network, L the number of labels and T its temperature, fitted on scans that it did not learn from.
+    Windows are blended by Gaussian weights, networks (one a fold, [2]_) and turnings of the axes are averaged. What
+    lies farther than 8 voxels from all that the fusion has a doubt about stays as it is. Where the model was trained
+    for other labels, everything does, and that is said in the log.
+
+    Parameters
+    ----------
+    target : Image
+        The scan, preprocessed as in training; on the grid of `fused`.
+    fused : ProbabilityMap
+        What the fusion said.
+    model : Path
+        Folder that ``atlasseg train`` wrote.
+    overlap : float
+        Of neighbouring windows, as a share of their edge.
+    turned : bool
+        Average over the turnings of those axes that training turned around.
+    any_library : bool
+        Use the model also where some of the atlases that it learned from vote and others do not. Whether the target is
+        one of the others is then not checked. (A library that shares none with training is only warned of.)
+    device : str
+        "auto", "cpu" or "cuda".
+    provenance : mapping, optional
+        How `fused` was made; it must be as in training. The pipeline gives it.
+
+    Returns
+    -------
+    ProbabilityMap
+
+    Raises
+    ------
+    InputError
+        There is no such model, it is damaged or foreign, or it does not match: the message names what differs.
+    GeometryError
+        Scan and map lie on different grids.
+
+    References
+    ----------
+    .. [1] Ronneberger, O., Fischer, P., Brox, T. (2015). U-Net: convolutional networks for biomedical image
+       segmentation. MICCAI, 234-241.
+    .. [2] Isensee, F., Jaeger, P. F., Kohl, S. A. A., Petersen, J., Maier-Hein, K. H. (2021). nnU-Net: a
+       self-configuring method for deep learning-based biomedical image segmentation. Nature Methods 18, 203-211.
+    """
+    from atlasseg.refinement._network.model import read_model
+
+    check(model=model, any_library=any_library, provenance=provenance)
+    return refined(target, fused, read_model(model), overlap=overlap, turned=turned, device=device)
+
+
+def check(
+    *,
+    model: Path,
+    any_library: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    device: Device = "auto",
+    **settings: Any,
+) -> None:
+    """That a model is there and was trained on segmentations made as `provenance` says.
+
+    Raises
+    ------
+    InputError
+        As for `refine`.
+    """
+    from atlasseg.refinement._network.model import read_model
+
+    trained = read_model(model)
+    resolved(device)
+    if provenance is None:
+        return
+    version = trained.record.get("versions", {}).get("atlasseg", __version__)
+    if version != __version__:
+        log.warning(
+            "%s: trained by atlasseg %s, used by %s, which may register or fuse a little otherwise",
+            model,
+            version,
+            __version__,
+        )
+    stages = [{part: of for part, of in each.items() if part != "atlases"} for each in (trained.provenance, provenance)]
+    found = differences(*stages)
+    was, now = (
+        {content[0] for content in each.get("atlases", {}).values()} for each in (trained.provenance, provenance)
+    )
+    if was & now and was - now and not any_library:
+        missing = [id_ for id_, content in trained.provenance["atlases"].items() if content[0] not in now]
+        found.append(f"it learned from atlases that are missing here ({', '.join(missing)}), and may know the target")
+    if found:
+        raise InputError(
+            f"{model}: this model was trained for something else: {'; '.join(found)}. "
+            "Train one for this recipe and library with atlasseg train"
+        )
+    if was != now:
+        log.warning("%s: the model was trained on other atlases", model)
+
+
+def refined(
+    target: Image,
+    fused: ProbabilityMap,
+    model: RefinerModel,
+    *,
+    overlap: float = 0.5,
+    turned: bool = True,
+    device: Device = "auto",
+) -> ProbabilityMap:
+    """As `refine`, by a model in memory.
+
+    Memory: L labels times a window's thickness times the other two axes of the box, and about four windows of L
+    labels; not L times the scan.
+    """
+    import torch
+
+    from atlasseg.refinement._network.cases import case_of
+    from atlasseg.refinement._network.networks import build, load_weights
+    from atlasseg.refinement._network.windows import slabs, sparse_entries, speaker
+
+    name = target.name or "target"
+    if not target.grid.matches(fused.grid):
+        raise GeometryError(
+            f"{name}: scan and segmentation lie on different grids: shapes {target.shape} and {fused.shape}, affines "
+            f"{target.affine.tolist()} and {fused.affine.tolist()}"
+        )
+    if target.channels.shape[3] != model.channels:
+        raise InputError(f"{name}: the model was trained on {model.channels} channels, got {target.channels.shape[3]}")
+    labels = model.coding.labels
+    unknown = sorted(set(fused.label_values.tolist()) - set(labels))
+    if unknown:
+        log.warning(
+            "%s: not refined: the model was trained on the labels %s and does not know %s; what the fusion said stands",
+            name,
+            ", ".join(map(str, labels)),
+            ", ".join(map(str, unknown)),
+        )
+        return fused
+    ratio = np.asarray(patient_spacing_mm(target.affine)) / model.spacing_mm
+    if max(ratio.max(), 1 / ratio.min()) > SPACING_RATIO:
+        log.warning("%s: its voxels are %s times the size of those the model was trained on", name, ratio.round(2))
+
+    where = resolved(device)
+    case = case_of(target, fused, model.coding, candidates=model.candidates)
+    networks = []
+    for member in model.members:
+        with torch.random.fork_rng(devices=[]):
+            network = build(model.form)
+        load_weights(network, member.weights, "model")
+        networks.append(network.to(where, memory_format=torch.channels_last_3d).eval())  # type: ignore[call-overload]
+    axes = ["RAS".index(axis) for axis in model.flips] if turned else []
+    speak = speaker(networks, [member.temperature for member in model.members], axes)
+    voxels, codes, values = [], [], []
+    for first, slab in slabs(
+        case, model.coding, speak, window=model.patch_voxels, prior=model.prior, overlap=overlap, device=where
+    ):
+        index, code, value = sparse_entries(slab, LEAST_PROBABILITY, MOST_LABELS)
+        index[:, 0] += first
+        voxels.append(case.frame.flat(index))
+        codes.append(code)
+        values.append(value)
+    return ProbabilityMap.from_entries(
+        fused.mode,
+        fused.affine,
+        np.concatenate(voxels),
+        np.array(labels, np.int32)[np.concatenate(codes)],
+        np.concatenate(values),
+        label_values=fused.label_values,
+        name=fused.name,
+    )
