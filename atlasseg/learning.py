@@ -116,7 +116,7 @@ class Training:
     uncertainty : float
         Share of the patches around a voxel where the fusion is unsure.
     mixed_precision : bool
-        On a GPU compute in 16 bits where that is enough.
+        Compute in 16 bits where that is enough, on a GPU and on processors that multiply so faster.
     seed : int
         Of all draws.
     """
