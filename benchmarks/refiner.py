@@ -38,7 +38,7 @@ from atlasseg.volume import Atlas, ProbabilityMap
 TABLES = {
     "preprocessing": {"steps": ["intensity"]},
     "selection": {"before": 10},
-    "registration": {"steps": ["affine", "diffeomorphic"]},
+    "registration": {"steps": ["affine", "diffeomorphic"], "diffeomorphic": {"radius_voxels": 3}},
     "fusion": {"method": "joint"},
     "refiner": {"levels": 4, "width": 16, "patch_voxels": [24, 40, 32]},
     "training": {"members": 1, "steps": 100_000, "round_steps": 100, "patience": 1000, "learning_rate": 2e-3},
