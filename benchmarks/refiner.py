@@ -41,7 +41,7 @@ TABLES = {
     "registration": {"steps": ["affine", "diffeomorphic"], "diffeomorphic": {"radius_voxels": 3}},
     "fusion": {"method": "joint"},
     "refiner": {"levels": 4, "width": 16, "patch_voxels": [24, 40, 32]},
-    "training": {"members": 1, "steps": 100_000, "round_steps": 100, "patience": 1000, "learning_rate": 2e-3},
+    "training": {"members": 1, "steps": 100_000, "round_steps": 500, "patience": 1000, "learning_rate": 2e-3},
 }
 
 
