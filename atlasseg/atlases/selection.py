@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import fft
 
 from atlasseg import similarity as measures
 from atlasseg.errors import InputError
@@ -27,6 +28,8 @@ LEAST_COVERAGE = 0.25
 """An atlas that reaches a smaller part of the compared voxels than this cannot be judged and comes last."""
 SHIFTS_VOXELS = 2
 """How far, in voxels of the thumbnail, centres may be off along each axis."""
+LEAST_VARIANCE = 1e-9
+"""What varies less, of intensities whose variance is about 1, is constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,15 +267,37 @@ def _centred(atlas: Atlas, grid: Grid, scan: Float32, wanted: Bool) -> tuple[Flo
     wide = grid.cropped(-reach, grid.shape + reach)
     onto = Affine.translation(atlas.image.grid.centre_mm - grid.centre_mm)
     image, known = _seen(atlas, wide, onto, np.ones(wide.shape, bool))
-    target = _standardised(scan, wanted)
-    best = (-np.inf, tuple(slice(r, r + n) for r, n in zip(reach, grid.shape, strict=True)))
-    for step in np.ndindex(*(2 * reach + 1)):
-        box = tuple(slice(a, a + n) for a, n in zip(step, grid.shape, strict=True))
-        inside = known[box] & wanted
-        if inside.sum() >= LEAST_COVERAGE * wanted.sum():
-            best = max(best, (_correlation(target[inside], image[box][inside]), box), key=lambda found: found[0])
-    inside = known[best[1]] & wanted
-    return _standardised(image[best[1]], inside), inside
+    scores = _correlations(_standardised(scan, wanted), wanted, image, known)
+    step = np.unravel_index(scores.argmax(), scores.shape) if np.isfinite(scores).any() else reach
+    box = tuple(slice(a, a + n) for a, n in zip(step, grid.shape, strict=True))
+    inside = known[box] & wanted
+    return _standardised(image[box], inside), inside
+
+
+def _correlations(target: Float32, wanted: Bool, image: Float32, known: Bool) -> Float64:
+    """Mean over the channels of the correlation of `target` with every window of `image` that is of its size.
+
+    (i, j, k, C) intensities, 0 where not `wanted` and not `known`, compared where both; a channel that is constant
+    there counts as 0, and a window that covers too little of what is wanted has -inf. All sums over windows are
+    products of Fourier transforms.
+    """
+    x, y = np.moveaxis(target, -1, 0).astype(np.float64), np.moveaxis(image, -1, 0).astype(np.float64)
+    shape, windows = known.shape, tuple(slice(m - n + 1) for m, n in zip(known.shape, wanted.shape, strict=True))
+    of_window = [np.conj(fft.rfftn(part, shape, axes=(-3, -2, -1))) for part in (wanted.astype(np.float64), x, x * x)]
+    of_image = [fft.rfftn(part, axes=(-3, -2, -1)) for part in (known.astype(np.float64), y, y * y)]
+
+    def summed(n: int, m: int) -> Float64:
+        found: Float64 = fft.irfftn(of_image[n] * of_window[m], shape, axes=(-3, -2, -1))[..., *windows]
+        return found
+
+    count = np.maximum(np.round(summed(0, 0)), 1)
+    mean_x, mean_y = summed(0, 1) / count, summed(1, 0) / count
+    spread_x, spread_y = summed(0, 2) / count - mean_x**2, summed(2, 0) / count - mean_y**2
+    varies = (spread_x > LEAST_VARIANCE) & (spread_y > LEAST_VARIANCE)
+    covariance = summed(1, 1) / count - mean_x * mean_y
+    found = np.divide(covariance, np.sqrt(np.abs(spread_x * spread_y)), out=np.zeros_like(covariance), where=varies)
+    scores: Float64 = np.where(count >= LEAST_COVERAGE * wanted.sum(), found.mean(axis=0), -np.inf)
+    return scores
 
 
 def _correlation(a: Float32, b: Float32) -> float:

@@ -4,7 +4,15 @@ from scipy import ndimage
 
 from atlasseg import phantoms
 from atlasseg import similarity as measures
-from atlasseg.atlases.selection import choose, likenesses, select, similarities, thumbnails
+from atlasseg.atlases.selection import (
+    LEAST_COVERAGE,
+    _correlations,
+    choose,
+    likenesses,
+    select,
+    similarities,
+    thumbnails,
+)
 from atlasseg.errors import InputError
 from atlasseg.transforms import Affine
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
@@ -136,3 +144,22 @@ def test_errors(grid):
     two = Image(np.stack([target.image.array] * 2, -1), grid.affine, "scan")
     with pytest.raises(InputError, match="'k1' has 1 channels"):
         select(two, [target], count=1)
+
+
+def test_correlations_of_all_windows_are_those_of_one_after_the_other():
+    rng = np.random.default_rng(3)
+    wanted, known = rng.random((7, 5, 6)) < 0.8, rng.random((9, 9, 7)) < 0.9
+    known[:3] = False  # windows there cover too little
+    target = rng.normal(size=(*wanted.shape, 2)).astype(np.float32) * wanted[..., None]
+    image = rng.normal(size=(*known.shape, 2)).astype(np.float32) * known[..., None]
+    image[..., 1] = np.where(known, 0.5, 0)  # constant
+    found = _correlations(target, wanted, image, known)
+    assert found.shape == (3, 5, 2)
+    for step in np.ndindex(*found.shape):
+        box = tuple(slice(a, a + n) for a, n in zip(step, wanted.shape, strict=True))
+        inside = known[box] & wanted
+        if inside.sum() < LEAST_COVERAGE * wanted.sum():
+            assert found[step] == -np.inf
+        else:
+            expected = np.corrcoef(target[inside, 0], image[box][inside, 0])[0, 1] / 2
+            assert found[step] == pytest.approx(expected, abs=1e-7)
