@@ -1,20 +1,19 @@
 """The refiner against fusion alone and against the same network on the scan alone, by size of the library.
 
-    python benchmarks/refiner.py --data DIR [--sizes 5 15 95] [--minutes 60] [--targets N] [--cache DIR]
-                                 [--device auto|cpu|cuda] [--out benchmarks/results/refiner.md]
+    python benchmarks/refiner.py --data DIR [--sizes 5 15 95] [--minutes 60] [--members 3] [--targets N]
+                                 [--cache DIR] [--device auto|cpu|cuda] [--out benchmarks/results/refiner.md]
 
 Libraries are the first 5 and 15 hippocampus atlases, and those with the 80 further ones. For each: every atlas fused
-from the others, a network trained on scan and fused probabilities for ``--minutes``, one on the scan alone (the
-control) for as long, and the 20 targets fused and refined. What is computed is kept in ``--cache``, models beside it,
-so that what is finished is not done again; a training that was interrupted goes on. The threads are those of
-OMP_NUM_THREADS and NUMBA_NUM_THREADS.
+from the others, ``--members`` networks trained on scan and fused probabilities, which share ``--minutes``, as many on
+the scan alone (the control) for as long, and the 20 targets fused and refined. What is computed is kept in ``--cache``,
+models beside it, so that what is finished is not done again; a training that was interrupted goes on. The threads are
+those of OMP_NUM_THREADS and NUMBA_NUM_THREADS.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,15 +40,13 @@ TABLES = {
     "registration": {"steps": ["affine", "diffeomorphic"], "diffeomorphic": {"radius_voxels": 3}},
     "fusion": {"method": "joint"},
     "refiner": {"levels": 4, "width": 16, "patch_voxels": [24, 40, 32]},
-    "training": {"members": 1, "steps": 100_000, "round_steps": 500, "patience": 1000, "learning_rate": 2e-3},
+    "augmentation": {"flips": ["R"], "rotation_degrees": 20, "scaling": 0.2, "elastic_voxels": 1.5},
+    "training": {"steps": 100_000, "round_steps": 500, "patience": 1000, "learning_rate": 2e-3},
 }
 
 
-def trained(
-    atlases: list[Atlas], recipe: Recipe, folder: Path, device: str, minutes: float, cache: Path
-) -> RefinerModel:
+def trained(atlases: list[Atlas], recipe: Recipe, folder: Path, device: str, cache: Path) -> RefinerModel:
     """A model, read where it was trained before."""
-    recipe = replace(recipe, training=replace(recipe.training, minutes=minutes))
     if not (folder / "model.json").is_file():
         model = train_refiner(
             atlases,
@@ -89,7 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5, 15, 95])
-    parser.add_argument("--minutes", type=float, default=60.0, help="for each training")
+    parser.add_argument("--minutes", type=float, default=60.0, help="for each model")
+    parser.add_argument("--members", type=int, default=3, help="networks of a model, which share its minutes")
     parser.add_argument("--targets", type=int, default=20)
     parser.add_argument("--no-control", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "atlasseg_benchmark" / "refiner")
@@ -102,10 +100,12 @@ def main() -> None:
     library, cases = read_library(root / "atlases", root / "more_atlases"), read_library(root / "targets")
     first = list(read_library(root / "atlases").ids)
     order = first + [id_ for id_ in library.ids if id_ not in first]
-    recipe = parse_recipe(TABLES)
+    budget = {"members": given.members, "minutes": given.minutes / given.members}
+    tables = {**TABLES, "training": {**TABLES["training"], **budget}}
+    recipe = parse_recipe(tables)
     kinds = {
         "refined": recipe,
-        "scan alone": parse_recipe({**TABLES, "refiner": {**TABLES["refiner"], "prior": "none"}}),
+        "scan alone": parse_recipe({**tables, "refiner": {**TABLES["refiner"], "prior": "none"}}),
     }
     if given.no_control:
         del kinds["scan alone"]
@@ -116,9 +116,8 @@ def main() -> None:
             name: trained(
                 atlases,
                 each,
-                given.cache / f"{size}_{name.replace(' ', '_')}_{given.minutes:g}min_{device}",
+                given.cache / f"{size}_{name.replace(' ', '_')}_{given.members}x{given.minutes:g}min_{device}",
                 device,
-                given.minutes,
                 given.cache / "kept",
             )
             for name, each in kinds.items()
@@ -154,16 +153,19 @@ def page(table: pd.DataFrame, minutes: float, device: str, models: dict[str, Ref
                 f"- {size} atlases, {name} minus fused: mean Dice {test.mean_difference:+.4f}, better on "
                 f"{test.a_better} of {test.targets} targets, Wilcoxon p = {test.p:.2g}."
             )
+    members = next(iter(models.values())).members
     versions = ", ".join(f"{name} {version}" for name, version in software_versions().items())
     plans = "; ".join(f"{name}: {model.record['plan']}" for name, model in models.items())
     shares = np.mean([model.members[0].scores["loading_share"] for model in models.values()])
     steps = ", ".join(f"{model.members[0].scores['steps']:.0f} steps of {name}" for name, model in models.items())
     return (
         "# The refiner on hippocampus\n\n"
-        f"`python benchmarks/refiner.py --data DIR --minutes {minutes:g}` on {device}: every network trained for that "
-        "long, fusion of the 10 atlases that look most like the target; seconds are those of refinement alone.\n\n"
+        f"`python benchmarks/refiner.py --data DIR --minutes {minutes:g} --members {len(members)}` on {device}: every "
+        "model trained for that long, fusion of the 10 atlases that look most like the target; seconds are those of "
+        "refinement alone.\n\n"
         f"{as_markdown(means.join(spread).reset_index())}\n" + "\n".join(lines) + "\n\n"
-        f"{plans}. With the largest library: {steps}; loading patches took {100 * shares:.0f} % of the time.\n\n"
+        f"{plans}. With the largest library: {steps} by the first network; loading patches took {100 * shares:.0f} % "
+        "of the time.\n\n"
         f"{as_markdown(table)}\n{versions}\n"
     )
 
