@@ -178,7 +178,7 @@ def _as_errors(folder: Path) -> Iterator[None]:
 class _Resuming:
     """Downloads for pooch: into a file of its own, which outlives a broken connection and is gone on from."""
 
-    BLOCK = 1 << 18
+    BLOCK = 1 << 16
     TIMEOUT_S = 30.0
     ATTEMPTS = 5
 
@@ -187,14 +187,14 @@ class _Resuming:
 
     def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
         """Download `url` and put it into `output_file`."""
-        import requests
+        from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout
 
         for attempt in range(self.ATTEMPTS):
             before = self._here()
             try:
                 self._go_on(url)
                 break
-            except (requests.ConnectionError, requests.Timeout) as error:
+            except (ChunkedEncodingError, ConnectionError, Timeout) as error:
                 came = self._here() > before
                 if attempt == self.ATTEMPTS - 1 or not came:
                     raise
@@ -210,9 +210,9 @@ class _Resuming:
         here = self._here()
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={here}-"} if here else {})}
         with requests.get(url, headers=headers, stream=True, timeout=self.TIMEOUT_S) as response:
-            if response.status_code == requests.codes.requested_range_not_satisfiable:
-                whole = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
-                if whole is None or int(whole[1]) != here:
+            if here and response.status_code == requests.codes.requested_range_not_satisfiable:
+                said = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+                if said is None or int(said[1]) != here:
                     self.begun.unlink()  # of another file; from the beginning
                     raise requests.ConnectionError("what was begun does not belong to this file; it was removed")
                 return
@@ -246,7 +246,7 @@ def _lay_out(archive: Path, dataset: Dataset, folder: Path) -> None:
                     continue
                 if path.name == "dataset.json":
                     labels = _labels_of(tar, member, folder)
-                elif len(path.parts) >= 2 and path.parts[-2] in places and io.is_volume(path):
+                elif len(path.parts) >= 2 and path.parts[-2] in places and io.is_volume(path.name):
                     member.name = f"{places[path.parts[-2]]}/{path.name}"
                     tar.extract(member, folder, filter="data")
     except tarfile.TarError as error:

@@ -53,6 +53,16 @@ def killed_once(target, progress, *, folder):
     (folder / f"{target.id}.done").write_text(target.id)
 
 
+def breaks_while_another_is_done(target, progress):
+    if target.id == "t1":
+        raise InputError("t1.nii.gz: is broken")
+    time.sleep(0 if target.id != "t0" else ONE_IS_AT_WORK_S)
+
+
+ONE_IS_AT_WORK_S = 600
+"""Far longer than the test takes."""
+
+
 def environment_of(target, progress):
     return os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["NUMBA_NUM_THREADS"]
 
@@ -93,6 +103,23 @@ def check(done, told, stages):
     assert told[:4] == [(t.id, "waiting") for t in TARGETS]
     for target, end in (("t0", "done"), ("t1", "failed"), ("t2", "failed"), ("t3", "done")):
         assert [stage for t, stage in told if t == target] == [*stages, end]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_is_begun_after_a_failure_where_that_is_asked_for(jobs):
+    aborted, told = [], []
+    done = over_targets(
+        task if jobs == 1 else breaks_while_another_is_done,
+        TARGETS,
+        workers=Workers(jobs),
+        on_abort=lambda target: aborted.append(target.id),
+        listener=lambda *event: told.append(event),
+        stop_on_failure=True,
+    )
+    stopped = "not done: stopped after target t1 failed"
+    assert [o.error for o in done] == ["" if jobs == 1 else stopped, "t1.nii.gz: is broken", stopped, stopped]
+    assert aborted == ([] if jobs == 1 else ["t0"])
+    assert ("t1", "failed") in told and not [event for event in told if event in (("t2", "done"), ("t3", "done"))]
 
 
 def test_a_target_that_kills_its_process_is_given_up_and_the_others_done():
