@@ -46,7 +46,10 @@ def study(tmp_path, heads):
     io.write_json({"Name": "A study", "BIDSVersion": "1.10.0", "DatasetType": "raw"}, root / "dataset_description.json")
     (root / "README").write_text("A study of heads. " * 20)
     add(root, heads["head3"], "sub-01/anat/sub-01_T1w.nii.gz")
-    add(root, heads["head4"], "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz")
+    annexed = add(tmp_path, heads["head4"], "annex/SHA256E-s1--1.nii.gz")
+    scan = root / "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz"
+    scan.parent.mkdir(parents=True)
+    scan.symlink_to(annexed)
     add(root, heads["head3"], "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz")
     return tmp_path
 

@@ -160,9 +160,11 @@ def fetch(dataset: Dataset, folder: Path, *, told: Told | None = None) -> None:
                 f"{dataset.url}: what was downloaded is not the dataset {dataset.name}: {dataset.checksum} is wanted "
                 f"({dataset.checksum_from}); it was removed: {error}"
             ) from error
-        with whole_folder(folder) as made:
-            _lay_out(archive, dataset, made)
-        archive.unlink()
+        try:
+            with whole_folder(folder) as made:
+                _lay_out(archive, dataset, made)
+        finally:
+            archive.unlink()
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,10 +35,12 @@ from atlasseg.cohort.run import DEFAULT_LIMIT_BYTES, run, write_logs
 from atlasseg.cohort.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.files import files_together
-from atlasseg.labels import read_label_table
+from atlasseg.labels import LabelTable, read_label_table
 from atlasseg.recipe import Recipe
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from atlasseg.report.cohort_page import TargetSummary
 
 WORK = ".work"
@@ -91,7 +94,10 @@ class Derivative:
 
     def uri(self, scan: Scan) -> str:
         """The scan as a BIDS URI of the derivative."""
-        return f"bids:raw:{scan.path.resolve().relative_to(self.dataset.resolve()).as_posix()}"
+        folder = scan.path.parent.resolve().relative_to(
+            self.dataset.resolve()
+        )  # the file itself may be a link of git-annex
+        return f"bids:raw:{(folder / scan.path.name).as_posix()}"
 
 
 def participant_level(
@@ -254,12 +260,10 @@ def _sidecars(
             "Description": "entropy of the label probabilities",
             "Units": "bit",
             **placed,
-            "SkullStripped": False,
         },
         "disagreement": {
             "Description": "share of the atlases that say another label",
             **placed,
-            "SkullStripped": False,
         },
         "volumes": {"Description": "volumes of the labels", "Sources": [image], **COLUMNS["volumes"]},
     }
@@ -281,8 +285,6 @@ def write_report(scan: Scan, out: Path, dataset: Path) -> None:
     InputError
         There are no results of this scan, or a file of them cannot be read.
     """
-    import pandas as pd
-
     from atlasseg.report.figures import thumbnail
     from atlasseg.report.page import TargetReport, render
 
@@ -302,9 +304,9 @@ def write_report(scan: Scan, out: Path, dataset: Path) -> None:
         table=table,
         fusion=made["FusionMethod"],
         entropy=io.read_image(entropy).array if entropy.is_file() else None,
-        volumes=pd.read_csv(f"{stem}_volumes.tsv", sep="\t"),
-        atlases=pd.read_csv(f"{stem}_atlases.tsv", sep="\t", na_values="n/a", keep_default_na=False),
-        changes=pd.read_csv(changes, sep="\t") if changes.is_file() else None,
+        volumes=_read_table(f"{stem}_volumes.tsv"),
+        atlases=_read_table(f"{stem}_atlases.tsv"),
+        changes=_read_table(str(changes)) if changes.is_file() else None,
         recipe=made["Recipe"],
         versions=made["Libraries"],
         home="../index.html",
@@ -344,65 +346,70 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
     InputError
         None of them has results, or a file of results cannot be read.
     """
-    import pandas as pd
-
     from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
 
     derivative = Derivative(out, dataset)
-    summaries, rows, recipes, methods, atlases = [], [], [], [], 0
-    names: dict[int, str] = {}
+    found = {scan.stem: _results(out / scan.folder, scan) for scan in scans}
+    summaries, rows, table, atlases = [], [], LabelTable(), 0
     for scan in scans:
-        found = _results(out / scan.folder, scan)
-        if found is None:
+        result = found[scan.stem]
+        if result is None:
             summaries.append(TargetSummary(scan.stem, error="no results"))
             continue
-        stem, made = found
-        volumes = pd.read_csv(f"{stem}_volumes.tsv", sep="\t", na_values="n/a", keep_default_na=False)
+        stem, made = result
+        volumes = _read_table(f"{stem}_volumes.tsv")
         page, picture = derivative.report(scan), derivative.picture(scan)
-        href = page.relative_to(out).as_posix() if page.is_file() else ""
         summaries.append(
             TargetSummary(
-                scan.stem, href, thumbnail=picture.read_text("utf-8") if picture.is_file() else "", volumes=volumes
+                scan.stem,
+                page.relative_to(out).as_posix() if page.is_file() else "",
+                thumbnail=picture.read_text("utf-8") if picture.is_file() else "",
+                volumes=volumes,
             )
         )
-        names |= dict(zip(volumes["label"].tolist(), volumes["name"].tolist(), strict=True))
-        rows.append((scan, made["FusionMethod"], dict(zip(volumes["label"], volumes["volume_mm3"], strict=True))))
-        recipes.append(made["Recipe"])
-        methods.append(made["FusionMethod"])
-        atlases = max(atlases, len(made["Atlases"]))
+        rows.append((scan, made, volumes))
+        table = table if len(table) else read_label_table(f"{stem}_dseg.tsv")
+        atlases = max(atlases, len(_read_table(f"{stem}_atlases.tsv")))
     if not rows:
         raise InputError(f"{out}: there are no results of {len(scans)} scans; run the participant level first")
-    _write_volumes(rows, names, out)
-    tables = [read_label_table(path) for path in sorted(out.glob("sub-*/**/anat/*_dseg.tsv"))[:1]]
+    _write_volumes(rows, out)
+    recipes = {made["Recipe"] for _, made, _ in rows}
     report = CohortReport(
         name=io.read_json(dataset / "dataset_description.json")["Name"],
-        fusion=", ".join(dict.fromkeys(methods)),
+        fusion=", ".join(sorted({made["FusionMethod"] for _, made, _ in rows})),
         targets=summaries,
-        table=tables[0].completed(names),
+        table=table.completed({int(value) for _, _, volumes in rows for value in volumes["label"]}),
         atlases=atlases,
-        recipe=recipes[0] if len(set(recipes)) == 1 else "",
+        recipe=recipes.pop() if len(recipes) == 1 else "",
         versions=outputs.software_versions(),
     )
     io.write_text(render_cohort(report), out / "index.html")
-    return [scan for scan in scans if _results(out / scan.folder, scan) is None]
+    return [scan for scan in scans if found[scan.stem] is None]
 
 
-def _write_volumes(rows: Iterable[tuple[Scan, str, Mapping[int, float]]], names: Mapping[int, str], out: Path) -> None:
+def _read_table(path: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(path, sep="\t", na_values="n/a", keep_default_na=False)
+
+
+def _write_volumes(rows: Sequence[tuple[Scan, Mapping[str, Any], pd.DataFrame]], out: Path) -> None:
     """One row a scan, one column a structure, and a sidecar that says which is which."""
     import pandas as pd
 
-    repeated = {name for name in names.values() if list(names.values()).count(name) > 1}
-    columns = {label: f"{name} {label}" if name in repeated else name for label, name in sorted(names.items())}
+    names = {int(label): str(name) for _, _, v in rows for label, name in zip(v["label"], v["name"], strict=True)}
+    often = Counter(names.values())
+    columns = {label: f"{name} {label}" if often[name] > 1 else name for label, name in sorted(names.items())}
     table = pd.DataFrame(
         [
             {
                 "participant_id": f"sub-{scan.entities['subject']}",
                 "session_id": f"ses-{scan.entities['session']}" if "session" in scan.entities else None,
                 "scan": scan.path.name,
-                "fusion": fusion,
-                **{column: volumes.get(label) for label, column in columns.items()},
+                "fusion": made["FusionMethod"],
+                **{columns[int(x)]: mm3 for x, mm3 in zip(volumes["label"], volumes["volume_mm3"], strict=True)},
             }
-            for scan, fusion, volumes in rows
+            for scan, made, volumes in rows
         ]
     )
     outputs.write_table(table.dropna(axis="columns", how="all"), out / "group_volumes.tsv")

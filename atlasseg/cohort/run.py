@@ -111,6 +111,9 @@ def run(
     library, targets, out = opened(recipe)
     given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
     needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
+    most = max(needs.registering, needs.fusing)
+    if workers.memory_bytes is not None and most > workers.memory_bytes:
+        log.warning("a step takes about %.1f GB, and it may take %.1f GB", most / 1e9, workers.memory_bytes / 1e9)
     done = over_targets(
         partial(_segment, given=given) if after is None else partial(_then, given=given, after=after),
         targets,
