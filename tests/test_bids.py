@@ -46,10 +46,10 @@ def study(tmp_path, heads):
     io.write_json({"Name": "A study", "BIDSVersion": "1.10.0", "DatasetType": "raw"}, root / "dataset_description.json")
     (root / "README").write_text("A study of heads. " * 20)
     add(root, heads["head3"], "sub-01/anat/sub-01_T1w.nii.gz")
-    annexed = add(tmp_path, heads["head4"], "annex/SHA256E-s1--1.nii.gz")
+    add(root, heads["head4"], ".git/annex/objects/a/SHA256E-s1--1.nii.gz")
     scan = root / "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz"
     scan.parent.mkdir(parents=True)
-    scan.symlink_to(annexed)
+    scan.symlink_to("../../../.git/annex/objects/a/SHA256E-s1--1.nii.gz")
     add(root, heads["head3"], "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz")
     return tmp_path
 
@@ -221,7 +221,7 @@ def test_scans_are_chosen_by_labels_and_by_a_filter(study, heads):
     assert found(run="*") == [f"sub-03_acq-high_run-{run}_T1w.nii.gz" for run in (1, 2)]
     assert found(run=None) == ["sub-03_acq-low_T1w.nii.gz"]
     assert found(desc="brain") == ["sub-03_desc-brain_T1w.nii.gz"]
-    assert Scan(root / "sub-03/anat/sub-03_desc-brain_T1w.nii.gz", {}).stem == "sub-03"
+    assert Scan(root / "sub-03/anat/sub-03_desc-brain_T1w.nii.gz").stem == "sub-03"
 
 
 def test_version_and_help(study):
@@ -313,6 +313,10 @@ def test_a_request_that_cannot_be_done_is_refused_before_anything_is_written(stu
     words = ["bids", str(study / "bids"), str(study / "out"), "participant"]
     assert "needs a recipe" in CliRunner().invoke(app, words).output
     assert call(study, "participants")[0] == 2
+    for kind in ("images", "labels"):
+        shutil.copy(study / "atlases" / kind / "head0.nii.gz", study / "atlases" / kind / "head_0.nii.gz")
+    status, output = call(study, "participant", "--xfm")
+    assert status == 2 and "atlases 'head0' and 'head_0' would have one name" in output
     assert call(study, "participant", "--mem-gb", "0")[0] == 2
     assert not (study / "out").exists()
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlasseg import __version__, io
-from atlasseg.atlases.library import Target
+from atlasseg.atlases.library import Target, read_library
 from atlasseg.cohort import outputs
 from atlasseg.cohort.bids_input import Scan
 from atlasseg.cohort.execution import Listener, Outcome
@@ -147,7 +147,7 @@ def participant_level(
         workers=workers,
         listener=listener,
         limit_bytes=limit_bytes,
-        after=partial(_publish, derivative=derivative, scans={scan.id: scan for scan in scans}),
+        after=partial(_publish, derivative=derivative),
         stop_on_failure=stop_on_failure,
     )
     write_logs(done, out)
@@ -160,7 +160,7 @@ def planned(dataset: Path, out: Path, scans: Sequence[Scan], recipe: Recipe, *, 
     Raises
     ------
     InputError
-        `out` or the folder for work is the dataset itself.
+        `out` or the folder for work is the dataset itself, or atlases have names that differ in no letter or digit.
     """
     work = work or out / WORK
     for folder in (out, work):
@@ -168,6 +168,14 @@ def planned(dataset: Path, out: Path, scans: Sequence[Scan], recipe: Recipe, *, 
             raise InputError(
                 f"{folder}: results cannot go into the dataset itself; give e.g. {dataset}/derivatives/atlasseg"
             )
+    if recipe.output.transforms and recipe.data.atlases:
+        names: dict[str, str] = {}
+        for atlas in read_library(*recipe.data.atlases).ids:
+            other = names.setdefault(outputs.entity(atlas), atlas)
+            if other != atlas:
+                raise InputError(
+                    f"the transforms of atlases {other!r} and {atlas!r} would have one name in BIDS; rename one"
+                )
     return replace(recipe, data=replace(recipe.data, targets=tuple(scan.path for scan in scans), out=work))
 
 
@@ -195,11 +203,9 @@ def _relative(path: Path, folder: Path) -> str:
 # -- one scan ---------------------------------------------------------------------------------------------------------
 
 
-def _publish(
-    target: Target, results: Path, summary: TargetSummary, *, derivative: Derivative, scans: Mapping[str, Scan]
-) -> None:
+def _publish(target: Target, results: Path, summary: TargetSummary, *, derivative: Derivative) -> None:
     """Put the results of a scan into the derivative, under the names that BIDS gives them."""
-    scan = scans[target.id]
+    scan = Scan(target.image)
     desc = next(results.glob("*_dseg.json")).name.split("_")[-2]
     with files_together(
         derivative.root / scan.folder, scan.stem, replaced=lambda name: is_result(name, scan), seal="_dseg.json"
@@ -207,7 +213,7 @@ def _publish(
         for source in results.iterdir():
             if source.suffix not in (".html", ".json"):
                 shutil.copyfile(source, folder / result_name(source.name, target.id, scan, desc))
-        for name, sidecar in _sidecars(folder, results, scan, target.id, desc, derivative).items():
+        for name, sidecar in _sidecars(folder, results, scan, summary, desc, derivative).items():
             io.write_json(sidecar, folder / name)
     page = results / f"{target.id}.html"
     if page.is_file():
@@ -247,13 +253,13 @@ COLUMNS = {
 
 
 def _sidecars(
-    folder: Path, results: Path, scan: Scan, target: str, desc: str, derivative: Derivative
+    folder: Path, results: Path, scan: Scan, summary: TargetSummary, desc: str, derivative: Derivative
 ) -> dict[str, dict[str, Any]]:
     """Name to content of every JSON file of a scan's results."""
     stem, raw = f"{scan.stem}_{desc}", derivative.uri(scan)
     image = f"bids::{scan.folder}/{stem}_dseg.nii.gz"
     placed = {"Sources": [raw], "SpatialReference": raw}
-    made = io.read_json(results / f"{target}_{desc}_dseg.json")
+    made = {**io.read_json(results / f"{scan.id}_{desc}_dseg.json"), "Warnings": summary.warnings}
     said = {
         "dseg": {**made, **placed, **COLUMNS["dseg"], "Description": "labels fused from atlases", "Manual": False},
         "entropy": {
@@ -267,7 +273,7 @@ def _sidecars(
         },
         "volumes": {"Description": "volumes of the labels", "Sources": [image], **COLUMNS["volumes"]},
     }
-    order = results / f"{target}_{desc}_probseg.json"
+    order = results / f"{scan.id}_{desc}_probseg.json"
     if order.is_file():
         description = "probability of each label, one a volume, in the order of LabelMap"
         said["probseg"] = {"Description": description, **io.read_json(order), **placed, "Manual": False}
@@ -364,6 +370,7 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
                 scan.stem,
                 page.relative_to(out).as_posix() if page.is_file() else "",
                 thumbnail=picture.read_text("utf-8") if picture.is_file() else "",
+                warnings=made["Warnings"],
                 volumes=volumes,
             )
         )
@@ -403,8 +410,8 @@ def _write_volumes(rows: Sequence[tuple[Scan, Mapping[str, Any], pd.DataFrame]],
     table = pd.DataFrame(
         [
             {
-                "participant_id": f"sub-{scan.entities['subject']}",
-                "session_id": f"ses-{scan.entities['session']}" if "session" in scan.entities else None,
+                "participant_id": f"sub-{scan.labels['sub']}",
+                "session_id": f"ses-{scan.labels['ses']}" if "ses" in scan.labels else None,
                 "scan": scan.path.name,
                 "fusion": made["FusionMethod"],
                 **{columns[int(x)]: mm3 for x, mm3 in zip(volumes["label"], volumes["volume_mm3"], strict=True)},

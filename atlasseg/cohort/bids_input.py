@@ -28,10 +28,9 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan of a BIDS dataset: its file, and its entities by their long names (``subject``, ``session``, ``run``)."""
+    """A scan of a BIDS dataset, which its file's name describes."""
 
     path: Path
-    entities: Mapping[str, str]
 
     @property
     def id(self) -> str:
@@ -39,21 +38,25 @@ class Scan:
         return io.volume_id(self.path)
 
     @property
+    def labels(self) -> dict[str, str]:
+        """Its entities by their short names: ``{"sub": "01", "ses": "1"}``."""
+        return dict(part.split("-", 1) for part in self.id.split("_") if "-" in part)
+
+    @property
     def suffix(self) -> str:
         """``T1w``, or what else was asked for."""
-        return self.entities["suffix"]
+        return self.id.split("_")[-1]
 
     @property
     def stem(self) -> str:
         """What the names of its results begin with: its entities but for ``desc``, which results have of their own."""
-        parts = self.id.split("_")[:-1]
-        return "_".join(part for part in parts if not part.startswith("desc-"))
+        return "_".join(f"{name}-{label}" for name, label in self.labels.items() if name != "desc")
 
     @property
     def folder(self) -> PurePosixPath:
         """Where its results lie in a derivative: ``sub-01/anat`` or ``sub-01/ses-1/anat``."""
-        session = [f"ses-{self.entities['session']}"] if "session" in self.entities else []
-        return PurePosixPath(f"sub-{self.entities['subject']}", *session, "anat")
+        labels = self.labels
+        return PurePosixPath(*(f"{name}-{labels[name]}" for name in ("sub", "ses") if name in labels), "anat")
 
 
 def find_scans(
@@ -102,20 +105,13 @@ def find_scans(
         wanted["subject"] = asked
     if sessions:
         wanted["session"] = [label.removeprefix("ses-") for label in sessions]
-    found = tuple(
-        sorted(
-            (
-                Scan(Path(file.path), {name: str(value) for name, value in file.get_entities().items()})
-                for file in layout.get(**wanted)
-            ),
-            key=lambda scan: scan.path,
-        )
-    )
-    _check_found(dataset, found, chosen, asked or everyone, wanted, sessions, asked_for=bool(asked))
+    files = sorted(layout.get(**wanted), key=lambda file: str(file.path))
+    found = {Scan(Path(file.path)): {name: str(value) for name, value in file.get_entities().items()} for file in files}
+    _check_found(dataset, list(found), chosen, asked or everyone, wanted, sessions, asked_for=bool(asked))
     _check_unambiguous(found, chosen, filter_file)
     for sidecar in layout.get(suffix=sorted({scan.suffix for scan in found}), extension=".json"):
         io.read_json(sidecar.path)
-    return found
+    return tuple(found)
 
 
 def _usual() -> dict[str, Any]:
@@ -214,17 +210,19 @@ def _check_found(
     if not found:
         whose = f"participant {_some(participants)}" if asked_for else "any of its participants"
         raise InputError(f"{dataset}: there is no {what} of {whose} (wanted e.g. sub-LABEL/anat/sub-LABEL_T1w.nii.gz)")
-    without = sorted(set(participants) - {scan.entities["subject"] for scan in found})
+    without = sorted(set(participants) - {scan.labels["sub"] for scan in found})
     if without and asked_for:
         raise InputError(f"{dataset}: participant {without[0]!r} has no {what} in {dataset / f'sub-{without[0]}'}")
     if without:
         log.warning("%s: %d participants have no %s: %s", dataset, len(without), what, _some(without))
-    absent = sorted(set(wanted.get("session", ())) - {scan.entities.get("session") for scan in found}, key=str)
+    absent = sorted(set(wanted.get("session", ())) - {scan.labels.get("ses") for scan in found}, key=str)
     if sessions and absent:
         raise InputError(f"{dataset}: there is no session {absent[0]!r} with a {wanted['suffix']} scan")
 
 
-def _check_unambiguous(found: Sequence[Scan], chosen: Mapping[str, Any], filter_file: Path | None) -> None:
+def _check_unambiguous(
+    found: Mapping[Scan, Mapping[str, str]], chosen: Mapping[str, Any], filter_file: Path | None
+) -> None:
     """Refuse several scans of one session, unless the filter chose by what they differ in."""
     of_session: dict[PurePosixPath, list[Scan]] = defaultdict(list)
     for scan in found:
@@ -232,12 +230,13 @@ def _check_unambiguous(found: Sequence[Scan], chosen: Mapping[str, Any], filter_
     for folder, scans in of_session.items():
         if len(scans) == 1:
             continue
-        names = {name for scan in scans for name in scan.entities}
-        differing = sorted(name for name in names if len({scan.entities.get(name) for scan in scans}) > 1)
+        entities = [found[scan] for scan in scans]
+        names = {name for each in entities for name in each}
+        differing = sorted(name for name in names if len({each.get(name) for each in entities}) > 1)
         open_ = [name for name in differing if name not in chosen]
         if open_:
             files = ", ".join(scan.path.name for scan in scans)
-            value = next(str(scan.entities[open_[0]]) for scan in scans if open_[0] in scan.entities)
+            value = next(each[open_[0]] for each in entities if open_[0] in each)
             raise InputError(
                 f"{scans[0].path.parent}: {len(scans)} {scans[0].suffix} scans of one session ({folder.parent}), which "
                 f"differ in {' and '.join(open_)}: {files}; choose by --bids-filter-file, with "
