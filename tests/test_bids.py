@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,8 @@ import atlasseg
 from atlasseg import io
 from atlasseg.cli import app
 from atlasseg.cohort.bids_input import Scan, find_scans, validation_errors, validator
-from atlasseg.errors import InputError
+from atlasseg.errors import InputError, OutputError
+from atlasseg.files import files_together
 from atlasseg.itk import read_transform
 from atlasseg.resampling import resample
 
@@ -196,6 +198,38 @@ def test_worker_processes_write_the_derivative_too_and_the_plan_says_so_before(s
     assert status == 0, output
     assert sum(name.endswith("dseg.json") for name in results(study / "out")) == 2
     assert (study / "work/.cache").is_dir() and not (study / "out/.work").exists()
+
+
+def test_results_that_share_a_folder_come_together_or_not_at_all(tmp_path, monkeypatch):
+    folder = tmp_path / "anat"
+    folder.mkdir()
+    for name in ("a_image", "a_seal.json", "b_image"):
+        (folder / name).write_text("old")
+    moves = []
+    for verb in ("replace", "unlink"):
+        own = getattr(Path, verb)
+        monkeypatch.setattr(
+            Path, verb, lambda self, *a, o=own, v=verb, **k: (moves.append((v, self.name)), o(self, *a, **k))[1]
+        )
+
+    def write(fault=None):
+        with files_together(folder, "a", replaced=lambda name: name.startswith("a_"), seal="_seal.json") as aside:
+            for name in ("a_seal.json", "a_image", "a_table"):
+                (aside / name).write_text("new")
+            if fault is not None:
+                raise fault
+
+    for fault, error in ((RuntimeError("a mistake"), RuntimeError), (OSError(28, "No space left"), OutputError)):
+        with pytest.raises(error):
+            write(fault)
+        assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys(
+            ("a_image", "a_seal.json", "b_image"), "old"
+        )
+    assert not moves
+    write()
+    assert moves[0] == ("unlink", "a_seal.json") and moves[-1] == ("replace", "a_seal.json") and len(moves) == 5
+    new = dict.fromkeys(("a_image", "a_seal.json", "a_table"), "new")
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {**new, "b_image": "old"}
 
 
 # -- what is asked for ------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from atlasseg.cohort.bids_input import Scan
-    from atlasseg.recipe import Recipe
 
 
 class Level(StrEnum):
@@ -73,8 +72,10 @@ def _print_version(asked: bool) -> None:
 
 
 def bids(
-    bids_dir: Annotated[Path, typer.Argument(help="A BIDS dataset with T1-weighted scans.")],
-    out_dir: Annotated[Path, typer.Argument(help="Folder for the derivative, e.g. BIDS_DIR/derivatives/atlasseg.")],
+    bids_dir: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="A BIDS dataset with T1-weighted scans.")],
+    out_dir: Annotated[
+        Path, typer.Argument(metavar="OUT_DIR", help="Folder for the derivative, e.g. BIDS_DIR/derivatives/atlasseg.")
+    ],
     level: Annotated[
         Level, typer.Argument(metavar="participant|group", help="Scan by scan; then all of them together.")
     ],
@@ -174,8 +175,9 @@ def bids(
         raise typer.BadParameter("the participant level needs a recipe", param_hint="--recipe")
     if not skip_bids_validation:
         validate(bids_dir)
-    checked = located(recipe, settings, device, targets=None, atlases=atlases, out=None, prepared=prepared)
-    checked = _with_outputs(checked, probseg, xfm)
+    asked = {"output.probabilities": probseg, "output.transforms": xfm}
+    changed = [*(settings or ()), *(f"{key}={str(value).lower()}" for key, value in asked.items() if value is not None)]
+    checked = located(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=prepared)
     workers = workers_of(nprocs, [scan.path for scan in scans], scheduler, cluster, cluster_settings)
     workers = replace(workers, memory_bytes=None if mem_gb is None else 1e9 * mem_gb)
     limit_bytes = int(1e9 * cache_limit)
@@ -203,12 +205,6 @@ def bids(
             stop_on_failure=stop_on_first_crash,
         )
     tell_end(done, out_dir)
-
-
-def _with_outputs(recipe: Recipe, probabilities: bool | None, transforms: bool | None) -> Recipe:
-    """The recipe with what else it is told to write."""
-    asked = {"probabilities": probabilities, "transforms": transforms}
-    return replace(recipe, output=replace(recipe.output, **{k: v for k, v in asked.items() if v is not None}))
 
 
 def _group(bids_dir: Path, out_dir: Path, scans: Sequence[Scan]) -> None:

@@ -142,6 +142,7 @@ def test_each_worker_has_a_gpu_and_its_share_of_the_processors(monkeypatch):
 
 def test_no_more_workers_than_there_is_memory_for(monkeypatch, caplog):
     monkeypatch.setattr(workers, "available_bytes", lambda: 5e9)
+    assert (Workers(4, memory_bytes=3e9).free_bytes(), Workers(4, memory_bytes=9e9).free_bytes()) == (3e9, 5e9)
     cluster = workers._local(Workers(4), 2e9, False)
     try:
         assert len(cluster.worker_spec) == 2 and "2 workers instead of 4: a step takes 2.0 GB" in caplog.text
