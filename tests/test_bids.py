@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import atlasseg
 from atlasseg import io
 from atlasseg.cli import app
+from atlasseg.cohort.bids import Derivative
 from atlasseg.cohort.bids_input import Scan, find_scans, validation_errors, validator
 from atlasseg.errors import InputError, OutputError
 from atlasseg.files import files_together
@@ -48,10 +49,7 @@ def study(tmp_path, heads):
     io.write_json({"Name": "A study", "BIDSVersion": "1.10.0", "DatasetType": "raw"}, root / "dataset_description.json")
     (root / "README").write_text("A study of heads. " * 20)
     add(root, heads["head3"], "sub-01/anat/sub-01_T1w.nii.gz")
-    add(root, heads["head4"], ".git/annex/objects/a/SHA256E-s1--1.nii.gz")
-    scan = root / "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz"
-    scan.parent.mkdir(parents=True)
-    scan.symlink_to("../../../.git/annex/objects/a/SHA256E-s1--1.nii.gz")
+    add(root, heads["head4"], "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz")
     add(root, heads["head3"], "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz")
     return tmp_path
 
@@ -258,7 +256,19 @@ def test_scans_are_chosen_by_labels_and_by_a_filter(study, heads):
     assert Scan(root / "sub-03/anat/sub-03_desc-brain_T1w.nii.gz").stem == "sub-03"
 
 
-def test_version_and_help(study):
+def test_a_scan_that_is_a_link_has_the_address_of_the_link(study):
+    scan = study / "bids/sub-01/anat/sub-01_T1w.nii.gz"
+    annexed = study / "bids/.git/annex/objects/SHA256E-s1--1.nii.gz"
+    annexed.parent.mkdir(parents=True)
+    scan.rename(annexed)
+    scan.symlink_to(annexed)
+    (found,) = find_scans(study / "bids", participants=["01"])
+    (study / "link").symlink_to(study / "bids")
+    for dataset in (study / "bids", study / "link"):
+        assert Derivative(study / "out", dataset).uri(found) == "bids:raw:sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def test_version():
     done = CliRunner().invoke(app, ["bids", "--version"])
     assert (done.exit_code, done.output) == (0, f"atlasseg {atlasseg.__version__}\n")
 
