@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -93,6 +93,48 @@ def whole_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+@contextmanager
+def files_together(folder: Path, name: str, *, replaced: Callable[[str], bool], seal: str) -> Iterator[Path]:
+    """A folder to write into whose files move into `folder` when the block ends well, and vanish when it does not.
+
+    For results that share a folder with others', which other processes may be writing. The file whose name ends with
+    `seal` says that the others are whole: of an earlier result it goes first, of this one it comes last.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it is absent.
+    name : str
+        Of the result.
+    replaced : callable
+        Whether a file of that name in `folder` belongs to an earlier result, and goes.
+    seal : str
+
+    Raises
+    ------
+    OutputError
+        As of `whole_folder`.
+    """
+    aside = _aside(folder / name)
+    try:
+        aside.mkdir(parents=True)
+        discard_partial(folder / name)
+        yield aside
+
+        def sealing(path: Path) -> bool:
+            return path.name.endswith(seal)
+
+        made = sorted(aside.iterdir(), key=sealing)
+        for old in sorted(filter(lambda path: replaced(path.name), folder.iterdir()), key=sealing, reverse=True):
+            old.unlink(missing_ok=True)
+        for path in made:
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise OutputError(f"{folder / name}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _put_in_place(aside: Path, final: Path) -> None:

@@ -9,7 +9,22 @@ import typer
 from typer.core import TyperGroup
 
 from atlasseg import __version__
-from atlasseg.cli import atlases, cache, compare, doctor, evaluate, fuse, methods, regions, register, run, tissue, train
+from atlasseg.cli import (
+    atlases,
+    bids,
+    cache,
+    compare,
+    doctor,
+    evaluate,
+    fetch,
+    fuse,
+    methods,
+    regions,
+    register,
+    run,
+    tissue,
+    train,
+)
 from atlasseg.errors import AtlasSegError
 
 
@@ -45,9 +60,11 @@ app = typer.Typer(
     ),
 )
 run.add_to(app)
+bids.add_to(app)
 compare.add_to(app)
 evaluate.add_to(app)
 doctor.add_to(app)
+fetch.add_to(app)
 methods.add_to(app)
 register.add_to(app)
 fuse.add_to(app)

@@ -25,8 +25,12 @@ from atlasseg.cli._options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from atlasseg.cohort.execution import Outcome
     from atlasseg.cohort.workers import Workers
     from atlasseg.recipe import Recipe
+    from atlasseg.report.cohort_page import TargetSummary
 
 Targets = Annotated[
     list[Path] | None, typer.Option("--targets", help="A scan, or a folder with images/ (and labels/); repeatable.")
@@ -75,30 +79,38 @@ def run(
     from rich.console import Console
 
     from atlasseg.cli._progress import TargetProgress
-    from atlasseg.cli._tables import as_table
-    from atlasseg.cohort.run import LOGS, summary
     from atlasseg.cohort.run import run as run_recipe
 
     checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
     workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings)
     limit_bytes = int(1e9 * cache_limit)
     if dry_run:
-        _tell_plan(checked, workers, cache, limit_bytes)
+        tell_plan(checked, workers, cache, limit_bytes)
         return
     with TargetProgress(Console(stderr=True)) as progress:
         done = run_recipe(checked, workers=workers, listener=progress, cache=cache, limit_bytes=limit_bytes)
+    assert checked.data.out is not None
+    tell_end(done, checked.data.out)
+
+
+def tell_end(done: Sequence[Outcome[TargetSummary]], out: Path) -> None:
+    """Print how a run ended, and leave with status 1 where a target failed."""
+    from rich.console import Console
+
+    from atlasseg.cli._tables import as_table
+    from atlasseg.cohort.run import LOGS, summary
+
     Console().print(as_table(summary(done)))
-    typer.echo(f"results in {checked.data.out}")
+    typer.echo(f"results in {out}")
     failed = [outcome for outcome in done if outcome.error]
     for outcome in failed:
-        assert checked.data.out is not None
         typer.echo(f"failed: {outcome.target}: {outcome.error}", err=True)
-        typer.echo(f"  its log: {checked.data.out / LOGS / outcome.target}.log", err=True)
+        typer.echo(f"  its log: {out / LOGS / outcome.target}.log", err=True)
     if failed:
         raise typer.Exit(1)
 
 
-def _tell_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes: int) -> None:
+def tell_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes: int) -> None:
     """Print what a run would do; refuse it where the disk cannot hold it."""
     import pandas as pd
     from rich.console import Console

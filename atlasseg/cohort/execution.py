@@ -83,6 +83,7 @@ def over_targets(
     workers: Workers = Workers(),  # noqa: B008 - frozen
     listener: Listener | None = None,
     on_abort: Callable[[Target], None] = lambda target: None,
+    stop_on_failure: bool = False,
 ) -> list[Outcome[T]]:
     """Do `task` for every target.
 
@@ -101,6 +102,8 @@ def over_targets(
         See `Listener`.
     on_abort : callable
         Cleans up, when no local worker is there any more, after a target whose process was ended from outside.
+    stop_on_failure : bool
+        Once a target failed, begin no other, and end those under way; each of them is then said to have failed, too.
 
     Returns
     -------
@@ -119,16 +122,18 @@ def over_targets(
         tell(target.id, "waiting")
     if workers.in_process or not targets:
         done: list[Outcome[T]] = []
-        for target in targets:
+        for n, target in enumerate(targets):
             done.append(_attempt(task, target, lambda stage, id_=target.id: tell(id_, stage)))  # type: ignore[misc]
             tell(target.id, "failed" if done[-1].error else "done")
+            if stop_on_failure and done[-1].error:
+                return [*done, *(_stopped(other, after=target) for other in targets[n + 1 :])]
         return done
     phases = [*before, Phase("whole", task, memory_bytes, gpu)]
     most, on_gpu = max(phase.memory_bytes for phase in phases), any(phase.gpu for phase in phases)
     under_way: dict[str, Target] = {}
     try:
         with connected(workers, memory_bytes=most, gpu=on_gpu) as client:
-            driver: _Driver[T] = _Driver(client, phases, targets, tell, under_way)
+            driver: _Driver[T] = _Driver(client, phases, targets, tell, under_way, stop_on_failure)
             return driver.run()
     finally:
         for target in under_way.values():
@@ -155,6 +160,12 @@ def _attempt(task: Task[T], target: Target, tell: Progress) -> Outcome[T]:
             reason = f"{type(error).__name__}: {error}"
     log.error("target %s failed: %s", target.id, reason)
     return Outcome(target.id, time.perf_counter() - begun, reason, log="\n".join(lines))
+
+
+def _stopped(target: Target, *, after: Target) -> Outcome[Any]:
+    """The outcome of a target that was not done because another one failed."""
+    reason = f"not done: stopped after target {after.id} failed"
+    return Outcome(target.id, 0.0, reason, log=reason)
 
 
 @contextmanager
@@ -202,6 +213,7 @@ class _Driver(Generic[T]):
         targets: Sequence[Target],
         tell: Listener,
         under_way: dict[str, Target],
+        stop_on_failure: bool,
     ) -> None:
         self.client, self.phases, self.targets, self.tell = client, phases, targets, tell
         self.level = logging.getLogger().getEffectiveLevel()
@@ -212,6 +224,7 @@ class _Driver(Generic[T]):
         self.resources: list[dict[str, float]] = []
         self.waiting, self.suspects = deque(targets), set[str]()
         self.lost_since: dict[Any, float] = {}
+        self.stop_on_failure = stop_on_failure
 
     def run(self) -> list[Outcome[T]]:
         """Every target's outcome, in their order."""
@@ -298,3 +311,14 @@ class _Driver(Generic[T]):
             outcome = Outcome(target.id, 0.0, reason, log=reason)
         self.done[target.id] = outcome
         self.tell(target.id, "failed" if outcome.error else "done")
+        if outcome.error and self.stop_on_failure:
+            self._stop(target)
+
+    def _stop(self, failed: Target) -> None:
+        """End what is under way, and take every target that is not done for failed."""
+        self.client.cancel([future for chain in self.chains.values() for future in chain])
+        self.chains.clear()
+        self.waiting.clear()
+        for target in self.targets:
+            if target.id not in self.done:
+                self.done[target.id] = _stopped(target, after=failed)

@@ -187,7 +187,7 @@ def write_segmentation(
         "Refinement": recipe.refinement.method.name if recipe.refinement.method is not None else None,
         "Regions": recipe.regions is not None,
         "Recipe": recipe.text,
-        "SoftwareVersions": software_versions(),
+        "Libraries": software_versions(),
     }
     io.write_json(sidecar, folder / f"{stem}_dseg.json")
     write_table(volumes(result.labels, table), folder / f"{own}_volumes.tsv")
@@ -208,6 +208,8 @@ def write_segmentation(
         io.write_image(Image(share, scan.affine), folder / f"{stem}_disagreement.nii.gz", like=scan)
     if recipe.output.probabilities:
         io.write_probability_map(result.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan)
+        order = [int(value) for value in result.probabilities.label_values]
+        io.write_json({"LabelMap": order}, folder / f"{stem}_probseg.json")
     if recipe.output.transforms:
         from atlasseg.itk import write_transform
 

@@ -16,7 +16,7 @@ from atlasseg.atlases.library import Target
 from atlasseg.cohort import costs
 from atlasseg.cohort.cache import UNREADABLE, Cache, entries, read_entry
 from atlasseg.cohort.run import CACHE, DEFAULT_LIMIT_BYTES, Given, finished, largest, opened, read_case, registrar
-from atlasseg.cohort.workers import Workers, available_bytes
+from atlasseg.cohort.workers import Workers
 from atlasseg.errors import AtlasSegError, InputError
 from atlasseg.pipeline import segment
 from atlasseg.recipe import Recipe
@@ -137,7 +137,7 @@ def foreseen(
     memory = costs.memory(recipe, atlases=len(library), voxels=voxels)
     fitting = workers.jobs
     if workers.scheduler is None and workers.cluster is None:
-        fitting = max(1, min(workers.jobs, int(available_bytes() // max(memory.registering, memory.fusing))))
+        fitting = max(1, min(workers.jobs, int(workers.free_bytes() // max(memory.registering, memory.fusing))))
     open_ = len(targets) - done - len(broken)
     new = sum(stage.kept_bytes for stage in stages)
     if limit_bytes is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache, partial
@@ -56,6 +56,9 @@ CACHE, LOGS = ".cache", "logs"
 DEFAULT_LIMIT_BYTES = 50_000_000_000
 """What is kept by a run takes no more than this, unless told otherwise."""
 
+After = Callable[[Target, Path, "TargetSummary"], None]
+"""See `run`."""
+
 
 def run(
     recipe: Recipe,
@@ -64,6 +67,8 @@ def run(
     listener: Listener | None = None,
     cache: Path | None = None,
     limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
+    after: After | None = None,
+    stop_on_failure: bool = False,
 ) -> list[Outcome[TargetSummary]]:
     """Segment every target of `recipe` and write the results into its output folder.
 
@@ -82,6 +87,11 @@ def run(
         Folder for what is computed on the way, found again by its content; by default ``.cache`` in the output folder.
     limit_bytes : int, optional
         What that folder may hold; beyond it goes what was used longest ago.
+    after : callable, optional
+        Told (target, its folder, what was said of it) once its results are written, or found to be there already; where
+        the work is done, so it must be picklable. What it raises is the target's failure.
+    stop_on_failure : bool
+        Begin no further target once one failed.
 
     Returns
     -------
@@ -101,8 +111,11 @@ def run(
     library, targets, out = opened(recipe)
     given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
     needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
+    most = max(needs.registering, needs.fusing)
+    if workers.memory_bytes is not None and most > workers.memory_bytes:
+        log.warning("a step takes about %.1f GB, and it may take %.1f GB", most / 1e9, workers.memory_bytes / 1e9)
     done = over_targets(
-        partial(_segment, given=given),
+        partial(_segment, given=given) if after is None else partial(_then, given=given, after=after),
         targets,
         before=[Phase("register", partial(_register, given=given), needs.registering, needs.gpu)],
         memory_bytes=needs.fusing,
@@ -110,6 +123,7 @@ def run(
         workers=workers,
         listener=listener,
         on_abort=lambda target: discard_partial(out / target.id),
+        stop_on_failure=stop_on_failure,
     )
     write_logs(done, out)
     tables = [o.result.metrics for o in done if o.result is not None and o.result.metrics is not None]
@@ -310,6 +324,13 @@ def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSumma
     )
     if key:
         given.kept.put("target", key, {"summary": summary, "files": file_digests(out / target.id)})
+    return summary
+
+
+def _then(target: Target, progress: Progress, *, given: Given, after: After) -> TargetSummary:
+    """Segment one target, and do what comes after it."""
+    summary = _segment(target, progress, given=given)
+    after(target, given.out / target.id, summary)
     return summary
 
 

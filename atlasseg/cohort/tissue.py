@@ -255,6 +255,6 @@ def _write(
         "LabelMap": [0, *table.values],
         "Region": int(scan.inside.array.sum()),
         "Recipe": recipe.text,
-        "SoftwareVersions": outputs.software_versions(),
+        "Libraries": outputs.software_versions(),
     }
     io.write_json(sidecar, folder / f"{stem}_dseg.json")

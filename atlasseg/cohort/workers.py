@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import tomllib
@@ -60,21 +61,27 @@ class Workers:
         A batch system of `CLUSTERS`, which is asked for `jobs` jobs of one worker each.
     settings : path, optional
         TOML file of the arguments that dask-jobqueue's cluster takes (queue, cores, memory, walltime, ...).
+    memory_bytes : float, optional
+        What the worker processes of this machine may take together; what is free where None.
 
     Raises
     ------
     InputError
-        `jobs` is below 1, scheduler and cluster are both given, or there is no such batch system.
+        `jobs` is below 1, `memory_bytes` is not above 0, scheduler and cluster are both given, or there is no such
+        batch system.
     """
 
     jobs: int = 1
     scheduler: str | None = None
     cluster: str | None = None
     settings: Path | None = None
+    memory_bytes: float | None = None
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise InputError(f"jobs must be at least 1, got {self.jobs}")
+        if self.memory_bytes is not None and not self.memory_bytes > 0:
+            raise InputError(f"the memory that may be taken must be above 0, got {self.memory_bytes / 1e9:g} GB")
         if self.scheduler is not None and self.cluster is not None:
             raise InputError("give a running scheduler or a batch system, not both")
         if self.cluster is not None and self.cluster not in CLUSTERS:
@@ -86,6 +93,10 @@ class Workers:
     def in_process(self) -> bool:
         """Whether all work is done in this process."""
         return self.jobs == 1 and self.scheduler is None and self.cluster is None
+
+    def free_bytes(self) -> float:
+        """Memory of this machine that they may take."""
+        return min(available_bytes(), self.memory_bytes or math.inf)
 
 
 @contextmanager
@@ -121,17 +132,17 @@ def connected(workers: Workers, *, memory_bytes: float, gpu: bool) -> Iterator[C
                 yield client
             return
         with (
-            _batch_jobs(workers) if workers.cluster is not None else _local(workers.jobs, memory_bytes, gpu) as cluster,
+            _batch_jobs(workers) if workers.cluster is not None else _local(workers, memory_bytes, gpu) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
 
 
-def _local(jobs: int, memory_bytes: float, gpu: bool) -> Any:
+def _local(workers: Workers, memory_bytes: float, gpu: bool) -> Any:
     """A scheduler in this process and workers of one thread each, in processes that are replaced when they die."""
     from distributed import Nanny, Scheduler, SpecCluster
 
-    free = available_bytes()
+    jobs, free = workers.jobs, workers.free_bytes()
     fitting = max(1, int(free // max(memory_bytes, 1)))
     if fitting < jobs:
         log.warning(

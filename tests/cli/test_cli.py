@@ -15,7 +15,7 @@ from atlasseg import io, methods
 from atlasseg.cli import app
 from atlasseg.resampling import resample
 
-COMMANDS = ["run", "compare", "evaluate", "doctor", "methods", "register", "fuse", "tissue", "atlases"]
+COMMANDS = ["run", "bids", "compare", "evaluate", "doctor", "fetch", "methods", "register", "fuse", "tissue", "atlases"]
 
 
 def call(*arguments):

@@ -53,6 +53,16 @@ def killed_once(target, progress, *, folder):
     (folder / f"{target.id}.done").write_text(target.id)
 
 
+def breaks_while_another_is_done(target, progress):
+    if target.id == "t1":
+        raise InputError("t1.nii.gz: is broken")
+    time.sleep(0 if target.id != "t0" else ONE_IS_AT_WORK_S)
+
+
+ONE_IS_AT_WORK_S = 600
+"""Far longer than the test takes."""
+
+
 def environment_of(target, progress):
     return os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["NUMBA_NUM_THREADS"]
 
@@ -95,6 +105,23 @@ def check(done, told, stages):
         assert [stage for t, stage in told if t == target] == [*stages, end]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_is_begun_after_a_failure_where_that_is_asked_for(jobs):
+    aborted, told = [], []
+    done = over_targets(
+        task if jobs == 1 else breaks_while_another_is_done,
+        TARGETS,
+        workers=Workers(jobs),
+        on_abort=lambda target: aborted.append(target.id),
+        listener=lambda *event: told.append(event),
+        stop_on_failure=True,
+    )
+    stopped = "not done: stopped after target t1 failed"
+    assert [o.error for o in done] == ["" if jobs == 1 else stopped, "t1.nii.gz: is broken", stopped, stopped]
+    assert aborted == ([] if jobs == 1 else ["t0"])
+    assert ("t1", "failed") in told and not [event for event in told if event in (("t2", "done"), ("t3", "done"))]
+
+
 def test_a_target_that_kills_its_process_is_given_up_and_the_others_done():
     aborted = []
     with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
@@ -115,7 +142,8 @@ def test_each_worker_has_a_gpu_and_its_share_of_the_processors(monkeypatch):
 
 def test_no_more_workers_than_there_is_memory_for(monkeypatch, caplog):
     monkeypatch.setattr(workers, "available_bytes", lambda: 5e9)
-    cluster = workers._local(4, 2e9, False)
+    assert (Workers(4, memory_bytes=3e9).free_bytes(), Workers(4, memory_bytes=9e9).free_bytes()) == (3e9, 5e9)
+    cluster = workers._local(Workers(4), 2e9, False)
     try:
         assert len(cluster.worker_spec) == 2 and "2 workers instead of 4: a step takes 2.0 GB" in caplog.text
         assert cluster.worker_spec[0]["options"]["resources"] == {"memory": 2.5e9}

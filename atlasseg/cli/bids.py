@@ -1,0 +1,235 @@
+"""``atlasseg bids``: a recipe over a BIDS dataset, as a BIDS-App."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from atlasseg import __version__
+from atlasseg.cli._options import (
+    DEFAULT_LIMIT_GB,
+    CacheLimit,
+    Cluster,
+    ClusterSettings,
+    Device,
+    DeviceName,
+    Prepared,
+    Scheduler,
+    Settings,
+    workers_of,
+)
+from atlasseg.cli.run import located, tell_end, tell_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from atlasseg.cohort.bids_input import Scan
+
+
+class Level(StrEnum):
+    """What is done: scan by scan, or with the results of all of them."""
+
+    participant = "participant"
+    group = "group"
+
+
+LISTS = ("--participant-label", "--participant_label", "--session-id", "--session_id", "--session-label")
+POSITIONALS = 3
+
+
+class _BidsCommand(TyperCommand):
+    """Takes several labels after one option, as BIDS-Apps do: ``--participant-label 01 02``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Say the option again before each further label; where it comes after the positional arguments."""
+        if any(word.startswith("-") for word in args[:POSITIONALS]):
+            return super().parse_args(ctx, args)
+        spelt: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word if word in LISTS else ""
+            elif option and spelt[-1] != option:
+                spelt.append(option)
+            spelt.append(word)
+        return super().parse_args(ctx, spelt)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("bids", cls=_BidsCommand)(bids)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"atlasseg {__version__}")
+        raise typer.Exit
+
+
+def bids(
+    bids_dir: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="A BIDS dataset with T1-weighted scans.")],
+    out_dir: Annotated[
+        Path, typer.Argument(metavar="OUT_DIR", help="Folder for the derivative, e.g. BIDS_DIR/derivatives/atlasseg.")
+    ],
+    level: Annotated[
+        Level, typer.Argument(metavar="participant|group", help="Scan by scan; then all of them together.")
+    ],
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="RECIPE.toml", envvar="ATLASSEG_RECIPE", help="What to do, stage by stage."),
+    ] = None,
+    atlases: Annotated[
+        list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; in place of the recipe's.")
+    ] = None,
+    participant_label: Annotated[
+        list[str] | None,
+        typer.Option("--participant-label", "--participant_label", help="Only these participants, e.g. 01 02."),
+    ] = None,
+    session_id: Annotated[
+        list[str] | None, typer.Option("--session-id", "--session_id", "--session-label", help="Only these sessions.")
+    ] = None,
+    bids_filter_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--bids-filter-file", help='JSON that says which scan is meant: {"t1w": {"acquisition": "highres"}}.'
+        ),
+    ] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option("--work-dir", "-w", help="Folder for what is computed on the way; .work in the output folder."),
+    ] = None,
+    nprocs: Annotated[
+        int,
+        typer.Option(
+            "--nprocs", "--n-cpus", "--n_cpus", "--jobs", "-j", min=0, help="Worker processes; 0 one a processor."
+        ),
+    ] = 0,
+    mem_gb: Annotated[
+        float | None,
+        typer.Option("--mem-gb", "--mem_gb", help="Memory that the workers may take together; all that is free."),
+    ] = None,
+    skip_bids_validation: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bids-validation", "--skip_bids_validation", help="Go on whatever the BIDS validator says."
+        ),
+    ] = False,
+    reports_only: Annotated[
+        bool, typer.Option("--reports-only", help="Only make the pages again, from the results that are there.")
+    ] = False,
+    stop_on_first_crash: Annotated[
+        bool, typer.Option("--stop-on-first-crash", help="Begin no other scan once one failed.")
+    ] = False,
+    probseg: Annotated[
+        bool | None, typer.Option("--probseg/--no-probseg", help="Write label probabilities; else as the recipe says.")
+    ] = None,
+    xfm: Annotated[
+        bool | None, typer.Option("--xfm/--no-xfm", help="Write the transforms; else as the recipe says.")
+    ] = None,
+    prepared: Prepared = None,
+    settings: Settings = None,
+    device: Device = DeviceName.auto,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    cluster_settings: ClusterSettings = None,
+    cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, what of it is kept, and what it will take.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Segment the scans of a BIDS dataset, as a BIDS-App.
+
+    `participant` writes a BIDS derivative: for each scan its segmentation with label table and sidecar, volumes,
+    entropy, and a report. Every session is a scan of its own. `group` makes one table of all volumes and one page of
+    all scans from them.
+
+    **Examples**
+
+    - `atlasseg bids study study/derivatives/atlasseg participant --recipe recipe.toml --atlases my_atlases`
+    - `atlasseg bids study study/derivatives/atlasseg participant --recipe recipe.toml --participant-label 01 02`
+    - `atlasseg bids study study/derivatives/atlasseg group`
+    """
+    from atlasseg.cohort.bids_input import find_scans, validate
+
+    scans = find_scans(
+        bids_dir,
+        participants=participant_label or (),
+        sessions=session_id or (),
+        filter_file=bids_filter_file,
+    )
+    if level is Level.group:
+        _group(bids_dir, out_dir, scans)
+        return
+    if reports_only:
+        _reports(bids_dir, out_dir, scans)
+        return
+    if recipe is None:
+        raise typer.BadParameter("the participant level needs a recipe", param_hint="--recipe")
+    if not skip_bids_validation:
+        validate(bids_dir)
+    asked = {"output.probabilities": probseg, "output.transforms": xfm}
+    changed = [*(settings or ()), *(f"{key}={str(value).lower()}" for key, value in asked.items() if value is not None)]
+    checked = located(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=prepared)
+    workers = workers_of(nprocs, [scan.path for scan in scans], scheduler, cluster, cluster_settings)
+    workers = replace(workers, memory_bytes=None if mem_gb is None else 1e9 * mem_gb)
+    limit_bytes = int(1e9 * cache_limit)
+    if dry_run:
+        from atlasseg.cohort.bids import planned
+
+        tell_plan(planned(bids_dir, out_dir, scans, checked, work=work_dir), workers, None, limit_bytes)
+        return
+
+    from rich.console import Console
+
+    from atlasseg.cli._progress import TargetProgress
+    from atlasseg.cohort.bids import participant_level
+
+    with TargetProgress(Console(stderr=True)) as progress:
+        done = participant_level(
+            bids_dir,
+            out_dir,
+            scans,
+            checked,
+            work=work_dir,
+            workers=workers,
+            listener=progress,
+            limit_bytes=limit_bytes,
+            stop_on_failure=stop_on_first_crash,
+        )
+    tell_end(done, out_dir)
+
+
+def _group(bids_dir: Path, out_dir: Path, scans: Sequence[Scan]) -> None:
+    from atlasseg.cohort.bids import group_level
+
+    without = group_level(bids_dir, out_dir, scans)
+    for scan in without:
+        typer.echo(f"no results: {scan.path.name}", err=True)
+    typer.echo(f"table of {len(scans) - len(without)} scans in {out_dir / 'group_volumes.tsv'}")
+    typer.echo(f"their page: {out_dir / 'index.html'}")
+    if without:
+        raise typer.Exit(1)
+
+
+def _reports(bids_dir: Path, out_dir: Path, scans: Sequence[Scan]) -> None:
+    from atlasseg.cohort.bids import write_report
+    from atlasseg.errors import AtlasSegError
+
+    failed = False
+    for scan in scans:
+        try:
+            write_report(scan, out_dir, bids_dir)
+        except AtlasSegError as error:
+            failed = True
+            typer.echo(f"failed: {scan.path.name}: {error}", err=True)
+    typer.echo(f"reports in {out_dir}")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,55 @@
+"""``atlasseg fetch``: public datasets, as libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("fetch")(fetch)
+
+
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="Which; without it those that there are are listed.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to be made; by default it has the name.")] = None,
+) -> None:
+    """Download a public dataset as a library, with its licence.
+
+    What was downloaded is checked against the dataset's published checksum. A broken download is gone on from by the
+    same command.
+
+    **Examples**
+
+    - `atlasseg fetch`
+    - `atlasseg fetch hippocampus --out data/hippocampus`
+    """
+    from rich.console import Console
+
+    from atlasseg.atlases import fetching
+
+    if name is None:
+        import pandas as pd
+
+        from atlasseg.cli._tables import as_table
+
+        rows = [
+            {"name": each.name, "what": each.about, "MB": each.megabytes, "licence": each.licence}
+            for each in fetching.DATASETS.values()
+        ]
+        Console().print(as_table(pd.DataFrame(rows)))
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    dataset = fetching.known(name)
+    folder = out or Path(name)
+    typer.echo(f"{dataset.about}\nlicence: {dataset.licence}, {dataset.licence_url}\nplease cite: {dataset.cite}")
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(name, total=None)
+        fetching.fetch(dataset, folder, told=lambda here, whole: bars.update(bar, completed=here, total=whole or None))
+    typer.echo(f"the library is {folder / 'atlases'}; its licence is in {folder / 'LICENSE.txt'}")
