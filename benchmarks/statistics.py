@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from atlasseg import methods
 from atlasseg.atlases.library import read_library
 from atlasseg.phantoms import tissue
 from atlasseg.preprocessing.foreground import foreground
-from atlasseg.recipe import parse_recipe
+from atlasseg.recipe import read_recipe
 from atlasseg.statistics import kmeans, mean_field
 from atlasseg.statistics._field import dense_field
 from atlasseg.statistics.curves import through
@@ -39,8 +38,8 @@ SEEDS = (101, 102)
 SHAPE = (60, 74, 52)
 MODELS = {"mixture": mixture.classify, "chain": chain.classify, "field": field.classify}
 VENTRICLES_AND_FLUID = (4, 11, 46, 49, 50, 51, 52)
-WHITE_MATTER = (40, 41, 44, 45)
-"""Neuromorphometrics: cerebellum and cerebrum, both sides; every other label above 0 is grey matter."""
+WHITE_MATTER = (35, 40, 41, 44, 45, 61, 62, 69)
+"""Neuromorphometrics: brain stem, cerebellum, cerebrum, ventral diencephalon, optic chiasm; the rest is grey matter."""
 
 
 def tissues_of(labels: np.ndarray) -> np.ndarray:
@@ -157,27 +156,19 @@ def fusion(given: argparse.Namespace) -> None:
             print(f"| {id_} | {name} | {row} | {seconds:.1f} |", flush=True)
     from atlasseg.cohort.compare import compare, overview
 
-    chosen = ["majority", "joint", *(m for m in ("gaussian_mixture", "markov_chain", "markov_field") if m in FUSIONS)]
+    data = given.data.resolve() / "hippocampus"
     with tempfile.TemporaryDirectory() as out:
-        recipe = parse_recipe(
-            {
-                "data": {
-                    "atlases": str(given.data / "hippocampus/atlases"),
-                    "targets": str(given.data / "hippocampus/targets"),
-                    "out": out,
-                },
-                "preprocessing": {"steps": ["intensity"]},
-                "registration": {"steps": ["affine", "diffeomorphic"]},
-                "fusion": {"method": "majority"},
-            }
+        recipe = read_recipe(
+            Path(__file__).parent.parent / "pipelines/hippocampus.toml",
+            overrides=[f'data.atlases="{data}/atlases"', f'data.targets="{data}/targets"', f'data.out="{out}/out"'],
         )
-        found = compare(recipe, chosen, jobs=1)
-        print("\nhippocampus, 20 targets, 15 atlases\n")
-        print(overview(found).to_string(index=False))
-        print(found.tests.to_string(index=False), flush=True)
+        found = compare(recipe, FUSIONS, jobs=1)
+    print(f"\nhippocampus, {len(found.scores)} targets, {len(read_library(data / 'atlases').ids)} atlases\n")
+    print(overview(found).to_string(index=False))
+    print(found.tests.to_string(index=False), flush=True)
 
 
-FUSIONS = methods.names("fusion")
+FUSIONS = ("majority", "joint", "gaussian_mixture", "markov_chain", "markov_field")
 PARTS = {"speed": speed, "phantoms": phantoms, "fusion": fusion}
 
 
