@@ -1,11 +1,12 @@
 """Statistical models: how fast they are, and how well they find tissues, beside antspyx and k-means.
 
-    python benchmarks/statistics.py speed phantoms fusion [--data DIR] [--noise 1 3 5 7 9] [--bias 0 20 40]
-                                                          [--seeds N] [--targets N]
+    python benchmarks/statistics.py iterations brain phantoms fusion [--data DIR] [--noise 1 3 5 7 9] [--bias 0 20 40]
+                                                                     [--seeds N] [--targets N]
 
-``speed``: an iteration of forward-backward and one of mean field (26 neighbours), 4 classes, for a million voxels; and
-the models of tissue (3 classes, bias field) beside antspyx's N4 and Atropos ``kmeans[3]`` with 5 iterations, on one
-skull-stripped brain in one run. ``phantoms``: Dice of each tissue over noise and bias, seeds not used for choosing.
+``iterations``: one of forward-backward and one of mean field (26 neighbours), 4 classes, for a million voxels.
+``brain``: the models of tissue (3 classes, bias field) beside antspyx's N4 and Atropos ``kmeans[3]`` with 5 iterations,
+on one skull-stripped brain in one run. ``phantoms``: Dice of each tissue over noise and bias, on seeds not used for
+choosing.
 ``fusion``: tissue Dice on human brains, whose structures are grouped to tissues as `tissues_of` says, within what is
 labelled; and the statistical fusions beside majority and joint on hippocampus (`atlasseg compare`). Every method of a
 table runs in the same call.
@@ -85,7 +86,7 @@ def every_way(image: Image, mask: Mask) -> Iterator[tuple[str, np.ndarray, float
         yield name, labels, time.perf_counter() - began
 
 
-def speed(given: argparse.Namespace) -> None:
+def iterations(given: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     inside = np.ones((100, 100, 100), bool)
     logs = rng.normal(size=(inside.sum(), 4))
@@ -107,6 +108,9 @@ def speed(given: argparse.Namespace) -> None:
     print("\n| for a million voxels, 4 classes | s |\n|---|---|")
     for name, seconds in rows:
         print(f"| {name} | {seconds:.3f} |", flush=True)
+
+
+def brain(given: argparse.Namespace) -> None:
     library = read_library(given.data / "human_brain/atlases")
     image = library.read(library.ids[0]).image
     mask = foreground(image)
@@ -169,7 +173,7 @@ def fusion(given: argparse.Namespace) -> None:
 
 
 FUSIONS = ("majority", "joint", "gaussian_mixture", "markov_chain", "markov_field")
-PARTS = {"speed": speed, "phantoms": phantoms, "fusion": fusion}
+PARTS = {"iterations": iterations, "brain": brain, "phantoms": phantoms, "fusion": fusion}
 
 
 def main() -> None:
