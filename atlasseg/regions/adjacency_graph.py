@@ -147,10 +147,10 @@ def adjacency_graph(image: Image, labels: LabelMap, *, background: bool = False)
     order = np.argsort(pairs)
     del pairs
     edges = edges[order]  # array by array, so that not all of them are held twice
-    areas = sums[order, 0]
-    contrasts = sums[order, 1]
-    del sums, order
-    contrasts /= areas
+    sums = sums[order]
+    del order
+    areas = sums[:, 0].copy()
+    contrasts = sums[:, 1] / areas
     return AdjacencyGraph(values, sizes, means, sds, edges, areas, contrasts)
 
 

@@ -144,7 +144,7 @@ def make_consistent(
     field_weight, edge_contrast : float
         How much the neighbours of a region count when it decides on its label, and the contrast, in noise standard
         deviations, that parts them: `weight` and `edge_contrast` of `label_field.decide`. At a weight of 0 each region
-        decides alone.
+        decides alone, which is best for structures of few voxels' thickness: the field shrinks them.
     island_share : float
         A part of a label is an island where it has fewer voxels than this share of the label's largest part; 0 to 1,
         and 0 leaves all parts where they are. Background has islands too.
