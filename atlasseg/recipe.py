@@ -144,7 +144,7 @@ class Regions:
     intensity_exponent: float = 0.2
     window_voxels: float = 3.0
     posterior_weight: float = 60.0
-    field_weight: float = 0.3
+    field_weight: float = 0.0
     edge_contrast: float = 4.0
     island_share: float = 0.02
     largest_part: tuple[int, ...] | Literal["all"] = ()

@@ -37,11 +37,11 @@ from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 CRITERIA = ("ward", "mean_difference", "mumford_shah")
 SETS = {
-    "hippocampus": ("hippocampus", "targets", 1),
-    "mouse_brain": ("mouse_brain", "atlases", 1),
-    "hippocampus_tuning": ("hippocampus", "more_atlases", 3),
+    "hippocampus": ("hippocampus", "targets", 1, 0.3),
+    "mouse_brain": ("mouse_brain", "atlases", 1, 0.0),
+    "hippocampus_tuning": ("hippocampus", "more_atlases", 3, 0.3),
 }
-"""Recipe, folder of the targets, and which of them: the last set is what parameters are chosen on."""
+"""Recipe, folder of the targets, which of them, and the stage's field weight; the last set is to choose parameters on."""
 
 BELOW = {"dice": -1, "hausdorff_95_mm": 1, "average_surface_distance_mm": 1}
 """Measures that are compared, and whether smaller (1) or larger (-1) is better."""
@@ -167,7 +167,7 @@ def _fused(data: Path, name: str, target: str, cache: Path) -> tuple[Image, Prob
         from atlasseg.pipeline import segment
         from atlasseg.recipe import read_recipe
 
-        chain, folder, _ = SETS[name]
+        chain, folder, *_ = SETS[name]
         recipe = read_recipe(
             Path(__file__).parent.parent / "pipelines" / f"{chain}.toml", overrides=["fusion.method=joint"]
         )
@@ -185,18 +185,20 @@ def stage(data: Path, sets: list[str], targets: int | None, cache: Path) -> None
     from scipy.stats import wilcoxon
 
     fine = partial(split_and_merge.partition, merge_threshold=VOTING_THRESHOLD)
-    ways: dict[str, tuple[Partition | None, float, float, float]] = {  # method, exponent, field_weight, island_share
-        "islands": (None, 0.0, 0.0, 0.02),
-        "intensity": (None, 0.2, 0.0, 0.0),
-        "intensity, votes": (fine, 0.2, 0.0, 0.0),
-        "votes with neighbours": (fine, 0.0, 0.3, 0.0),
-        "intensity, votes with neighbours": (fine, 0.2, 0.3, 0.0),
-        "the stage: these and islands": (fine, 0.2, 0.3, 0.02),
-    }
     for name in sets:
-        chain, part, every = SETS[name]
+        chain, part, every, weight_there = SETS[name]
         folder = data / chain / part
         ids = sorted(p.name.removesuffix(".nii.gz") for p in (folder / "images").glob("*.nii.gz"))[::every][:targets]
+        ways: dict[
+            str, tuple[Partition | None, float, float, float]
+        ] = {  # method, exponent, field_weight, island_share
+            "islands": (None, 0.0, 0.0, 0.02),
+            "intensity": (None, 0.2, 0.0, 0.0),
+            "intensity, votes": (fine, 0.2, 0.0, 0.0),
+            "votes with neighbours": (fine, 0.0, 0.3, 0.0),
+            "intensity, votes with neighbours": (fine, 0.2, 0.3, 0.0),
+            "the stage": (fine, 0.2, weight_there, 0.02),
+        }
         cases = [_fused(data, name, target, cache) for target in ids]
         before = pd.DataFrame([_measured(fused.label_map(), reference) for _, fused, reference in cases])
         rows = [{"way": "joint", **before.mean().to_dict()}]

@@ -1,11 +1,12 @@
 """Statistical models: how fast they are, and how well they find tissues, beside antspyx and k-means.
 
-    python benchmarks/statistics.py speed phantoms fusion [--data DIR] [--noise 1 3 5 7 9] [--bias 0 20 40]
-                                                          [--seeds N] [--targets N]
+    python benchmarks/statistics.py iterations brain phantoms fusion [--data DIR] [--noise 1 3 5 7 9] [--bias 0 20 40]
+                                                                     [--seeds N] [--targets N]
 
-``speed``: an iteration of forward-backward and one of mean field (26 neighbours), 4 classes, for a million voxels; and
-the models of tissue (3 classes, bias field) beside antspyx's N4 and Atropos ``kmeans[3]`` with 5 iterations, on one
-skull-stripped brain in one run. ``phantoms``: Dice of each tissue over noise and bias, seeds not used for choosing.
+``iterations``: one of forward-backward and one of mean field (26 neighbours), 4 classes, for a million voxels.
+``brain``: the models of tissue (3 classes, bias field) beside antspyx's N4 and Atropos ``kmeans[3]`` with 5 iterations,
+on one skull-stripped brain in one run. ``phantoms``: Dice of each tissue over noise and bias, on seeds not used for
+choosing.
 ``fusion``: tissue Dice on human brains, whose structures are grouped to tissues as `tissues_of` says, within what is
 labelled; and the statistical fusions beside majority and joint on hippocampus (`atlasseg compare`). Every method of a
 table runs in the same call.
@@ -22,11 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from atlasseg import methods
 from atlasseg.atlases.library import read_library
 from atlasseg.phantoms import tissue
 from atlasseg.preprocessing.foreground import foreground
-from atlasseg.recipe import parse_recipe
+from atlasseg.recipe import read_recipe
 from atlasseg.statistics import kmeans, mean_field
 from atlasseg.statistics._field import dense_field
 from atlasseg.statistics.curves import through
@@ -39,8 +39,8 @@ SEEDS = (101, 102)
 SHAPE = (60, 74, 52)
 MODELS = {"mixture": mixture.classify, "chain": chain.classify, "field": field.classify}
 VENTRICLES_AND_FLUID = (4, 11, 46, 49, 50, 51, 52)
-WHITE_MATTER = (40, 41, 44, 45)
-"""Neuromorphometrics: cerebellum and cerebrum, both sides; every other label above 0 is grey matter."""
+WHITE_MATTER = (35, 40, 41, 44, 45, 61, 62, 69)
+"""Neuromorphometrics: brain stem, cerebellum, cerebrum, ventral diencephalon, optic chiasm; the rest is grey matter."""
 
 
 def tissues_of(labels: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def every_way(image: Image, mask: Mask) -> Iterator[tuple[str, np.ndarray, float
         yield name, labels, time.perf_counter() - began
 
 
-def speed(given: argparse.Namespace) -> None:
+def iterations(given: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     inside = np.ones((100, 100, 100), bool)
     logs = rng.normal(size=(inside.sum(), 4))
@@ -108,6 +108,9 @@ def speed(given: argparse.Namespace) -> None:
     print("\n| for a million voxels, 4 classes | s |\n|---|---|")
     for name, seconds in rows:
         print(f"| {name} | {seconds:.3f} |", flush=True)
+
+
+def brain(given: argparse.Namespace) -> None:
     library = read_library(given.data / "human_brain/atlases")
     image = library.read(library.ids[0]).image
     mask = foreground(image)
@@ -157,28 +160,20 @@ def fusion(given: argparse.Namespace) -> None:
             print(f"| {id_} | {name} | {row} | {seconds:.1f} |", flush=True)
     from atlasseg.cohort.compare import compare, overview
 
-    chosen = ["majority", "joint", *(m for m in ("gaussian_mixture", "markov_chain", "markov_field") if m in FUSIONS)]
+    data = given.data.resolve() / "hippocampus"
     with tempfile.TemporaryDirectory() as out:
-        recipe = parse_recipe(
-            {
-                "data": {
-                    "atlases": str(given.data / "hippocampus/atlases"),
-                    "targets": str(given.data / "hippocampus/targets"),
-                    "out": out,
-                },
-                "preprocessing": {"steps": ["intensity"]},
-                "registration": {"steps": ["affine", "diffeomorphic"]},
-                "fusion": {"method": "majority"},
-            }
+        recipe = read_recipe(
+            Path(__file__).parent.parent / "pipelines/hippocampus.toml",
+            overrides=[f'data.atlases="{data}/atlases"', f'data.targets="{data}/targets"', f'data.out="{out}/out"'],
         )
-        found = compare(recipe, chosen)
-        print("\nhippocampus, 20 targets, 15 atlases\n")
-        print(overview(found).to_string(index=False))
-        print(found.tests.to_string(index=False), flush=True)
+        found = compare(recipe, FUSIONS)
+    print(f"\nhippocampus, {len(found.scores)} targets, {len(read_library(data / 'atlases').ids)} atlases\n")
+    print(overview(found).to_string(index=False))
+    print(found.tests.to_string(index=False), flush=True)
 
 
-FUSIONS = methods.names("fusion")
-PARTS = {"speed": speed, "phantoms": phantoms, "fusion": fusion}
+FUSIONS = ("majority", "joint", "gaussian_mixture", "markov_chain", "markov_field")
+PARTS = {"iterations": iterations, "brain": brain, "phantoms": phantoms, "fusion": fusion}
 
 
 def main() -> None:

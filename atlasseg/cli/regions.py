@@ -52,7 +52,7 @@ def regions(
     votes: Annotated[bool, typer.Option(help="Whether regions vote on the segmentation's labels.")] = True,
     field_weight: Annotated[
         float, typer.Option(min=0, help="How much neighbours count when a region decides; at 0 each decides alone.")
-    ] = 0.3,
+    ] = 0.0,
     island_share: Annotated[
         float, typer.Option(min=0, max=1, help="Parts below this share of their label's largest are absorbed.")
     ] = 0.02,

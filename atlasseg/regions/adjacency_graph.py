@@ -140,17 +140,17 @@ def adjacency_graph(image: Image, labels: LabelMap, *, background: bool = False)
         raise InputError(f"regions {labels.name!r}: every voxel is 0, so there is no region")
     x = np.ascontiguousarray(image.channels)
     sizes, means, sds = _statistics(x, rows, values.size)
-    edges, sums, count = _edges(x, rows, face_areas_mm2(image.affine))
+    edges, sums, count = _edges(x, rows, face_areas_mm2(image.affine), 4 * values.size)  # an octree's blocks have fewer
     pairs = edges[:count, 0].astype(np.int64)
     pairs *= values.size
     pairs += edges[:count, 1]
     order = np.argsort(pairs)
     del pairs
     edges = edges[order]  # array by array, so that not all of them are held twice
-    areas = sums[order, 0]
-    contrasts = sums[order, 1]
-    del sums, order
-    contrasts /= areas
+    sums = sums[order]
+    del order
+    areas = sums[:, 0].copy()
+    contrasts = sums[:, 1] / areas
     return AdjacencyGraph(values, sizes, means, sds, edges, areas, contrasts)
 
 
@@ -236,19 +236,21 @@ def _find(ends, table, a, b):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _longer(values, capacity):  # type: ignore[no-untyped-def]
-    out = np.empty((capacity, *values.shape[1:]), values.dtype)  # what is not used yet takes no memory
+    out = np.empty((capacity, *values.shape[1:]), values.dtype)
     out[: len(values)] = values
     return out
 
 
 @njit(cache=True)
-def _edges(x, rows, face_mm2):  # type: ignore[no-untyped-def]
+def _edges(x, rows, face_mm2, capacity):  # type: ignore[no-untyped-def]
     """All pairs that share a face, with area and area times contrast, and their count; a hash table that grows."""
     shape0, shape1, _, channels = x.shape
-    capacity = 1024
-    ends = np.zeros((capacity, 2), np.int32)
-    sums = np.zeros((capacity, 2))  # area, area times contrast
-    table = np.full(2 * capacity, -1, np.int32)
+    ends = np.empty((capacity, 2), np.int32)  # what is not used yet takes no memory
+    sums = np.empty((capacity, 2))  # area, area times contrast
+    length = 4
+    while 2 * length < 3 * capacity:
+        length *= 2
+    table = np.full(length, -1, np.int32)
     count = 0
     # along a row the same two regions often meet again: the last edge across each axis is tried first
     last = np.zeros(3, np.int64)
@@ -272,8 +274,9 @@ def _edges(x, rows, face_mm2):  # type: ignore[no-untyped-def]
                             if count == capacity:
                                 capacity *= 2
                                 ends, sums = _longer(ends, capacity), _longer(sums, capacity)
+                                length *= 2
                                 table = np.empty(0, np.int32)  # set free before the longer one is made
-                                table = np.full(2 * capacity, -1, np.int32)
+                                table = np.full(length, -1, np.int32)
                                 for e in range(count):
                                     table[_find(ends, table, ends[e, 0], ends[e, 1])] = e
                                 slot = _find(ends, table, a, b)

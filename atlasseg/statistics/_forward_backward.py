@@ -1,4 +1,7 @@
-"""The forward-backward recursions of hidden Markov chains whose sites have their own lists of possible states."""
+"""The forward-backward recursions of hidden Markov chains whose sites have their own lists of possible states.
+
+Large arrays are made by NumPy, which asks for huge pages; those that numba makes cost as much time as a recursion.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def emissions(
     log_density: NDArray[np.floating[Any]], prior: NDArray[np.floating[Any]], offsets: Int64
 ) -> tuple[Float64, Float64]:
     """(S,) prior times density over the largest density of prior above 0 of each site; and the log of that (N,)."""
-    return _emissions(log_density, prior, offsets)  # type: ignore[no-any-return]
+    emission, scale = np.empty(log_density.size), np.empty(offsets.size - 1)
+    _emissions(log_density, prior, offsets, emission, scale)
+    return emission, scale
 
 
 def smooth(
@@ -55,8 +60,9 @@ def smooth(
     transitions: Float64,
 ) -> Smoothed:
     """Run both recursions, each scaled to sum 1 at every site so that nothing underflows, side by side."""
-    alpha, beta, norm = _passes(emission, offsets, labels, starts, initial, transitions)
-    bounds = _bounds(offsets.size - 1)
+    alpha, beta, norm = np.empty(emission.size), np.empty(emission.size), np.empty(offsets.size - 1)
+    _passes(emission, offsets, labels, starts, initial, transitions, alpha, beta, norm)
+    bounds = bounds_of_chunks(offsets.size - 1)
     pairs, first, logs = _combined(alpha, beta, norm, emission, scale, offsets, labels, starts, initial.size, bounds)
     return Smoothed(beta, pairs.sum(axis=0).T * transitions, first.sum(axis=0), float(logs.sum()))
 
@@ -71,19 +77,19 @@ def sample(
     uniform: Float64,
 ) -> Int64:
     """(N,) slots drawn from the posterior of whole chains: forward recursion, then drawing backward by `uniform`."""
-    alpha, _, _ = _passes(emission, offsets, labels, starts, initial, transitions)
+    alpha, norm = np.empty(emission.size), np.empty(offsets.size - 1)
+    _forward(emission, offsets, labels, starts, initial, transitions, alpha, norm)
     return np.asarray(_draw(alpha, offsets, labels, starts, transitions, uniform))
 
 
-def _bounds(sites: int) -> Int64:
+def bounds_of_chunks(sites: int) -> Int64:
+    """Where each part of the sums begins, and the end."""
     count = int(np.clip(sites // CHUNK, 1, MOST_CHUNKS))
     return np.linspace(0, sites, count + 1).astype(np.int64)
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _emissions(log_density, prior, offsets):  # type: ignore[no-untyped-def]
-    out = np.empty(log_density.size)
-    scale = np.empty(offsets.size - 1)
+def _emissions(log_density, prior, offsets, out, scale):  # type: ignore[no-untyped-def]
     for n in prange(scale.size):
         largest = -np.inf
         for s in range(offsets[n], offsets[n + 1]):
@@ -92,7 +98,6 @@ def _emissions(log_density, prior, offsets):  # type: ignore[no-untyped-def]
         for s in range(offsets[n], offsets[n + 1]):
             out[s] = prior[s] * np.exp(log_density[s] - largest) if prior[s] > 0 else 0.0
         scale[n] = largest
-    return out, scale
 
 
 @njit(cache=True, nogil=True)
@@ -138,15 +143,12 @@ def _backward(emission, offsets, labels, starts, transitions, beta):  # type: ig
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _passes(emission, offsets, labels, starts, initial, transitions):  # type: ignore[no-untyped-def]
-    alpha, beta = np.empty(emission.size), np.empty(emission.size)
-    norm = np.empty(offsets.size - 1)
+def _passes(emission, offsets, labels, starts, initial, transitions, alpha, beta, norm):  # type: ignore[no-untyped-def]
     for side in prange(2):
         if side == 0:
             _forward(emission, offsets, labels, starts, initial, transitions, alpha, norm)
         else:
             _backward(emission, offsets, labels, starts, transitions, beta)
-    return alpha, beta, norm
 
 
 @njit(cache=True, nogil=True, parallel=True)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
 from atlasseg.statistics import kmeans
-from atlasseg.statistics._forward_backward import Smoothed, emissions, sample, smooth
+from atlasseg.statistics._dense_forward_backward import smooth
+from atlasseg.statistics._forward_backward import Smoothed, emissions, sample
 from atlasseg.statistics.gaussian_mixture import checked_prior
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, log_density
 from atlasseg.volume import Bool, Float64, Int32, Int64
@@ -104,11 +105,13 @@ def posterior(
         )
     count, classes = log_densities.shape
     weights = np.ones((count, classes)) if prior is None else np.asarray(prior)
-    if weights.shape != log_densities.shape or not (weights.max(axis=1) > 0).all():
-        raise InputError(f"prior weights {log_densities.shape} are wanted, above 0 for some class of every site")
-    layout = _layout(count, classes)
-    e, scale = emissions(np.ascontiguousarray(log_densities).reshape(-1), weights.reshape(-1), layout[0])
-    return smooth(e, scale, *layout, _checked_starts(starts, count), initial, transitions)
+    if weights.shape != log_densities.shape:
+        raise InputError(f"prior weights {log_densities.shape} are wanted, got {weights.shape}")
+    offsets = np.arange(count + 1, dtype=np.int64) * classes
+    e, scale = emissions(np.ascontiguousarray(log_densities).reshape(-1), weights.reshape(-1), offsets)
+    if (scale == -np.inf).any():
+        raise InputError("prior weights above 0 for some class of every site are wanted")
+    return smooth(e.reshape(count, classes), scale, _checked_starts(starts, count), initial, transitions)
 
 
 def fit(
@@ -208,7 +211,7 @@ def fit(
         logs = log_density(y, now.gaussians)
         logs[~seen] = 0
         e, scale = emissions(logs.reshape(-1), weights, layout[0])
-        return e, smooth(e, scale, *layout, begins, now.initial, now.transitions)
+        return e, smooth(e.reshape(count, number), scale, begins, now.initial, now.transitions)
 
     history, visited = [], []
     settled = False

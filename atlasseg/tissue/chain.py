@@ -15,6 +15,8 @@ from atlasseg.volume import Float64, Image, Mask
 
 TINY = 1e-300
 """Posteriors below this are not told from 0."""
+LEAST_LOG = -230.0
+"""Log density of a class, at least, beside that of the best at a voxel: its posterior can still be told from 0."""
 
 
 def classify(
@@ -88,9 +90,10 @@ def classify(
     )
     order, starts = through(inside.array, curve)
     at = np.searchsorted(np.flatnonzero(inside.array), order)
+    weights = None if given is None else given[at]
     found = markov_chain.fit(
         start.corrected[at],
-        prior=None if given is None else given[at],
+        prior=weights,
         start=start.fractions[at],
         starts=starts,
         estimation=estimation,
@@ -98,7 +101,12 @@ def classify(
     )
     sites = found.posterior
     if partial_volume:
-        around = np.log(np.maximum(sites, TINY)) - log_density(start.corrected[at], found.gaussians)
+        logs = log_density(start.corrected[at], found.gaussians)
+        logs = np.maximum(logs, logs.max(axis=1, keepdims=True) + LEAST_LOG)
+        bounded = markov_chain.posterior(
+            logs, initial=found.initial, transitions=found.transitions, prior=weights, starts=starts
+        )
+        around = np.log(np.maximum(bounded.gamma.reshape(logs.shape), TINY)) - logs
         sites = gaussian_mixture.fit(
             start.corrected[at],
             prior=softmax(around, axis=1),

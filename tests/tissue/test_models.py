@@ -49,6 +49,14 @@ def test_those_that_know_their_neighbours_bear_noise_better(found, noisy):
     assert scores["field"] > 0.9
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_classes_far_apart_are_told_apart(name):
+    """At 1 % noise the density of a wrong class is too small for a float64."""
+    made = tissue((40, 46, 36), noise_percent=1, bias_percent=0, seed=7)
+    result = MODELS[name](made.image, made.mask)
+    assert min(dice(result.labels.array, made.truth.array)) > 0.97
+
+
 def test_a_field_without_strength_is_the_mixture(found, noisy):
     alone = field.classify(noisy.image, noisy.mask, beta=0)
     np.testing.assert_allclose(alone.probabilities.dense(), found["mixture"].probabilities.dense(), atol=2e-3)
