@@ -162,6 +162,13 @@ def thumbnail(image: Image, labels: LabelMap, *, table: LabelTable, convention: 
     return _panel(view, "axial", _spread(view.labels != 0, 2, 1)[0], table, convention, scale_bar=False, key="")
 
 
+def grey(scan: NDArray[Any]) -> NDArray[np.uint8]:
+    """A scan in 256 shades, black and white at `WINDOW_PERCENTILES`."""
+    low, high = np.percentile(scan, WINDOW_PERCENTILES)
+    shades = np.clip((scan - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
+    return np.rint(shades).astype(np.uint8)
+
+
 def drawn_color(color: tuple[int, int, int]) -> str:
     """A label's colour as ``#rrggbb``, lightened as far as a line on a dark scan needs to be seen."""
     rgb = np.array(color, float)
@@ -210,23 +217,21 @@ def _view(
     named = turned(labels.array)
     known = None if reference is None else turned(reference.array)
     grid = _in_ras(image.grid)
-    box = _box(named if known is None else (named != 0) | (known != 0), grid.spacing_mm)
+    box = box_around(named if known is None else (named != 0) | (known != 0), grid.spacing_mm)
     scan = turned(image.channels[..., 0])[box]
-    low, high = np.percentile(scan, WINDOW_PERCENTILES)
-    grey = np.clip((scan - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
     veil = None
     if entropy is not None:
         veil = np.rint(np.clip(turned(entropy)[box] / MOST_ENTROPY_BITS, 0, 1) * 255).astype(np.uint8)
     return _View(
         grid.cropped([b.start for b in box], [b.stop for b in box]),
-        np.rint(grey).astype(np.uint8),
+        grey(scan),
         named[box],
         None if known is None else known[box],
         veil,
     )
 
 
-def _box(labelled: NDArray[Any], spacing_mm: Float64) -> tuple[slice, slice, slice]:
+def box_around(labelled: NDArray[Any], spacing_mm: Float64) -> tuple[slice, slice, slice]:
     """Around what is labelled, with a margin that is the same in mm on every side; all where nothing is."""
     found = []
     for axis in range(3):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from atlasseg.labels import LabelTable
 from atlasseg.report import _html, figures
 from atlasseg.report._html import Cell
+from atlasseg.report.viewer import Candidate, script, viewer
 from atlasseg.volume import Image, LabelMap
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ class TargetReport:
         Address of the cohort's page, empty where there is none.
     convention : str
         ``radiological`` or ``neurological``.
+    candidates : sequence of Candidate
+        Other labels that the viewer can step to, the most interesting first.
+    viewer : bool
+        Whether the page holds the scan to look through.
     """
 
     target: str
@@ -89,6 +94,8 @@ class TargetReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     home: str = ""
     convention: figures.Convention = "radiological"
+    candidates: Sequence[Candidate] = ()
+    viewer: bool = True
 
 
 def render(report: TargetReport) -> str:
@@ -104,6 +111,7 @@ def render(report: TargetReport) -> str:
     parts = [
         _header(report),
         _pictures(report),
+        _viewer(report),
         _uncertain(report),
         _structures(report),
         _groups(report),
@@ -112,8 +120,25 @@ def render(report: TargetReport) -> str:
         _making(report),
         _footer(report),
     ]
+    values = sorted({*_values(report), *(int(v) for c in report.candidates for v in c.labels.values if v)})
     return _html.document(
-        f"{report.target} \u00b7 atlasseg", "".join(parts), style=label_colours(_values(report), report.table)
+        f"{report.target} \u00b7 atlasseg",
+        "".join(parts),
+        style=label_colours(values, report.table),
+        scripts=script() if report.viewer else "",
+    )
+
+
+def _viewer(report: TargetReport) -> str:
+    if not report.viewer:
+        return ""
+    return viewer(
+        report.image,
+        report.labels,
+        table=report.table,
+        entropy=report.entropy,
+        candidates=report.candidates,
+        convention=report.convention,
     )
 
 
