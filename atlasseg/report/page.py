@@ -53,6 +53,8 @@ class TargetReport:
         Columns ``label``, ``name``, ``voxels``, ``volume_mm3``: one row a structure, those with no voxel included.
     metrics : DataFrame, optional
         Long form, columns ``label`` (missing for a group), ``name``, ``metric``, ``value``, ``note``.
+    predicted : mapping of int to float
+        Dice that each label is likely to have, made without a reference.
     atlases : DataFrame, optional
         Columns ``atlas``, ``similarity``, ``jacobian_min``, ``jacobian_max``, ``folded_percent``, ``sd_log_jacobian``,
         ``voted`` (``yes`` or ``no``), ``reason``, perhaps ``weight``; a column that is absent is not shown.
@@ -86,6 +88,7 @@ class TargetReport:
     reference: LabelMap | None = None
     volumes: pd.DataFrame | None = None
     metrics: pd.DataFrame | None = None
+    predicted: Mapping[int, float] = field(default_factory=dict)
     atlases: pd.DataFrame | None = None
     changes: pd.DataFrame | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -208,6 +211,8 @@ def _header(report: TargetReport) -> str:
     hausdorff = [m["hausdorff_95_mm"] for m in scores.values() if "hausdorff_95_mm" in m]
     if hausdorff:
         shown.append(("mean HD95", f"{_html.significant(float(np.mean(hausdorff)))} mm"))
+    if report.predicted:
+        shown.append(("mean of predicted Dice", f"{np.mean([*report.predicted.values()]):.3f}"))
     if report.entropy is not None:
         labelled = report.labels.array != 0
         unsure = float((report.entropy[labelled] > 0.5).mean()) if labelled.any() else 0.0
@@ -337,6 +342,7 @@ def _structures(report: TargetReport) -> str:
     heads = [("Structure", False), ("Label", True)]
     heads += [(f"Volume, {unit}", True)] if volumes else []
     heads += [("Uncertainty, bit", True)] if unsure else []
+    heads += [("Predicted Dice", True)] if report.predicted else []
     heads += [(head, True) for _, head in shown]
     rows = []
     for v in values:
@@ -353,6 +359,9 @@ def _structures(report: TargetReport) -> str:
             cells.append(_html.number(mm3 / 1000 if in_ml else mm3, part=mm3 / largest))
         if unsure:
             cells.append(_html.fixed(unsure.get(v, float("nan")), 2, part=unsure.get(v, 0.0)))
+        if report.predicted:
+            expected = report.predicted.get(v, float("nan"))
+            cells.append(_html.fixed(expected, 3, part=expected if v in report.predicted else None))
         cells += _measured(scores.get(v, {}), shown)
         rows.append((cells, bool(note)))
     return (

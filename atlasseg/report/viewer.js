@@ -26,13 +26,19 @@
       multiplanarShowRender: SHOW_RENDER.NEVER,
       isRadiologicalConvention: facts.radiological,
       sagittalNoseLeft: true,
-      crosshairColor: [1, 1, 1, 0.6],
+      crosshairColor: [1, 1, 1, 0.7],
+      crosshairWidth: 0.2,
+      crosshairWidthUnit: "percent",
       fontColor: [1, 1, 1, 1],
+      fontMinPx: 18,
+      showAllOrientationMarkers: true,
       multiplanarPadPixels: 4,
       scrollRequiresFocus: true,
       logLevel: "warn",
     });
     await view.attachToCanvas(canvas);
+    // No lighting of a 3-D rendering, which is not shown: NiiVue would spend most of its time on the gradients for it.
+    view.blurShader = view.sobelFirstOrderShader = view.passThroughShader;
     view.addColormap("uncertainty", { R: [255, 255], G: [140, 140], B: [0, 0], A: [0, 255], I: [0, 255] });
 
     const holds = (id) => document.getElementById(`held-${id}`) !== null;
@@ -89,11 +95,15 @@
     const outlines = find("#viewer-outlines");
     const unsure = find("#viewer-uncertainty");
     const veil = find("#viewer-veil");
+    const redrawn = () => {
+      layers.slice(1).forEach((layer, n) => view.refreshLayers(layer, n + 1)); // the scan stays as it is
+      view.drawScene();
+    };
     const drawn = () => {
       labels.opacity = shows.checked ? opacity.value / 100 : 0;
       view.opts.atlasOutline = outlines.checked ? 1 : 0;
       if (unsure) layers[2].opacity = unsure.checked ? veil.value / 100 : 0;
-      view.updateGLVolume();
+      redrawn();
     };
     [shows, opacity, outlines, unsure, veil].forEach((input) => input?.addEventListener("input", drawn));
 
@@ -104,7 +114,7 @@
       held[wanted] ??= new labels.img.constructor(await unpacked(wanted));
       if (choice.value !== wanted) return; // another was chosen meanwhile
       labels.img = held[wanted];
-      view.updateGLVolume();
+      redrawn();
       view.createOnLocationChange();
     };
     const stepped = (by) => {
@@ -121,7 +131,7 @@
       hidden.clear();
       boxes.filter((box) => !box.checked).forEach((box) => hidden.add(Number(box.dataset.number)));
       colored();
-      view.updateGLVolume();
+      redrawn();
     };
     boxes.forEach((box) => box.addEventListener("input", chosen));
     all("button[data-all]").forEach((button) =>
@@ -201,12 +211,10 @@
   // After the page itself was drawn.
   requestAnimationFrame(() =>
     setTimeout(async () => {
-      const begun = performance.now();
       try {
         await start();
         said.hidden = true;
         section.dataset.state = "ready";
-        section.dataset.seconds = ((performance.now() - begun) / 1000).toFixed(2);
       } catch (error) {
         said.textContent = `Nothing can be looked through here: ${error.message}. The pictures on this page are complete.`;
         section.dataset.state = "failed";
