@@ -150,7 +150,7 @@ def _header(report: CohortReport, found: Mapping[str, Sequence[Standout]]) -> st
     if means:
         said += f" Mean Dice {np.mean(means):.3f}; of single targets, {min(means):.3f} to {max(means):.3f}."
     if found:
-        said += f" {_html.count(len(found), 'target')} {'stands' if len(found) == 1 else 'stand'} out, and come first below."
+        said += f" {_html.count(len(found), 'target stands', 'targets stand')} out; see the first rows of the table."
     if failed:
         said += f" <strong>{_html.count(len(failed), 'target')} failed.</strong>"
     shown = [("targets done", f"{done} of {len(report.targets)}")]
@@ -257,8 +257,8 @@ def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapp
     judged = sum(t.volumes is not None for t in ordered) >= FEWEST
     about = (
         "First those that failed, then those that stand out, the farthest first: by the volume of a structure, by "
-        "similarity to the atlases, by uncertainty, or by predicted Dice, measured in robust standard deviations from the "
-        "median of the cohort."
+        "similarity to the atlases, by uncertainty, or by predicted Dice, measured in robust standard deviations from "
+        "the median of the cohort."
         if judged
         else f"Of fewer than {FEWEST} targets none can stand out."
     )
@@ -326,7 +326,7 @@ def _contact_sheet(ordered: Sequence[TargetSummary], found: Mapping[str, Sequenc
     )
     return (
         '<section aria-labelledby="sheet"><h2 id="sheet">Contact sheet</h2>\n'
-        "<p>Of each target the axial, coronal and sagittal slice through the middle of what is labelled, in the order of "
-        "the table. Radiological convention: the body's right is on the left of the first two.</p>\n"
+        "<p>Of each target the axial, coronal and sagittal slice through the middle of what is labelled, in the order "
+        "of the table. Radiological convention: the body's right is on the left of the first two.</p>\n"
         f'<ul class="sheet">\n{cards}</ul></section>\n'
     )

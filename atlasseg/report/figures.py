@@ -204,14 +204,16 @@ def _painted(scan: NDArray[np.uint8], named: Int32, table: LabelTable) -> NDArra
         differs = np.diff(named, axis=axis) != 0
         edge[tuple(slice(0, n) for n in differs.shape)] |= differs
     part = np.where(named == 0, 0.0, np.where(edge, 1.0, CONTACT_TINT))[..., None]
-    return np.rint((1 - part) * scan[..., None] + part * color).astype(np.uint8)
+    painted: NDArray[np.uint8] = np.rint((1 - part) * scan[..., None] + part * color).astype(np.uint8)
+    return painted
 
 
 def grey(scan: NDArray[Any]) -> NDArray[np.uint8]:
     """A scan in 256 shades, black and white at `WINDOW_PERCENTILES`."""
     low, high = np.percentile(scan, WINDOW_PERCENTILES)
     shades = np.clip((scan - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
-    return np.rint(shades).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.rint(shades).astype(np.uint8)
+    return rounded
 
 
 def drawn_color(color: tuple[int, int, int]) -> str:

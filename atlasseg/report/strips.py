@@ -20,7 +20,7 @@ _LEFT, _RIGHT, _ROW, _TOP = 250, 970, 20, 24
 
 @dataclass(frozen=True)
 class Axis:
-    """What a strip spans: values are cut to `low`..`high`, `ticks` are (value, what it is called), `said` words a value."""
+    """What a strip spans: values are cut to `low`..`high`; `ticks` are (value, its name), `said` puts one in words."""
 
     low: float
     high: float
@@ -95,8 +95,8 @@ def strips(
         x = axis.across(float(np.median([*by_label[label].values()])))
         parts.append(f'<line class="median" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 7:.1f}" y2="{y + 7:.1f}"/>')
     about = (
-        "A box holds the middle half of the targets, whiskers reach as far as 1.5 times its width, dots are targets beyond "
-        "them, the heavy line is the median."
+        "A box holds the middle half of the targets, whiskers reach as far as 1.5 times its width, dots are targets "
+        "beyond them, the heavy line is the median."
         if boxed
         else "A dot is a target, the heavy line their median."
     )

@@ -222,7 +222,8 @@ def _stage(convention: figures.Convention) -> str:
         '<div class="stage">\n'
         '<div class="canvas"><canvas tabindex="0" role="application" aria-roledescription="three-plane viewer" '
         f"aria-label=\"Axial, coronal and sagittal slice of the scan with its labels; the body's {whose} is on the "
-        'left" aria-describedby="viewer-where viewer-keys"></canvas><p class="wait" role="status">Drawing\u2026</p></div>\n'
+        'left" aria-describedby="viewer-where viewer-keys"></canvas>'
+        '<p class="wait" role="status">Drawing\u2026</p></div>\n'
         '<p class="where" id="viewer-where" aria-live="polite"></p>\n'
         f'<div class="planes">{sliders}</div>\n<dl class="keys" id="viewer-keys">{keys}</dl>\n</div>\n'
     )
