@@ -9,7 +9,21 @@ import typer
 from typer.core import TyperGroup
 
 from atlasseg import __version__
-from atlasseg.cli import atlases, cache, compare, doctor, evaluate, fuse, methods, regions, register, run, tissue, train
+from atlasseg.cli import (
+    atlases,
+    cache,
+    compare,
+    doctor,
+    evaluate,
+    fuse,
+    methods,
+    regions,
+    register,
+    run,
+    tissue,
+    train,
+    view,
+)
 from atlasseg.errors import AtlasSegError
 
 
@@ -46,6 +60,7 @@ app = typer.Typer(
 )
 run.add_to(app)
 compare.add_to(app)
+view.add_to(app)
 evaluate.add_to(app)
 doctor.add_to(app)
 methods.add_to(app)
