@@ -37,8 +37,8 @@ class Server(ThreadingHTTPServer):
     """Serves what is in a folder, bound to 127.0.0.1.
 
     Files and folders whose name begins with a dot, such as the cache, are not served, nor is anything outside the
-    folder, to which a link may lead. Requests under another name than this machine's are refused, so that no web page can
-    reach the server by a name of its own that leads here.
+    folder, to which a link may lead. Requests under another name than this machine's are refused, so that no web page
+    can reach the server by a name of its own that leads here.
 
     Parameters
     ----------
