@@ -41,7 +41,7 @@ from atlasseg.cohort.execution import over_targets  # noqa: E402
 from atlasseg.cohort.run import Given, _segment, opened, run  # noqa: E402
 from atlasseg.cohort.workers import Workers  # noqa: E402
 from atlasseg.pipeline import at_once  # noqa: E402
-from atlasseg.recipe import Recipe, parse_recipe, read_recipe, with_fusion  # noqa: E402
+from atlasseg.recipe import Recipe, parse_recipe, read_recipe, with_methods  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 KILL_EVERY_S = 10.0
@@ -144,7 +144,7 @@ def overhead(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]
     cached = into(recipe, folder / "cached")
     rows.append(timed("cached", lambda: run(cached)))
     rows.append(timed("the same again", lambda: run(cached)))
-    other = with_fusion(into(recipe, folder / "majority"), "majority")
+    other = with_methods(into(recipe, folder / "majority"), "majority")
     kept = folder / "cached" / ".cache"
     rows.append(timed("majority after it", lambda: run(other, cache=kept)))
     with cluster(1) as (address, processes):
@@ -234,7 +234,7 @@ def pretend(target: Target, progress: Callable[[str], None]) -> Any:
     volumes = pd.DataFrame({"label": range(3), "name": list("abc"), "voxels": range(3), "volume_mm3": 0.5})
     metrics = pd.DataFrame({"target": target.id, "label": range(40), "metric": "dice", "value": 0.5})
     return TargetSummary(
-        target.id, seconds=1.0, thumbnail="<svg>" + "x" * 40_000 + "</svg>", volumes=volumes, metrics=metrics
+        target.id, seconds=1.0, picture="<svg>" + "x" * 40_000 + "</svg>", volumes=volumes, metrics=metrics
     )
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlasseg import io
+from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.cohort import outputs
+from atlasseg.cohort.execution import Outcome
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Segmentation
 from atlasseg.recipe import Recipe
@@ -19,6 +23,47 @@ if TYPE_CHECKING:
     from atlasseg.cohort.run import Case
     from atlasseg.report.cohort_page import TargetSummary
     from atlasseg.report.viewer import Candidate
+
+
+def write_index(
+    done: Sequence[Outcome[Any]],
+    summaries: Sequence[TargetSummary | None],
+    library: AtlasLibrary,
+    recipe: Recipe,
+    out: Path,
+    *,
+    comparison: str = "",
+) -> None:
+    """The page of the cohort, ``index.html``, from which the targets' own are reached.
+
+    Parameters
+    ----------
+    done : sequence of Outcome
+        How the targets ended.
+    summaries : sequence of TargetSummary or None
+        What is said of each; None of those that failed.
+    library, recipe, out
+        Of the run.
+    comparison : str
+        Sections on the methods that were tried.
+    """
+    from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
+
+    told = [
+        s or TargetSummary(o.target, seconds=o.seconds, error=o.error) for o, s in zip(done, summaries, strict=True)
+    ]
+    labels = {int(v) for s in told if s.volumes is not None for v in s.volumes["label"]}
+    report = CohortReport(
+        name=recipe.name,
+        fusion=recipe.way,
+        targets=told,
+        table=library.table.completed(labels),
+        atlases=len(library),
+        recipe=recipe.text,
+        versions=outputs.software_versions(),
+        comparison=comparison,
+    )
+    io.write_text(render_cohort(report), out / "index.html")
 
 
 def summarised(
@@ -54,8 +99,9 @@ def page(
     table: LabelTable,
     seconds: Mapping[str, float],
     heard: Sequence[str],
+    others: Sequence[Candidate] = (),
 ) -> str:
-    """The report on a target."""
+    """The report on a target; `others` are what its viewer can step to before the reference and the atlases."""
     from atlasseg.report.page import TargetReport, render
 
     report = TargetReport(
@@ -76,7 +122,7 @@ def page(
         warnings=tuple(heard),
         versions=outputs.software_versions(),
         home="../index.html",
-        candidates=viewed(result, case.reference),
+        candidates=[*others, *viewed(result, case.reference)],
         viewer=recipe.output.viewer,
     )
     return render(report)

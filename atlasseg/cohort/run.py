@@ -118,26 +118,8 @@ def run(
 
         outputs.write_table(pd.concat(tables), out / "metrics.tsv")
     if recipe.output.report:
-        _write_index(done, library, recipe, out)
+        pages.write_index(done, [o.result for o in done], library, recipe, out)
     return done
-
-
-def _write_index(done: Sequence[Outcome[TargetSummary]], library: AtlasLibrary, recipe: Recipe, out: Path) -> None:
-    """The page of the cohort, from which the targets' own are reached."""
-    from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
-
-    summaries = [o.result or TargetSummary(o.target, seconds=o.seconds, error=o.error) for o in done]
-    labels = {int(v) for s in summaries if s.volumes is not None for v in s.volumes["label"]}
-    report = CohortReport(
-        name=recipe.name,
-        fusion=recipe.fusion.method.name,
-        targets=summaries,
-        table=library.table.completed(labels),
-        atlases=len(library),
-        recipe=recipe.text,
-        versions=outputs.software_versions(),
-    )
-    io.write_text(render_cohort(report), out / "index.html")
 
 
 def write_logs(done: Sequence[Outcome[Any]], out: Path) -> None:

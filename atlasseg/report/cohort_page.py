@@ -268,7 +268,7 @@ def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapp
             "targets, and not a measurement."
         )
     return (
-        '<section aria-labelledby="targets"><h2 id="targets">Targets</h2>\n'
+        '<section class="overview" aria-labelledby="targets"><h2 id="targets">Targets</h2>\n'
         f"<p>{about} Column heads sort.</p>\n{_html.table(heads, rows)}</section>\n"
     )
 

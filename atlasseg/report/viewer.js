@@ -34,7 +34,7 @@
       showAllOrientationMarkers: true,
       multiplanarPadPixels: 4,
       scrollRequiresFocus: true,
-      logLevel: "warn",
+      logLevel: "error",
     });
     await view.attachToCanvas(canvas);
     // No lighting of a 3-D rendering, which is not shown: NiiVue would spend most of its time on the gradients for it.
