@@ -47,13 +47,9 @@
     const layers = [await volume("scan", "gray", 1, 255), await volume("labels", "", 0.45, NaN)];
     if (holds("entropy")) layers.push(await volume("entropy", "uncertainty", 0, 1));
     const labels = layers[1];
-    const hidden = new Set();
-    const colored = () => {
-      const channel = (from) => facts.colors.map((color) => parseInt(color.slice(from, from + 2), 16));
-      const alpha = facts.values.map((value, n) => (value === 0 || hidden.has(n) ? 0 : 255));
-      labels.setColormapLabel({ R: channel(1), G: channel(3), B: channel(5), A: alpha, I: facts.values.map((_, n) => n) });
-    };
-    colored();
+    const channel = (from) => facts.colors.map((color) => parseInt(color.slice(from, from + 2), 16));
+    const alpha = facts.values.map((value) => (value === 0 ? 0 : 255));
+    labels.setColormapLabel({ R: channel(1), G: channel(3), B: channel(5), A: alpha, I: facts.values.map((_, n) => n) });
     view.volumes.push(...layers.slice(0, -1));
     view.addVolume(layers.at(-1)); // the last alone draws
 
@@ -87,7 +83,7 @@
       slider.disabled = false;
       slider.addEventListener("input", () => moved(axis, Number(slider.value)));
     });
-    view.createOnLocationChange();
+    view.moveCrosshairInVox(0, 0, 0); // to the middle of a voxel
 
     // -- what ----------------------------------------------------------------------------------------------------------
     const shows = find("#viewer-labels");
@@ -100,22 +96,29 @@
       view.drawScene();
     };
     const drawn = () => {
-      labels.opacity = shows.checked ? opacity.value / 100 : 0;
-      view.opts.atlasOutline = outlines.checked ? 1 : 0;
+      const part = shows.checked ? opacity.value / 100 : 0;
+      labels.opacity = outlines.checked ? 0 : part;
+      view.opts.atlasOutline = outlines.checked ? Math.min(1, 2 * part) : 0;
       if (unsure) layers[2].opacity = unsure.checked ? veil.value / 100 : 0;
       redrawn();
     };
     [shows, opacity, outlines, unsure, veil].forEach((input) => input?.addEventListener("input", drawn));
 
     const held = { labels: labels.img };
+    let whole = labels.img; // with the structures that are hidden
+    const hidden = new Set();
+    const filled = () => {
+      labels.img = hidden.size ? whole.map((number) => (hidden.has(number) ? 0 : number)) : whole;
+      redrawn();
+      view.createOnLocationChange();
+    };
     const choice = find("#viewer-candidate");
     const shown = async () => {
       const wanted = choice.value;
-      held[wanted] ??= new labels.img.constructor(await unpacked(wanted));
+      held[wanted] ??= new whole.constructor(await unpacked(wanted));
       if (choice.value !== wanted) return; // another was chosen meanwhile
-      labels.img = held[wanted];
-      redrawn();
-      view.createOnLocationChange();
+      whole = held[wanted];
+      filled();
     };
     const stepped = (by) => {
       if (!choice) return;
@@ -130,8 +133,7 @@
     const chosen = () => {
       hidden.clear();
       boxes.filter((box) => !box.checked).forEach((box) => hidden.add(Number(box.dataset.number)));
-      colored();
-      redrawn();
+      filled();
     };
     boxes.forEach((box) => box.addEventListener("input", chosen));
     all("button[data-all]").forEach((button) =>
@@ -148,7 +150,7 @@
     // Go to the voxel of a structure that lies nearest to the middle of all its voxels.
     const [across, up] = facts.shape;
     const voxels = (number, visit) => {
-      for (let n = labels.img.indexOf(number); n >= 0; n = labels.img.indexOf(number, n + 1)) {
+      for (let n = whole.indexOf(number); n >= 0; n = whole.indexOf(number, n + 1)) {
         visit(n % across, Math.floor(n / across) % up, Math.floor(n / (across * up)));
       }
     };

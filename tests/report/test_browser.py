@@ -228,9 +228,14 @@ def test_everything_has_a_name(visit, target_page):
 def test_cohort_page(visit, scene, tmp_path):
     made, _ = scene
     picture = figures.contact(made.image, made.labels, table=LabelTable())
-    volumes = pd.DataFrame({"label": [10, 49], "name": ["a", "b"], "voxels": [5, 6], "volume_mm3": [50.0, 60.0]})
     targets = [
-        TargetSummary(f"t{n}", f"t{n}/t{n}.html", n, picture=picture, volumes=volumes * (1 if n else 0.1))
+        TargetSummary(
+            f"t{n}",
+            f"t{n}/t{n}.html",
+            n,
+            picture=picture,
+            volumes=pd.DataFrame({"label": [10], "name": ["a"], "voxels": [5], "volume_mm3": [50.0 + n if n else 9.0]}),
+        )
         for n in range(8)
     ]
     path = tmp_path / "index.html"
@@ -238,7 +243,7 @@ def test_cohort_page(visit, scene, tmp_path):
     page = visit(path, width=1000)
     assert page.locator("ul.sheet img").evaluate_all("(all) => all.every((i) => i.naturalWidth > 100)")
     names = page.locator("section:has(#targets) tbody th")
-    assert names.first.text_content() == "t0"  # the one that stands out
+    assert names.first.text_content() == "t0"  # the one that stands out, by its volume
     page.locator("section:has(#targets) thead button", has_text="Seconds").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
