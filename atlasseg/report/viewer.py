@@ -35,9 +35,9 @@ _KEYS = (
     ("Page\u00a0Up, Page\u00a0Down", "axial slices"),
     ("L", "labels on or off"),
     ("O", "outlines or filled"),
-    ("U", "uncertainty on or off"),
-    ("[ ]", "candidate before or after"),
 )
+_UNSURE_KEYS = (("U", "uncertainty on or off"),)
+_STEP_KEYS = (("[ ]", "candidate before or after"),)
 _LABEL_INTENT = 1002  # NIfTI's NIFTI_INTENT_LABEL: NiiVue then reads values as names, and does not blend them
 
 
@@ -135,6 +135,7 @@ def viewer(
         if taken + len(packed) > CANDIDATE_BYTES:
             break
         volumes[f"candidate-{kept}"], taken, kept = packed, taken + len(packed), kept + 1
+    unsure = "entropy" in volumes
     facts = {
         "affine": part.grid.affine.tolist(),
         "shape": part.grid.shape,
@@ -146,13 +147,16 @@ def viewer(
     held = "".join(
         f'<script type="application/gzip" id="held-{name}">{packed}</script>\n' for name, packed in volumes.items()
     )
-    told = json.dumps(facts, ensure_ascii=True).replace("<", "\\u003c")
+    told = json.dumps(facts, ensure_ascii=True)
+    for mark in "<>&":
+        told = told.replace(mark, f"\\u{ord(mark):04x}")
+    stage, choices = _stage(convention, unsure=unsure, steps=kept > 0), _choices(candidates[:kept], unsure)
     remark = "".join(_remarks(part, len(candidates) - kept))
     return (
         '<section id="viewer" aria-labelledby="viewer-title" data-state="waiting">'
         '<h2 id="viewer-title">Look through</h2>\n'
         f"<p>Click into a plane, use the sliders, or focus the picture and use the keys below it.{remark}</p>\n"
-        f'<div class="looker">\n{_stage(convention)}{_choices(candidates[:kept], "entropy" in volumes)}'
+        f'<div class="looker">\n{stage}{choices}'
         f"{_list(values, table)}</div>\n"
         f'<script type="application/json" id="viewer-facts">{told}</script>\n{held}</section>\n'
     )
@@ -209,14 +213,15 @@ def _packed(raw: bytes) -> str:
     return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode()
 
 
-def _stage(convention: figures.Convention) -> str:
+def _stage(convention: figures.Convention, *, unsure: bool, steps: bool) -> str:
     sliders = "".join(
         f'<label class="slide"><span>{plane.capitalize()}</span>'
         f'<input type="range" min="0" max="1" value="0" data-axis="{axis}" disabled>'
         f'<output data-mm="{axis}"></output></label>\n'
         for axis, plane in enumerate(reversed(figures.PLANES))
     )
-    keys = "".join(f"<div><dt><kbd>{key}</kbd></dt><dd>{said}</dd></div>" for key, said in _KEYS)
+    known = _KEYS + (_UNSURE_KEYS if unsure else ()) + (_STEP_KEYS if steps else ())
+    keys = "".join(f"<div><dt><kbd>{key}</kbd></dt><dd>{said}</dd></div>" for key, said in known)
     whose = "right" if convention == "radiological" else "left"
     return (
         '<div class="stage">\n'
