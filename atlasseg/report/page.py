@@ -120,8 +120,8 @@ def render(report: TargetReport) -> str:
         _groups(report),
         _regions(report),
         _atlases(report),
-        _making(report),
-        _footer(report),
+        _stages(report),
+        _html.making(report.recipe, report.versions),
     ]
     values = sorted({*_values(report), *(int(v) for c in report.candidates for v in c.labels.values if v)})
     return _html.document(
@@ -491,27 +491,12 @@ def _atlases(report: TargetReport) -> str:
     )
 
 
-def _making(report: TargetReport) -> str:
+def _stages(report: TargetReport) -> str:
     stages = {name: s for name, s in report.seconds.items() if name != "total"}
-    parts = ['<section aria-labelledby="made"><h2 id="made">How it was made</h2>\n']
-    if stages:
-        longest = max(stages.values()) or 1.0
-        rows = [([_html.text(name), _html.fixed(s, 2, part=s / longest)], False) for name, s in stages.items()]
-        total = report.seconds.get("total", sum(stages.values()))
-        parts.append(
-            _html.table(
-                [("Stage", False), ("Seconds", True)], rows, caption=f"{_html.duration(total)} in all", sorts=False
-            )
-        )
-    if report.recipe:
-        parts.append(f"<details><summary>Recipe</summary><pre>{escape(report.recipe)}</pre></details>\n")
-    if report.versions:
-        rows = [([_html.text(name), _html.text(version)], False) for name, version in report.versions.items()]
-        listed = _html.table([("Software", False), ("Version", False)], rows, sorts=False)
-        parts.append(f"<details><summary>Software</summary>{listed}</details>\n")
-    return "".join(parts) + "</section>\n" if len(parts) > 1 else ""
-
-
-def _footer(report: TargetReport) -> str:
-    version = report.versions.get("atlasseg", "")
-    return f"</main>\n<footer>Made by atlasseg{' ' + escape(version) if version else ''}.</footer>\n"
+    if not stages:
+        return ""
+    longest = max(stages.values()) or 1.0
+    rows = [([_html.text(name), _html.fixed(s, 2, part=s / longest)], False) for name, s in stages.items()]
+    caption = f"{_html.duration(report.seconds.get('total', sum(stages.values())))} in all"
+    shown = _html.table([("Stage", False), ("Seconds", True)], rows, caption=caption, sorts=False)
+    return f'<section aria-labelledby="made"><h2 id="made">How it was made</h2>\n{shown}</section>\n'
