@@ -267,7 +267,7 @@ def _fused_every_way(
         assert first is not None
         summary = pages.summarised(target.id, case, first[0], shown, table, first[1])
         if recipe.output.report:
-            progress("report")
+            progress("write")
             page = pages.page(summary, case, first[0], shown, table, first[0].seconds, (), others)
             io.write_text(page, results / f"{target.id}.html")
     seconds = time.perf_counter() - begun_all

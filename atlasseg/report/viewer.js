@@ -27,7 +27,7 @@
       isRadiologicalConvention: facts.radiological,
       sagittalNoseLeft: true,
       crosshairColor: [1, 1, 1, 0.7],
-      crosshairWidth: 0.2,
+      crosshairWidth: 0.7,
       crosshairWidthUnit: "percent",
       fontColor: [1, 1, 1, 1],
       fontMinPx: 18,
