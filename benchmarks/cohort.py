@@ -7,7 +7,8 @@ this process, its children and the scheduler and workers that are started here. 
 reads, segments, evaluates, reports and writes, and keeps nothing; ``cached`` is `atlasseg run --jobs 1`; ``dask`` a run
 on a scheduler and workers of their own, started before and idle. ``--targets`` takes the first so many of hippocampus.
 ``page`` opens the report of a human brain, segmented from ``--atlases`` others, in headless Chromium that draws in
-software; ``--page FILE`` one that is there. ``prediction`` sets what is predicted without a reference against Dice.
+software; ``--page FILE`` one that is there. ``prediction`` sets what is predicted without a reference against
+Dice, on ``--cases``.
 """
 
 from __future__ import annotations
@@ -110,9 +111,9 @@ def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
                 process.wait()
 
 
-def hippocampus(data: Path, targets: int, out: Path) -> Recipe:
+def hippocampus(data: Path, targets: int, out: Path, cases: str = "targets") -> Recipe:
     recipe = read_recipe(ROOT / "pipelines" / "hippocampus.toml")
-    chosen = [target.image for target in read_targets([data / "hippocampus" / "targets"])[:targets]]
+    chosen = [target.image for target in read_targets([data / "hippocampus" / cases])[:targets]]
     linked = out / "targets"
     for path in chosen:
         for kind in ("images", "labels"):
@@ -302,28 +303,29 @@ def browser_cpu_s() -> float:
 
 
 def prediction(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
-    recipe = into(hippocampus(given.data, given.targets, folder), folder / "out")
-    run(recipe)
-    measured = []
-    for file in (folder / "out").glob("*/*_prediction.tsv"):
-        metrics = pd.read_csv(file.with_name(file.name.replace("prediction", "metrics")), sep="\t")
-        dice = metrics[(metrics.metric == "dice") & metrics.label.notna()].set_index("label")["value"]
-        measured.append(pd.read_csv(file, sep="\t").set_index("label").join(dice).assign(target=file.parent.name))
-    table = pd.concat(measured)
-    means = table.groupby("target")[["value", "predicted_dice", "atlas_agreement"]].mean()
+    recipe = hippocampus(given.data, given.targets, folder, given.cases)
     rows: list[dict[str, object]] = []
-    for what in ("predicted_dice", "atlas_agreement"):
-        far = (means[what] - means.value).abs()
-        rows.append(
-            {
-                "of": what.replace("_", " "),
-                "targets": len(means),
-                "mean": means[what].mean(),
-                "mean Dice": means.value.mean(),
-                "mean difference, absolute": far.mean(),
-                "rank correlation over targets": means[what].corr(means.value, method="spearman"),
-            }
-        )
+    for fusion in ("local_weighted", "joint", "majority"):
+        own = with_methods(into(recipe, folder / fusion), fusion)
+        run(own, cache=folder / "kept")
+        measured = []
+        for file in (folder / fusion).glob("*/*_prediction.tsv"):
+            metrics = pd.read_csv(file.with_name(file.name.replace("prediction", "metrics")), sep="\t")
+            dice = metrics[(metrics.metric == "dice") & metrics.label.notna()].set_index("label")["value"]
+            measured.append(pd.read_csv(file, sep="\t").set_index("label").join(dice).assign(target=file.parent.name))
+        means = pd.concat(measured).groupby("target")[["value", "predicted_dice", "atlas_agreement"]].mean()
+        for what in ("predicted_dice", "atlas_agreement"):
+            rows.append(
+                {
+                    "fusion": fusion,
+                    "of": what.replace("_", " "),
+                    "targets": len(means),
+                    "mean": means[what].mean(),
+                    "mean Dice": means.value.mean(),
+                    "mean difference, absolute": (means[what] - means.value).abs().mean(),
+                    "rank correlation": means[what].corr(means.value, method="spearman"),
+                }
+            )
     return rows
 
 
@@ -339,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--phantoms", type=int, default=300)
     parser.add_argument("--atlases", type=int, default=3)
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--cases", choices=["targets", "more_atlases"], default="targets")
     given = parser.parse_args(arguments)
     for part in given.parts:
         with tempfile.TemporaryDirectory() as folder:
