@@ -264,8 +264,8 @@ def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapp
     )
     if guessed:
         about += (
-            " Predicted Dice needs no reference: it is what the agreement of the atlases lets expect. It finds what went "
-            "wrong and what is hard; it is no measurement, and hardly ranks targets that went equally well."
+            " Predicted Dice needs no reference: it is what the agreement of the atlases lets expect. It finds what "
+            "went wrong and what is hard; it is no measurement, and hardly ranks targets that went equally well."
         )
     return (
         '<section class="overview" aria-labelledby="targets"><h2 id="targets">Targets</h2>\n'
