@@ -174,13 +174,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Output:
-    """What is written beside segmentation, label table and volumes."""
+    """What is written beside segmentation, label table and volumes.
+
+    With `viewer` the report of a target holds the scan to look through (with all its labels a 1 mm brain takes 10 MB).
+    """
 
     entropy: bool = True
     disagreement: bool = False
     probabilities: bool = False
     transforms: bool = False
     report: bool = True
+    viewer: bool = True
 
 
 @dataclass(frozen=True)

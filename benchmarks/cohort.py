@@ -1,11 +1,14 @@
-"""Cohorts: what cache and Dask cost, what is found again, what workers bring, and what killed workers lose.
+"""Cohorts: what cache and Dask cost, what is found again, what workers bring, what killed workers lose, and the pages.
 
-    python benchmarks/cohort.py --data DIR [--parts overhead workers kills memory] [--targets N] [--phantoms N]
+    python benchmarks/cohort.py --data DIR [--parts overhead workers kills memory page prediction] [--targets N]
 
 Every run has one thread a process (NUMBA_NUM_THREADS=1 and the like), so that CPU seconds can be compared; they count
 this process, its children and the scheduler and workers that are started here. ``bare`` is a loop over the targets that
 reads, segments, evaluates, reports and writes, and keeps nothing; ``cached`` is `atlasseg run --jobs 1`; ``dask`` a run
 on a scheduler and workers of their own, started before and idle. ``--targets`` takes the first so many of hippocampus.
+``page`` opens the report of a human brain, segmented from ``--atlases`` others, in headless Chromium that draws in
+software; ``--page FILE`` one that is there. ``prediction`` sets what is predicted without a reference against
+Dice, on ``--cases``.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +45,7 @@ from atlasseg.cohort.execution import over_targets  # noqa: E402
 from atlasseg.cohort.run import Given, _segment, opened, run  # noqa: E402
 from atlasseg.cohort.workers import Workers  # noqa: E402
 from atlasseg.pipeline import at_once  # noqa: E402
-from atlasseg.recipe import Recipe, parse_recipe, read_recipe, with_methods  # noqa: E402
+from atlasseg.recipe import Data, Recipe, parse_recipe, read_recipe, with_methods  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 KILL_EVERY_S = 10.0
@@ -107,9 +111,9 @@ def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
                 process.wait()
 
 
-def hippocampus(data: Path, targets: int, out: Path) -> Recipe:
+def hippocampus(data: Path, targets: int, out: Path, cases: str = "targets") -> Recipe:
     recipe = read_recipe(ROOT / "pipelines" / "hippocampus.toml")
-    chosen = [target.image for target in read_targets([data / "hippocampus" / "targets"])[:targets]]
+    chosen = [target.image for target in read_targets([data / "hippocampus" / cases])[:targets]]
     linked = out / "targets"
     for path in chosen:
         for kind in ("images", "labels"):
@@ -234,7 +238,7 @@ def pretend(target: Target, progress: Callable[[str], None]) -> Any:
     volumes = pd.DataFrame({"label": range(3), "name": list("abc"), "voxels": range(3), "volume_mm3": 0.5})
     metrics = pd.DataFrame({"target": target.id, "label": range(40), "metric": "dice", "value": 0.5})
     return TargetSummary(
-        target.id, seconds=1.0, thumbnail="<svg>" + "x" * 40_000 + "</svg>", volumes=volumes, metrics=metrics
+        target.id, seconds=1.0, picture="<svg>" + "x" * 40_000 + "</svg>", volumes=volumes, metrics=metrics
     )
 
 
@@ -249,7 +253,83 @@ def memory(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     return rows
 
 
-PARTS = {part.__name__: part for part in (overhead, workers, kills, memory)}
+def page(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    from playwright.sync_api import sync_playwright
+
+    path = given.page
+    if path is None:
+        brains = given.data / "human_brain" / "atlases"
+        first, *others = sorted((brains / "images").glob("*.nii.gz"))[: 1 + given.atlases]
+        for kind, scans in (("targets", [first]), ("atlases", others)):
+            for scan, part in ((scan, part) for scan in scans for part in ("images", "labels")):
+                (folder / kind / part).mkdir(parents=True, exist_ok=True)
+                (folder / kind / part / scan.name).symlink_to((brains / part / scan.name).resolve())
+        recipe = read_recipe(ROOT / "pipelines" / "human_brain_t1.toml")
+        run(replace(recipe, data=Data((folder / "atlases",), (folder / "targets",), folder / "out")))
+        path = next((folder / "out").glob("*/*.html"))
+    rows: list[dict[str, object]] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=DRAWS_IN_SOFTWARE)
+        for n in range(4):
+            tab = browser.new_page(viewport={"width": 1280, "height": 900})
+            begun, cpu = time.perf_counter(), browser_cpu_s()
+            tab.goto(path.resolve().as_uri())
+            tab.wait_for_selector("#viewer[data-state=ready]", timeout=600_000)
+            row = {
+                "visit": "first in this browser" if n == 0 else "again",
+                "page, MB": path.stat().st_size / 1e6,
+                "drawn after, s": time.perf_counter() - begun,
+                "CPU s of the browser": browser_cpu_s() - cpu,
+                "labels": tab.locator(".list li").count(),
+            }
+            rows.append(row)
+            print(row, flush=True)
+            tab.close()
+        browser.close()
+    return rows
+
+
+DRAWS_IN_SOFTWARE = ["--headless=new", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"]
+DRAWS_IN_SOFTWARE += ["--enable-unsafe-swiftshader", "--disable-gpu-rasterization"]
+
+
+def browser_cpu_s() -> float:
+    """CPU seconds of the browser's processes so far."""
+    times = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            times.append(child.cpu_times())
+    return sum(t.user + t.system for t in times)
+
+
+def prediction(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+    recipe = hippocampus(given.data, given.targets, folder, given.cases)
+    rows: list[dict[str, object]] = []
+    for fusion in ("local_weighted", "joint", "majority"):
+        own = with_methods(into(recipe, folder / fusion), fusion)
+        run(own, cache=folder / "kept")
+        measured = []
+        for file in (folder / fusion).glob("*/*_prediction.tsv"):
+            metrics = pd.read_csv(file.with_name(file.name.replace("prediction", "metrics")), sep="\t")
+            dice = metrics[(metrics.metric == "dice") & metrics.label.notna()].set_index("label")["value"]
+            measured.append(pd.read_csv(file, sep="\t").set_index("label").join(dice).assign(target=file.parent.name))
+        means = pd.concat(measured).groupby("target")[["value", "predicted_dice", "atlas_agreement"]].mean()
+        for what in ("predicted_dice", "atlas_agreement"):
+            rows.append(
+                {
+                    "fusion": fusion,
+                    "of": what.replace("_", " "),
+                    "targets": len(means),
+                    "mean": means[what].mean(),
+                    "mean Dice": means.value.mean(),
+                    "mean difference, absolute": (means[what] - means.value).abs().mean(),
+                    "rank correlation": means[what].corr(means.value, method="spearman"),
+                }
+            )
+    return rows
+
+
+PARTS = {part.__name__: part for part in (overhead, workers, kills, memory, page, prediction)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -259,6 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--targets", type=int, default=20)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--phantoms", type=int, default=300)
+    parser.add_argument("--atlases", type=int, default=3)
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--cases", choices=["targets", "more_atlases"], default="targets")
     given = parser.parse_args(arguments)
     for part in given.parts:
         with tempfile.TemporaryDirectory() as folder:

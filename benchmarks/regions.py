@@ -41,7 +41,7 @@ SETS = {
     "mouse_brain": ("mouse_brain", "atlases", 1, 0.0),
     "hippocampus_tuning": ("hippocampus", "more_atlases", 3, 0.3),
 }
-"""Recipe, folder of the targets, which of them, and the stage's field weight; the last set is to choose parameters on."""
+"""Recipe, folder of the targets, which of them, and the stage's field weight; the last set is what it was chosen on."""
 
 BELOW = {"dice": -1, "hausdorff_95_mm": 1, "average_surface_distance_mm": 1}
 """Measures that are compared, and whether smaller (1) or larger (-1) is better."""
@@ -191,7 +191,7 @@ def stage(data: Path, sets: list[str], targets: int | None, cache: Path) -> None
         ids = sorted(p.name.removesuffix(".nii.gz") for p in (folder / "images").glob("*.nii.gz"))[::every][:targets]
         ways: dict[
             str, tuple[Partition | None, float, float, float]
-        ] = {  # method, exponent, field_weight, island_share
+        ] = {  # method, exponent, field weight, island share
             "islands": (None, 0.0, 0.0, 0.02),
             "intensity": (None, 0.2, 0.0, 0.0),
             "intensity, votes": (fine, 0.2, 0.0, 0.0),

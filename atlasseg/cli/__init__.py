@@ -24,6 +24,7 @@ from atlasseg.cli import (
     run,
     tissue,
     train,
+    view,
 )
 from atlasseg.errors import AtlasSegError
 
@@ -62,6 +63,7 @@ app = typer.Typer(
 run.add_to(app)
 bids.add_to(app)
 compare.add_to(app)
+view.add_to(app)
 evaluate.add_to(app)
 doctor.add_to(app)
 fetch.add_to(app)

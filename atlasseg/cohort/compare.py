@@ -6,14 +6,14 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.atlases.library import Target
-from atlasseg.cohort import costs, outputs
+from atlasseg.cohort import costs, outputs, pages
 from atlasseg.cohort.execution import Listener, Outcome, Phase, over_targets
 from atlasseg.cohort.run import (
     CACHE,
@@ -31,13 +31,23 @@ from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
 from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
 from atlasseg.files import discard_partial, whole_folder
-from atlasseg.pipeline import Progress, align, checked_provenance, fuse
+from atlasseg.pipeline import Progress, Segmentation, align, checked_provenance, fuse
 from atlasseg.recipe import Recipe, with_methods
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from atlasseg.report.cohort_page import TargetSummary
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """What a target brings to a comparison: measures of every way, and its line on the cohort's page."""
+
+    metrics: pd.DataFrame
+    summary: TargetSummary
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +70,7 @@ class Comparison:
     scores: pd.DataFrame
     tests: pd.DataFrame
     ranking: Ranking
-    outcomes: list[Outcome[pd.DataFrame]]
+    outcomes: list[Outcome[Fused]]
 
 
 def compare(
@@ -92,7 +102,9 @@ def compare(
     -------
     Comparison
         Also written to the output folder: ``comparison.tsv``, ``comparison_tests.tsv``, ``comparison_ranks.tsv`` and
-        ``comparison.html``, and each target's segmentations.
+        ``comparison.html``, and each target's segmentations; where the recipe wants reports, also ``index.html``, the
+        page of the cohort by the recipe's own way (the first, where that is not among them), and a page of each target
+        in which all ways can be stepped through.
 
     Raises
     ------
@@ -108,9 +120,10 @@ def compare(
     if bare:
         raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
     given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
+    shown = next((each for each in ways if each.way == recipe.way), ways[0])
     needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
     done = over_targets(
-        partial(_fused_every_way, given=given, ways=ways),
+        partial(_fused_every_way, given=given, ways=ways, shown=shown),
         targets,
         before=[Phase("register", partial(register_target, given=given, ways=ways), needs.registering, needs.gpu)],
         memory_bytes=needs.fusing,
@@ -126,7 +139,7 @@ def compare(
     outputs.write_table(
         found.ranking.mean_rank.rename("mean_rank").rename_axis("method").reset_index(), out / "comparison_ranks.tsv"
     )
-    from atlasseg.report.comparison import render_comparison
+    from atlasseg.report.comparison import comparison_sections, render_comparison
 
     page = render_comparison(
         found.metrics,
@@ -137,14 +150,19 @@ def compare(
         versions=outputs.software_versions(),
     )
     io.write_text(page, out / "comparison.html")
+    if recipe.output.report:
+        sections = comparison_sections(found.metrics, found.scores, found.tests, found.ranking)
+        pages.write_index(
+            done, [o.result.summary if o.result else None for o in done], library, shown, out, comparison=sections
+        )
     return found
 
 
-def compared(done: Sequence[Outcome[pd.DataFrame]]) -> Comparison:
+def compared(done: Sequence[Outcome[Fused]]) -> Comparison:
     """Tests and ranks of what `over_targets` returned; a target that failed is in no figure."""
     import pandas as pd
 
-    tables = [outcome.result for outcome in done if outcome.result is not None]
+    tables = [outcome.result.metrics for outcome in done if outcome.result is not None]
     if not tables:
         reasons = "; ".join(f"{outcome.target}: {outcome.error}" for outcome in done)
         raise InputError(f"no target could be compared: {reasons}")
@@ -183,10 +201,15 @@ def overview(found: Comparison) -> pd.DataFrame:
     )
 
 
-def _fused_every_way(target: Target, progress: Progress, *, given: Given, ways: Sequence[Recipe]) -> pd.DataFrame:
-    """One target: aligned once, segmented in every way, each measured."""
+def _fused_every_way(
+    target: Target, progress: Progress, *, given: Given, ways: Sequence[Recipe], shown: Recipe
+) -> Fused:
+    """One target: aligned once, segmented in every way, each measured; its page shows the way `shown` first."""
     import pandas as pd
 
+    from atlasseg.report.viewer import Candidate
+
+    begun_all = time.perf_counter()
     library, recipe, out, call = given.library, given.recipe, given.out, given.kept
     case = read_case(target, library, progress)
     assert case.reference is not None
@@ -201,7 +224,9 @@ def _fused_every_way(target: Target, progress: Progress, *, given: Given, ways: 
         call=call,
     )
     table = library.table.completed(alignment.label_values)
-    found = []
+    found: list[pd.DataFrame] = []
+    others: list[Candidate] = []
+    first: tuple[Segmentation, pd.DataFrame] | None = None
     with whole_folder(out / target.id) as results:
         for each, origin in zip(ways, made, strict=True):
             way = each.way
@@ -235,4 +260,15 @@ def _fused_every_way(target: Target, progress: Progress, *, given: Given, ways: 
             outputs.write_segmentation(results, target.id, case.scan, result, each, table, case.sources, way=way)
             stem = f"{target.id}_desc-{outputs.entity(way)}"
             outputs.write_table(bins, results / f"{stem}_calibration.tsv")
-    return pd.concat(found, ignore_index=True)
+            if each is shown:
+                first = result, rows
+            else:
+                others.append(Candidate(way.replace("_", " "), result.labels))
+        assert first is not None
+        summary = pages.summarised(target.id, case, first[0], shown, table, first[1])
+        if recipe.output.report:
+            progress("write")
+            page = pages.page(summary, case, first[0], shown, table, first[0].seconds, (), others)
+            io.write_text(page, results / f"{target.id}.html")
+    seconds = time.perf_counter() - begun_all
+    return Fused(pd.concat(found, ignore_index=True), replace(summary, seconds=seconds))

@@ -18,10 +18,11 @@ from atlasseg.errors import OutputError
 from atlasseg.evaluation import Score
 from atlasseg.evaluation.calibration import reliability
 from atlasseg.evaluation.disagreement import disagreement
+from atlasseg.evaluation.prediction import atlas_agreement, expected_dice
 from atlasseg.labels import LabelTable
-from atlasseg.pipeline import Segmentation
+from atlasseg.pipeline import Alignment, Segmentation
 from atlasseg.recipe import Recipe
-from atlasseg.volume import Image, LabelMap, ProbabilityMap
+from atlasseg.volume import Atlas, Image, LabelMap, ProbabilityMap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +111,37 @@ def atlas_rows(result: Segmentation) -> pd.DataFrame:
     )
 
 
+def voters(result: Segmentation) -> list[Atlas]:
+    """The candidates that voted, on the grid that was worked on."""
+    return [candidate.atlas for candidate in result.alignment.candidates if candidate.verdict.keep]
+
+
+def worked_on(labels: LabelMap, alignment: Alignment) -> LabelMap:
+    """The part of labels on the scan's grid that was worked on."""
+    box = tuple(slice(a, a + n) for a, n in zip(alignment.start, alignment.target.shape, strict=True))
+    return LabelMap(labels.array[box], alignment.target.affine)
+
+
+def prediction_table(result: Segmentation, table: LabelTable) -> pd.DataFrame:
+    """What Dice each label is likely to have, made without a reference: see `evaluation.prediction`.
+
+    Columns: label, name, predicted_dice, atlas_agreement.
+    """
+    import pandas as pd
+
+    expected = expected_dice(result.probabilities)
+    agreed = atlas_agreement(voters(result), worked_on(result.labels, result.alignment))
+    labels = sorted({*expected, *agreed})
+    return pd.DataFrame(
+        {
+            "label": labels,
+            "name": [table.name(label) for label in labels],
+            "predicted_dice": [expected.get(label, float("nan")) for label in labels],
+            "atlas_agreement": [agreed.get(label, float("nan")) for label in labels],
+        }
+    )
+
+
 def change_rows(result: Segmentation) -> pd.DataFrame | None:
     """One row a label: what regions did to it; None where they were not asked for."""
     import pandas as pd
@@ -175,7 +207,7 @@ def write_segmentation(
     own = stem if way else target
     io.write_label_map(result.labels, folder / f"{stem}_dseg.nii.gz", like=scan)
     io.write_label_table(table, folder / f"{stem}_dseg.tsv")
-    voted = [c.atlas.id for c in result.alignment.candidates if c.verdict.keep]
+    voted = [atlas.id for atlas in voters(result)]
     sidecar = {
         "Sources": [*sources],
         "Atlases": voted,
@@ -192,6 +224,7 @@ def write_segmentation(
     io.write_json(sidecar, folder / f"{stem}_dseg.json")
     write_table(volumes(result.labels, table), folder / f"{own}_volumes.tsv")
     write_table(atlas_rows(result), folder / f"{target}_atlases.tsv")
+    write_table(prediction_table(result, table), folder / f"{own}_prediction.tsv")
     changes = change_rows(result)
     if changes is not None:
         write_table(changes, folder / f"{own}_regions.tsv")
@@ -200,11 +233,9 @@ def write_segmentation(
         io.write_image(entropy, folder / f"{stem}_entropy.nii.gz", like=scan)
     if recipe.output.disagreement:
         aligned = result.alignment
-        voters = [candidate.atlas for candidate in aligned.candidates if candidate.verdict.keep]
         box = tuple(slice(a, a + n) for a, n in zip(aligned.start, aligned.target.shape, strict=True))
         share = np.zeros(scan.shape, np.float32)
-        worked_on = LabelMap(result.labels.array[box], aligned.target.affine)
-        share[box] = disagreement(voters, worked_on)
+        share[box] = disagreement(voters(result), worked_on(result.labels, aligned))
         io.write_image(Image(share, scan.affine), folder / f"{stem}_disagreement.nii.gz", like=scan)
     if recipe.output.probabilities:
         io.write_probability_map(result.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
-from atlasseg.cohort import costs, outputs
+from atlasseg.cohort import costs, outputs, pages
 from atlasseg.cohort.cache import Cache, kept_in
 from atlasseg.cohort.execution import Listener, Outcome, Phase, over_targets
 from atlasseg.cohort.packing import digest, joined
@@ -132,26 +132,8 @@ def run(
 
         outputs.write_table(pd.concat(tables), out / "metrics.tsv")
     if recipe.output.report:
-        _write_index(done, library, recipe, out)
+        pages.write_index(done, [o.result for o in done], library, recipe, out)
     return done
-
-
-def _write_index(done: Sequence[Outcome[TargetSummary]], library: AtlasLibrary, recipe: Recipe, out: Path) -> None:
-    """The page of the cohort, from which the targets' own are reached."""
-    from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
-
-    summaries = [o.result or TargetSummary(o.target, seconds=o.seconds, error=o.error) for o in done]
-    labels = {int(v) for s in summaries if s.volumes is not None for v in s.volumes["label"]}
-    report = CohortReport(
-        name=recipe.name,
-        fusion=recipe.fusion.method.name,
-        targets=summaries,
-        table=library.table.completed(labels),
-        atlases=len(library),
-        recipe=recipe.text,
-        versions=outputs.software_versions(),
-    )
-    io.write_text(render_cohort(report), out / "index.html")
 
 
 def write_logs(done: Sequence[Outcome[Any]], out: Path) -> None:
@@ -246,8 +228,6 @@ def _register(target: Target, progress: Progress, *, given: Given) -> None:
 
 def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSummary:
     """Read, segment, evaluate, report and write one target, unless that is done already."""
-    from atlasseg.report.cohort_page import TargetSummary
-
     library, recipe, out = given.library, given.recipe, given.out
     begun = time.perf_counter()
     key = ""
@@ -281,47 +261,17 @@ def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSumma
             metrics = outputs.metrics_table(scores, target=target.id, method=name)
             calibration = outputs.calibration_table(result.probabilities, case.reference, target=target.id, method=name)
         progress("write")
-        volumes = outputs.volumes(result.labels, table)
-        seconds = {**result.seconds, "total": time.perf_counter() - begun}
         with whole_folder(out / target.id) as folder:
             outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)
             if metrics is not None:
                 outputs.write_table(metrics, folder / f"{target.id}_metrics.tsv")
                 outputs.write_table(calibration, folder / f"{target.id}_calibration.tsv")
-            thumbnail = ""
+            summary = pages.summarised(target.id, case, result, recipe, table, metrics)
             if recipe.output.report:
-                from atlasseg.report.figures import thumbnail as picture
-                from atlasseg.report.page import TargetReport, render
-
-                report = TargetReport(
-                    target=target.id,
-                    image=case.scan,
-                    labels=result.labels,
-                    table=table,
-                    fusion=recipe.fusion.method.name,
-                    entropy=result.probabilities.entropy(),
-                    reference=case.reference,
-                    volumes=volumes,
-                    metrics=metrics,
-                    atlases=outputs.atlas_rows(result),
-                    changes=outputs.change_rows(result),
-                    seconds=seconds,
-                    recipe=recipe.text,
-                    warnings=tuple(heard),
-                    versions=outputs.software_versions(),
-                    home="../index.html",
-                )
-                io.write_text(render(report), folder / f"{target.id}.html")
-                thumbnail = picture(case.scan, result.labels, table=table).svg
-    summary = TargetSummary(
-        target=target.id,
-        href=f"{target.id}/{target.id}.html" if recipe.output.report else "",
-        seconds=time.perf_counter() - begun,
-        warnings=len(heard),
-        thumbnail=thumbnail,
-        volumes=volumes,
-        metrics=metrics,
-    )
+                seconds = {**result.seconds, "total": time.perf_counter() - begun}
+                page = pages.page(summary, case, result, recipe, table, seconds, heard)
+                io.write_text(page, folder / f"{target.id}.html")
+    summary = replace(summary, seconds=time.perf_counter() - begun, warnings=len(heard))
     if key:
         given.kept.put("target", key, {"summary": summary, "files": file_digests(out / target.id)})
     return summary

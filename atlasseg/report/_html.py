@@ -140,14 +140,22 @@ def making(recipe: str, versions: Mapping[str, str]) -> str:
     return f"{made}</main>\n<footer>Made by atlasseg{' ' + escape(version) if version else ''}.</footer>\n"
 
 
-def document(title: str, body: str, *, style: str = "") -> str:
-    """A page that needs nothing but itself."""
+POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
+)
+"""What a page may load: what is in it. The browser sees to it."""
+
+
+def document(title: str, body: str, *, style: str = "", scripts: str = "") -> str:
+    """A page that needs nothing but itself; `scripts` are elements for its end."""
     here = files("atlasseg.report")
     css = (here / "style.css").read_text("utf-8") + style
     script = (here / "script.js").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n{body}"
-        f"<script>\n{script}</script>\n</body>\n</html>\n"
+        f"<script>\n{script}</script>\n{scripts}</body>\n</html>\n"
     )

@@ -12,13 +12,15 @@ import numpy as np
 from atlasseg.labels import LabelTable
 from atlasseg.report import _html
 from atlasseg.report._html import Cell
+from atlasseg.report.outliers import FEWEST, Measured, Standout, standouts
 from atlasseg.report.page import label_colours
+from atlasseg.report.strips import Axis, strips
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_STRIPS = 60
-"""Structures drawn one by one; of more, those that differ most between targets."""
+MOST_REASONS = 3
+"""So many of the things by which a target stands out are told; the others are counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +39,18 @@ class TargetSummary:
         Why it failed; empty where it did not.
     warnings : int
         How often was warned.
-    thumbnail : str
-        SVG of a slice, as `figures.thumbnail` makes it.
+    picture : str
+        Its place on the contact sheet, as `figures.contact` makes it.
     volumes, metrics : DataFrame, optional
         As in `TargetReport`.
+    predicted : mapping of int to float
+        Dice that each label is likely to have, made without a reference.
+    similarity : float
+        Mean over the atlases that voted, after registration.
+    entropy_bits : float
+        Mean over the labelled voxels.
+    atlases, voted : int
+        How many atlases there were, and how many of them voted.
     """
 
     target: str
@@ -48,9 +58,20 @@ class TargetSummary:
     seconds: float = float("nan")
     error: str = ""
     warnings: int = 0
-    thumbnail: str = ""
+    picture: str = ""
     volumes: pd.DataFrame | None = None
     metrics: pd.DataFrame | None = None
+    predicted: Mapping[int, float] = field(default_factory=dict)
+    similarity: float = float("nan")
+    entropy_bits: float = float("nan")
+    atlases: int = 0
+    voted: int = 0
+
+    @property
+    def predicted_mean(self) -> float:
+        """Mean of what is predicted over the labels; NaN where nothing is."""
+        known = [value for value in self.predicted.values() if np.isfinite(value)]
+        return float(np.mean(known)) if known else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +94,8 @@ class CohortReport:
         Its text.
     versions : mapping
         Version of each piece of software.
+    comparison : str
+        Sections that compare methods, where several were tried.
     """
 
     name: str
@@ -82,12 +105,24 @@ class CohortReport:
     atlases: int = 0
     recipe: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    comparison: str = ""
 
 
 def render_cohort(report: CohortReport) -> str:
     """The page, as HTML that needs no network; the same report gives the same text."""
     values = sorted({int(v) for t in report.targets if t.volumes is not None for v in t.volumes["label"]} - {0})
-    body = "".join((_header(report), _targets(report), _strips(report), _html.making(report.recipe, report.versions)))
+    found = standouts(_measured(report))
+    ordered = sorted(report.targets, key=lambda t: (not t.error, -_farthest(found.get(t.target, ()))))
+    body = "".join(
+        (
+            _header(report, found),
+            _targets(report, ordered, found),
+            _distributions(report),
+            _contact_sheet(ordered, found),
+            report.comparison,
+            _html.making(report.recipe, report.versions),
+        )
+    )
     return _html.document(f"{report.name} \u00b7 atlasseg", body, style=label_colours(values, report.table))
 
 
@@ -104,7 +139,7 @@ def _volumes(target: TargetSummary) -> dict[int, float]:
     return {int(v): float(mm3) for v, mm3 in zip(target.volumes["label"], target.volumes["volume_mm3"], strict=True)}
 
 
-def _header(report: CohortReport) -> str:
+def _header(report: CohortReport, found: Mapping[str, Sequence[Standout]]) -> str:
     failed = [t for t in report.targets if t.error]
     done = len(report.targets) - len(failed)
     said = f"{_html.count(done, 'target')} segmented"
@@ -114,6 +149,8 @@ def _header(report: CohortReport) -> str:
     means = [float(np.mean(list(d.values()))) for d in (_of_labels(t, "dice") for t in report.targets) if d]
     if means:
         said += f" Mean Dice {np.mean(means):.3f}; of single targets, {min(means):.3f} to {max(means):.3f}."
+    if found:
+        said += f" {_html.count(len(found), 'target stands', 'targets stand')} out; see the first rows of the table."
     if failed:
         said += f" <strong>{_html.count(len(failed), 'target')} failed.</strong>"
     shown = [("targets done", f"{done} of {len(report.targets)}")]
@@ -122,6 +159,9 @@ def _header(report: CohortReport) -> str:
     far = [float(np.mean(list(d.values()))) for d in (_of_labels(t, "hausdorff_95_mm") for t in report.targets) if d]
     if far:
         shown.append(("mean HD95", f"{_html.significant(float(np.mean(far)))} mm"))
+    predicted = [t.predicted_mean for t in report.targets if np.isfinite(t.predicted_mean)]
+    if predicted:
+        shown.append(("mean of predicted Dice", f"{np.mean(predicted):.3f}"))
     took = [t.seconds for t in report.targets if not t.error and np.isfinite(t.seconds)]
     if took:
         shown.append(("median time of a target", _html.duration(float(np.median(took)))))
@@ -137,19 +177,63 @@ def _header(report: CohortReport) -> str:
     )
 
 
-def _targets(report: CohortReport) -> str:
-    scored = any(t.metrics is not None for t in report.targets)
-    pictured = any(t.thumbnail for t in report.targets)
-    heads = [("Target", False)]
-    heads += [("Slice", False)] if pictured else []
+def _measured(report: CohortReport) -> list[Measured]:
+    """What can make a target stand out."""
+    volumes = {t.target: _volumes(t) for t in report.targets if t.volumes is not None}
+    labels = sorted({v for of in volumes.values() for v in of})
+    measured = []
+    for label in labels:
+        logs = {t: float(np.log2(of[label])) for t, of in volumes.items() if of.get(label, 0) > 0}
+        measured.append(Measured(f"volume of {report.table.name(label)}", logs, "both", "volume"))
+    predicted = sorted({v for t in report.targets for v in t.predicted})
+    for label in predicted:
+        values = {t.target: t.predicted[label] for t in report.targets if label in t.predicted}
+        measured.append(Measured(f"predicted Dice of {report.table.name(label)}", values, "low", "predicted label"))
+    means = {t.target: t.predicted_mean for t in report.targets}
+    return [
+        *measured,
+        Measured("predicted Dice", means, "low", "predicted"),
+        Measured("similarity", {t.target: t.similarity for t in report.targets}, "low", "similarity"),
+        Measured("uncertainty", {t.target: t.entropy_bits for t in report.targets}, "high", "uncertainty"),
+    ]
+
+
+def _farthest(found: Sequence[Standout]) -> float:
+    return max((abs(s.score) for s in found), default=0.0)
+
+
+def _reason(s: Standout) -> str:
+    if s.what.startswith("volume of"):
+        said = f"{_html.significant(2 ** (s.value - s.median), 2)} times the median"
+    elif s.what == "uncertainty":
+        said = f"{s.value:.2f} bit, median {s.median:.2f}"
+    else:
+        said = f"{s.value:.2f}, median {s.median:.2f}"
+    return f"{escape(s.what)} {said}"
+
+
+def _reasons(found: Sequence[Standout]) -> str:
+    told = "; ".join(_reason(s) for s in found[:MOST_REASONS])
+    return told + (f"; and {len(found) - MOST_REASONS} more" if len(found) > MOST_REASONS else "")
+
+
+def _link(t: TargetSummary) -> str:
+    return f'<a href="{escape(t.href)}">{escape(t.target)}</a>' if t.href and not t.error else escape(t.target)
+
+
+def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapping[str, Sequence[Standout]]) -> str:
+    scored = any(t.metrics is not None for t in ordered)
+    guessed = any(t.predicted for t in ordered)
+    heads = [("Target", False), ("Stands out by", False)]
     heads += [("Mean Dice", True), ("Worst structure", False), ("Mean HD95, mm", True)] if scored else []
-    heads += [("Labelled", True), ("Warnings", True), ("Seconds", True), ("Result", False)]
+    heads += [("Predicted Dice", True)] if guessed else []
+    heads += [("Similarity", True), ("Uncertainty, bit", True), ("Labelled", True), ("Atlases voted", True)]
+    heads += [("Warnings", True), ("Seconds", True)]
     rows = []
-    for t in report.targets:
-        name = f'<a href="{escape(t.href)}">{escape(t.target)}</a>' if t.href and not t.error else escape(t.target)
-        cells = [Cell(name, t.target)]
-        if pictured:
-            cells.append(Cell(f'<div class="thumb">{t.thumbnail}</div>' if t.thumbnail else ""))
+    for t in ordered:
+        why = found.get(t.target, ())
+        reason = f'<span class="note">failed</span> {escape(t.error)}' if t.error else _reasons(why)
+        cells = [Cell(_link(t), t.target), Cell(f'<div class="why">{reason}</div>', f"{_farthest(why):.4g}")]
         if scored:
             dice, far = _of_labels(t, "dice"), _of_labels(t, "hausdorff_95_mm")
             mean = float(np.mean(list(dice.values()))) if dice else float("nan")
@@ -161,82 +245,88 @@ def _targets(report: CohortReport) -> str:
                 else Cell(f"{escape(report.table.name(worst))} {dice[worst]:.3f}", f"{dice[worst]:.6f}")
             )
             cells.append(_html.fixed(float(np.mean(list(far.values()))) if far else float("nan"), 2))
+        if guessed:
+            cells.append(_html.fixed(t.predicted_mean, 3, part=t.predicted_mean if t.predicted else None))
+        cells += [_html.fixed(t.similarity, 3), _html.fixed(t.entropy_bits, 3)]
         total = sum(_volumes(t).values())
         cells.append(Cell(_html.volume(total), f"{total:.6g}", numeric=True) if t.volumes is not None else Cell(""))
+        cells.append(Cell(f"{t.voted} of {t.atlases}", t.voted, numeric=True) if t.atlases else Cell(""))
         cells.append(Cell(str(t.warnings), t.warnings, numeric=True))
         cells.append(_html.fixed(t.seconds, 1))
-        cells.append(Cell('<span class="note">failed</span>', "failed") if t.error else Cell("done"))
-        rows.append((cells, bool(t.error)))
-    return (
-        '<section aria-labelledby="targets"><h2 id="targets">Targets</h2>\n'
-        f"<p class=hint>Column heads sort.</p>\n{_html.table(heads, rows)}</section>\n"
+        rows.append((cells, bool(t.error) or bool(why)))
+    judged = sum(t.volumes is not None for t in ordered) >= FEWEST
+    about = (
+        "First those that failed, then those that stand out, the farthest first: by the volume of a structure, by "
+        "similarity to the atlases, by uncertainty, or by predicted Dice, measured in robust standard deviations from "
+        "the median of the cohort."
+        if judged
+        else f"Of fewer than {FEWEST} targets none can stand out."
     )
-
-
-def _strips(report: CohortReport) -> str:
-    """Each structure across the targets: Dice where there is a reference, else volume against the cohort's median."""
-    dice = [(t, _of_labels(t, "dice")) for t in report.targets]
-    scored = [(t, d) for t, d in dice if d]
-    if scored:
-        title, about = "Dice of each structure", "A dot is a target, the line their median."
-        drawn = _strip_plot(report, scored, 0.0, 1.0, [(x / 5, f"{x / 5:g}") for x in range(6)])
-    else:
-        measured = [(t, _volumes(t)) for t in report.targets]
-        measured = [(t, {v: mm3 for v, mm3 in d.items() if mm3 > 0}) for t, d in measured if d]
-        if len(measured) < 2:
-            return ""
-        medians = {
-            v: float(np.median([d[v] for _, d in measured if v in d])) for v in {v for _, d in measured for v in d}
-        }
-        ratios = [(t, {v: float(np.log2(mm3 / medians[v])) for v, mm3 in d.items()}) for t, d in measured]
-        title = "Volume of each structure"
-        about = (
-            "A dot is a target: how many times the cohort's median its structure measures. Stray dots are worth a look."
+    if guessed:
+        about += (
+            " Predicted Dice needs no reference: it is what the agreement of the atlases lets expect. It finds what "
+            "went wrong and what is hard; it is no measurement, and hardly ranks targets that went equally well."
         )
-        drawn = _strip_plot(report, ratios, -2.0, 2.0, [(-2, "\u00bc"), (-1, "\u00bd"), (0, "1"), (1, "2"), (2, "4")])
     return (
-        f'<section aria-labelledby="strips"><h2 id="strips">{title}</h2>\n<p>{about}{drawn[1]}</p>\n'
-        f"<figure>{drawn[0]}</figure></section>\n"
+        '<section class="overview" aria-labelledby="targets"><h2 id="targets">Targets</h2>\n'
+        f"<p>{about} Column heads sort.</p>\n{_html.table(heads, rows)}</section>\n"
     )
 
 
-def _strip_plot(
-    report: CohortReport,
-    measured: Sequence[tuple[TargetSummary, Mapping[int, float]]],
-    low: float,
-    high: float,
-    ticks: Sequence[tuple[float, str]],
-) -> tuple[str, str]:
-    """An SVG of one row a structure, values cut to `low`..`high`, and a remark on what is left out."""
-    by_label: dict[int, list[tuple[TargetSummary, float]]] = {}
-    for t, values in measured:
-        for label, value in values.items():
-            by_label.setdefault(label, []).append((t, value))
-    remark = ""
-    labels = sorted(by_label)
-    if len(labels) > MOST_STRIPS:
-        remark = f" Shown are the {MOST_STRIPS} of {len(labels)} structures that differ most between targets."
-        labels = sorted(sorted(labels, key=lambda v: (-float(np.ptp([x for _, x in by_label[v]])), v))[:MOST_STRIPS])
-    left, right, row, top = 250, 970, 20, 24
-    height = top + row * len(labels) + 6
+def _distributions(report: CohortReport) -> str:
+    """Each structure across the targets: Dice where there is a reference, predicted Dice, volume against the median."""
+    dice = {t.target: _of_labels(t, "dice") for t in report.targets}
+    volumes = {t.target: {v: mm3 for v, mm3 in _volumes(t).items() if mm3 > 0} for t in report.targets}
+    medians = {
+        v: float(np.median([of[v] for of in volumes.values() if v in of]))
+        for v in {v for of in volumes.values() for v in of}
+    }
+    ratios = {t: {v: float(np.log2(mm3 / medians[v])) for v, mm3 in of.items()} for t, of in volumes.items()}
+    fifths = [(x / 5, f"{x / 5:g}") for x in range(6)]
+    share = Axis(0.0, 1.0, fifths, lambda v: f"{v:.3f}")
+    octaves = [(-2.0, "\u00bc"), (-1.0, "\u00bd"), (0.0, "1"), (1.0, "2"), (2.0, "4")]
+    times = Axis(-2.0, 2.0, octaves, lambda v: f"{2**v:.2f} times the median")
+    every = (
+        ("dice", "Dice of each structure", "Against the reference.", dice, share),
+        (
+            "predicted",
+            "Predicted Dice of each structure",
+            "What the agreement of the atlases lets expect.",
+            {t.target: t.predicted for t in report.targets},
+            share,
+        ),
+        (
+            "volumes",
+            "Volume of each structure",
+            "How many times the cohort's median a structure measures. Stray dots are worth a look.",
+            ratios if sum(map(bool, volumes.values())) > 1 else {},
+            times,
+        ),
+    )
+    hrefs = {t.target: t.href for t in report.targets}
+    parts = []
+    for key, title, about, values, axis in every:
+        drawn = strips(values, table=report.table, axis=axis, hrefs=hrefs, title=title)
+        if drawn is not None:
+            parts.append(
+                f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>\n<p>{about} {drawn.about}</p>\n'
+                f'<figure class="scroll">{drawn.svg}</figure></section>\n'
+            )
+    return "".join(parts)
 
-    def across(value: float) -> float:
-        return left + (min(max(value, low), high) - low) / (high - low) * (right - left)
 
-    parts = [f'<svg class="strip" viewBox="0 0 1000 {height}" role="group" aria-label="One row a structure">']
-    for value, said in ticks:
-        x = across(value)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 6}"/>')
-        parts.append(f'<text class="axis" x="{x:.1f}" y="9">{said}</text>')
-    for n, label in enumerate(labels):
-        y = top + row * (n + 0.5)
-        name = report.table.name(label)
-        parts.append(f'<text x="0" y="{y:.1f}">{escape(name if len(name) <= 36 else name[:35] + chr(0x2026))}</text>')
-        middle = across(float(np.median([v for _, v in by_label[label]])))
-        for t, value in by_label[label]:
-            shown = f"{2**value:.2f} times the median" if low < 0 else f"{value:.3f}"
-            told = f"<title>{escape(t.target)}: {shown}</title>"
-            dot = f'<circle cx="{across(value):.1f}" cy="{y:.1f}" r="4.5">{told}</circle>'
-            parts.append(f'<a href="{escape(t.href)}" aria-label="{escape(t.target)}">{dot}</a>' if t.href else dot)
-        parts.append(f'<line class="median" x1="{middle:.1f}" x2="{middle:.1f}" y1="{y - 7:.1f}" y2="{y + 7:.1f}"/>')
-    return "".join([*parts, "</svg>"]), remark
+def _contact_sheet(ordered: Sequence[TargetSummary], found: Mapping[str, Sequence[Standout]]) -> str:
+    pictured = [t for t in ordered if t.picture]
+    if not pictured:
+        return ""
+    cards = "".join(
+        f"<li{' class=flag' if t.target in found else ''}><figure>{t.picture}<figcaption>{_link(t)}"
+        f"{f' predicted Dice {t.predicted_mean:.2f}' if t.predicted else ''}</figcaption></figure></li>\n"
+        for t in pictured
+    )
+    return (
+        '<section aria-labelledby="sheet"><h2 id="sheet">Contact sheet</h2>\n'
+        "<p>Of each target the axial, coronal and sagittal slice through the middle of what is labelled, in the order "
+        "of the table. Radiological convention: the body's right is on the left of the first two.</p>\n"
+        f'<ul class="sheet">\n{cards}</ul></section>\n'
+    )

@@ -66,15 +66,24 @@ def render_comparison(
     """
     parts = (
         _header(scores, tests, ranking),
-        _overview(metrics, scores, ranking),
-        _boxes(scores, ranking),
-        _ranks(scores, ranking),
-        _heat(metrics, ranking),
-        _tests(scores, tests),
-        _costs(metrics, ranking),
+        comparison_sections(metrics, scores, tests, ranking),
         _html.making(recipe, versions),
     )
     return _html.document("Comparison of fusion methods \u00b7 atlasseg", "".join(parts))
+
+
+def comparison_sections(metrics: pd.DataFrame, scores: pd.DataFrame, tests: pd.DataFrame, ranking: Ranks) -> str:
+    """What the page says between its head and its end, for the page of a cohort; parameters as above."""
+    return "".join(
+        (
+            _overview(metrics, scores, ranking),
+            _boxes(scores, ranking),
+            _ranks(scores, ranking),
+            _heat(metrics, ranking),
+            _tests(scores, tests),
+            _costs(metrics, ranking),
+        )
+    )
 
 
 def _shown(method: object) -> str:
@@ -202,7 +211,7 @@ def _overview(metrics: pd.DataFrame, scores: pd.DataFrame, ranking: Ranks) -> st
         ]
         rows.append((cells, False))
     return (
-        '<section aria-labelledby="overview"><h2 id="overview">Overview</h2>\n'
+        '<section aria-labelledby="methods"><h2 id="methods">Methods compared</h2>\n'
         "<p>Means over the targets, of each target the mean over its structures. A structure that was missed counts "
         "with Dice 0 and the worst distance there can be. Calibration error: how far the probability of the chosen "
         "label lies, on average, from the share of voxels where it is right. Column heads sort.</p>\n"
@@ -366,7 +375,7 @@ def _heat(metrics: pd.DataFrame, ranking: Ranks) -> str:
             cells.append(Cell(html, f"{value:.6g}", numeric=True))
         rows.append((cells, False))
     return (
-        '<section aria-labelledby="structures"><h2 id="structures">Dice of each structure</h2>\n'
+        '<section aria-labelledby="structures"><h2 id="structures">Dice of each structure by method</h2>\n'
         "<p>Means over the targets. The colour says how a method stands to the mean of all methods on that structure: "
         f'<span class="tint" style="--tint:1">above</span> or <span class="tint below" style="--tint:1">below</span> '
         f"it, full colour from {_html.significant(scale, 2)} on; the best of a row is bold. Column heads sort.</p>\n"

@@ -34,6 +34,9 @@ MOST_ENTROPY_BITS = 1.0
 """Uncertainty is shown fully opaque from here on: two labels are even."""
 LARGE_COLUMNS = 3
 """Fewer slices a plane are shown large, with smaller marks."""
+CONTACT_PIXELS = 112
+"""Height of a picture in a contact sheet."""
+CONTACT_TINT = 0.25
 UNCERTAIN_RGB = (255, 140, 0)
 STRAIGHT_DEGREES = 1.0
 """A scan whose axes lean less than this from the anatomical ones is not called oblique."""
@@ -156,10 +159,61 @@ def where_to_look(
     return panels
 
 
-def thumbnail(image: Image, labels: LabelMap, *, table: LabelTable, convention: Convention = "radiological") -> Panel:
-    """The axial slice through the middle of what is labelled. Parameters and errors as for `mosaic`."""
+def contact(image: Image, labels: LabelMap, *, table: LabelTable, convention: Convention = "radiological") -> str:
+    """A small picture of all three planes side by side, for a sheet of many targets: an ``<img>`` that holds its JPEG.
+
+    Each slice goes through the middle of what is labelled. Parameters and errors as for `mosaic`.
+    """
+    from PIL import Image as Picture
+
     view = _view(image, labels, None, None)
-    return _panel(view, "axial", _spread(view.labels != 0, 2, 1)[0], table, convention, scale_bar=False, key="")
+    tiles = []
+    for plane in PLANES:
+        axis = _NORMAL[plane]
+        across, up = (a for a in range(3) if a != axis)
+        index = _spread(view.labels != 0, axis, 1)[0]
+        leftward = plane == "sagittal" or convention == "radiological"
+        scan, named = (_flat(array, axis, index, leftward=leftward) for array in (view.scan, view.labels))
+        mm_across, mm_up = view.grid.spacing_mm[[across, up]]
+        width = max(1, round(CONTACT_PIXELS * scan.shape[1] * mm_across / (scan.shape[0] * mm_up)))
+        rows = np.arange(CONTACT_PIXELS) * scan.shape[0] // CONTACT_PIXELS
+        columns = np.arange(width) * scan.shape[1] // width
+        large = Picture.fromarray(np.ascontiguousarray(scan)).resize(
+            (width, CONTACT_PIXELS), Picture.Resampling.BILINEAR
+        )
+        tiles.append(_painted(np.asarray(large), named[np.ix_(rows, columns)], table))
+        tiles.append(np.zeros((CONTACT_PIXELS, 2, 3), np.uint8))
+    sheet = Picture.fromarray(np.concatenate(tiles[:-1], axis=1))
+    data = io.BytesIO()
+    sheet.save(data, "JPEG", quality=80)
+    names = labels.values[labels.values != 0]
+    described = f"Axial, coronal and sagittal slice through the middle of {len(names)} labelled structures"
+    return (
+        f'<img class="contact" width="{sheet.width}" height="{sheet.height}" alt="{described}" '
+        f'src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    )
+
+
+def _painted(scan: NDArray[np.uint8], named: Int32, table: LabelTable) -> NDArray[np.uint8]:
+    """A grey picture with its labels tinted, and their edges in full colour."""
+    values = np.unique(named)
+    colors = np.array([[int(drawn_color(table.color(int(v)))[i : i + 2], 16) for i in (1, 3, 5)] for v in values])
+    color = colors[np.searchsorted(values, named)]
+    edge = np.zeros(named.shape, bool)
+    for axis in (0, 1):
+        differs = np.diff(named, axis=axis) != 0
+        edge[tuple(slice(0, n) for n in differs.shape)] |= differs
+    part = np.where(named == 0, 0.0, np.where(edge, 1.0, CONTACT_TINT))[..., None]
+    painted: NDArray[np.uint8] = np.rint((1 - part) * scan[..., None] + part * color).astype(np.uint8)
+    return painted
+
+
+def grey(scan: NDArray[Any]) -> NDArray[np.uint8]:
+    """A scan in 256 shades, black and white at `WINDOW_PERCENTILES`."""
+    low, high = np.percentile(scan, WINDOW_PERCENTILES)
+    shades = np.clip((scan - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
+    rounded: NDArray[np.uint8] = np.rint(shades).astype(np.uint8)
+    return rounded
 
 
 def drawn_color(color: tuple[int, int, int]) -> str:
@@ -210,23 +264,21 @@ def _view(
     named = turned(labels.array)
     known = None if reference is None else turned(reference.array)
     grid = _in_ras(image.grid)
-    box = _box(named if known is None else (named != 0) | (known != 0), grid.spacing_mm)
+    box = box_around(named if known is None else (named != 0) | (known != 0), grid.spacing_mm)
     scan = turned(image.channels[..., 0])[box]
-    low, high = np.percentile(scan, WINDOW_PERCENTILES)
-    grey = np.clip((scan - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
     veil = None
     if entropy is not None:
         veil = np.rint(np.clip(turned(entropy)[box] / MOST_ENTROPY_BITS, 0, 1) * 255).astype(np.uint8)
     return _View(
         grid.cropped([b.start for b in box], [b.stop for b in box]),
-        np.rint(grey).astype(np.uint8),
+        grey(scan),
         named[box],
         None if known is None else known[box],
         veil,
     )
 
 
-def _box(labelled: NDArray[Any], spacing_mm: Float64) -> tuple[slice, slice, slice]:
+def box_around(labelled: NDArray[Any], spacing_mm: Float64) -> tuple[slice, slice, slice]:
     """Around what is labelled, with a margin that is the same in mm on every side; all where nothing is."""
     found = []
     for axis in range(3):
@@ -252,6 +304,12 @@ def _spread(labelled: NDArray[np.bool_], axis: int, columns: int) -> list[int]:
     return sorted({int(np.abs(share - w).argmin()) for w in wanted})
 
 
+def _flat(array: NDArray[Any], axis: int, index: int, *, leftward: bool) -> NDArray[Any]:
+    """A slice as it is drawn: rows run downward, and columns leftward where that is asked for."""
+    picture: NDArray[Any] = np.moveaxis(array, axis, 0)[index, :, ::-1].T
+    return np.flip(picture, 1) if leftward else picture
+
+
 def _panel(
     view: _View,
     plane: str,
@@ -266,12 +324,10 @@ def _panel(
     """One picture; `key` is unique in its page, or empty for lines without an edge; a `large` one has small marks."""
     axis = _NORMAL[plane]
     across, up = (a for a in range(3) if a != axis)
-    # rows run downward, so the upward axis is flipped; R (and A, so that faces look left) may run leftward
     leftward = plane == "sagittal" or convention == "radiological"
 
     def flat(array: NDArray[Any]) -> NDArray[Any]:
-        picture: NDArray[Any] = np.moveaxis(array, axis, 0)[index, :, ::-1].T
-        return np.flip(picture, 1) if leftward else picture
+        return _flat(array, axis, index, leftward=leftward)
 
     mm_across, mm_up = view.grid.spacing_mm[[across, up]]
     scan = flat(view.scan)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from atlasseg.labels import LabelTable
 from atlasseg.report import _html, figures
 from atlasseg.report._html import Cell
+from atlasseg.report.viewer import Candidate, script, viewer
 from atlasseg.volume import Image, LabelMap
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class TargetReport:
         Columns ``label``, ``name``, ``voxels``, ``volume_mm3``: one row a structure, those with no voxel included.
     metrics : DataFrame, optional
         Long form, columns ``label`` (missing for a group), ``name``, ``metric``, ``value``, ``note``.
+    predicted : mapping of int to float
+        Dice that each label is likely to have, made without a reference.
     atlases : DataFrame, optional
         Columns ``atlas``, ``similarity``, ``jacobian_min``, ``jacobian_max``, ``folded_percent``, ``sd_log_jacobian``,
         ``voted`` (``yes`` or ``no``), ``reason``, perhaps ``weight``; a column that is absent is not shown.
@@ -70,6 +73,10 @@ class TargetReport:
         Address of the cohort's page, empty where there is none.
     convention : str
         ``radiological`` or ``neurological``.
+    candidates : sequence of Candidate
+        Other labels that the viewer can step to, the most interesting first.
+    viewer : bool
+        Whether the page holds the scan to look through.
     """
 
     target: str
@@ -81,6 +88,7 @@ class TargetReport:
     reference: LabelMap | None = None
     volumes: pd.DataFrame | None = None
     metrics: pd.DataFrame | None = None
+    predicted: Mapping[int, float] = field(default_factory=dict)
     atlases: pd.DataFrame | None = None
     changes: pd.DataFrame | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -89,6 +97,8 @@ class TargetReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     home: str = ""
     convention: figures.Convention = "radiological"
+    candidates: Sequence[Candidate] = ()
+    viewer: bool = True
 
 
 def render(report: TargetReport) -> str:
@@ -104,16 +114,34 @@ def render(report: TargetReport) -> str:
     parts = [
         _header(report),
         _pictures(report),
+        _viewer(report),
         _uncertain(report),
         _structures(report),
         _groups(report),
         _regions(report),
         _atlases(report),
-        _making(report),
-        _footer(report),
+        _stages(report),
+        _html.making(report.recipe, report.versions),
     ]
+    values = sorted({*_values(report), *(int(v) for c in report.candidates for v in c.labels.values if v)})
     return _html.document(
-        f"{report.target} \u00b7 atlasseg", "".join(parts), style=label_colours(_values(report), report.table)
+        f"{report.target} \u00b7 atlasseg",
+        "".join(parts),
+        style=label_colours(values, report.table),
+        scripts=script() if report.viewer else "",
+    )
+
+
+def _viewer(report: TargetReport) -> str:
+    if not report.viewer:
+        return ""
+    return viewer(
+        report.image,
+        report.labels,
+        table=report.table,
+        entropy=report.entropy,
+        candidates=report.candidates,
+        convention=report.convention,
     )
 
 
@@ -183,6 +211,8 @@ def _header(report: TargetReport) -> str:
     hausdorff = [m["hausdorff_95_mm"] for m in scores.values() if "hausdorff_95_mm" in m]
     if hausdorff:
         shown.append(("mean HD95", f"{_html.significant(float(np.mean(hausdorff)))} mm"))
+    if report.predicted:
+        shown.append(("mean of predicted Dice", f"{np.mean([*report.predicted.values()]):.3f}"))
     if report.entropy is not None:
         labelled = report.labels.array != 0
         unsure = float((report.entropy[labelled] > 0.5).mean()) if labelled.any() else 0.0
@@ -312,6 +342,7 @@ def _structures(report: TargetReport) -> str:
     heads = [("Structure", False), ("Label", True)]
     heads += [(f"Volume, {unit}", True)] if volumes else []
     heads += [("Uncertainty, bit", True)] if unsure else []
+    heads += [("Predicted Dice", True)] if report.predicted else []
     heads += [(head, True) for _, head in shown]
     rows = []
     for v in values:
@@ -328,6 +359,9 @@ def _structures(report: TargetReport) -> str:
             cells.append(_html.number(mm3 / 1000 if in_ml else mm3, part=mm3 / largest))
         if unsure:
             cells.append(_html.fixed(unsure.get(v, float("nan")), 2, part=unsure.get(v, 0.0)))
+        if report.predicted:
+            expected = report.predicted.get(v, float("nan"))
+            cells.append(_html.fixed(expected, 3, part=expected if v in report.predicted else None))
         cells += _measured(scores.get(v, {}), shown)
         rows.append((cells, bool(note)))
     return (
@@ -457,27 +491,12 @@ def _atlases(report: TargetReport) -> str:
     )
 
 
-def _making(report: TargetReport) -> str:
+def _stages(report: TargetReport) -> str:
     stages = {name: s for name, s in report.seconds.items() if name != "total"}
-    parts = ['<section aria-labelledby="made"><h2 id="made">How it was made</h2>\n']
-    if stages:
-        longest = max(stages.values()) or 1.0
-        rows = [([_html.text(name), _html.fixed(s, 2, part=s / longest)], False) for name, s in stages.items()]
-        total = report.seconds.get("total", sum(stages.values()))
-        parts.append(
-            _html.table(
-                [("Stage", False), ("Seconds", True)], rows, caption=f"{_html.duration(total)} in all", sorts=False
-            )
-        )
-    if report.recipe:
-        parts.append(f"<details><summary>Recipe</summary><pre>{escape(report.recipe)}</pre></details>\n")
-    if report.versions:
-        rows = [([_html.text(name), _html.text(version)], False) for name, version in report.versions.items()]
-        listed = _html.table([("Software", False), ("Version", False)], rows, sorts=False)
-        parts.append(f"<details><summary>Software</summary>{listed}</details>\n")
-    return "".join(parts) + "</section>\n" if len(parts) > 1 else ""
-
-
-def _footer(report: TargetReport) -> str:
-    version = report.versions.get("atlasseg", "")
-    return f"</main>\n<footer>Made by atlasseg{' ' + escape(version) if version else ''}.</footer>\n"
+    if not stages:
+        return ""
+    longest = max(stages.values()) or 1.0
+    rows = [([_html.text(name), _html.fixed(s, 2, part=s / longest)], False) for name, s in stages.items()]
+    caption = f"{_html.duration(report.seconds.get('total', sum(stages.values())))} in all"
+    shown = _html.table([("Stage", False), ("Seconds", True)], rows, caption=caption, sorts=False)
+    return f'<section aria-labelledby="made"><h2 id="made">How it was made</h2>\n{shown}</section>\n'

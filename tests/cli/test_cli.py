@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+import threading
+import urllib.request
 
 import nibabel as nib
 import numpy as np
@@ -13,9 +15,23 @@ from typer.testing import CliRunner
 import atlasseg
 from atlasseg import io, methods
 from atlasseg.cli import app
+from atlasseg.report import server
 from atlasseg.resampling import resample
 
-COMMANDS = ["run", "bids", "compare", "evaluate", "doctor", "fetch", "methods", "register", "fuse", "tissue", "atlases"]
+COMMANDS = [
+    "run",
+    "bids",
+    "compare",
+    "view",
+    "evaluate",
+    "doctor",
+    "fetch",
+    "methods",
+    "register",
+    "fuse",
+    "tissue",
+    "atlases",
+]
 
 
 def call(*arguments):
@@ -154,3 +170,34 @@ def test_register_refuses_labels_without_a_place_for_them(dataset):
     status, output = call("register", fixed, fixed, "--out", dataset / "x.h5", "--labels", fixed)
     assert status == 2
     assert "--warped-labels" in output
+
+
+def test_view_serves_the_reports_of_a_run(tmp_path, monkeypatch):
+    (tmp_path / "index.html").write_text("<p>all targets</p>")
+    asked = []
+
+    def visited(address):
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            asked.append((address, answer.read().decode()))
+        raise KeyboardInterrupt
+
+    real = server.Server.serve_forever
+
+    def serves(self, *arguments):  # the browser comes once the server runs
+        visitor = threading.Thread(target=real, args=[self, 0.01])
+        visitor.start()
+        try:
+            visited(f"{self.address}index.html")
+        finally:
+            self.shutdown()
+            visitor.join()
+
+    monkeypatch.setattr(server.Server, "serve_forever", serves)
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    status, output = call("view", tmp_path)
+    assert status == 0 and asked[0][1] == "<p>all targets</p>"
+    assert opened == [asked[0][0]] and re.match(r"http://127\.0\.0\.1:\d+/index\.html \(Ctrl\+C ends it\)", output)
+    assert call("view", tmp_path, "--no-browser")[0] == 0 and len(opened) == 1
+    status, output = call("view", tmp_path / "none")
+    assert status == 2 and "there is no such folder" in output

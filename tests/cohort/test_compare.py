@@ -1,5 +1,6 @@
 """Registered once, fused every way: the same results as separate runs, and registrations found again by content."""
 
+import re
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -49,6 +50,10 @@ def test_comparison(dataset, counted):
     out = dataset / "out"
     for name in ("comparison.tsv", "comparison_tests.tsv", "comparison_ranks.tsv", "comparison.html"):
         assert (out / name).stat().st_size > 0
+    index, page = ((out / name).read_text("utf-8") for name in ("index.html", "head3/head3.html"))
+    assert "Methods compared" in index and 'href="head3/head3.html"' in index and "Predicted Dice" in index
+    options = re.findall(r'<option value="[^"]*">([^<]*)<', page)
+    assert options[:3] == ["the segmentation", "local weighted", "the reference"] and len(options) == 6  # 3 atlases
     written = pd.read_csv(out / "comparison.tsv", sep="\t")
     assert set(written.method) == {"majority", "local_weighted"} and set(written.target) == {"head3", "head4"}
     assert {"dice", "seconds", "peak_memory_mb", "expected_calibration_error"} <= set(written.metric)

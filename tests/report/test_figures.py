@@ -168,8 +168,29 @@ def test_the_picture_is_cropped_around_the_labels():
 def test_several_channels_show_the_first():
     image, labels = scene("RAS")
     both = Image(np.stack([image.array, -image.array], axis=-1), image.affine)
-    first, single = (figures.thumbnail(i, labels, table=TABLE).svg for i in (both, image))
+    first, single = (figures.contact(i, labels, table=TABLE) for i in (both, image))
     assert first == single
+
+
+@pytest.mark.parametrize("convention", ["radiological", "neurological"])
+@pytest.mark.parametrize("axes", ["RAS", "PSR", "ILA"])
+def test_contact_sheet_shows_the_planes_as_the_large_pictures_do(axes, convention):
+    image, labels = scene(axes, angles_degrees=(0, 0, 0))
+    html = figures.contact(image, labels, table=TABLE, convention=convention)
+    data = re.search(r'src="data:image/jpeg;base64,([^"]+)"', html)[1]
+    sheet = np.asarray(Picture.open(io.BytesIO(base64.b64decode(data)))).astype(int)
+    assert sheet.shape[0] == figures.CONTACT_PIXELS and 'alt="Axial, coronal and sagittal' in html
+    panels = figures.mosaic(image, labels, table=TABLE, columns=1, convention=convention)
+    begin = 0
+    for panel in panels:
+        width_mm, height_mm = view_box(panel.svg)
+        tile = sheet[:, begin : begin + round(figures.CONTACT_PIXELS * width_mm / height_mm)]
+        begin += tile.shape[1] + 2
+        grey = np.asarray(Picture.fromarray(png(panel.svg)).resize(tile.shape[1::-1], Picture.Resampling.BILINEAR))
+        plain = np.ptp(tile, axis=2) < 12  # outside the labels
+        assert plain.mean() > 0.3 and np.abs(tile.mean(2) - grey)[plain].mean() < 6
+        assert (~plain).mean() > 0.1
+    assert begin == sheet.shape[1] + 2
 
 
 def test_tilt():

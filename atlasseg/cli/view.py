@@ -1,0 +1,41 @@
+"""``atlasseg view``: look at the reports of a run in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("view")(view)
+
+
+def view(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run, or a target's folder in it.")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+) -> None:
+    """Serve the reports of a run on this machine alone, until Ctrl+C, and open them in a browser.
+
+    The pages need no server: they can also be opened as files. This is for a machine without a screen: run it there,
+    and reach it through `ssh -L 8000:127.0.0.1:PORT machine`.
+
+    **Examples**
+
+    - `atlasseg view out/quickstart`
+    - `atlasseg view out/quickstart --port 8000 --no-browser`
+    """
+    import webbrowser
+    from contextlib import suppress
+
+    from atlasseg.report.server import Server, first_page
+
+    page = first_page(out)
+    with Server(out, port=port) as server, suppress(KeyboardInterrupt):
+        typer.echo(f"{server.address}{page} (Ctrl+C ends it)")
+        if browser:
+            webbrowser.open(server.address + page)
+        server.serve_forever()

@@ -1,0 +1,101 @@
+"""What Dice a segmentation is likely to have, where there is no reference: from the atlases that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.volume import Atlas, LabelMap, ProbabilityMap
+
+
+def atlas_agreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> dict[int, float]:
+    """Mean over the candidates of the Dice between a candidate's label and the same label of the segmentation.
+
+    For label l of segmentation S and candidates A_1..A_N, each on the voxels K_i that its mask covers::
+
+        a_l = mean over i of 2 |A_i = l and S = l| / (|A_i = l| + |S = l|)      (counts within K_i)
+
+    Candidates that agree among themselves agree with what is made of them; where registrations went astray, or a target
+    is unlike every atlas, they do not. It orders segmentations by their Dice, but lies below it, since a fusion is
+    better than the atlases that go into it.
+
+    Parameters
+    ----------
+    candidates : sequence of Atlas
+        On the grid of the segmentation; of fractions the most probable label counts.
+    segmentation : LabelMap
+        What was made of them.
+
+    Returns
+    -------
+    dict
+        Of every label of the segmentation or the candidates, background left out, the mean from 0 to 1. A candidate in
+        which the label was not annotated has no say in it, nor one whose mask holds it in neither; NaN where none has.
+
+    Raises
+    ------
+    InputError
+        There is no candidate.
+    GeometryError
+        A candidate is on another grid.
+    """
+    if not candidates:
+        raise InputError("agreement with the atlases needs at least one of them")
+    chosen = [atlas.segmentation for atlas in candidates]
+    for atlas, labels in zip(candidates, chosen, strict=True):
+        if not labels.grid.matches(segmentation.grid):
+            raise GeometryError(
+                f"atlas {atlas.id!r} is not on the grid of the segmentation: shapes {labels.shape} and "
+                f"{segmentation.shape}, affines {labels.affine.tolist()} and {segmentation.affine.tolist()}"
+            )
+    values = np.unique(np.concatenate([segmentation.values, *(labels.values for labels in chosen)]))
+    made = np.searchsorted(values, segmentation.array)
+    scores = np.full((len(candidates), values.size), np.nan)
+    for n, (atlas, labels) in enumerate(zip(candidates, chosen, strict=True)):
+        known = slice(None) if atlas.mask is None else atlas.mask.array
+        said, ours = np.searchsorted(values, labels.array[known]).ravel(), made[known].ravel()
+        counts = [np.bincount(part, minlength=values.size) for part in (said, ours, ours[said == ours])]
+        total = counts[0] + counts[1]
+        total[np.isin(values, sorted(atlas.not_annotated))] = 0
+        np.divide(2 * counts[2], total, out=scores[n], where=total > 0)
+    heard = np.isfinite(scores)
+    means = np.where(heard, scores, 0).sum(0) / np.where(heard.any(0), heard.sum(0), np.nan)
+    return {int(v): float(m) for v, m in zip(values, means, strict=True) if v != 0}
+
+
+def expected_dice(probabilities: ProbabilityMap) -> dict[int, float]:
+    """Dice that the most probable labels would have, were every voxel's truth drawn from its probabilities.
+
+    With S_l the voxels whose most probable label is l and p_l the probability of l, the ratio of the expectations in
+    E[2 |T and S| / (|T| + |S|)] of a truth T drawn voxel by voxel::
+
+        e_l = 2 sum over S_l of p_l(x) / (|S_l| + sum over all x of p_l(x))
+
+    Where the probabilities are calibrated, and the label has many voxels, it is the Dice to be expected.
+
+    Parameters
+    ----------
+    probabilities : ProbabilityMap
+
+    Returns
+    -------
+    dict
+        Of every label that the map gives a probability, background left out, from 0 to 1.
+    """
+    values = probabilities.label_values
+    mode = np.searchsorted(values, probabilities.mode)
+    size = np.bincount(mode.ravel(), minlength=values.size)
+    certain = np.ones(mode.size, bool)
+    certain[probabilities.voxels] = False
+    hit = np.bincount(mode.ravel()[certain], minlength=values.size).astype(float)
+    mass = hit.copy()
+    number = np.searchsorted(values, probabilities.labels)
+    weights = probabilities.values.astype(float)
+    mass += np.bincount(number, weights=weights, minlength=values.size)
+    won = mode.ravel()[probabilities.entry_voxels] == number
+    hit += np.bincount(number[won], weights=weights[won], minlength=values.size)
+    return {
+        int(v): float(2 * h / (n + m)) for v, n, m, h in zip(values, size, mass, hit, strict=True) if v != 0 and m > 0
+    }
