@@ -91,10 +91,10 @@ def test_a_dataset_becomes_a_valid_derivative_and_the_group_a_table_and_a_page(s
         *(f"{stem}_dseg.{end}" for end in ("nii.gz", "json", "tsv")),
         *(f"{stem}_{kind}.{end}" for kind in ("probseg", "entropy") for end in ("nii.gz", "json")),
         *(f"{stem}_volumes.{end}" for end in ("tsv", "json")),
-        f"{stem}_atlases.tsv",
+        *(f"{stem}_{kind}.tsv" for kind in ("atlases", "prediction")),
         *(f"sub-02/ses-a/anat/sub-02_ses-a_from-head{n}_to-T1w_mode-image_xfm.h5" for n in (0, 1)),
         "sub-02/sub-02_ses-a.html",
-        "sub-02/figures/sub-02_ses-a_dseg.svg",
+        "sub-02/figures/sub-02_ses-a_dseg.html",
     }
 
     head = heads["head4"]
@@ -130,7 +130,7 @@ def test_a_dataset_becomes_a_valid_derivative_and_the_group_a_table_and_a_page(s
         label = int(name[column]["Description"].removeprefix("volume of label "))
         assert table[column][1] == pytest.approx((labels.array == label).sum() * voxel, rel=1e-5)
     page = (out / "index.html").read_text("utf-8")
-    assert "A study" in page and 'href="sub-02/sub-02_ses-a.html"' in page and page.count('<div class="thumb">') == 3
+    assert "A study" in page and 'href="sub-02/sub-02_ses-a.html"' in page and page.count('<img class="contact"') == 3
     assert 'href="../index.html"' in (out / "sub-02/sub-02_ses-a.html").read_text("utf-8")
     assert table["scan"][0] == "sub-01_T1w.nii.gz"
 
@@ -159,7 +159,7 @@ def test_a_run_goes_on_where_it_was_and_reports_are_made_again_from_the_derivati
     assert not list((study / "out").rglob("*.partial"))
 
     page = study / "out/sub-01/sub-01.html"
-    picture = study / "out/sub-01/figures/sub-01_dseg.svg"
+    picture = study / "out/sub-01/figures/sub-01_dseg.html"
     drawn = picture.read_text("utf-8")
     page.unlink()
     picture.unlink()

@@ -91,7 +91,7 @@ def _write(
             {"SmoothingMillimetres": width, "NatsPerVoxel": value} for width, value in found.log_likelihoods.items()
         ],
         "Template": dict(prepared.settings),
-        "SoftwareVersions": software_versions(),
+        "Libraries": software_versions(),
     }
     with whole_folder(out) as aside:
         io.write_image(prepared.template, aside / "images" / f"{NAME}.nii.gz")

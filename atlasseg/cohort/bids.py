@@ -5,7 +5,7 @@
     OUT/dataset_description.json                          README, .bidsignore
     OUT/sub-01/[ses-1/]anat/sub-01_desc-joint_dseg.nii.gz .json, .tsv
                             sub-01_desc-joint_probseg.nii.gz, sub-01_from-ATLAS_to-T1w_mode-image_xfm.h5 on request
-                            sub-01_desc-joint_entropy.nii.gz, _volumes.tsv, _atlases.tsv
+                            sub-01_desc-joint_entropy.nii.gz, _volumes.tsv, _atlases.tsv, _prediction.tsv
     OUT/sub-01/sub-01.html                                the report; in figures/ what the page of all shows of it
     OUT/group_volumes.tsv, .json, index.html              by the group level
     OUT/logs/                                             what was said of scans that failed
@@ -56,6 +56,7 @@ NOT_OF_BIDS = (
     "*_disagreement.*",
     "*_volumes.*",
     "*_atlases.tsv",
+    "*_prediction.tsv",
     "*_regions.tsv",
     "*_xfm.*",
 )
@@ -71,6 +72,7 @@ Labels that were carried over from a library of atlases by registration and fuse
 - `*_probseg.nii.gz` the probabilities of the labels, one a volume, in the order of `LabelMap`
 - `*_entropy.nii.gz` where to look: how unsure each voxel is, in bits
 - `*_volumes.tsv` the labels' volumes; `*_atlases.tsv` how well each atlas fits, and whether it voted
+- `*_prediction.tsv` what Dice each label is likely to have, made without a reference
 - `*_from-ATLAS_to-T1w_mode-image_xfm.h5` brings images of an atlas onto the scan (ITK)
 
 `sub-LABEL/*.html` is the report on a scan, `index.html` and `group_volumes.tsv` are about all of them.
@@ -90,7 +92,7 @@ class Derivative:
 
     def picture(self, scan: Scan) -> Path:
         """What the page of all scans shows of one."""
-        return self.root / scan.folder.parts[0] / "figures" / f"{scan.stem}_dseg.svg"
+        return self.root / scan.folder.parts[0] / "figures" / f"{scan.stem}_dseg.html"
 
     def uri(self, scan: Scan) -> str:
         """The scan as a BIDS URI of the derivative."""
@@ -218,8 +220,8 @@ def _publish(target: Target, results: Path, summary: TargetSummary, *, derivativ
     page = results / f"{target.id}.html"
     if page.is_file():
         io.write_text(page.read_text("utf-8"), derivative.report(scan))
-    if summary.thumbnail:
-        io.write_text(summary.thumbnail, derivative.picture(scan))
+    if summary.picture:
+        io.write_text(summary.picture, derivative.picture(scan))
 
 
 def is_result(name: str, scan: Scan) -> bool:
@@ -291,7 +293,7 @@ def write_report(scan: Scan, out: Path, dataset: Path) -> None:
     InputError
         There are no results of this scan, or a file of them cannot be read.
     """
-    from atlasseg.report.figures import thumbnail
+    from atlasseg.report.figures import contact
     from atlasseg.report.page import TargetReport, render
 
     derivative = Derivative(out, dataset)
@@ -311,6 +313,7 @@ def write_report(scan: Scan, out: Path, dataset: Path) -> None:
         fusion=made["FusionMethod"],
         entropy=io.read_image(entropy).array if entropy.is_file() else None,
         volumes=_read_table(f"{stem}_volumes.tsv"),
+        predicted=_predicted(stem),
         atlases=_read_table(f"{stem}_atlases.tsv"),
         changes=_read_table(str(changes)) if changes.is_file() else None,
         recipe=made["Recipe"],
@@ -318,7 +321,7 @@ def write_report(scan: Scan, out: Path, dataset: Path) -> None:
         home="../index.html",
     )
     io.write_text(render(report), derivative.report(scan))
-    io.write_text(thumbnail(image, labels, table=table).svg, derivative.picture(scan))
+    io.write_text(contact(image, labels, table=table), derivative.picture(scan))
 
 
 def _results(folder: Path, scan: Scan) -> tuple[str, dict[str, Any]] | None:
@@ -364,19 +367,25 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
             continue
         stem, made = result
         volumes = _read_table(f"{stem}_volumes.tsv")
+        judged = _read_table(f"{stem}_atlases.tsv")
+        voted = judged["voted"] == "yes"
         page, picture = derivative.report(scan), derivative.picture(scan)
         summaries.append(
             TargetSummary(
                 scan.stem,
                 page.relative_to(out).as_posix() if page.is_file() else "",
-                thumbnail=picture.read_text("utf-8") if picture.is_file() else "",
+                picture=picture.read_text("utf-8") if picture.is_file() else "",
                 warnings=made["Warnings"],
                 volumes=volumes,
+                predicted=_predicted(stem),
+                similarity=float(judged.loc[voted, "similarity"].mean()),
+                atlases=len(judged),
+                voted=int(voted.sum()),
             )
         )
         rows.append((scan, made, volumes))
         table = table if len(table) else read_label_table(f"{stem}_dseg.tsv")
-        atlases = max(atlases, len(_read_table(f"{stem}_atlases.tsv")))
+        atlases = max(atlases, len(judged))
     if not rows:
         raise InputError(f"{out}: there are no results of {len(scans)} scans; run the participant level first")
     _write_volumes(rows, out)
@@ -392,6 +401,12 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
     )
     io.write_text(render_cohort(report), out / "index.html")
     return [scan for scan in scans if found[scan.stem] is None]
+
+
+def _predicted(stem: str) -> dict[int, float]:
+    """Dice that each label is likely to have."""
+    known = _read_table(f"{stem}_prediction.tsv").dropna(subset="predicted_dice")
+    return dict(zip(known["label"].tolist(), known["predicted_dice"].tolist(), strict=True))
 
 
 def _read_table(path: str) -> pd.DataFrame:

@@ -51,7 +51,7 @@ def dataset_description(recipe: Recipe) -> dict[str, Any]:
         "GeneratedBy": [{"Name": "atlasseg", "Version": __version__, "Description": f"recipe {recipe.name}"}],
         "SourceDatasets": [{"URL": str(path)} for path in (*recipe.data.targets, *recipe.data.atlases)],
         "Recipe": recipe.text,
-        "SoftwareVersions": software_versions(),
+        "Libraries": software_versions(),
     }
 
 

@@ -57,7 +57,7 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
     if isinstance(value, frozenset):
         return {"set": sorted(value)}
     if isinstance(value, Mapping):
-        return {"mapping": {name: pack(each, arrays) for name, each in value.items()}}
+        return {"mapping": [[pack(key, arrays), pack(each, arrays)] for key, each in value.items()]}
     if type(value).__name__ == "DataFrame":
         return {"table": {name: [str(c.dtype), _plain(c)] for name, c in value.items()}}
     if not is_dataclass(value) or KINDS.get(type(value).__name__) is not type(value):
@@ -84,7 +84,7 @@ def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         case {"set": items}:
             return frozenset(items)
         case {"mapping": items}:
-            return {name: unpack(each, arrays) for name, each in items.items()}
+            return {unpack(key, arrays): unpack(each, arrays) for key, each in items}
         case {"table": columns}:
             import pandas as pd
 

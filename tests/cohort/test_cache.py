@@ -1,6 +1,7 @@
 """Kept results: the same bits, made anew exactly where something they depend on changed, and never half there."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -243,3 +244,8 @@ def test_the_version_of_a_method_follows_its_imports(tmp_path, monkeypatch):
     assert third != second
     monkeypatch.setattr(versions, "_installed", lambda library: "another")
     assert version() != third
+
+
+@pytest.mark.parametrize("value", [{3: 0.5, 11: None}, {"3": 0.5}, {(1, 2): frozenset({4})}, {}])
+def test_a_mapping_comes_back_with_the_keys_that_it_had(value):
+    assert packing.unpack(json.loads(json.dumps(packing.pack(value, {}))), {}) == value
