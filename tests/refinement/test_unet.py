@@ -99,6 +99,7 @@ def test_read_as_written(model, folder):
     found = read_model(folder)
     names = {"model.json", "labels.tsv", "README.md", "curves.tsv", "curves.png", "recipe.toml"}
     assert {path.name for path in folder.iterdir()} == names | {f"member_{n}.safetensors" for n in (0, 1)}
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "all are for the same readers"
     same = ("form", "coding", "prior", "candidates", "patch_voxels", "channels", "spacing_mm", "flips", "provenance")
     assert all(getattr(found, name) == getattr(model, name) for name in same)
     for mine, theirs in zip(model.members, found.members, strict=True):

@@ -18,11 +18,11 @@ HEADER = "state"
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and what JSON can hold into one file, which appears whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with written_whole(path) as aside:
-        save_file(flat, aside, metadata={HEADER: json.dumps(state)})
+        aside.write_bytes(save(flat, metadata={HEADER: json.dumps(state)}))  # save_file's are for the owner alone
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
