@@ -43,7 +43,7 @@ from atlasseg.atlases.library import Target, read_targets  # noqa: E402
 from atlasseg.cohort.cache import Cache  # noqa: E402
 from atlasseg.cohort.execution import over_targets  # noqa: E402
 from atlasseg.cohort.run import Given, _segment, opened, run  # noqa: E402
-from atlasseg.cohort.workers import Workers  # noqa: E402
+from atlasseg.cohort.workers import QUIET, Workers  # noqa: E402
 from atlasseg.pipeline import at_once  # noqa: E402
 from atlasseg.recipe import Data, Recipe, parse_recipe, read_recipe, with_methods  # noqa: E402
 
@@ -96,13 +96,14 @@ def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "scheduler.json"
         options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
-        started = [subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *options])]
+        where = {**os.environ, **QUIET}
+        started = [subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *options], env=where)]
         while not file.exists():
             time.sleep(0.1)
         address = json.loads(file.read_text())["address"]
         options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", scratch]
         command = [sys.executable, "-m", "distributed.cli.dask_worker", address, *options]
-        started += [subprocess.Popen(command) for _ in range(workers)]
+        started += [subprocess.Popen(command, env=where) for _ in range(workers)]
         try:
             yield address, started
         finally:
