@@ -1,8 +1,10 @@
 """Targets in several processes: what dies is begun again, what cannot be done is told, and nothing else is lost."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import pytest
 from atlasseg.atlases.library import Target
 from atlasseg.cohort import workers
 from atlasseg.cohort.execution import Phase, over_targets
-from atlasseg.cohort.workers import Workers
+from atlasseg.cohort.workers import Workers, connected
 from atlasseg.errors import ClusterError, InputError
 
 TARGETS = [Target(f"t{n}", Path(f"t{n}.nii.gz")) for n in range(4)]
@@ -269,3 +271,12 @@ def test_jobs_of_a_batch_system(tmp_path, monkeypatch):
 def test_wrong_requests(options, message):
     with pytest.raises(InputError, match=message):
         Workers(**options)
+
+
+def test_two_runs_on_one_machine_do_not_want_the_same_port():
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # another process has it
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        with connected(Workers(jobs=2), memory_bytes=1e6, gpu=False) as client:
+            assert client.submit(int, "7").result(timeout=60) == 7
