@@ -8,8 +8,7 @@ from pathlib import Path
 from atlasseg.atlases.library import read_library
 from atlasseg.cohort.cache import Cache
 from atlasseg.cohort.outputs import software_versions
-from atlasseg.cohort.run import registrar
-from atlasseg.errors import InputError
+from atlasseg.cohort.run import learned_from, registrar
 from atlasseg.pipeline import at_once
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, write_model
@@ -52,10 +51,7 @@ def correct(
     OutputError
         The model cannot be written.
     """
-    if not recipe.data.atlases:
-        raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
-    library = read_library(*recipe.data.atlases)
-    library = library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
+    library = learned_from(recipe, without)
     further = None if cases is None else read_library(cases)
     call = at_once if cache is None else Cache(cache)
     model = train_corrective(

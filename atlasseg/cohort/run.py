@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from hashlib import sha256
@@ -17,7 +17,7 @@ from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.cohort import costs, outputs, pages
 from atlasseg.cohort.cache import Cache, kept_in
-from atlasseg.cohort.execution import Listener, Outcome, Phase, over_targets
+from atlasseg.cohort.execution import Listener, Outcome, Phase, heard_of, over_targets
 from atlasseg.cohort.packing import digest, joined
 from atlasseg.cohort.versions import package_version
 from atlasseg.cohort.workers import Workers
@@ -146,6 +146,20 @@ def write_logs(done: Sequence[Outcome[Any]], out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def learned_from(recipe: Recipe, without: Collection[str] = ()) -> AtlasLibrary:
+    """The recipe's library, but for some atlases: what a refinement is trained on.
+
+    Raises
+    ------
+    InputError
+        There is no library, or no atlas of a name in `without`.
+    """
+    if not recipe.data.atlases:
+        raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
+    library = read_library(*recipe.data.atlases)
+    return library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
+
+
 def opened(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:
     """Library, targets and output folder of a recipe, found sound before the work begins.
 
@@ -235,7 +249,7 @@ def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSumma
         key, summary = finished(target, given)
         if summary is not None:
             return summary
-    with warnings_of(target.id) as heard:
+    with heard_of(logging.WARNING, "%(message)s") as heard:
         case = read_case(target, library, progress)
         result = segment(
             case.scan,
@@ -375,20 +389,6 @@ def _without_itself(target: Target, scan: Image, atlases: Sequence[Atlas]) -> li
     if not others:
         raise InputError(f"target {target.id}: the library holds no atlas beside the target itself")
     return others
-
-
-@contextmanager
-def warnings_of(target: str) -> Iterator[list[str]]:
-    """Collect what the package warns of while one target is worked on."""
-    heard: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
-    package = logging.getLogger("atlasseg")
-    package.addHandler(handler)
-    try:
-        yield heard
-    finally:
-        package.removeHandler(handler)
 
 
 def summary(done: Sequence[Outcome[TargetSummary]]) -> pd.DataFrame:

@@ -15,9 +15,8 @@ import numpy as np
 from atlasseg import io
 from atlasseg.atlases.library import Target, read_targets
 from atlasseg.cohort import outputs
-from atlasseg.cohort.execution import Listener, Outcome, over_targets
+from atlasseg.cohort.execution import Listener, Outcome, heard_of, over_targets
 from atlasseg.cohort.priors import Prior, on_scan, read_prior
-from atlasseg.cohort.run import warnings_of
 from atlasseg.cohort.workers import Workers
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import discard_partial, whole_folder
@@ -119,7 +118,7 @@ def _classify(
     method = recipe.tissue.method
     begun = time.perf_counter()
     seconds: dict[str, float] = {}
-    with warnings_of(target.id) as heard:
+    with heard_of(logging.WARNING, "%(message)s") as heard:
         progress("read")
         scan = read_scan(target, modalities, mask, recipe)
         seconds["read"] = time.perf_counter() - begun

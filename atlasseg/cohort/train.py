@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlasseg import io
-from atlasseg.atlases.library import read_library, read_targets
+from atlasseg.atlases.library import read_targets
 from atlasseg.cohort.cache import Cache
 from atlasseg.cohort.outputs import software_versions
-from atlasseg.cohort.run import registrar
+from atlasseg.cohort.run import learned_from, registrar
 from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
 from atlasseg.pipeline import preprocessed
@@ -82,13 +82,10 @@ def train(
     from atlasseg.refinement._network.model import check_free, write_model
 
     require_libraries()
-    if not recipe.data.atlases:
-        raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
+    library = learned_from(recipe, without)
     where = resolved(device)
     check_free(out)
     recipe, begun = begun_from(recipe, init, freeze_encoder)
-    library = read_library(*recipe.data.atlases)
-    library = library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
     work = out.parent / f"{out.name}.work"
     call = Cache(cache or work / "cache")
     with polite_stop() as stop:
