@@ -180,7 +180,10 @@ def test_turnings_of_the_axes_are_averaged(made):
         for temperature in (1.0, 2.0):
             plain, turned = network(shown), network(shown.flip(3)).flip(3)
             expected = expected + sum(torch.softmax((each + prior) / temperature, 1) for each in (plain, turned))
+        coarse = speaker([network, network], [1.0, 2.0], (1,), torch.bfloat16)(shown, prior)
     np.testing.assert_allclose(found, expected / 4, atol=1e-5)
+    assert coarse.dtype == torch.float32 and 0 < (coarse - found).abs().max() < 0.05
+    np.testing.assert_allclose(coarse.sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", [name for name in FORMS if name != "swin_unetr"])

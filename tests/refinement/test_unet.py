@@ -95,6 +95,16 @@ def test_what_is_far_from_any_doubt_stays(made, model):
     assert found.voxels.size
 
 
+def test_16_bits_are_used_where_they_are_wanted(made, model, monkeypatch):
+    other = made("RAS", 12)
+    monkeypatch.setattr("atlasseg.refinement._network.precision.fast_half", lambda device: torch.bfloat16)
+    full = unet.refined(other.target, other.fused, model, mixed_precision=False, device="cpu").dense()
+    coarse = unet.refined(other.target, other.fused, model, device="cpu").dense()
+    assert 0 < np.abs(full - coarse).max() < 0.05
+    monkeypatch.setattr("atlasseg.refinement._network.precision.fast_half", lambda device: None)
+    np.testing.assert_array_equal(unet.refined(other.target, other.fused, model, device="cpu").dense(), full)
+
+
 def test_read_as_written(model, folder):
     found = read_model(folder)
     names = {"model.json", "labels.tsv", "README.md", "curves.tsv", "curves.png", "recipe.toml"}

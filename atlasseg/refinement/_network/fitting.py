@@ -31,6 +31,7 @@ from atlasseg.refinement._network.networks import build, is_encoder, load_weight
 from atlasseg.refinement._network.optimisation import absolute_sum, learning_rate, optimiser_of
 from atlasseg.refinement._network.patches import Batch, Shown, draw, inputs_of
 from atlasseg.refinement._network.planning import Plan
+from atlasseg.refinement._network.precision import fast_half
 from atlasseg.refinement._network.scoring import fitted_temperature, mean_dice, reliable_logits
 from atlasseg.refinement._network.windows import probabilities, speaker
 
@@ -100,14 +101,6 @@ class Job:
 
 
 Stop = Callable[[], bool]
-
-
-def fast_half(device: str) -> torch.dtype | None:
-    """The 16 bits in which a device multiplies faster than in 32, if there are such."""
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
 
 
 class _State:
@@ -219,7 +212,7 @@ def _fitted(state: _State, job: Job, checkpoint: Path | None, progress: Callable
         value, loading = _step(state, job, shown, rate)
         if not math.isfinite(value[0]):
             raise TrainingError(f"network {job.number}: the loss is {value[0]} at step {step + 1}, of {value[1]}")
-        numbers["losses"].append(value[0])
+        numbers["losses"] = [*numbers["losses"], value[0]][-training.round_steps :]
         numbers["step"] = step + 1
         numbers["loading"] += loading
         numbers["seconds"] += time.perf_counter() - begun
@@ -327,7 +320,7 @@ def _round(state: _State, job: Job, rate: float, progress: Callable[[str], None]
     """Validate the running mean of the weights, and keep it where it is the best so far."""
     numbers = state.numbers
     network = _with(job, state.mean)
-    found = [_spoken(network, case, job) for case in job.validate]
+    found = [_spoken(network, case, job, state.half) for case in job.validate]
     score = mean_dice([p.argmax(0) for p in found], job.validate, job.coding)
     row = {
         "step": numbers["step"],
@@ -335,7 +328,6 @@ def _round(state: _State, job: Job, rate: float, progress: Callable[[str], None]
         "training_loss": float(np.mean(numbers["losses"])),
         "validation_dice": score,
     }
-    numbers["losses"] = []
     numbers["curve"].append(row)
     if score > numbers["best"]:
         numbers["best"], numbers["best_round"] = score, len(numbers["curve"])
@@ -346,11 +338,11 @@ def _round(state: _State, job: Job, rate: float, progress: Callable[[str], None]
     )
 
 
-def _spoken(network: nn.Module, case: Case, job: Job) -> np.ndarray:
+def _spoken(network: nn.Module, case: Case, job: Job, half: torch.dtype | None) -> np.ndarray:
     return probabilities(
         case,
         job.coding,
-        speaker([network], [1.0], ()),
+        speaker([network], [1.0], (), half),
         window=job.plan.patch_voxels,
         prior=job.prior,
         device=job.device,
@@ -368,7 +360,7 @@ def _with(job: Job, weights: Mapping[str, Tensor]) -> nn.Module:
 def _member(state: _State, job: Job) -> Member:
     """The best weights, calibrated on the validation cases."""
     network = _with(job, state.best)
-    found = [_spoken(network, case, job) for case in job.validate]
+    found = [_spoken(network, case, job, state.half) for case in job.validate]
     temperature = fitted_temperature(*reliable_logits(found, job.validate))
     fused = [case.codes[0].astype(np.int64) for case in job.validate]
     numbers = state.numbers

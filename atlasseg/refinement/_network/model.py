@@ -227,6 +227,9 @@ def _draw_curves(model: RefinerModel, path: Path) -> None:
                 right.set_title(key.replace("_", " "))
         if "fused_dice" in member.scores:
             right.axhline(member.scores["fused_dice"], color=colour, linestyle=":")
+    if any("fused_dice" in member.scores for member in model.members):
+        right.plot([], [], "k:", label="fusion alone")
+        right.legend(frameon=False)
     left.set_title("training loss")
     left.legend(frameon=False)
     for axes in (left, right):

@@ -22,8 +22,16 @@ SIGMA_SHARE = 0.125
 """Standard deviation of a window's Gaussian weight, in shares of its edge."""
 
 
-def speaker(networks: Sequence[torch.nn.Module], temperatures: Sequence[float], flips: Sequence[int]) -> Speaker:
-    """Mean probability of networks over all turnings of the axes `flips`, each calibrated by its temperature."""
+def speaker(
+    networks: Sequence[torch.nn.Module],
+    temperatures: Sequence[float],
+    flips: Sequence[int],
+    half: torch.dtype | None = None,
+) -> Speaker:
+    """Mean probability of networks over all turnings of the axes `flips`, each calibrated by its temperature.
+
+    Convolutions are computed in `half`, where it is given, all else in 32 bits.
+    """
     turnings = [
         tuple(a for a, on in zip(flips, chosen, strict=True) if on) for chosen in product((0, 1), repeat=len(flips))
     ]
@@ -33,7 +41,9 @@ def speaker(networks: Sequence[torch.nn.Module], temperatures: Sequence[float], 
         for network, temperature in zip(networks, temperatures, strict=True):
             for turning in turnings:
                 axes = [axis + 2 for axis in turning]
-                logits = network(shown.flip(axes) if axes else shown).float()
+                with torch.autocast(shown.device.type, dtype=half, enabled=half is not None):
+                    logits = network(shown.flip(axes) if axes else shown)
+                logits = logits.float()
                 logits = logits.flip(axes) if axes else logits
                 if log_prior is not None:
                     logits = logits + log_prior
