@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -127,6 +127,8 @@ def measured(name: str, plan: Plan, recipe: Recipe, given: argparse.Namespace) -
     begun = time.perf_counter()
     model: CorrectiveModel = train(examples, samples_per_label=samples, seed=0)
     training_s = time.perf_counter() - begun
+    known = {*model.labels, *(int(v) for each in found for v in each.fused.label_values)}
+    model = replace(model, labels=tuple(sorted(known)))  # what only held-out atlases have stays as it is fused
     told(f"trained {len(model.classifiers)} classifiers in {training_s:.0f} s")
     correcting_s = []
     for example in found:
