@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,7 @@ from atlasseg.refinement.examples import Example, patient_spacing_mm
 from atlasseg.volume import Atlas, ProbabilityMap
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from atlasseg.refinement._network.correcting import Start
     from atlasseg.refinement._network.model import RefinerModel
 
 log = logging.getLogger(__name__)
@@ -144,14 +144,6 @@ def train_corrective(
     )
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """What a training begins with: the weights of another one, and whether the encoder stays as it is."""
-
-    weights: Mapping[str, Tensor]
-    freeze_encoder: bool = False
-
-
 def train_refiner(
     atlases: Sequence[Atlas],
     recipe: Recipe,
@@ -160,7 +152,7 @@ def train_refiner(
     device: str = "cpu",
     memory_bytes: float | None = None,
     step_flops: float | None = None,
-    beginning: Beginning | None = None,
+    start: Start | None = None,
     versions: Mapping[str, str] | None = None,
     checkpoints: Path | None = None,
     registrar: Registrar | None = None,
@@ -187,8 +179,8 @@ def train_refiner(
         What a training step may take.
     step_flops : float, optional
         Floating point operations of a training step at most.
-    beginning : Beginning, optional
-        Weights of another model.
+    start : Start, optional
+        Weights of another model to begin from.
     versions : mapping, optional
         Version of each piece of software, for the record.
     checkpoints : path, optional
@@ -201,7 +193,8 @@ def train_refiner(
     Raises
     ------
     InputError
-        There are too few atlases, or they differ in channels; no network fits the budget; or as for `leave_one_out`.
+        There are too few atlases, or they differ in channels among each other or from what is begun from; no network
+        fits the budget; or as for `leave_one_out`.
     TrainingError
         The loss is not finite.
     """
@@ -210,7 +203,8 @@ def train_refiner(
     require_libraries()
     from atlasseg.refinement._network.budget import budget
     from atlasseg.refinement._network.cases import case_of, coding_of
-    from atlasseg.refinement._network.fitting import Job, Start, fit
+    from atlasseg.refinement._network.correcting import Job, Start
+    from atlasseg.refinement._network.fitting import fit
     from atlasseg.refinement._network.model import RefinerModel
     from atlasseg.refinement._network.planning import plan
 
@@ -219,6 +213,10 @@ def train_refiner(
     channels = {atlas.id: atlas.image.channels.shape[3] for atlas in atlases}
     if len(set(channels.values())) > 1:
         raise InputError(f"the scans of a library must have the same channels, got {channels}")
+    count = next(iter(channels.values()))
+    start = start or Start()
+    if start.channels not in (None, count):
+        raise InputError(f"the model to begin from was trained on {start.channels} channels, the scans have {count}")
     settings, training = recipe.refiner, recipe.training
     contents = {atlas.id: io.content_hash(atlas.image, place=False) for atlas in atlases}
     folds = dealt(contents, training.folds, training.seed)
@@ -234,7 +232,10 @@ def train_refiner(
     labels = sorted({int(v) for e in examples for v in (*e.fused.label_values, *e.truth.values)})
     coding = coding_of([e.fused for e in examples], labels, channels=settings.prior_channels)
     cases = [case_of(e.target, e.fused, coding, candidates=settings.candidates, example=e) for e in examples]
-    count = next(iter(channels.values()))
+    spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
+    del examples
+    made = provenance(atlases, recipe)
+    known = set(start.seen.values())
     memory, flops = budget(device, memory_bytes, step_flops)
     planned_under = partial(
         plan,
@@ -248,7 +249,16 @@ def train_refiner(
     log.info("plan: %s", planned.text())
     progress(f"plan: {planned.text()}")
     members = []
+    of = [made, settings.candidates, {atlas.id: sorted(atlas.not_annotated) for atlas in atlases}]
     for number, fold in enumerate(folds[: training.members]):
+        met = sorted(id_ for id_ in fold if made["atlases"][id_][0] in known)
+        if met:
+            log.warning(
+                "network %d is validated on scans that the model it begins from has learned from (%s): its validation "
+                "looks better than it is",
+                number + 1,
+                ", ".join(met),
+            )
         job = Job(
             number,
             planned,
@@ -259,13 +269,12 @@ def train_refiner(
             tuple(case for case in cases if case.id not in fold),
             tuple(case for case in cases if case.id in fold),
             device,
-            Start(beginning.weights, beginning.freeze_encoder) if beginning else Start(),
+            start,
             replan=lambda most: planned_under(memory_bytes=most, flops=flops).text(),
-            data="".join(contents[case.id] for case in cases),
+            data=json.dumps(of, sort_keys=True),
         )
         file = checkpoints / f"network_{number}.safetensors" if checkpoints is not None else None
         members.append(fit(job, checkpoint=file, progress=progress, stop=stop))
-    spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
     return RefinerModel(
         planned.form,
         coding,
@@ -276,12 +285,13 @@ def train_refiner(
         (float(spacing[0]), float(spacing[1]), float(spacing[2])),
         recipe.augmentation.flips,
         tuple(members),
-        provenance(atlases, recipe),
+        made,
         {
             "recipe": recipe.text,
             "versions": dict(versions or {}),
             "plan": planned.text(),
             "data": contents,
+            "begun_from": dict(start.seen),
             "folds": [sorted(fold) for fold in folds],
             "refiner": asdict(settings),
             "training": asdict(training),

@@ -21,7 +21,8 @@ import torch
 from atlasseg.learning import Augmentation, Refiner, Training
 from atlasseg.refinement._network.budget import budget, parse_bytes
 from atlasseg.refinement._network.cases import Case, case_of, coding_of
-from atlasseg.refinement._network.fitting import Job, Member, fit
+from atlasseg.refinement._network.correcting import Job
+from atlasseg.refinement._network.fitting import Member, fit
 from atlasseg.refinement._network.model import RefinerModel
 from atlasseg.refinement._network.networks import build, silence, weights_of
 from atlasseg.refinement._network.planning import plan

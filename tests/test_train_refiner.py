@@ -134,6 +134,9 @@ def test_killed_and_resumed_to_the_last_digit_then_used(place):
         "--lr", 0.001, "--set", "training.steps=2",
     )  # fmt: skip
     assert tuned.exit_code == 0, tuned.output
+    seen = json.loads((place / "tuned/model.json").read_text())["record"]["begun_from"]
+    assert set(seen) == {"head0", "head1", "head2"}
+    assert "validated on scans that the model it begins from has learned from (head" in " ".join(tuned.output.split())
     wrong = called("train", recipe, "--out", place / "x", "--init", out, "--set", "refiner.width=8")
     assert wrong.exit_code == 2 and "its width is 4, but the recipe's [refiner] width is 8" in wrong.output
 
@@ -250,6 +253,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_model(place, monkeypatch):
     assert done.exit_code == 130 and "nothing is half-written" in done.output
     assert [p.name for p in (place / "model.work").iterdir()] == ["network_0.safetensors"]
     assert not (place / "model").exists()
+    monkeypatch.setattr(fitting, "_attempt", real)
+    other = called("train", place / "recipe.toml", "--out", place / "model", "--set", "fusion.method=global_weighted")
+    assert other.exit_code == 2 and "checkpoint of another training" in other.output  # of other segmentations
 
 
 def test_pretrained_on_scans_without_labels(place):

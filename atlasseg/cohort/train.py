@@ -24,9 +24,10 @@ from atlasseg.errors import InputError
 from atlasseg.pipeline import preprocessed
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.examples import patient_spacing_mm
-from atlasseg.training import Beginning, train_refiner
+from atlasseg.training import train_refiner
 
 if TYPE_CHECKING:
+    from atlasseg.refinement._network.correcting import Start
     from atlasseg.refinement._network.model import RefinerModel
 
 
@@ -95,7 +96,7 @@ def train(
             device=where,
             memory_bytes=memory_bytes,
             step_flops=step_flops,
-            beginning=begun,
+            start=begun,
             versions=software_versions(),
             checkpoints=work,
             registrar=registrar(recipe, library, call),
@@ -108,7 +109,7 @@ def train(
     return model
 
 
-def begun_from(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple[Recipe, Beginning | None]:
+def begun_from(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple[Recipe, Start | None]:
     """The weights of a model to begin from, and the recipe with that network's depth and width.
 
     Raises
@@ -116,19 +117,22 @@ def begun_from(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple
     InputError
         The model cannot be read or has another form than the recipe asks for; or there is nothing to freeze.
     """
-    from atlasseg.refinement._network.model import read_weights
-
     if init is None:
         if freeze_encoder:
             raise InputError("--freeze encoder keeps the encoder of another model: name it by --init")
         return recipe, None
-    form, weights = read_weights(init)
+    from atlasseg.refinement._network.correcting import Start
+    from atlasseg.refinement._network.model import best_of, read_model
+
+    model = read_model(init)
     for name in ("architecture", "levels", "width"):
-        wanted, there = getattr(recipe.refiner, name), getattr(form, name)
+        wanted, there = getattr(recipe.refiner, name), getattr(model.form, name)
         if wanted not in (None, there):
             raise InputError(f"{init}: its {name} is {there}, but the recipe's [refiner] {name} is {wanted}")
-    taken = replace(recipe.refiner, levels=form.levels, width=form.width)
-    return replace(recipe, refiner=taken), Beginning(weights, freeze_encoder)
+    taken = replace(recipe.refiner, levels=model.form.levels, width=model.form.width)
+    return replace(recipe, refiner=taken), Start(
+        best_of(model).weights, freeze_encoder, model.coding, model.channels, {**model.begun_from, **model.atlases}
+    )
 
 
 @contextmanager

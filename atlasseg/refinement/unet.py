@@ -52,8 +52,8 @@ def refine(
 
     with f the network, L the number of labels and T its temperature, fitted on scans that it did not learn from.
     Windows are blended by Gaussian weights, networks (one a fold, [2]_) and turnings of the axes are averaged. What
-    lies farther than 8 voxels from all that the fusion has a doubt about stays as it is. Where the model was trained
-    for other labels, everything does, and that is said in the log.
+    lies outside the box around all that the fusion does not take for certain background, wider by 8 voxels on each
+    side, stays as it is. Where the model was trained for other labels, everything does, and that is said in the log.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def refine(
         Average over the turnings of those axes that training turned around.
     mixed_precision : bool
         Convolve in 16 bits on a GPU and on processors that multiply faster so. It moves probabilities by some
-        thousandths; without it all machines say the same to rounding.
+        thousandths; without it processors say the same to rounding.
     any_library : bool
         Use the model also where some of the atlases that it learned from vote and others do not. Whether the target is
         one of the others is then not checked. (A library that shares none with training is only warned of.)
@@ -98,7 +98,7 @@ def refine(
     """
     from atlasseg.refinement._network.model import read_model
 
-    check(model=model, any_library=any_library, provenance=provenance)
+    check(model=model, any_library=any_library, provenance=provenance, device=device)
     return refined(
         target,
         fused,
@@ -141,18 +141,19 @@ def check(
         )
     stages = [{part: of for part, of in each.items() if part != "atlases"} for each in (trained.provenance, provenance)]
     found = differences(*stages)
-    was, now = (
-        {content[0] for content in each.get("atlases", {}).values()} for each in (trained.provenance, provenance)
-    )
-    if was & now and was - now and not any_library:
-        missing = [id_ for id_, content in trained.provenance["atlases"].items() if content[0] not in now]
-        found.append(f"it learned from atlases that are missing here ({', '.join(missing)}), and may know the target")
+    now = {content[0] for content in provenance.get("atlases", {}).values()}
+    for learned in () if any_library else (trained.atlases, trained.begun_from):
+        missing = [id_ for id_, digest in learned.items() if digest not in now]
+        if missing and len(missing) < len(learned):
+            found.append(
+                f"it learned from atlases that are missing here ({', '.join(missing)}), and may know the target"
+            )
     if found:
         raise InputError(
             f"{model}: this model was trained for something else: {'; '.join(found)}. "
             "Train one for this recipe and library with atlasseg train"
         )
-    if was != now:
+    if set(trained.atlases.values()) != now:
         log.warning("%s: the model was trained on other atlases", model)
 
 

@@ -1,5 +1,7 @@
 """The parts of the refiner against oracles: MONAI, scikit-learn's and NumPy's own, and what a real pass costs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from atlasseg.refinement._network.networks import (
     weights_of,
 )
 from atlasseg.refinement._network.optimisation import learning_rate, optimiser_of
-from atlasseg.refinement._network.patches import Shown, dense, draw, inputs_of
+from atlasseg.refinement._network.patches import Shown, _turn, dense, draw, inputs_of
 from atlasseg.refinement._network.planning import plan
 from atlasseg.refinement._network.scoring import fitted_temperature, mean_dice
 from atlasseg.refinement._network.windows import _gaussian, probabilities, slabs, sparse_entries, speaker
@@ -302,11 +304,12 @@ def test_optimisers_go_down(name):
 
 def test_weights_are_taken_over_where_they_fit():
     torch.manual_seed(0)
-    source = build(Form("dynunet", 2, 2, 3, 4, 1))
+    source_form = Form("dynunet", 2, 2, 3, 4, 1)
+    source = build(source_form)
     form = Form("dynunet", 5, 4, 3, 4, 1)
     target = build(form)
     given = {name: tensor.clone() for name, tensor in weights_of(source).items()}
-    left = transferred(target, form, given, scan_channels=2)
+    left = transferred(target, form, given, scan_channels=2, same_inputs=False)
     assert left and all(is_head(form, name) for name in left)
     now = weights_of(target)
     first = now["input_block.conv1.conv.weight"]
@@ -314,6 +317,20 @@ def test_weights_are_taken_over_where_they_fit():
     assert torch.equal(now["bottleneck.conv1.conv.weight"], given["bottleneck.conv1.conv.weight"])
     with pytest.raises(InputError, match="here: weights of another network"):
         load_weights(target, given, "here")
+    for same in (True, False):  # as many inputs, which may mean other labels
+        alike = build(source_form)
+        transferred(alike, source_form, given, scan_channels=1, same_inputs=same)
+        first = weights_of(alike)["input_block.conv1.conv.weight"]
+        assert torch.equal(first[:, :1], given["input_block.conv1.conv.weight"][:, :1]) and first[:, 1:].any() == same
+
+
+def test_turns_are_turns_in_space():
+    spacing = torch.tensor([1.0, 1.5, 4.0])
+    turning = replace(STILL, rotation_degrees=40.0, scaling=0.0, shear=0.0)
+    voxels = _turn(turning, tuple(spacing.tolist()), torch.Generator().manual_seed(1))
+    space = spacing[:, None] * voxels / spacing
+    torch.testing.assert_close(space @ space.T, torch.eye(3), atol=1e-5, rtol=0)
+    assert (space - torch.eye(3)).abs().max() > 0.1
 
 
 @given(st.integers(0, 2**31), st.floats(0.3, 4.0))
@@ -327,9 +344,7 @@ def test_a_temperature_that_was_put_in_is_found(seed, temperature):
 
 
 def shown_of(each, coding, **more):
-    return Shown.of(
-        case_of(each.target, each.fused, coding, candidates=3, example=each._replace(**more)), coding, "cpu"
-    )
+    return Shown.of(case_of(each.target, each.fused, coding, candidates=3, example=each._replace(**more)), coding)
 
 
 def test_patches_are_the_case_where_nothing_is_varied(made):
@@ -361,7 +376,7 @@ def test_varied_patches_move_scan_prior_and_labels_together(made):
     target = each.target.with_array(codes)
     case = case_of(target, certain, coding, candidates=3, example=each._replace(target=target, fused=certain))
     bent = Augmentation(often=1.0, synthesis=0.0, contrast=0.0, bias=0.0, noise=0.0, flips=("A",))
-    batch = draw([Shown.of(case, coding, "cpu")], coding, (16, 16, 12), Training(), bent, seed=(9,), batch=4)
+    batch = draw([Shown.of(case, coding)], coding, (16, 16, 12), Training(), bent, seed=(9,), batch=4)
     known = batch.truth != IGNORED
     agree = (batch.prior.argmax(1) == batch.truth)[known].float().mean()
     assert agree > 0.97  # both follow the same displacement; only rounding at borders differs
@@ -369,7 +384,7 @@ def test_varied_patches_move_scan_prior_and_labels_together(made):
         seen = batch.scan[:, 0][(batch.truth == code) & (batch.prior[:, code] > 0.99)]
         assert seen.numel() and seen.std() < 0.05
     loud = Augmentation(often=1.0, synthesis=1.0)
-    painted = draw([Shown.of(case, coding, "cpu")], coding, (16, 16, 12), Training(), loud, seed=(9,), batch=4)
+    painted = draw([Shown.of(case, coding)], coding, (16, 16, 12), Training(), loud, seed=(9,), batch=4)
     assert torch.isfinite(painted.scan).all() and not torch.equal(painted.scan, batch.scan)
 
 
@@ -405,7 +420,7 @@ def test_dice_counts_what_lies_outside_the_box(made):
 def test_only_the_most_probable_labels_are_kept():
     rng = np.random.default_rng(2)
     slab = rng.dirichlet(np.full(11, 0.3), (3, 4, 5)).transpose(3, 0, 1, 2).astype(np.float32)
-    index, codes, values = sparse_entries(slab, 0.01, 4)
+    index, codes, values = sparse_entries(torch.from_numpy(slab), 0.01, 4)
     np.testing.assert_array_equal(slab[codes, *index.T], values)
     found = set(zip(map(tuple, index.tolist()), codes.tolist(), strict=True))
     for voxel in np.ndindex(3, 4, 5):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atlasseg.refinement.examples import Example
+from atlasseg.refinement.examples import Example, patient_spacing_mm
 from atlasseg.volume import Bool, Float32, Image, Int64, LabelMap, ProbabilityMap
 
 MARGIN_VOXELS = 8
@@ -124,6 +124,7 @@ class Case:
         Voxels of each label beyond the box, which no network can find.
     unknown : tuple of int
         Codes of the labels that nobody drew here.
+    spacing_mm : (3,) float
     """
 
     id: str
@@ -134,6 +135,7 @@ class Case:
     truth: Int16 | None = None
     outside: Int64 | None = None
     unknown: tuple[int, ...] = ()
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def doubt(self) -> Float32:
@@ -192,7 +194,8 @@ def case_of(
     count = len(coding)
     outside = np.bincount(truth.ravel(), minlength=count) - np.bincount(inside.ravel(), minlength=count)
     unknown = tuple(int(c) for c in coding.codes(np.array(sorted(set(coding.labels) & example.not_annotated), int)))
-    return Case(example.id, frame, scan, *packed, inside, outside, unknown)  # type: ignore[arg-type]
+    spacing_mm = patient_spacing_mm(target.affine)
+    return Case(example.id, frame, scan, *packed, inside, outside, unknown, spacing_mm)  # type: ignore[arg-type]
 
 
 def standardised(image: Image) -> Float32:

@@ -65,6 +65,16 @@ class RefinerModel:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def atlases(self) -> dict[str, str]:
+        """Digest of the scan of each atlas that it was trained on, by its id."""
+        return {id_: content[0] for id_, content in self.provenance.get("atlases", {}).items()}
+
+    @property
+    def begun_from(self) -> dict[str, str]:
+        """The same of the atlases of all models that it was begun from."""
+        return dict(self.record.get("begun_from", {}))
+
 
 def weights_name(number: int) -> str:
     """File name of a member's weights."""
@@ -164,8 +174,10 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
         coding = Coding(tuple(map(int, header["coding"]["labels"])), tuple(map(int, header["coding"]["groups"])))
         digests, said = dict(header["weights_sha256"]), list(header["members"])
         members = tuple(
-            Member(_weights(folder / name, digest, form), float(member["temperature"]), (), dict(member["scores"]))
-            for (name, digest), member in zip(sorted(digests.items()), said, strict=True)
+            Member(
+                _weights(folder / name, digests[name], form), float(member["temperature"]), (), dict(member["scores"])
+            )
+            for name, member in zip(map(weights_name, range(len(digests))), said, strict=True)
         )
         return RefinerModel(
             form,
@@ -203,11 +215,9 @@ def _weights(path: Path, digest: str, form: Form) -> dict[str, Tensor]:
     return weights
 
 
-def read_weights(folder: str | Path) -> tuple[Form, dict[str, Tensor]]:
-    """Form and weights of the member of a model that did best on validation, to begin another training from."""
-    model = read_model(folder)
-    best = max(model.members, key=lambda member: member.scores.get("validation_dice", 0.0))
-    return model.form, best.weights
+def best_of(model: RefinerModel) -> Member:
+    """The member that did best on validation."""
+    return max(model.members, key=lambda member: member.scores.get("validation_dice", 0.0))
 
 
 def _draw_curves(model: RefinerModel, path: Path) -> None:
@@ -221,9 +231,9 @@ def _draw_curves(model: RefinerModel, path: Path) -> None:
         steps = [row["step"] for row in member.curve]
         colour = f"C{number % 10}"
         left.plot(steps, [row["training_loss"] for row in member.curve], colour, label=f"network {number + 1}")
-        for key, style in (("validation_dice", "-"), ("validation_loss", "-")):
+        for key in ("validation_dice", "validation_loss"):
             if member.curve and key in member.curve[0]:
-                right.plot(steps, [row[key] for row in member.curve], colour + style)
+                right.plot(steps, [row[key] for row in member.curve], colour)
                 right.set_title(key.replace("_", " "))
         if "fused_dice" in member.scores:
             right.axhline(member.scores["fused_dice"], color=colour, linestyle=":")
@@ -244,27 +254,52 @@ def card(model: RefinerModel, table: LabelTable) -> str:
     ----------
     .. [1] Mitchell, M., Wu, S., Zaldivar, A., et al. (2019). Model cards for model reporting. FAT*, 220-229.
     """
-    record, form = model.record, model.form
+    if model.coding.labels == (0,):
+        return _card_of_pretrained(model)
     names = ", ".join(f"{value} {table.name(value)}" for value in model.coding.labels if value)
     columns = ("steps", "seconds", "fused_dice", "validation_dice")
     rows = [
         " | ".join([f"| {n}", *(f"{m.scores.get(c, float('nan')):.5g}" for c in columns), f"{m.temperature:.3f} |"])
         for n, m in enumerate(model.members, 1)
     ]
-    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
-    spacing = " x ".join(f"{s:.3g}" for s in model.spacing_mm)
-    data = "\n".join(f"- `{id_}`: {digest}" for id_, digest in record.get("data", {}).items())
     return (
         "# A refiner of atlasseg\n\n"
         "Corrects segmentations that were fused from atlases. It serves scans like those it was trained on, fused by "
         "the same recipe; it is not a medical device.\n\n"
-        f"- Network: {record.get('plan', form.architecture)}\n"
-        f"- Fused probabilities: {model.prior}; labels: {names}\n"
-        f"- Scans: {model.channels} channel(s), voxels of {spacing} mm (right, anterior, superior)\n"
-        f"- Made with {versions or 'atlasseg'}\n\n"
+        f"- Fused probabilities: {model.prior}; labels: {names}\n{_made(model)}"
         "## Validation\n\nMean Dice on the fold that each network did not learn from, before and after; probabilities "
         "are calibrated by the temperature.\n\n"
         "| network | steps | seconds | fused | refined | temperature |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows)
-        + f"\n\n![curves]({PICTURE})\n\n## Data\n\nScans it was trained on, by the digest of their voxels:\n\n{data}\n"
+        + f"\n\n{_data(model)}"
     )
+
+
+def _card_of_pretrained(model: RefinerModel) -> str:
+    (member,) = model.members
+    return (
+        "# A pre-trained network of atlasseg\n\n"
+        "Fills in what is hidden of a scan. It knows no labels: `atlasseg train --init` begins from it.\n\n"
+        f"{_made(model)}"
+        f"## Validation\n\nError where it was hidden, {member.scores['validation_loss']:.5g} of the variance, after "
+        f"{member.scores['steps']:g} steps.\n\n{_data(model)}"
+    )
+
+
+def _made(model: RefinerModel) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in model.record.get("versions", {}).items())
+    spacing = " x ".join(f"{s:.3g}" for s in model.spacing_mm)
+    return (
+        f"- Network: {model.record.get('plan', model.form.architecture)}\n"
+        f"- Scans: {model.channels} channel(s), voxels of {spacing} mm (right, anterior, superior)\n"
+        f"- Made with {versions or 'atlasseg'}\n\n"
+    )
+
+
+def _data(model: RefinerModel) -> str:
+    lines = [f"- `{id_}`: {digest}" for id_, digest in model.record.get("data", {}).items()]
+    others = model.begun_from
+    if others:
+        lines.append(f"\nIt was begun from a model that had learned from {', '.join(f'`{id_}`' for id_ in others)}.")
+    text = "\n".join(lines)
+    return f"![curves]({PICTURE})\n\n## Data\n\nScans it was trained on, by the digest of their voxels:\n\n{text}\n"

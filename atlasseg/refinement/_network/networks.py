@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -154,25 +154,35 @@ def silence(network: nn.Module, form: Form) -> None:
                 tensor.zero_()
 
 
-def transferred(network: nn.Module, form: Form, weights: Mapping[str, Tensor], *, scan_channels: int) -> list[str]:
+def transferred(
+    network: nn.Module, form: Form, weights: Mapping[str, Tensor], *, scan_channels: int, same_inputs: bool
+) -> list[str]:
     """Put `weights` of another training into a network wherever they fit; the names of what was left as it is.
 
-    The layers that speak of labels are left, and of a first layer that sees other fused probabilities only what sees
-    the scan is taken over; the rest of it starts at 0, so that it begins by seeing the scan as it did.
+    The layers that speak of labels are left. Where fused probabilities mean other labels than there (not
+    `same_inputs`), only what sees the scan is taken over of a first layer; the rest of it starts at 0, so that it
+    begins by seeing the scan as it did.
     """
-    left = []
+    left, first = [], set() if same_inputs else _first(form)
     for name, tensor in weights_of(network).items():
         given = weights.get(name)
         if given is None or is_head(form, name):
             left.append(name)
-        elif given.shape == tensor.shape:
-            tensor.copy_(given)
-        elif given.ndim == 5 and (given.shape[0], *given.shape[2:]) == (tensor.shape[0], *tensor.shape[2:]):
+        elif name in first and (given.shape[0], *given.shape[2:]) == (tensor.shape[0], *tensor.shape[2:]):
             tensor.zero_()
             tensor[:, :scan_channels] = given[:, :scan_channels]
+        elif given.shape == tensor.shape:
+            tensor.copy_(given)
         else:
             left.append(name)
     return left
+
+
+def _first(form: Form) -> set[str]:
+    """Names of the weights that see the inputs: those whose shape changes with their number."""
+    with torch.device("meta"):
+        here, there = (weights_of(build(each)) for each in (form, replace(form, inputs=form.inputs + 1)))
+    return {name for name, tensor in here.items() if tensor.shape != there[name].shape}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +24,7 @@ REGIONS_OF_BACKGROUND = 4
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A case on the device that trains, with the voxels that patches are taken around."""
+    """A case as tensors on the processor, with the voxels that patches are taken around."""
 
     case: Case
     scan: Tensor
@@ -33,11 +33,11 @@ class Shown:
     truth: Tensor
     unknown: Tensor
     unsure: Tensor
-    by_label: tuple[Tensor, ...] = field(default=())
+    by_label: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, case: Case, coding: Coding, device: str) -> Shown:
-        """Put a case with labels onto a device."""
+    def of(cls, case: Case, coding: Coding) -> Shown:
+        """A case with labels."""
         assert case.truth is not None
         unsure = np.flatnonzero(asked_for(case) & (case.doubt > 0.05))
         flat = case.truth.reshape(-1)
@@ -48,11 +48,11 @@ class Shown:
         unknown[list(case.unknown)] = True
         return cls(
             case,
-            torch.from_numpy(case.scan).to(device),
-            torch.from_numpy(case.codes).to(device),
-            torch.from_numpy(case.shares).to(device),
-            torch.from_numpy(case.truth).to(device),
-            unknown.to(device),
+            torch.from_numpy(case.scan),
+            torch.from_numpy(case.codes),
+            torch.from_numpy(case.shares),
+            torch.from_numpy(case.truth),
+            unknown,
             torch.from_numpy(unsure),
             tuple(torch.from_numpy(voxels) for voxels in by_label),
         )
@@ -111,14 +111,15 @@ def draw(
     *,
     seed: tuple[int, ...],
     batch: int,
+    device: str = "cpu",
 ) -> Batch:
-    """A batch of patches: everything about it follows from `seed`, so that a training can go on where it stopped."""
+    """A batch of patches on a device; all of it follows from `seed`, so that a training can go on where it stopped."""
     source = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
     scans, priors, truths, unknown, names = [], [], [], [], []
     for _ in range(batch):
         shown = cases[_whole(source, len(cases))]
         centre = _centre(shown, training, source)
-        scan, prior, truth = _taken(shown, coding, centre, patch, augmentation, source)
+        scan, prior, truth = _taken(shown, coding, centre, patch, augmentation, source, device)
         scan = _varied(scan, truth, coding, augmentation, source)
         for axis, name in enumerate("RAS"):
             if name in augmentation.flips and _chance(source, 0.5):
@@ -126,7 +127,7 @@ def draw(
         scans.append(scan)
         priors.append(prior)
         truths.append(truth)
-        unknown.append(shown.unknown)
+        unknown.append(shown.unknown.to(device))
         names.append(f"{shown.case.id} around voxel {tuple(centre.tolist())}")
     return Batch(torch.stack(scans), torch.stack(priors), torch.stack(truths), torch.stack(unknown), tuple(names))
 
@@ -164,6 +165,7 @@ def _taken(
     patch: tuple[int, int, int],
     augmentation: Augmentation,
     source: torch.Generator,
+    device: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scan (C, ...), prior (L, ...) and truth (...) of a patch around a voxel, turned and bent at random.
 
@@ -178,7 +180,7 @@ def _taken(
         middle = torch.floor(middle - low) + low  # whole voxels
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in patch]
     offset = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    points = offset @ _turn(augmentation, source).T if bent[0] else offset
+    points = offset @ _turn(augmentation, shown.case.spacing_mm, source).T if bent[0] else offset
     points = points + middle
     if bent[1] and augmentation.elastic_voxels:
         knots = [max(4, math.ceil(n / augmentation.elastic_spacing_voxels) + 1) for n in patch]
@@ -188,13 +190,13 @@ def _taken(
     first = points.reshape(-1, 3).amin(0).floor().clamp(min=0).minimum(size - 1).long().tolist()
     last = (points.reshape(-1, 3).amax(0).ceil() + 1).maximum(torch.tensor(first) + 1).minimum(size).long().tolist()
     box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-    device = shown.scan.device
-    every = torch.cat([shown.scan[:, *box], dense(shown.codes[:, *box], shown.shares[:, *box], len(coding))])
+    scan, codes, shares = (each[:, *box].to(device) for each in (shown.scan, shown.codes, shown.shares))
+    every = torch.cat([scan, dense(codes, shares, len(coding))])
     edge = torch.tensor(every.shape[1:])
     place = ((points - torch.tensor(first)) * 2 + 1) / edge - 1  # as with align_corners=False
     place = place.flip(-1)[None].to(device)
     smooth = functional.grid_sample(every[None], place, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    whole = (shown.truth[box].float() + 1)[None, None]
+    whole = (shown.truth[box].to(device).float() + 1)[None, None]
     truth = functional.grid_sample(whole, place, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
     channels = shown.scan.shape[0]
     prior = smooth[channels:].clone()
@@ -202,8 +204,8 @@ def _taken(
     return smooth[:channels], prior, truth.round().long() - 1
 
 
-def _turn(augmentation: Augmentation, source: torch.Generator) -> Tensor:
-    """(3, 3) random rotation, scaling and shear."""
+def _turn(augmentation: Augmentation, spacing_mm: tuple[float, float, float], source: torch.Generator) -> Tensor:
+    """(3, 3) random rotation, scaling and shear in space, for offsets in voxels."""
     out = torch.eye(3)
     for axis, angle in enumerate(torch.deg2rad(_spread(source, augmentation.rotation_degrees, 3)).tolist()):
         a, b = [other for other in range(3) if other != axis]
@@ -214,7 +216,8 @@ def _turn(augmentation: Augmentation, source: torch.Generator) -> Tensor:
     out = out @ torch.diag(1 + _spread(source, augmentation.scaling, 3))
     shear = torch.eye(3)
     shear[0, 1], shear[0, 2], shear[1, 2] = _spread(source, augmentation.shear, 3)
-    return out @ shear
+    size = torch.tensor(spacing_mm)
+    return out @ shear * size / size[:, None]
 
 
 def _varied(scan: Tensor, truth: Tensor, coding: Coding, augmentation: Augmentation, source: torch.Generator) -> Tensor:

@@ -6,8 +6,10 @@ import torch
 
 
 def fast_half(device: str) -> torch.dtype | None:
-    """The 16 bits in which a device multiplies faster than in 32, if there are such."""
+    """bfloat16, where a device multiplies faster in its 16 bits than in 32."""
     if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.bfloat16 if fast else None

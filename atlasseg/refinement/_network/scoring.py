@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,11 @@ def mean_dice(found: Sequence[NDArray[np.integer]], cases: Sequence[Case], codin
     return float(np.mean(scores)) if scores else 0.0
 
 
-def reliable_logits(found: Sequence[Float32], cases: Sequence[Case]) -> tuple[Float32, Int64]:
-    """Log-probabilities (n, L) and codes (n,) of the voxels that the fusion is not certain are background."""
+def reliable_logits(found: Iterable[Float32], cases: Sequence[Case]) -> tuple[Float32, Int64]:
+    """Log-probabilities (n, L) and codes (n,) of the voxels that the fusion is not certain are background.
+
+    One after the other of the (L, I, J, K) maps `found` is looked at, so that they need not all be there at once.
+    """
     share = max(1, MOST_SAMPLES // max(len(cases), 1))
     logits, codes = [], []
     for p, case in zip(found, cases, strict=True):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atlasseg.errors import InputError
 from atlasseg.refinement._network.cases import Case, Coding
 from atlasseg.refinement._network.patches import dense, inputs_of
 from atlasseg.volume import Float32
@@ -50,7 +51,7 @@ def speaker(
                 p = torch.softmax(logits.div_(temperature), dim=1)
                 total = p if total is None else total.add_(p)
         assert total is not None
-        return total.div_(len(networks) * len(turnings)) if len(networks) * len(turnings) > 1 else total
+        return total.div_(len(networks) * len(turnings))
 
     return speak
 
@@ -64,7 +65,7 @@ def slabs(
     prior: str,
     overlap: float = 0.5,
     device: str = "cpu",
-) -> Iterator[tuple[int, Float32]]:
+) -> Iterator[tuple[int, Tensor]]:
     """Probabilities of a whole case, slab after slab along its first axis.
 
     Windows overlap by a share of their edge and are blended by Gaussian weights. Only the slab that windows still
@@ -87,6 +88,12 @@ def slabs(
     first : int
         Where the slab begins.
     probabilities : (L, n, J, K) float32
+        On the device.
+
+    Raises
+    ------
+    InputError
+        A GPU's memory is too small.
     """
     size = case.scan.shape[1:]
     starts = [_starts(n, w, overlap) for n, w in zip(size, window, strict=True)]
@@ -99,16 +106,23 @@ def slabs(
     for number, first in enumerate(starts[0]):
         for second, third in product(starts[1], starts[2]):
             box = tuple(slice(s, s + n) for s, n in zip((first, second, third), inner, strict=True))
-            shown, log_prior, place = _padded(scan, codes, shares, box, coding, window, groups, prior, device)
-            with torch.inference_mode():
-                p = speak(shown, log_prior)[0][:, *place]
+            try:
+                image, some, their = (array[:, *box].to(device) for array in (scan, codes, shares))
+                shown, log_prior, place = _padded(image, some, their, coding, window, groups, prior)
+                with torch.inference_mode():
+                    p = speak(shown, log_prior)[0][:, *place]
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"{case.id}: the GPU has not enough memory for a window of {' x '.join(map(str, window))} voxels "
+                    f"with {len(coding)} labels: use another one, or the processor"
+                ) from error
             here = weight[place]
             into = (slice(None), *box[1:])
             blended[:, *into] += p * here
             weights[into] += here
         until = starts[0][number + 1] if number + 1 < len(starts[0]) else first + inner[0]
         done = until - first
-        yield first, (blended[:, :done] / weights[:done]).cpu().numpy()
+        yield first, blended[:, :done] / weights[:done]
         rest = inner[0] - done
         blended[:, :rest] = blended[:, done:].clone()
         blended[:, rest:] = 0
@@ -118,7 +132,7 @@ def slabs(
 
 def probabilities(case: Case, coding: Coding, speak: Speaker, **settings: object) -> Float32:
     """(L, I, J, K) of a whole case, for those small enough; settings as for `slabs`."""
-    return np.concatenate([slab for _, slab in slabs(case, coding, speak, **settings)], axis=1)  # type: ignore[arg-type]
+    return torch.cat([slab.cpu() for _, slab in slabs(case, coding, speak, **settings)], 1).numpy()  # type: ignore[arg-type]
 
 
 def _starts(size: int, window: int, overlap: float) -> list[int]:
@@ -142,30 +156,26 @@ def _padded(
     scan: Tensor,
     codes: Tensor,
     shares: Tensor,
-    box: tuple[slice, ...],
     coding: Coding,
     window: tuple[int, int, int],
     groups: Tensor,
     prior: str,
-    device: str,
 ) -> tuple[Tensor, Tensor | None, tuple[slice, ...]]:
     """What the network is shown of a box, and where in the window the box lies: in its middle where it is smaller."""
-    inside = tuple(s.stop - s.start for s in box)
-    before = [(w - n) // 2 for w, n in zip(window, inside, strict=True)]
-    place = tuple(slice(b, b + n) for b, n in zip(before, inside, strict=True))
+    before = [(w - n) // 2 for w, n in zip(window, scan.shape[1:], strict=True)]
+    place = tuple(slice(b, b + n) for b, n in zip(before, scan.shape[1:], strict=True))
     image = scan.new_zeros((1, scan.shape[0], *window))
     into: Any = (0, slice(None), *place)
-    image[into] = scan[:, *box]
+    image[into] = scan
     fused = shares.new_zeros((1, len(coding), *window))
     fused[:, 0] = 1
-    fused[into] = dense(codes[:, *box], shares[:, *box], len(coding))
-    shown, log_prior = inputs_of(image.to(device), fused.to(device), groups, prior)
+    fused[into] = dense(codes, shares, len(coding))
+    shown, log_prior = inputs_of(image, fused, groups, prior)
     return shown.contiguous(memory_format=torch.channels_last_3d), log_prior, place
 
 
-def sparse_entries(slab: Float32, least: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Float32]:
+def sparse_entries(slab: Tensor, least: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Float32]:
     """Voxels (n, 3), codes and probabilities (n,) of a (L, I, J, K) slab: the `most` largest, `least` and above."""
-    top, codes = torch.topk(torch.from_numpy(slab), min(most, slab.shape[0]), dim=0)
-    values = top.numpy()
-    rank, i, j, k = np.nonzero(values >= least)
-    return np.stack([i, j, k], 1), codes.numpy()[rank, i, j, k], values[rank, i, j, k]
+    top, codes = (found.cpu().numpy() for found in torch.topk(slab, min(most, slab.shape[0]), dim=0))
+    rank, i, j, k = np.nonzero(top >= least)
+    return np.stack([i, j, k], 1), codes[rank, i, j, k], top[rank, i, j, k]

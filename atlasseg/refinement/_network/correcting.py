@@ -1,0 +1,170 @@
+"""What the refiner learns: to correct fused segmentations, on cases whose labels are known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atlasseg.learning import Augmentation, Training
+from atlasseg.refinement._network.cases import Case, Coding
+from atlasseg.refinement._network.fitting import Loss
+from atlasseg.refinement._network.loss import supervised
+from atlasseg.refinement._network.networks import build, is_encoder, silence, transferred
+from atlasseg.refinement._network.patches import Shown, draw, inputs_of
+from atlasseg.refinement._network.planning import Plan
+from atlasseg.refinement._network.scoring import fitted_temperature, mean_dice, reliable_logits
+from atlasseg.refinement._network.windows import slabs, speaker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Weights of another training to begin from; with `freeze` those of the encoder stay as they are.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+    freeze : bool
+    coding : Coding, optional
+        How that training counted labels: where this one counts otherwise, its inputs mean something else.
+    channels : int, optional
+        Of the scans that it saw.
+    seen : mapping of str to str
+        Digest of every scan whose labels it learned from, by its id.
+    """
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    freeze: bool = False
+    coding: Coding | None = None
+    channels: int | None = None
+    seen: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One network of a refiner, a `fitting.Task`; `number` is the fold that it is validated on.
+
+    `data` is a digest of what the cases were made of.
+    """
+
+    number: int
+    plan: Plan
+    coding: Coding
+    prior: str
+    training: Training
+    augmentation: Augmentation
+    learn: tuple[Case, ...]
+    validate: tuple[Case, ...]
+    device: str = "cpu"
+    start: Start = field(default_factory=Start)
+    data: str = ""
+    replan: Callable[[float], str] | None = None
+
+    measure = "validation Dice"
+    sign = 1
+
+    @property
+    def name(self) -> str:
+        """As people count."""
+        return f"network {self.number + 1}"
+
+    @property
+    def key(self) -> str:
+        """Digest of all that the training depends on, but the device and how many others there are."""
+        training = {k: v for k, v in asdict(self.training).items() if k != "members"}
+        weights = hashlib.sha256()
+        for name, tensor in sorted(self.start.weights.items()):
+            weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        said = [
+            self.number,
+            asdict(self.plan),
+            asdict(self.coding),
+            self.prior,
+            training,
+            asdict(self.augmentation),
+            [case.id for case in self.learn],
+            [case.id for case in self.validate],
+            self.start.freeze,
+            weights.hexdigest(),
+            self.data,
+            torch.__version__,
+        ]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def begin(self) -> nn.Module:
+        """A new network, which says what the fusion does, or one with the weights to begin from."""
+        form = self.plan.form
+        network = build(form)
+        if self.prior == "residual":
+            silence(network, form)
+        if self.start.weights:
+            scan = form.inputs - (0 if self.prior == "none" else self.coding.channels)
+            left = transferred(
+                network, form, self.start.weights, scan_channels=scan, same_inputs=self.start.coding == self.coding
+            )
+            log.info("begun from other weights, all but %s", ", ".join(left) or "none")
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad = not (self.start.freeze and is_encoder(form, name))
+        return network
+
+    @cached_property
+    def _shown(self) -> list[Shown]:
+        return [Shown.of(case, self.coding) for case in self.learn]
+
+    @cached_property
+    def _groups(self) -> Tensor:
+        return torch.tensor(self.coding.groups, device=self.device)
+
+    def loss(self, network: nn.Module, half: torch.dtype | None, *, step: int, turn: int, batch: int) -> Loss:
+        """Of patches drawn at random."""
+        begun = time.perf_counter()
+        training = self.training
+        drawn = draw(
+            self._shown,
+            self.coding,
+            self.plan.patch_voxels,
+            training,
+            self.augmentation,
+            seed=(training.seed, self.number, step, turn),
+            batch=batch,
+            device=self.device,
+        )
+        loading_s = time.perf_counter() - begun
+        seen, log_prior = inputs_of(drawn.scan, drawn.prior, self._groups, self.prior)
+        with torch.autocast(self.device, dtype=half, enabled=half is not None):
+            out = network(seen.contiguous(memory_format=torch.channels_last_3d))
+        value = supervised(
+            out, log_prior, drawn.truth, drawn.unknown, cross_entropy=training.cross_entropy, dice=training.dice
+        )
+        return Loss(value, drawn.names, loading_s)
+
+    def judge(self, network: nn.Module, half: torch.dtype | None) -> float:
+        """Mean Dice of the cases that it does not learn from."""
+        found = [
+            torch.cat([slab.argmax(0) for _, slab in self._slabs(network, half, case)]).cpu().numpy()
+            for case in self.validate
+        ]
+        return mean_dice(found, self.validate, self.coding)
+
+    def finish(self, network: nn.Module, half: torch.dtype | None) -> tuple[float, dict[str, float]]:
+        """Its temperature, and how good the fusion is alone."""
+        spoken = (
+            torch.cat([slab.cpu() for _, slab in self._slabs(network, half, case)], 1).numpy() for case in self.validate
+        )
+        temperature = fitted_temperature(*reliable_logits(spoken, self.validate))
+        fused = [case.codes[0].astype(np.int64) for case in self.validate]
+        return temperature, {"fused_dice": mean_dice(fused, self.validate, self.coding)}
+
+    def _slabs(self, network: nn.Module, half: torch.dtype | None, case: Case) -> Iterator[tuple[int, Tensor]]:
+        speak = speaker([network], [1.0], (), half)
+        return slabs(case, self.coding, speak, window=self.plan.patch_voxels, prior=self.prior, device=self.device)
