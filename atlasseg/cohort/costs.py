@@ -19,6 +19,9 @@ LIBRARY_BYTES, REGISTERED_BYTES, CARRIED_BYTES = 13, 24, 40
 PAIR_BYTES, FUSION_BYTES = 100, 150
 """A voxel of the target while a pair is registered, of which two go side by side; and while fused, entropy included."""
 
+TORCH_BYTES, REFINED_BYTES = 400e6, 800
+"""torch with a network; and a voxel of the target while that refines it, of 139 labels."""
+
 SECONDS = {"preprocessing": 0.05, "registration": 1.5, "propagate": 0.3, "fit": 0.1, "fusion": 3.0}
 """A million voxels, where nothing better is known: of fusion for all atlases together, of the others for one volume."""
 
@@ -31,7 +34,7 @@ RESULT_BYTES, REPORT_BYTES = 3.0, 600e3
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a process needs to register a target and to fuse it, and whether a GPU is used."""
+    """Bytes that a process needs to register a target and to fuse and refine it, and whether a GPU is used."""
 
     registering: float
     fusing: float
@@ -43,6 +46,9 @@ def memory(recipe: Recipe, *, atlases: int, voxels: int) -> Memory:
     library = PROCESS_BYTES + atlases * voxels * LIBRARY_BYTES
     registering = library + voxels * (atlases * REGISTERED_BYTES + 2 * PAIR_BYTES)
     fusing = library + voxels * (atlases * (REGISTERED_BYTES / 2 + CARRIED_BYTES) + FUSION_BYTES)
+    refinement = recipe.refinement.method
+    if refinement is not None and refinement.name == "unet":
+        fusing += TORCH_BYTES + voxels * REFINED_BYTES
     return Memory(registering, fusing, any(on_gpu(step) for step in steps_of(recipe)))
 
 

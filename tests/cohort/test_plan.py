@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from atlasseg.cli import app
-from atlasseg.cohort import plan
+from atlasseg.cohort import costs, plan
 from atlasseg.cohort.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.recipe import parse_recipe
@@ -41,6 +41,14 @@ def command(*arguments):
 def planned(dataset, **tables):
     found = plan.foreseen(parse_recipe({**TABLES, **tables}, base=dataset), workers=Workers(), limit_bytes=None)
     return found, {stage.stage: (stage.kept, stage.to_do) for stage in found.stages}
+
+
+def test_a_network_needs_memory_too():
+    network = {"refinement": {"method": "unet", "unet": {"model": "m"}}}
+    plain, refined = (
+        costs.memory(parse_recipe({**TABLES, **more}), atlases=14, voxels=5_000_000) for more in ({}, network)
+    )
+    assert refined.registering == plain.registering and refined.fusing > plain.fusing + 4e9
 
 
 def test_a_plan_before_in_the_middle_and_after(recipe, dataset):
