@@ -93,7 +93,7 @@ def main() -> None:
             member = fit(Job(0, planned, coding, "residual", training, Augmentation(), (case,), (small,), given.device))
             spent.append(member.scores["seconds"])
         share = 100 * member.scores["loading_share"]
-        print(f"a training step: {(spent[2] - spent[1]) / given.steps:.3f} s; loading {share:.0f} % of all", flush=True)
+        print(f"a training step: {(spent[2] - spent[1]) / given.steps:.3f} s; loading {share:.0f} % of it", flush=True)
     else:
         torch.manual_seed(0)
         network = build(planned.form)

@@ -1,6 +1,6 @@
 """The refiner against fusion alone and against the same network on the scan alone, by size of the library.
 
-    python benchmarks/refiner.py --data DIR [--sizes 5 15 95] [--minutes 60] [--members 3] [--targets N]
+    python benchmarks/refiner.py --data DIR [--sizes 5 15 95] [--minutes 60] [--members 5] [--targets N]
                                  [--cache DIR] [--device auto|cpu|cuda] [--out benchmarks/results/refiner.md]
 
 Libraries are the first 5 and 15 hippocampus atlases, and those with the 80 further ones. For each: every atlas fused
@@ -13,6 +13,8 @@ those of OMP_NUM_THREADS and NUMBA_NUM_THREADS.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -40,7 +42,6 @@ TABLES = {
     "registration": {"steps": ["affine", "diffeomorphic"], "diffeomorphic": {"radius_voxels": 3}},
     "fusion": {"method": "joint"},
     "refiner": {"levels": 4, "width": 16, "patch_voxels": [24, 40, 32]},
-    "augmentation": {"flips": ["R"], "rotation_degrees": 20, "scaling": 0.2, "elastic_voxels": 1.5},
     "training": {"steps": 100_000, "round_steps": 500, "patience": 1000, "learning_rate": 2e-3},
 }
 
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5, 15, 95])
     parser.add_argument("--minutes", type=float, default=60.0, help="for each model")
-    parser.add_argument("--members", type=int, default=3, help="networks of a model, which share its minutes")
+    parser.add_argument("--members", type=int, default=5, help="networks of a model, which share its minutes")
     parser.add_argument("--targets", type=int, default=20)
     parser.add_argument("--no-control", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "atlasseg_benchmark" / "refiner")
@@ -103,6 +104,7 @@ def main() -> None:
     budget = {"members": given.members, "minutes": given.minutes / given.members}
     tables = {**TABLES, "training": {**TABLES["training"], **budget}}
     recipe = parse_recipe(tables)
+    digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:8]
     kinds = {
         "refined": recipe,
         "scan alone": parse_recipe({**tables, "refiner": {**TABLES["refiner"], "prior": "none"}}),
@@ -116,7 +118,7 @@ def main() -> None:
             name: trained(
                 atlases,
                 each,
-                given.cache / f"{size}_{name.replace(' ', '_')}_{given.members}x{given.minutes:g}min_{device}",
+                given.cache / f"{size}_{name.replace(' ', '_')}_{digest}_{device}",
                 device,
                 given.cache / "kept",
             )
