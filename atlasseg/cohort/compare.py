@@ -283,7 +283,9 @@ def _fused_every_way(
                 not_annotated=case.not_annotated,
                 surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
             )
-            bins = outputs.calibration_table(result.probabilities, case.reference, target=target.id, method=way)
+            bins = outputs.calibration_table(
+                result.probabilities, case.reference, target=target.id, method=way, not_annotated=case.not_annotated
+            )
             cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
             rows = outputs.metrics_table(scores, target=target.id, method=way)
             extra: list[dict[str, Any]] = [

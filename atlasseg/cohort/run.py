@@ -273,7 +273,13 @@ def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSumma
             )
             name = recipe.fusion.method.name
             metrics = outputs.metrics_table(scores, target=target.id, method=name)
-            calibration = outputs.calibration_table(result.probabilities, case.reference, target=target.id, method=name)
+            calibration = outputs.calibration_table(
+                result.probabilities,
+                case.reference,
+                target=target.id,
+                method=name,
+                not_annotated=case.not_annotated,
+            )
         progress("write")
         with whole_folder(out / target.id) as folder:
             outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)
