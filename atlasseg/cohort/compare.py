@@ -24,6 +24,7 @@ from atlasseg.cohort.run import (
     read_case,
     register_target,
     registrar,
+    unusable,
     write_logs,
 )
 from atlasseg.cohort.workers import Workers
@@ -92,7 +93,8 @@ def compare(
         its table ``[fusion.NAME]`` or ``[refinement.NAME]``.
     names : sequence of str
         Two or more ways: fusion methods, or ``"FUSION+REFINEMENT"`` for one that is refined. Where the recipe has a
-        [refinement], its own way is compared too, if its fusion is among the names.
+        [refinement], its own way is compared too, if its fusion is among the names. A way whose refinement cannot be
+        used here, since its model is of another fusion or library, is left out, and the log and the page say so.
     workers, listener, limit_bytes
         As for `run`.
     cache : path, optional
@@ -110,8 +112,8 @@ def compare(
     Raises
     ------
     InputError
-        Fewer than two methods; an unknown one; a target without labels; no target that could be compared, or none that
-        has a Dice of every method (``comparison.tsv`` is written then).
+        Fewer than two methods, or that can be used here; an unknown one; a target without labels; no target that could
+        be compared, or none that has a Dice of every method (``comparison.tsv`` is written then).
     """
     own = [recipe.way] if recipe.fusion.method.name in names else []
     ways = [with_methods(recipe, name) for name in dict.fromkeys([*names, *own])]
@@ -121,6 +123,13 @@ def compare(
     bare = [target.id for target in targets if target.labels is None]
     if bare:
         raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
+    left_out = unusable(ways, library, targets)
+    for way, reason in left_out.items():
+        log.warning("%s is left out of the comparison: %s", way, reason)
+    ways = [each for each in ways if each.way not in left_out]
+    if len(ways) < 2:
+        reasons = "; ".join(f"{way}: {reason}" for way, reason in left_out.items())
+        raise InputError(f"fewer than two of these methods can be used here: {reasons}")
     given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
     shown = next((each for each in ways if each.way == recipe.way), ways[0])
     needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
@@ -149,6 +158,7 @@ def compare(
         found.ranking,
         recipe=recipe.text,
         versions=outputs.software_versions(),
+        left_out=left_out,
     )
     io.write_text(page, out / "comparison.html")
     if recipe.output.report:

@@ -120,7 +120,7 @@ def test_leave_one_out_by_command(dataset):
     assert set(pd.read_csv(dataset / "out/comparison.tsv", sep="\t").target) == {"head0", "head1", "head2"}
 
 
-def test_with_and_without_refinement(dataset):
+def test_with_and_without_refinement(dataset, caplog):
     tables = {
         **TABLES,
         "refinement": {"method": "corrective_learning", "corrective_learning": {"model": "model"}},
@@ -145,8 +145,13 @@ def test_with_and_without_refinement(dataset):
         ways = ("majority", "localweighted", "majoritycorrectivelearning")
         assert volumes == {f"{target}_desc-{way}_volumes.tsv" for way in ways}
 
-    with pytest.raises(InputError, match=r"no target could be compared.*fusion method: trained with"):
-        compare(recipe, ["majority", "local_weighted+corrective_learning"])
+    mixed = compare(recipe, ["majority", "local_weighted+corrective_learning"])  # the model is of another fusion
+    assert list(mixed.scores) == ["majority", "majority+corrective_learning"] and len(mixed.scores) == 2
+    said = r"local.weighted\+corrective.learning.*model was trained for something else.*fusion method: trained with"
+    assert re.search(said, caplog.text)
+    assert re.search(said, (dataset / "out/comparison.html").read_text("utf-8"))
+    with pytest.raises(InputError, match=r"fewer than two.*fusion method: trained with"):
+        compare(recipe, ["local_weighted+corrective_learning", "global_weighted+corrective_learning"])
 
 
 def test_bad_requests(dataset):
