@@ -14,7 +14,8 @@ def add_to(app: typer.Typer) -> None:
 
 def methods(
     stage: Annotated[
-        str | None, typer.Argument(help="preprocessing, registration or fusion; all where left out.")
+        str | None,
+        typer.Argument(help="preprocessing, registration, fusion, refinement, regions or tissue; all where left out."),
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One method of the stage, in full.")] = None,
 ) -> None:

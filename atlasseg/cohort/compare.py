@@ -24,6 +24,7 @@ from atlasseg.cohort.run import (
     read_case,
     register_target,
     registrar,
+    unusable,
     write_logs,
 )
 from atlasseg.cohort.workers import Workers
@@ -59,7 +60,8 @@ class Comparison:
     metrics : DataFrame
         Long form: target, method, label, name, metric, value, note; seconds and peak memory are metrics too.
     scores : DataFrame
-        Mean Dice over the labels: one row a target, one column a method.
+        Mean Dice over the labels: one row a target, one column a method. Targets on which a method has no Dice are left
+        out of it, and so of tests and ranking.
     tests : DataFrame
         Every pair of methods, see `paired_tests`.
     ranking : Ranking
@@ -91,7 +93,8 @@ def compare(
         its table ``[fusion.NAME]`` or ``[refinement.NAME]``.
     names : sequence of str
         Two or more ways: fusion methods, or ``"FUSION+REFINEMENT"`` for one that is refined. Where the recipe has a
-        [refinement], its own way is compared too, if its fusion is among the names.
+        [refinement], its own way is compared too, if its fusion is among the names. A way whose refinement cannot be
+        used here, since its model is of another fusion or library, is left out, and the log and the page say so.
     workers, listener, limit_bytes
         As for `run`.
     cache : path, optional
@@ -109,7 +112,8 @@ def compare(
     Raises
     ------
     InputError
-        Fewer than two methods; an unknown one; a target without labels; no target that could be compared.
+        Fewer than two methods, or that can be used here; an unknown one; a target without labels; no target that could
+        be compared, or none that has a Dice of every method (``comparison.tsv`` is written then).
     """
     own = [recipe.way] if recipe.fusion.method.name in names else []
     ways = [with_methods(recipe, name) for name in dict.fromkeys([*names, *own])]
@@ -119,6 +123,13 @@ def compare(
     bare = [target.id for target in targets if target.labels is None]
     if bare:
         raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
+    left_out = unusable(ways, library, targets)
+    for way, reason in left_out.items():
+        log.warning("%s is left out of the comparison: %s", way, reason)
+    ways = [each for each in ways if each.way not in left_out]
+    if len(ways) < 2:
+        reasons = "; ".join(f"{way}: {reason}" for way, reason in left_out.items())
+        raise InputError(f"fewer than two of these methods can be used here: {reasons}")
     given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
     shown = next((each for each in ways if each.way == recipe.way), ways[0])
     needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
@@ -133,12 +144,11 @@ def compare(
         on_abort=lambda target: discard_partial(out / target.id),
     )
     write_logs(done, out)
-    found = compared(done)
-    outputs.write_table(found.metrics, out / "comparison.tsv")
+    metrics = measured(done)
+    outputs.write_table(metrics, out / "comparison.tsv")
+    found = compared(metrics, done)
     outputs.write_table(found.tests, out / "comparison_tests.tsv")
-    outputs.write_table(
-        found.ranking.mean_rank.rename("mean_rank").rename_axis("method").reset_index(), out / "comparison_ranks.tsv"
-    )
+    outputs.write_table(rank_table(found.ranking), out / "comparison_ranks.tsv")
     from atlasseg.report.comparison import comparison_sections, render_comparison
 
     page = render_comparison(
@@ -148,6 +158,7 @@ def compare(
         found.ranking,
         recipe=recipe.text,
         versions=outputs.software_versions(),
+        left_out=left_out,
     )
     io.write_text(page, out / "comparison.html")
     if recipe.output.report:
@@ -158,18 +169,51 @@ def compare(
     return found
 
 
-def compared(done: Sequence[Outcome[Fused]]) -> Comparison:
-    """Tests and ranks of what `over_targets` returned; a target that failed is in no figure."""
+def measured(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
+    """The metrics of all targets that did not fail.
+
+    Raises
+    ------
+    InputError
+        All failed.
+    """
     import pandas as pd
 
     tables = [outcome.result.metrics for outcome in done if outcome.result is not None]
     if not tables:
         reasons = "; ".join(f"{outcome.target}: {outcome.error}" for outcome in done)
         raise InputError(f"no target could be compared: {reasons}")
-    metrics = pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)
+
+
+def compared(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> Comparison:
+    """Scores, tests and ranks over the targets on which every method has a Dice.
+
+    Raises
+    ------
+    InputError
+        There is no such target.
+    """
     dice = metrics[(metrics["metric"] == "dice") & metrics["label"].notna()]
-    scores = dice.pivot_table(index="target", columns="method", values="value", aggfunc="mean", sort=False)
+    means = dice.pivot_table(index="target", columns="method", values="value", aggfunc="mean", sort=False)
+    means = means.reindex(index=metrics["target"].unique().tolist(), columns=metrics["method"].unique().tolist())
+    scores, unknown = means.dropna(), means.isna().to_numpy()
+    left_out = [
+        f"{target} ({', '.join(means.columns[row])})"
+        for target, row in zip(means.index, unknown, strict=True)
+        if row.any()
+    ]
+    if left_out:
+        log.warning("no Dice, so these targets are left out of tests and ranks: %s", "; ".join(left_out))
+    if scores.empty:
+        raise InputError(f"no target has a Dice of every method: {'; '.join(left_out)}; its other measures are written")
     return Comparison(metrics, scores, paired_tests(scores), ranking(scores), list(done))
+
+
+def rank_table(ranking: Ranking) -> pd.DataFrame:
+    """One row a method, best first: method, mean_rank; and in every row alike friedman_p and critical_difference."""
+    table = ranking.mean_rank.rename("mean_rank").rename_axis("method").reset_index()
+    return table.assign(friedman_p=ranking.friedman_p, critical_difference=ranking.critical_difference)
 
 
 def overview(found: Comparison) -> pd.DataFrame:
@@ -249,7 +293,9 @@ def _fused_every_way(
                 not_annotated=case.not_annotated,
                 surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
             )
-            bins = outputs.calibration_table(result.probabilities, case.reference, target=target.id, method=way)
+            bins = outputs.calibration_table(
+                result.probabilities, case.reference, target=target.id, method=way, not_annotated=case.not_annotated
+            )
             cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
             rows = outputs.metrics_table(scores, target=target.id, method=way)
             extra: list[dict[str, Any]] = [

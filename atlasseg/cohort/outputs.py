@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from atlasseg.evaluation.prediction import atlas_agreement, expected_dice
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Alignment, Segmentation
 from atlasseg.recipe import Recipe
-from atlasseg.volume import Atlas, Image, LabelMap, ProbabilityMap
+from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,14 +165,23 @@ def entity(name: str) -> str:
     return re.sub("[^A-Za-z0-9]", "", name)
 
 
-def calibration_table(probabilities: ProbabilityMap, reference: LabelMap, *, target: str, method: str) -> pd.DataFrame:
+def calibration_table(
+    probabilities: ProbabilityMap, reference: LabelMap, *, target: str, method: str, not_annotated: Collection[int] = ()
+) -> pd.DataFrame:
     """How often the most probable label is right by its probability, one row a bin, and over all bins the error.
+
+    Voxels that are given, or have in the reference, a label that is `not_annotated` there are left out.
 
     Columns: target, method, lower, upper, voxels, confidence, accuracy, expected_calibration_error.
     """
     import pandas as pd
 
-    found = reliability(probabilities, reference)
+    mask = None
+    if not_annotated:
+        ignored = np.array(sorted(not_annotated), np.int32)
+        judged = ~(np.isin(probabilities.mode, ignored) | np.isin(reference.array, ignored))
+        mask = Mask(judged, reference.affine)
+    found = reliability(probabilities, reference, mask=mask)
     return pd.DataFrame(
         {
             "target": target,

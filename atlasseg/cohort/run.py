@@ -232,6 +232,22 @@ def register_target(target: Target, progress: Progress, *, given: Given, ways: S
         align(case.scan, case.atlases, given.recipe, mask=case.mask, progress=progress, registrar=registers, call=kept)
 
 
+def unusable(ways: Sequence[Recipe], library: AtlasLibrary, targets: Sequence[Target]) -> dict[str, str]:
+    """Of those `ways` whose refinement cannot be used on every target, why not: found before anything is computed.
+
+    A model may have been trained for another fusion, or with other atlases than those that vote on a target.
+    """
+    voters = dict.fromkeys(tuple(id_ for id_ in library.ids if id_ != target.id) for target in targets)
+    found: dict[str, str] = {}
+    for each in ways:
+        try:
+            for ids in voters:
+                checked_provenance([_atlas(library, id_) for id_ in ids], each)
+        except InputError as error:
+            found[each.way] = str(error)
+    return found
+
+
 def _register(target: Target, progress: Progress, *, given: Given) -> None:
     """The same for a target that is not finished."""
     with suppress(OSError):
@@ -273,7 +289,13 @@ def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSumma
             )
             name = recipe.fusion.method.name
             metrics = outputs.metrics_table(scores, target=target.id, method=name)
-            calibration = outputs.calibration_table(result.probabilities, case.reference, target=target.id, method=name)
+            calibration = outputs.calibration_table(
+                result.probabilities,
+                case.reference,
+                target=target.id,
+                method=name,
+                not_annotated=case.not_annotated,
+            )
         progress("write")
         with whole_folder(out / target.id) as folder:
             outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
-from atlasseg.errors import InputError
+from atlasseg.fusion._votes import check_channels
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int64
 
 CLIP_PERCENTILES = (1.0, 99.0)
@@ -53,13 +53,7 @@ class Standardised:
         InputError
             A candidate has not as many channels as the target.
         """
-        channels = target.channels.shape[-1]
-        for atlas in candidates:
-            if atlas.image.channels.shape[-1] != channels:
-                raise InputError(
-                    f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
-                    f"the target {target.name!r} has {channels}"
-                )
+        check_channels(target, candidates)
         index = np.stack(np.unravel_index(voxels, target.shape))
         margin = int(np.ceil(margin_voxels))
         start = np.maximum(index.min(axis=1) - margin, 0)

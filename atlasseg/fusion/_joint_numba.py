@@ -364,7 +364,7 @@ def _count_votes(
                         if votes[slot] == 0.0:
                             touched[seen] = slot
                             seen += 1
-                        votes[slot] += weight * list_fractions[e]
+                        votes[slot] += np.float64(weight) * list_fractions[e]  # a product of float32 may become 0
         if partial:
             seen = _share_out(votes, touched, seen, unknown, background)
         present = np.sort(touched[:seen])

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 import numba
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 
 from atlasseg.errors import InputError
 from atlasseg.volume import Bool, Float32, Float64, Int32, Int64
@@ -41,28 +41,6 @@ TIE = 1e-6
 
 CONSTANT = 1e-5
 """A patch is constant where its standard deviation is below this part of its root mean square."""
-
-
-@dataclass(frozen=True, eq=False)
-class BestPatches:
-    """The best patch of each candidate for each voxel.
-
-    Parameters
-    ----------
-    voxels : (V,) int64
-        Ascending flat (C order) indices of the voxels.
-    offsets : (O, 3) int64
-        The search window, by growing distance.
-    chosen : (V, N) int16
-        Row of `offsets` that takes the voxel to the centre of each candidate's best patch; -1 where it has none.
-    scores : (V, N) float64
-        Correlation summed over channels, or ``-SSD``; -inf where there is none.
-    """
-
-    voxels: Int64
-    offsets: Int64
-    chosen: NDArray[np.int16]
-    scores: Float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,58 +68,6 @@ class NearestPatches:
     scores: Float64
 
 
-def best_patches(
-    target: Float32,
-    candidates: Sequence[Float32],
-    where: Bool,
-    *,
-    patch_radius_voxels: Radius = 2,
-    search_radius_voxels: Radius = 3,
-    measure: Measure = "correlation",
-    inside: Sequence[Bool | None] | None = None,
-) -> BestPatches:
-    """Find, for each voxel and candidate, the patch of the search window that is most like the target's.
-
-    Parameters
-    ----------
-    target : (C, I, J, K) float32
-        Intensities, channels first.
-    candidates : N arrays (C, I, J, K) float32
-        On the target's grid.
-    where : (I, J, K) bool
-        Voxels to search for.
-    patch_radius_voxels, search_radius_voxels : int or three ints
-        In voxels: a patch has ``2 r + 1`` voxels along an axis. Beyond the grid, intensities are the nearest voxel's;
-        the centre of a patch stays on the grid.
-    measure : {'correlation', 'ssd'}
-        Pearson correlation (the squared difference of patches of mean 0 and standard deviation 1, upside down; 0 where
-        a patch is constant), or the plain sum of squared differences. Channels add up.
-    inside : N arrays (I, J, K) bool or None
-        Where a patch of each candidate may be centred; None is everywhere.
-
-    Returns
-    -------
-    BestPatches
-        Of equally good patches, the one of smallest offset.
-    """
-    search = PatchSearch(target, where, patch_radius_voxels, search_radius_voxels, measure)
-    chosen = np.full((search.voxels.size, len(candidates)), -1, np.int16)
-    scores = np.full((search.voxels.size, len(candidates)), -np.inf)
-    known = covered(inside, len(candidates), where.shape)
-
-    def find(box: Box) -> None:
-        rows, width = search.rows(box), box[1][2] - box[0][2]
-        tile = search.target_tile(box)
-        for n, candidate in enumerate(candidates):
-            score, code = search.empty(box, 1)
-            search.run(box, tile, candidate, known[n], 0, score, code)
-            chosen[rows[1], n] = code[0, ..., :width][rows[0]]
-            scores[rows[1], n] = search.true_score(tile, score[0])[..., :width][rows[0]]
-
-    each_tile(find, tiles(where))
-    return BestPatches(search.voxels, search.offsets, chosen, scores)
-
-
 def nearest_patches(
     target: Float32,
     candidates: Sequence[Float32],
@@ -155,8 +81,29 @@ def nearest_patches(
 ) -> NearestPatches:
     """Find, for each voxel, the `count` patches of all candidates and offsets that are most like the target's.
 
-    The arguments are those of `best_patches`. Equally good patches come in the order of the candidates, then of the
-    offsets' length.
+    Parameters
+    ----------
+    target : (C, I, J, K) float32
+        Intensities, channels first.
+    candidates : N arrays (C, I, J, K) float32
+        On the target's grid.
+    where : (I, J, K) bool
+        Voxels to search for.
+    count : int
+        Number of patches, at least 1.
+    patch_radius_voxels, search_radius_voxels : int or three ints
+        In voxels: a patch has ``2 r + 1`` voxels along an axis. Beyond the grid, intensities are the nearest voxel's;
+        the centre of a patch stays on the grid.
+    measure : {'correlation', 'ssd'}
+        Pearson correlation (the squared difference of patches of mean 0 and standard deviation 1, upside down; 0 where
+        a patch is constant), or the plain sum of squared differences. Channels add up.
+    inside : N arrays (I, J, K) bool or None
+        Where a patch of each candidate may be centred; None is everywhere.
+
+    Returns
+    -------
+    NearestPatches
+        Equally good patches come in the order of the candidates, then of the offsets' length.
     """
     if count < 1:
         raise InputError(f"the number of patches must be at least 1, got {count}")
@@ -182,6 +129,12 @@ def nearest_patches(
     return NearestPatches(search.voxels, search.offsets, which.astype(np.int32), offset.astype(np.int32), scores)
 
 
+def reached(where: Bool, patch: Int64) -> Bool:
+    """(I, J, K) the voxels whose patch, of radius `patch` (3,) along the axes, holds one of `where`."""
+    out: Bool = maximum_filter(where.view(np.uint8), tuple(2 * patch + 1), mode="constant").astype(bool)
+    return out
+
+
 Box = tuple[Int64, Int64]
 """Start and stop of a tile, each (3,)."""
 
@@ -190,7 +143,7 @@ Tile = tuple[Float64, Float64, Float64]
 
 
 class PatchSearch:
-    """What every tile of one search shares: target, voxels, patch and window, in the words of `best_patches`.
+    """What every tile of one search shares: target, voxels, patch and window, in the words of `nearest_patches`.
 
     Attributes
     ----------

@@ -43,6 +43,23 @@ def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
             )
 
 
+def check_channels(target: Image, candidates: Sequence[Atlas]) -> None:
+    """Refuse candidates whose intensities cannot be compared with the target's.
+
+    Raises
+    ------
+    InputError
+        A candidate has not as many channels as the target: the message names it.
+    """
+    channels = target.channels.shape[-1]
+    for atlas in candidates:
+        if atlas.image.channels.shape[-1] != channels:
+            raise InputError(
+                f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
+                f"the target {target.name!r} has {channels}"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Votes:
     """What each candidate says at the voxels where they are not unanimous.
@@ -150,18 +167,16 @@ class Votes:
         )
 
         counts = np.zeros(voxels.size, np.int64)
-        per_candidate = []
         for volume, mask in zip(volumes, masks, strict=True):
-            count, first = _entry_counts(volume, mask, voxels)
-            per_candidate.append((count, first))
-            counts += count
+            counts += _entry_counts(volume, mask, voxels)[0]
         entry_offsets = np.concatenate(([0], np.cumsum(counts)))
         entry_candidates = np.empty(entry_offsets[-1], np.int32)
         entry_labels = np.empty(entry_offsets[-1], np.int32)
         entry_fractions = np.empty(entry_offsets[-1], np.float32)
         filled = entry_offsets[:-1].copy()
         nothing = (np.zeros(0, np.int32), np.zeros(0, np.float32))
-        for index, (volume, mode, (count, first)) in enumerate(zip(volumes, modes, per_candidate, strict=True)):
+        for index, (volume, mode, mask) in enumerate(zip(volumes, modes, masks, strict=True)):
+            count, first = _entry_counts(volume, mask, voxels)
             labels, values = (volume.labels, volume.values) if isinstance(volume, ProbabilityMap) else nothing
             fill_entries(
                 index, np.searchsorted(label_values, mode[voxels]), count, first,

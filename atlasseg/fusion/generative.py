@@ -12,7 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._staple import adjacency
 from atlasseg.fusion._votes import Votes
-from atlasseg.volume import Atlas, Float64, Image, Int64, ProbabilityMap
+from atlasseg.volume import Atlas, Bool, Float64, Image, Int64, ProbabilityMap
 
 MARGIN_VOXELS = 2
 SETTLED = 1e-3
@@ -49,8 +49,9 @@ def fuse(
         L(x)   = argmax over l of sum_i q_x(i) log p(l | L_i)
 
     and with infinite beta, `global`, one q for all x, the product of the first two factors over all x, of
-    which one atlas takes nearly all in a volume of any size. The result is p(l | x) for `local` and otherwise
-    proportional to exp(sum_i q_x(i) log p(l | L_i)), whose largest is L.
+    which one atlas takes nearly all in a volume of any size. Of an atlas with a mask only the x inside it are known:
+    the logarithm of its product is scaled by (all x) / (those inside), or an atlas that covers little would win. The
+    result is p(l | x) for `local` and otherwise proportional to exp(sum_i q_x(i) log p(l | L_i)), whose largest is L.
 
     x runs over the voxels where the candidates disagree, and l over the labels that they vote for there. Intensities
     are standardised first (clipped to percentiles, mean 0, standard deviation 1), so sigma has no unit.
@@ -102,7 +103,8 @@ def fuse(
         return votes.cast(name=target.name)
     images = Standardised.around(target, candidates, votes.voxels, margin_voxels=MARGIN_VOXELS)
     intensity = log_likelihood(images, sigma)
-    labels = label_probabilities(votes, candidates, rho)
+    covered = images.covered
+    labels = label_probabilities(votes, candidates, covered, rho)
     slots = np.repeat(np.arange(votes.voxels.size), np.diff(votes.slot_offsets))
     if mode == "local":
         weight = np.exp(intensity - intensity.max(axis=0))
@@ -118,8 +120,9 @@ def fuse(
         held = membership
         agreement = intensity + log_labels[:, best]
         if mode == "global":
-            whole = np.where(np.isfinite(agreement), agreement, 0).sum(axis=1)
-            known = np.where(np.isfinite(intensity), whole[:, None], -np.inf)
+            whole = np.where(covered, agreement, 0).sum(axis=1)
+            whole *= votes.voxels.size / np.maximum(covered.sum(axis=1), 1)
+            known = np.where(covered, whole[:, None], -np.inf)
             membership = np.exp(known - known.max(axis=0))
             membership /= membership.sum(axis=0)
         else:
@@ -141,11 +144,11 @@ def log_likelihood(images: Standardised, sigma: float) -> Float64:
     return np.where(images.covered, out, -np.inf)
 
 
-def label_probabilities(votes: Votes, candidates: Sequence[Atlas], rho: float) -> Float64:
+def label_probabilities(votes: Votes, candidates: Sequence[Atlas], covered: Bool, rho: float) -> Float64:
     """(N, S) p(l | L_i) of every slot's label, by the signed distance to its border in each candidate's field of view.
 
     The background of a candidate in which some labels were not annotated is shared out between it and these labels as
-    the candidates that know them all have it.
+    the candidates that know them all, and whose field of view reaches the voxel (`covered`, (N, M)), have it.
     """
     spacing = votes.grid.spacing_mm / votes.grid.spacing_mm.prod() ** (1 / 3)
     offsets, distances = _ball(spacing)
@@ -156,10 +159,10 @@ def label_probabilities(votes: Votes, candidates: Sequence[Atlas], rho: float) -
         said = np.ascontiguousarray(atlas.segmentation.array)
         seen = np.ones(said.shape, bool) if atlas.mask is None else np.ascontiguousarray(atlas.mask.array)
         out[i] = _log_odds(said, seen, place, offsets, distances, votes.slot_offsets, slot_values, rho, REACH)
-    return _annotated(out, votes, candidates)
+    return _annotated(out, votes, covered)
 
 
-def _annotated(given: Float64, votes: Votes, candidates: Sequence[Atlas]) -> Float64:
+def _annotated(given: Float64, votes: Votes, covered: Bool) -> Float64:
     out = given.copy()
     begin = votes.slot_offsets[:-1]
     slots = np.repeat(np.arange(votes.voxels.size), np.diff(votes.slot_offsets))
@@ -168,7 +171,7 @@ def _annotated(given: Float64, votes: Votes, candidates: Sequence[Atlas]) -> Flo
     background = votes.label_values[votes.slot_labels] == 0
     for i in np.flatnonzero(votes.unknown.any(axis=1)):
         ambiguous = background | votes.unknown[i][votes.slot_labels]
-        known = given[knows[i]].sum(axis=0) * ambiguous
+        known = (given * covered[:, slots])[knows[i]].sum(axis=0) * ambiguous
         total = np.add.reduceat(known, begin)[slots]
         mass = np.add.reduceat(given[i] * ambiguous, begin)[slots]
         out[i] = np.where(ambiguous & (total > 0), mass * known / np.where(total > 0, total, 1), given[i])

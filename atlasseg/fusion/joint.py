@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
 
 from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
 from atlasseg.fusion import _joint_numba
 from atlasseg.fusion._ballots import Ballots, unanimity
-from atlasseg.fusion._patches import PatchSearch, covered, radius_of
-from atlasseg.fusion._votes import check_candidates
+from atlasseg.fusion._patches import PatchSearch, covered, radius_of, reached
+from atlasseg.fusion._votes import check_candidates, check_channels
 from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap
 
 
@@ -87,13 +86,7 @@ def fuse(
        open source implementation, Frontiers in Neuroinformatics 7:27.
     """
     check_candidates(target, candidates)
-    channels = target.channels.shape[-1]
-    for atlas in candidates:
-        if atlas.image.channels.shape[-1] != channels:
-            raise InputError(
-                f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
-                f"the target {target.name!r} has {channels}"
-            )
+    check_channels(target, candidates)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"{name} must be a number above 0, got {value!r}")
@@ -109,7 +102,7 @@ def fuse(
     masks = [None if atlas.mask is None else atlas.mask.array for atlas in candidates]
     inside = covered(masks, len(candidates), target.shape)
     # a voxel is decided by every patch that holds it, so weights are needed a patch's radius around the disputed
-    around = ndimage.binary_dilation(disputed, np.ones(2 * patch + 1, bool))
+    around = reached(disputed, patch)
     search = PatchSearch(_channels_first(target), around, patch_radius_voxels, search_radius_voxels)
     weights_of, votes_of = _engine(place)
     chosen, weights = weights_of(search, images, inside, alpha=alpha, beta=beta, nonnegative=nonnegative)

@@ -112,8 +112,10 @@ def fuse(
             np.float32
         )
         return votes.cast(top_ranked(scores, top), name=target.name)
-    weights = _WEIGHTS[similarity](images, sigma_voxels, radius_voxels, epsilon, bins) ** power
-    return votes.cast(weights, name=target.name)
+    level = np.where(images.covered, _WEIGHTS[similarity](images, sigma_voxels, radius_voxels, epsilon, bins), 0)
+    highest = level.max(axis=0)
+    relative = level / np.where(highest > 0, highest, 1)  # or powers would leave the range of float32
+    return votes.cast(relative**power, name=target.name)
 
 
 def top_ranked(scores: Float32, top: int) -> Float32:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.ndimage import binary_dilation
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._ballots import Ballots
@@ -14,7 +13,7 @@ from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._joint_numba import CHUNK
 from atlasseg.fusion._joint_numba import _count_votes as count_patch_votes
 from atlasseg.fusion._patch_match import patch_match
-from atlasseg.fusion._patches import NearestPatches, each_tile, nearest_patches
+from atlasseg.fusion._patches import NearestPatches, each_tile, nearest_patches, reached
 from atlasseg.fusion._staple import part_of
 from atlasseg.fusion._votes import Votes
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, ProbabilityMap
@@ -41,10 +40,11 @@ def fuse(
     For each voxel x, the `count` patches of all candidates within the search window that are nearest to the target's
     patch P(x) vote, with weights as of non-local means ([1], [2])
 
-        w = exp(-d^2 / h(x)^2),     h(x)^2 = bandwidth * (smallest d^2 + eps)
+        w = exp(-(d^2 - d_1^2) / h(x)^2),     h(x)^2 = bandwidth * (d_1^2 + eps)
 
-    d^2 being the sum of squared differences, for the label of their centre ([1]) or, with `whole_patch`, voxel by voxel
-    for the whole patch ([2], multipoint). Intensities are standardised first, so scans may come on any scale.
+    d^2 being the sum of squared differences and d_1^2 that of the nearest patch, whose weight is 1, for the label of
+    their centre ([1]) or, with `whole_patch`, voxel by voxel for the whole patch ([2], multipoint). Intensities are
+    standardised first, so scans may come on any scale.
 
     The search is exhaustive, or by PatchMatch ([3]): `count` independent runs for each voxel, each from random patches,
     which take over good offsets from their neighbours and look around them at random. Random numbers depend on `seed`,
@@ -113,7 +113,7 @@ def fuse(
     where = np.zeros(images.target.shape[:3], bool)
     where.reshape(-1)[images.inside] = True
     if whole_patch and patch_radius_voxels:
-        where = binary_dilation(where, np.ones([2 * patch_radius_voxels + 1] * 3))
+        where = reached(where, np.full(3, patch_radius_voxels))
     pairs = list(images)
     arrays = [np.moveaxis(image, -1, 0) for image, _ in pairs]
     masks = [mask for _, mask in pairs]

@@ -226,8 +226,9 @@ def train(
 ) -> CorrectiveModel:
     """Train a classifier for each label on the errors of examples.
 
-    Memory: the examples, and for one label at a time its samples, 17 bytes for each feature of each while the trees
-    grow (with the defaults and one channel 224 features: 380 MB for 100 000 samples).
+    Memory: the examples, and what is seen of each far from a voxel (with the defaults and one channel 21 bytes a
+    voxel); for one label at a time its samples, 17 bytes for each feature of each while the trees grow (with the
+    defaults and one channel 224 features: 380 MB for 100 000 samples).
 
     Parameters
     ----------
@@ -258,7 +259,7 @@ def train(
     Raises
     ------
     InputError
-        There is no example, or they differ in channels; a parameter is out of its range.
+        There is no example, or they differ in channels; a parameter is out of its range; no label has enough samples.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -292,7 +293,8 @@ def train(
                 continue
             voxels = region.voxels
             if voxels.size > share:
-                drawn = np.random.default_rng((seed, label, number)).choice(voxels.size, share, replace=False)
+                generator = np.random.default_rng((seed, label & 0xFFFFFFFF, number))  # labels may be negative
+                drawn = generator.choice(voxels.size, share, replace=False)
                 voxels = voxels[np.sort(drawn)]
             rows.append(scene.features(region, voxels))
             answers.append(example.truth.array.reshape(-1)[voxels] == label)
@@ -312,6 +314,11 @@ def train(
         ).fit(np.concatenate(rows), answer)
         classifiers[label] = Trees.of(grown)
         log.info("label %d: trained on %d samples, %d of it", label, answer.size, positive)
+    if not classifiers:
+        raise InputError(
+            f"no label has enough samples for a classifier, {FEWEST_OF_A_CLASS} of it and as many that are not, in "
+            f"{len(examples)} examples"
+        )
     spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
     given = {
         "samples_per_label": samples_per_label,

@@ -45,6 +45,7 @@ def render_comparison(
     *,
     recipe: str,
     versions: Mapping[str, str],
+    left_out: Mapping[str, str] | None = None,
 ) -> str:
     """The page, as HTML that needs no network; the same figures give the same text.
 
@@ -63,9 +64,12 @@ def render_comparison(
         Its text.
     versions : mapping
         Version of each piece of software.
+    left_out : mapping, optional
+        Why each method that was asked for and could not be used is not among them.
     """
     parts = (
         _header(scores, tests, ranking),
+        _left_out(left_out or {}),
         comparison_sections(metrics, scores, tests, ranking),
         _html.making(recipe, versions),
     )
@@ -97,6 +101,13 @@ def _listed(methods: Sequence[object], word: str = "and") -> str:
 
 def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _left_out(reasons: Mapping[str, str]) -> str:
+    if not reasons:
+        return ""
+    said = "".join(f"<li><em>{_shown(method)}</em>: {escape(reason)}</li>" for method, reason in reasons.items())
+    return f'<section aria-labelledby="out"><h2 id="out">Left out</h2>\n<ul>{said}</ul></section>\n'
 
 
 def _against(tests: pd.DataFrame, method: object) -> dict[object, tuple[float, float]]:

@@ -95,6 +95,8 @@ def test_every_name_that_the_package_offers_is_there():
 
 
 def test_methods_lists_them_all_with_parameters_and_references():
+    told = call("methods", "--help")[1]
+    assert all(stage in told for stage in methods.VERBS)
     status, output = call("methods")
     assert status == 0
     for stage in methods.VERBS:

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from atlasseg import io
 from atlasseg.cli import app
-from atlasseg.cohort.compare import compare
+from atlasseg.cohort.compare import Fused, compare
 from atlasseg.cohort.correct import correct
+from atlasseg.cohort.execution import Outcome
 from atlasseg.cohort.run import run
 from atlasseg.errors import InputError
 from atlasseg.recipe import parse_recipe
@@ -75,6 +76,38 @@ def test_comparison(dataset, counted):
     assert counted == [3, 3, 1, 1, 3, 3]  # what cannot be read is made again
 
 
+def measured(target, majority, local_weighted):
+    """What a target of these Dice brings to a comparison."""
+    rows = [
+        {"target": target, "method": method, "label": label, "name": name, "metric": metric, "value": value, "note": ""}
+        for method, dice in (("majority", majority), ("local_weighted", local_weighted))
+        for label, name, metric, value in ((3, "core", "dice", dice), (np.nan, "all", "seconds", 1.0))
+    ]
+    return Outcome(target, 1.0, result=Fused(pd.DataFrame(rows), None))
+
+
+def test_targets_without_a_dice_are_in_no_test(dataset, monkeypatch, caplog):
+    recipe = parse_recipe({**TABLES, "output": {"report": False}}, base=dataset)
+    done = [measured("head3", 0.7, 0.8), measured("head5", np.nan, 0.9), measured("head4", 0.6, 0.5)]
+    monkeypatch.setattr("atlasseg.cohort.compare.over_targets", lambda *_, **__: done)
+    found = compare(recipe, ["majority", "local_weighted"])
+    assert list(found.scores.index) == ["head3", "head4"] and list(found.scores) == ["majority", "local_weighted"]
+    assert found.tests.targets.tolist() == [2]
+    assert "left out of tests and ranks: head5 (majority)" in caplog.text
+    out = dataset / "out"
+    assert set(pd.read_csv(out / "comparison.tsv", sep="\t").target) == {"head3", "head4", "head5"}
+    ranks = pd.read_csv(out / "comparison_ranks.tsv", sep="\t")
+    assert list(ranks) == ["method", "mean_rank", "friedman_p", "critical_difference"]
+    assert ranks.friedman_p.isna().all()  # two methods alone
+    np.testing.assert_allclose(ranks.critical_difference, found.ranking.critical_difference, rtol=1e-5)
+
+    (out / "comparison.tsv").unlink()
+    done[:] = [measured("head3", np.nan, np.nan), measured("head4", np.nan, 0.5)]
+    with pytest.raises(InputError, match=r"no target has a Dice of every method: head3 \(majority, local_weighted\)"):
+        compare(recipe, ["majority", "local_weighted"])
+    assert (out / "comparison.tsv").is_file()
+
+
 def test_leave_one_out_by_command(dataset):
     path = dataset / "recipe.toml"
     path.write_text(
@@ -87,7 +120,7 @@ def test_leave_one_out_by_command(dataset):
     assert set(pd.read_csv(dataset / "out/comparison.tsv", sep="\t").target) == {"head0", "head1", "head2"}
 
 
-def test_with_and_without_refinement(dataset):
+def test_with_and_without_refinement(dataset, caplog):
     tables = {
         **TABLES,
         "refinement": {"method": "corrective_learning", "corrective_learning": {"model": "model"}},
@@ -112,8 +145,13 @@ def test_with_and_without_refinement(dataset):
         ways = ("majority", "localweighted", "majoritycorrectivelearning")
         assert volumes == {f"{target}_desc-{way}_volumes.tsv" for way in ways}
 
-    with pytest.raises(InputError, match=r"no target could be compared.*fusion method: trained with"):
-        compare(recipe, ["majority", "local_weighted+corrective_learning"])
+    mixed = compare(recipe, ["majority", "local_weighted+corrective_learning"])  # the model is of another fusion
+    assert list(mixed.scores) == ["majority", "majority+corrective_learning"] and len(mixed.scores) == 2
+    said = r"local.weighted\+corrective.learning.*model was trained for something else.*fusion method: trained with"
+    assert re.search(said, caplog.text)
+    assert re.search(said, (dataset / "out/comparison.html").read_text("utf-8"))
+    with pytest.raises(InputError, match=r"fewer than two.*fusion method: trained with"):
+        compare(recipe, ["local_weighted+corrective_learning", "global_weighted+corrective_learning"])
 
 
 def test_bad_requests(dataset):

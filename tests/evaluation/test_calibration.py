@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlasseg.cohort.outputs import calibration_table
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.evaluation.calibration import expected_calibration_error, reliability
 from atlasseg.volume import LabelMap, Mask, ProbabilityMap
@@ -54,6 +55,16 @@ def test_what_is_drawn_from_the_probabilities_is_calibrated():
     assert expected_calibration_error(sharp, LabelMap(truth, AFFINE)) > 0.1
     table = reliability(map_, LabelMap(truth, AFFINE), label=7)
     np.testing.assert_allclose(table.accuracy, (table.lower + table.upper) / 2, atol=0.05)
+
+
+def test_labels_not_annotated_are_left_out_of_the_written_table():
+    rng = np.random.default_rng(3)
+    map_ = ProbabilityMap.from_dense(rng.dirichlet([0.5, 0.3, 0.3], (4, 5, 3)), [0, 3, 9], AFFINE)
+    truth = LabelMap(rng.choice([0, 3, 9], (4, 5, 3)), AFFINE)
+    every, some = (calibration_table(map_, truth, target="t", method="m", not_annotated=out) for out in ((), {9}))
+    judged = Mask((map_.mode != 9) & (truth.array != 9), AFFINE)
+    assert some.voxels.tolist() == reliability(map_, truth, mask=judged).counts.tolist()
+    assert 0 < some.voxels.sum() < every.voxels.sum() - 10
 
 
 def test_certain_and_right_or_wrong():

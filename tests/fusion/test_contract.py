@@ -1,4 +1,6 @@
-"""One contract for every fusion method: whatever is in the package is held to it."""
+"""One contract for every fusion method: whatever is in the package is held to it, and so are the variants below."""
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +11,18 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
 METHODS = methods.names("fusion")
+VARIANTS = [
+    ("generative", {"mode": "semi_local"}),
+    ("generative", {"mode": "global"}),
+    ("joint", {"nonnegative": False}),
+    ("local_weighted", {"similarity": "rank", "top": 3}),
+    ("local_weighted", {"similarity": "inverse_difference"}),
+    ("local_weighted", {"similarity": "block_mean_squares"}),
+    ("local_weighted", {"similarity": "block_correlation"}),
+    ("local_weighted", {"similarity": "block_mutual_information"}),
+    ("nearest_patches", {"search": "patch_match"}),
+    ("staple", {"prior": "local", "mrf_beta": 0.5}),
+]
 SHAPE = (9, 11, 7)
 SPACING = (0.9, 1.4, 2.1)
 ROUNDING = 1e-4  # sums of float32 products in another order
@@ -31,15 +45,28 @@ Any other method has to be as good as the worst of them. STAPLE, and STEPS with 
 """
 
 
-@pytest.fixture(params=METHODS)
+def called(case):
+    name, options = case
+    return "-".join([name, *map(str, options.values())])
+
+
+@pytest.fixture(params=[*((name, {}) for name in METHODS), *VARIANTS], ids=called)
 def fuse(request):
-    return methods.get("fusion", request.param).function
+    name, options = request.param
+    return partial(methods.get("fusion", name).function, **options)
+
+
+@pytest.fixture
+def not_drawn(fuse):
+    """Only for methods that do not draw candidates at random, by their number and place."""
+    if fuse.keywords.get("search") == "patch_match":
+        pytest.skip("its draws depend on the number and the order of the candidates")
 
 
 @pytest.fixture
 def floor(request):
     """For a test that takes `fuse` too."""
-    return FLOORS.get(request.node.callspec.params["fuse"], 0.8)
+    return FLOORS.get(called(request.node.callspec.params["fuse"]), 0.8)
 
 
 def affine():
@@ -106,7 +133,7 @@ def test_probabilities_grid_and_labels(fuse, floor):
     np.testing.assert_array_equal(target.array, before)
 
 
-def test_order_does_not_matter(fuse):
+def test_order_does_not_matter(fuse, not_drawn):
     target, candidates = scan(), [atlas(n, gain=1.0 + 0.2 * n) for n in range(5)]
     forth = fuse(target, candidates)
     back = fuse(target, [candidates[n] for n in (3, 0, 4, 2, 1)])
@@ -196,7 +223,7 @@ def test_nobody_sees(fuse):
     np.testing.assert_array_equal(result.confidence()[6:], 1)
 
 
-def test_an_atlas_that_sees_nothing(fuse):
+def test_an_atlas_that_sees_nothing(fuse, not_drawn):
     blind = atlas(3, mask=Mask(np.zeros(SHAPE, bool), affine()))
     others = [atlas(n) for n in range(3)]
     result = check(fuse(scan(), [*others, blind]), scan(), LABELS)

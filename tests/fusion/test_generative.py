@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
 from atlasseg.errors import InputError
 from atlasseg.fusion.generative import REACH, fuse
+from atlasseg.volume import LabelMap, Mask
 
 ROUNDING = 1e-4  # float32 intensities in exponents
 LABELS = (0, 2, 5)
@@ -48,13 +51,15 @@ def test_local(problem, standardised, masks):
     np.testing.assert_allclose(result.dense()[case.disputed], expected[case.disputed], atol=ROUNDING)
 
 
+@pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("mode", ["semi_local", "global"])
-def test_variational(problem, standardised, mode):
-    case = problem(4)
+def test_variational(problem, standardised, mode, masks):
+    case = problem(4, masks=masks)
     beta = 0.6
     log_t, p, voted = parts(case, standardised, 0.5, 1.0)
     on = case.disputed
-    q = np.exp(log_t - log_t.max(0)) * on
+    seen = case.masks & on
+    q = np.exp(np.where(on, log_t, 0) - np.where(on, log_t.max(0), 0)) * on
     q /= np.where(on, q.sum(0), 1)
     colour = np.indices(on.shape).sum(0) % 2
     spacing_free = range(3)
@@ -65,9 +70,11 @@ def test_variational(problem, standardised, mode):
         held = q
         agreement = log_t + np.log(np.take_along_axis(p, best[None, ..., None], -1)[..., 0])
         if mode == "global":
-            whole = (agreement * on).sum((1, 2, 3))
-            q = np.broadcast_to(np.exp(whole - whole.max())[:, None, None, None], q.shape) * on
-            q = q / np.where(on, q.sum(0), 1)
+            whole = np.reshape([values[there].mean() for values, there in zip(agreement, seen, strict=True)], (-1, 1))
+            q = np.zeros_like(q)
+            q[:, on] = np.where(seen[:, on], on.sum() * whole, -np.inf)
+            q[:, on] = np.exp(q[:, on] - q[:, on].max(0))
+            q[:, on] /= q[:, on].sum(0)
         else:
             for turn in (0, 1):
                 field = np.zeros_like(q)
@@ -78,16 +85,16 @@ def test_variational(problem, standardised, mode):
                         edge[axis + 1] = 0 if step == 1 else -1
                         moved[tuple(edge)] = 0
                         field += moved
-                new = agreement + beta * field
+                new = np.where(on, agreement + beta * field, 0)
                 new = np.exp(new - new.max(0))
                 new /= new.sum(0)
                 q = np.where((colour == turn) & on, new, q)
         if before is not None and (before == best)[on].all() and np.abs(q - held).max() < 1e-3:
             break
-    expected = np.where(voted, np.exp(evidence - evidence.max(-1, keepdims=True)), 0)
+    expected = np.exp(evidence[on] - evidence[on].max(-1, keepdims=True))
     expected /= expected.sum(-1, keepdims=True)
     result = fuse(case.target, case.candidates, mode=mode, sigma=0.5, beta=beta)
-    np.testing.assert_allclose(result.dense()[on], expected[on], atol=ROUNDING)
+    np.testing.assert_allclose(result.dense()[on], expected, atol=ROUNDING)
 
 
 def test_no_field_is_one_voxel_at_a_time(problem):
@@ -102,6 +109,40 @@ def test_global_picks_one_atlas(problem):
     case = problem(4)
     result = fuse(problem(4).candidates[2].image, case.candidates, mode="global", sigma=0.2)
     np.testing.assert_array_equal(result.mode, case.labels[2])
+
+
+def test_global_does_not_prefer_an_atlas_that_covers_little(problem):
+    """An atlas that is seen at one voxel alone, where it is unlike the scan, loses to the one that shows the scan."""
+    case = problem(4)
+    image = case.images[2]
+    unlike = np.abs(image - image.mean()) * (case.labels[0] != case.labels[2])
+    little = unlike == unlike.max()
+    poor = replace(case.candidates[0], mask=Mask(little, case.affine))
+    result = fuse(case.candidates[2].image, [poor, *case.candidates[1:]], mode="global", rho=0.3)
+    np.testing.assert_array_equal(result.mode, case.labels[2])
+
+
+@pytest.mark.parametrize("mode", ["local", "semi_local"])
+def test_only_those_that_see_a_voxel_say_what_is_not_annotated(problem, mode):
+    """Two know label 5, one of them blind from x = 3 on: what its labels say there changes nothing."""
+    case = problem(4)
+    first, second, *others = case.candidates
+    silent = [
+        replace(
+            each,
+            labels=LabelMap(np.where(each.segmentation.array == 5, 0, each.segmentation.array), case.affine),
+            not_annotated=frozenset({5}),
+        )
+        for each in others
+    ]
+    seen = np.ones(case.scan.shape, bool)
+    seen[3:] = False
+    answers = []
+    for value in (0, 5):
+        said = LabelMap(np.where(seen, case.labels[1], value), case.affine)
+        blind = replace(second, labels=said, mask=Mask(seen, case.affine))
+        answers.append(fuse(case.target, [first, blind, *silent], mode=mode).dense())
+    np.testing.assert_allclose(answers[0], answers[1], atol=ROUNDING)
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "cosmic"}, {"rho": 0.0}, {"sigma": -1.0}, {"beta": -0.5}])

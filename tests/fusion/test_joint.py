@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.fusion import joint, majority
-from atlasseg.fusion._joint_numba import minimise
+from atlasseg.fusion._joint_numba import _count_votes, minimise
 from atlasseg.fusion._patches import offsets_by_length
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
@@ -388,6 +388,18 @@ def test_memory_does_not_grow_with_labels_times_voxels():
     lot, every = peak((i * 15 + j) * 5 + k + 1)
     assert every == some > 0.7 * np.prod(shape)  # as much is disputed
     assert lot - few < 0.1 * (many - 120) * np.prod(shape)  # a tenth of a byte for each label and voxel
+
+
+def test_the_smallest_votes_are_counted():
+    """Weight times fraction is below what float32 can hold, in each of three patches."""
+    tiny, one = np.float32(1e-30), np.zeros(1, np.int64)
+    counts, labels, values = _count_votes(
+        one, one, np.arange(3, dtype=np.int32), np.arange(3), one, np.zeros((3, 1), np.int32),
+        np.full((3, 1), tiny), np.array([[5]], np.int32), np.array([0, 2]), np.array([0, 3], np.int32),
+        np.array([1, tiny], np.float32), np.zeros((1, 5), bool), 0,
+    )  # fmt: skip
+    assert counts.tolist() == [2] and labels.tolist() == [0, 3]
+    np.testing.assert_allclose(values, [1, tiny])
 
 
 def test_a_label_in_one_atlas_only_keeps_its_share():

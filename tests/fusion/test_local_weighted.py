@@ -66,6 +66,19 @@ def test_weights(problem, standardised, similarity, masks):
         np.testing.assert_allclose(result.probability(label)[case.disputed], expected[case.disputed], atol=ROUNDING)
 
 
+@pytest.mark.parametrize("similarity", ["inverse_difference", "block_mean_squares"])
+@pytest.mark.parametrize("epsilon", [1e-3, 10.0])
+def test_a_large_power_stays_in_range(problem, standardised, similarity, epsilon):
+    """Weights of 2 to 10, and of 0.1, to the power of 100 are no numbers of float32; their ratios are."""
+    case = problem(4, masks=True)
+    w = 1 / (1 / weights_by_hand(case, standardised, similarity) - 1e-3 + epsilon) * case.masks
+    w = (w / np.where(case.masks.any(0), w.max(0), 1)) ** 100
+    result = fuse(case.target, case.candidates, similarity=similarity, power=100.0, epsilon=epsilon)
+    for label in (2, 5):
+        expected = ((case.labels == label) * w).sum(0)[case.disputed] / w.sum(0)[case.disputed]
+        np.testing.assert_allclose(result.probability(label)[case.disputed], expected, atol=1e-2)
+
+
 def test_mutual_information_of_one_block(problem, standardised):
     """A block that holds the whole grid: the histogram is the whole image's."""
     case = problem(3)

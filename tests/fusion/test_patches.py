@@ -1,5 +1,7 @@
 """Patch search against brute force, one patch at a time."""
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
 from atlasseg.errors import InputError
-from atlasseg.fusion._patches import LARGEST_TILE, best_patches, nearest_patches, offsets_by_length, tiles
+from atlasseg.fusion._patches import LARGEST_TILE, nearest_patches, offsets_by_length, tiles
 
 SHAPE = (7, 9, 5)
 ROUNDING = 1e-9
@@ -27,6 +29,17 @@ def score(t, a, measure):
         return -((t - a) ** 2).sum()
     pairs = [(u, v) for u, v in zip(t, a, strict=True) if np.ptp(u) > 0 and np.ptp(v) > 0]
     return sum(np.corrcoef(u, v)[0, 1] for u, v in pairs)
+
+
+def best_patches(target, candidates, where, *, measure="correlation", inside=None, **radii):
+    """The best patch of each candidate, a column each, as joint label fusion looks for it."""
+    inside = inside or [None] * len(candidates)
+    found = [
+        nearest_patches(target, [candidate], where, count=1, measure=measure, inside=[seen], **radii)
+        for candidate, seen in zip(candidates, inside, strict=True)
+    ]
+    chosen, scores = (np.hstack([getattr(each, name) for each in found]) for name in ("chosen", "scores"))
+    return replace(found[0], chosen=chosen, scores=scores)
 
 
 def ranked(target, candidates, where, patch, window, measure, inside):

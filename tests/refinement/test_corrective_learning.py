@@ -12,7 +12,7 @@ from atlasseg.labels import Label, LabelTable
 from atlasseg.refinement import corrective_learning
 from atlasseg.refinement._features import Scene, Window, oriented_offsets
 from atlasseg.refinement.corrective_learning import corrected, read_model, refine, train, write_model
-from atlasseg.volume import Image
+from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 AXES = ("RAS", "LAS", "SRA", "PIR")
 QUICK = {"samples_per_label": 6000, "iterations": 25, "leaves": 7, "intensity_radius_voxels": 1}
@@ -224,6 +224,25 @@ class Unsafe:
 
     def __reduce__(self):
         return type(self.path).touch, (self.path,)
+
+
+def test_negative_labels_are_learned_too(examples):
+    few = {**QUICK, "iterations": 2, "samples_per_label": 900}
+    negative = [
+        each._replace(
+            fused=ProbabilityMap.from_dense(each.fused.dense()[..., [2, 0, 1]], [-7, 0, 5], each.fused.affine),
+            truth=LabelMap(np.where(each.truth.array == 700, -7, each.truth.array), each.truth.affine),
+        )
+        for each in examples
+    ]
+    model = train(negative, **few)
+    assert set(model.classifiers) == {-7, 0, 5}
+    assert sum(model.record["samples"]["-7"].values()) == 900  # drawn, not all
+
+
+def test_too_few_samples_of_every_label(examples):
+    with pytest.raises(InputError, match="no label has enough samples for a classifier, 30 of it"):
+        train(examples, **{**QUICK, "samples_per_label": 30})
 
 
 def test_rare_and_not_annotated_labels_stay_as_fused(examples, made):

@@ -13,14 +13,14 @@ from atlasseg.report.comparison import _not_told_apart, _ticks, render_compariso
 VOID = {"meta", "input", "br", "link", "img"}
 
 
-def rendered(scores, *, metrics=None):
+def rendered(scores, *, metrics=None, **options):
     """The page on a table of scores, the rest of the figures made up around it."""
     if metrics is None:
         metrics = long_form(scores)
     versions = {"atlasseg": "9.8.7"}
     tests = paired_tests(scores)
     return render_comparison(
-        metrics, scores, tests, ranking(scores), recipe='[fusion]\nmethod = "<i>"', versions=versions
+        metrics, scores, tests, ranking(scores), recipe='[fusion]\nmethod = "<i>"', versions=versions, **options
     )
 
 
@@ -112,6 +112,13 @@ def test_cover_says_whether_the_lead_holds():
 
     even = of(4, a=[0.5, 0.6, 0.7, 0.8], b=[0.5, 0.6, 0.7, 0.8])
     assert "a and b share the first rank on 4 targets." in words(rendered(even))
+
+
+def test_methods_left_out_are_named_with_their_reason():
+    page = rendered(graded(3, 2), left_out={"joint+mend_er": "its model was trained <elsewhere>"})
+    assert "Left out joint+mend er: its model was trained &lt;elsewhere&gt;" in words(page.replace("</h2>", " "))
+    Balanced(page)
+    assert "Left out" not in rendered(graded(3, 2))
 
 
 def test_figures_are_those_given():
