@@ -57,6 +57,9 @@ def fuse(
     x runs over the voxels where the candidates disagree; the start is the largest f_l. Intensities are standardised
     first (clipped to percentiles, mean 0, standard deviation 1), so sigma_i has no unit.
 
+    Candidates are taken to err independently of each other. They do not quite, so W lies too near 0 and 1: its expected
+    calibration error is several times that of majority.
+
     Parameters
     ----------
     target : Image
