@@ -317,6 +317,9 @@ def test_weights_are_taken_over_where_they_fit():
     assert torch.equal(now["bottleneck.conv1.conv.weight"], given["bottleneck.conv1.conv.weight"])
     with pytest.raises(InputError, match="here: weights of another network"):
         load_weights(target, given, "here")
+    again = build(form)
+    transferred(again, form, given, scan_channels=2, same_inputs=True)  # of the same labels, but not shown them
+    assert torch.equal(weights_of(again)["input_block.conv1.conv.weight"], first)
     for same in (True, False):  # as many inputs, which may mean other labels
         alike = build(source_form)
         transferred(alike, source_form, given, scan_channels=1, same_inputs=same)

@@ -159,20 +159,20 @@ def transferred(
 ) -> list[str]:
     """Put `weights` of another training into a network wherever they fit; the names of what was left as it is.
 
-    The layers that speak of labels are left. Where fused probabilities mean other labels than there (not
-    `same_inputs`), only what sees the scan is taken over of a first layer; the rest of it starts at 0, so that it
-    begins by seeing the scan as it did.
+    The layers that speak of labels are left. Where the inputs are others, or mean other labels (not `same_inputs`),
+    only what sees the scan is taken over of a first layer; the rest of it starts at 0, so that it begins by seeing the
+    scan as it did.
     """
-    left, first = [], set() if same_inputs else _first(form)
+    left, first = [], _first(form)
     for name, tensor in weights_of(network).items():
         given = weights.get(name)
         if given is None or is_head(form, name):
             left.append(name)
+        elif given.shape == tensor.shape and (same_inputs or name not in first):
+            tensor.copy_(given)
         elif name in first and (given.shape[0], *given.shape[2:]) == (tensor.shape[0], *tensor.shape[2:]):
             tensor.zero_()
             tensor[:, :scan_channels] = given[:, :scan_channels]
-        elif given.shape == tensor.shape:
-            tensor.copy_(given)
         else:
             left.append(name)
     return left
