@@ -17,7 +17,7 @@ from atlasseg.errors import InputError
 from atlasseg.pipeline import Call, Registrar, align, at_once, provenance
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, train
-from atlasseg.refinement.examples import Example, patient_spacing_mm
+from atlasseg.refinement.examples import Example, patient_spacing_mm, scan_digests
 from atlasseg.volume import Atlas, ProbabilityMap
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def train_refiner(
     spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
     del examples
     made = provenance(atlases, recipe)
-    known = set(start.seen.values())
+    scans, known = scan_digests(made), set(start.seen.values())
     memory, flops = budget(device, memory_bytes, step_flops)
     planned_under = partial(
         plan,
@@ -251,7 +251,7 @@ def train_refiner(
     members = []
     of = [made, settings.candidates, {atlas.id: sorted(atlas.not_annotated) for atlas in atlases}]
     for number, fold in enumerate(folds[: training.members]):
-        met = sorted(id_ for id_ in fold if made["atlases"][id_][0] in known)
+        met = sorted(id_ for id_ in fold if scans[id_] in known)
         if met:
             log.warning(
                 "network %d is validated on scans that the model it begins from has learned from (%s): its validation "

@@ -6,6 +6,7 @@ Nothing here reads files, resamples or computes: see :mod:`atlasseg.io` and :mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -499,3 +500,20 @@ class Atlas:
     def label_values(self) -> Int32:
         """Labels it speaks of, ascending."""
         return self.labels.values if isinstance(self.labels, LabelMap) else self.labels.label_values
+
+
+def check_channels(target: Image, candidates: Sequence[Atlas]) -> None:
+    """Refuse candidates whose intensities cannot be compared with the target's.
+
+    Raises
+    ------
+    InputError
+        A candidate has not as many channels as the target: the message names it.
+    """
+    channels = target.channels.shape[-1]
+    for atlas in candidates:
+        if atlas.image.channels.shape[-1] != channels:
+            raise InputError(
+                f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
+                f"the target {target.name!r} has {channels}"
+            )

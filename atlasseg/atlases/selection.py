@@ -19,7 +19,7 @@ from atlasseg import similarity as measures
 from atlasseg.errors import InputError
 from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, Transform
-from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Mask
+from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Mask, check_channels
 
 Similarity = Literal["correlation", "local_correlation", "mutual_information", "normalized_mutual_information", "ssd"]
 
@@ -124,13 +124,7 @@ def thumbnails(
         raise InputError(f"one transform an atlas is wanted, got {len(transforms)} for {len(atlases)} atlases")
     if longest_voxels < 4:
         raise InputError(f"a thumbnail needs at least 4 voxels along its longest side, got {longest_voxels}")
-    channels = target.channels.shape[-1]
-    for atlas in atlases:
-        if atlas.image.channels.shape[-1] != channels:
-            raise InputError(
-                f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
-                f"the target {target.name!r} has {channels}"
-            )
+    check_channels(target, atlases)
     grid = _coarse(target.grid, longest_voxels)
     wanted = np.ones(grid.shape, bool)
     if mask is not None:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
-from atlasseg.fusion._votes import check_channels
-from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int64
+from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int64, check_channels
 
 CLIP_PERCENTILES = (1.0, 99.0)
 FLAT_WINDOW = 1e-5

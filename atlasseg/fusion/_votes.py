@@ -43,23 +43,6 @@ def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
             )
 
 
-def check_channels(target: Image, candidates: Sequence[Atlas]) -> None:
-    """Refuse candidates whose intensities cannot be compared with the target's.
-
-    Raises
-    ------
-    InputError
-        A candidate has not as many channels as the target: the message names it.
-    """
-    channels = target.channels.shape[-1]
-    for atlas in candidates:
-        if atlas.image.channels.shape[-1] != channels:
-            raise InputError(
-                f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
-                f"the target {target.name!r} has {channels}"
-            )
-
-
 @dataclass(frozen=True, eq=False)
 class Votes:
     """What each candidate says at the voxels where they are not unanimous.

@@ -12,8 +12,8 @@ from atlasseg.errors import InputError
 from atlasseg.fusion import _joint_numba
 from atlasseg.fusion._ballots import Ballots, unanimity
 from atlasseg.fusion._patches import PatchSearch, covered, radius_of, reached
-from atlasseg.fusion._votes import check_candidates, check_channels
-from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap
+from atlasseg.fusion._votes import check_candidates
+from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap, check_channels
 
 
 def fuse(

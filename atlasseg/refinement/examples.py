@@ -40,6 +40,11 @@ def differences(trained: Mapping[str, Any], used: Mapping[str, Any]) -> list[str
     return found
 
 
+def scan_digests(made: Mapping[str, Any]) -> dict[str, str]:
+    """Digest of the scan of each atlas, by its id, by a record of how segmentations were made (`differences`)."""
+    return {id_: content[0] for id_, content in made.get("atlases", {}).items()}
+
+
 def patient_spacing_mm(affine: Float64) -> tuple[float, float, float]:
     """Voxel size along the axes nearest to right, anterior and superior."""
     from nibabel.orientations import io_orientation

@@ -13,7 +13,7 @@ from annotated_types import Ge, Lt
 from atlasseg import __version__
 from atlasseg.device import Device, resolved
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.refinement.examples import differences, patient_spacing_mm
+from atlasseg.refinement.examples import differences, patient_spacing_mm, scan_digests
 from atlasseg.volume import Image, ProbabilityMap
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def check(
         )
     stages = [{part: of for part, of in each.items() if part != "atlases"} for each in (trained.provenance, provenance)]
     found = differences(*stages)
-    now = {content[0] for content in provenance.get("atlases", {}).values()}
+    now = set(scan_digests(provenance).values())
     for learned in () if any_library else (trained.atlases, trained.begun_from):
         missing = [id_ for id_, digest in learned.items() if digest not in now]
         if missing and len(missing) < len(learned):

@@ -6,9 +6,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from atlasseg.refinement._network.networks import build, is_encoder, silence, tr
 from atlasseg.refinement._network.patches import Shown, draw, inputs_of
 from atlasseg.refinement._network.planning import Plan
 from atlasseg.refinement._network.scoring import fitted_temperature, mean_dice, reliable_logits
-from atlasseg.refinement._network.windows import slabs, speaker
+from atlasseg.refinement._network.windows import probabilities, slabs, speaker
 
 log = logging.getLogger(__name__)
 
@@ -150,21 +151,21 @@ class Job:
 
     def judge(self, network: nn.Module, half: torch.dtype | None) -> float:
         """Mean Dice of the cases that it does not learn from."""
+        speak = speaker([network], [1.0], (), half)
         found = [
-            torch.cat([slab.argmax(0) for _, slab in self._slabs(network, half, case)]).cpu().numpy()
+            torch.cat([slab.argmax(0) for _, slab in slabs(case, self.coding, speak, **self._windows)]).cpu().numpy()
             for case in self.validate
         ]
         return mean_dice(found, self.validate, self.coding)
 
     def finish(self, network: nn.Module, half: torch.dtype | None) -> tuple[float, dict[str, float]]:
         """Its temperature, and how good the fusion is alone."""
-        spoken = (
-            torch.cat([slab.cpu() for _, slab in self._slabs(network, half, case)], 1).numpy() for case in self.validate
-        )
+        speak = speaker([network], [1.0], (), half)
+        spoken = (probabilities(case, self.coding, speak, **self._windows) for case in self.validate)
         temperature = fitted_temperature(*reliable_logits(spoken, self.validate))
         fused = [case.codes[0].astype(np.int64) for case in self.validate]
         return temperature, {"fused_dice": mean_dice(fused, self.validate, self.coding)}
 
-    def _slabs(self, network: nn.Module, half: torch.dtype | None, case: Case) -> Iterator[tuple[int, Tensor]]:
-        speak = speaker([network], [1.0], (), half)
-        return slabs(case, self.coding, speak, window=self.plan.patch_voxels, prior=self.prior, device=self.device)
+    @property
+    def _windows(self) -> dict[str, Any]:
+        return {"window": self.plan.patch_voxels, "prior": self.prior, "device": self.device}

@@ -15,6 +15,7 @@ from atlasseg.files import whole_folder
 from atlasseg.labels import LabelTable
 from atlasseg.refinement._network import require_libraries
 from atlasseg.refinement._network.cases import Coding
+from atlasseg.refinement.examples import scan_digests
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +69,7 @@ class RefinerModel:
     @property
     def atlases(self) -> dict[str, str]:
         """Digest of the scan of each atlas that it was trained on, by its id."""
-        return {id_: content[0] for id_, content in self.provenance.get("atlases", {}).items()}
+        return scan_digests(self.provenance)
 
     @property
     def begun_from(self) -> dict[str, str]:
