@@ -33,13 +33,13 @@ _LAZY = {
     "read_library": "atlases.library",
     "read_label_table": "labels",
     "read_recipe": "recipe",
-    "read_transform": "itk",
+    "read_transform": "io",
     "resample": "resampling",
     "run": "cohort.run",
     "segment": "pipeline",
     "write_image": "io",
     "write_label_map": "io",
-    "write_transform": "itk",
+    "write_transform": "io",
 }
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from atlasseg.evaluation import evaluate as evaluate
     from atlasseg.io import read_image as read_image
     from atlasseg.io import read_label_map as read_label_map
+    from atlasseg.io import read_transform as read_transform
     from atlasseg.io import write_image as write_image
     from atlasseg.io import write_label_map as write_label_map
-    from atlasseg.itk import read_transform as read_transform
-    from atlasseg.itk import write_transform as write_transform
+    from atlasseg.io import write_transform as write_transform
     from atlasseg.labels import LabelTable as LabelTable
     from atlasseg.labels import read_label_table as read_label_table
     from atlasseg.pipeline import segment as segment

@@ -1,21 +1,19 @@
 """To ITK and back: the only place, beside the file formats, where RAS becomes LPS and (i, j, k) becomes (k, j, i).
 
-Volumes and transforms to and from SimpleITK, and transforms to and from the files that ITK, ANTs and Slicer use.
+Volumes and transforms to and from SimpleITK; the files are in :mod:`atlasseg.io`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlasseg.errors import InputError, OutputError
-from atlasseg.files import written_whole
+from atlasseg.errors import InputError
 from atlasseg.transforms import (
     Affine,
     BSplineField,
@@ -35,9 +33,6 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 ORTHONORMAL_TOLERANCE = 1e-4
 """Axes whose directions' products differ from 0 by less than this are perpendicular."""
-
-PARAMETER_FILES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")
-FIELD_FILES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def is_orthonormal(grid: Grid) -> bool:
@@ -70,7 +65,7 @@ def orthonormal_grid(grid: Grid) -> Grid:
 def image_to_sitk(volume: Image | LabelMap | Mask) -> sitk.Image:
     """The volume as ITK's: float32 (a vector where there are several channels), int32, or uint8 for a Mask."""
     array = volume.array.astype(np.uint8) if isinstance(volume, Mask) else volume.array
-    return _array_to_sitk(array, volume.affine, vector=array.ndim == 4)
+    return array_to_sitk(array, volume.affine, vector=array.ndim == 4)
 
 
 def grid_from_sitk(image: sitk.Image) -> Grid:
@@ -84,7 +79,7 @@ def grid_from_sitk(image: sitk.Image) -> Grid:
 
 def image_from_sitk(image: sitk.Image, name: str = "") -> Image:
     """An ITK image as float32 intensities."""
-    return Image(_array_from_sitk(image), grid_from_sitk(image).affine, name)
+    return Image(array_from_sitk(image), grid_from_sitk(image).affine, name)
 
 
 def transform_to_sitk(transform: Transform, *, grid: Grid | None = None) -> sitk.Transform:
@@ -106,14 +101,14 @@ def transform_to_sitk(transform: Transform, *, grid: Grid | None = None) -> sitk
         affine.SetTranslation(matrix[:3, 3].tolist())
         return affine
     if isinstance(transform, DisplacementField):
-        field = _array_to_sitk(_flip(transform.displacement_mm.astype(np.float64)), transform.affine, vector=True)
+        field = array_to_sitk(flip_vectors(transform.displacement_mm.astype(np.float64)), transform.affine, vector=True)
         return sitk.DisplacementFieldTransform(field)
     if isinstance(transform, BSplineField):
-        flipped = _flip(transform.coefficients_mm)
-        return sitk.BSplineTransform([_array_to_sitk(flipped[..., c], transform.affine) for c in range(3)], 3)
+        flipped = flip_vectors(transform.coefficients_mm)
+        return sitk.BSplineTransform([array_to_sitk(flipped[..., c], transform.affine) for c in range(3)], 3)
     if isinstance(transform, Chain):
         return sitk.CompositeTransform([transform_to_sitk(part, grid=grid) for part in transform.transforms])
-    where = grid or _domain(transform)
+    where = grid or sampled_grid(transform)
     if where is None:
         raise InputError(f"{type(transform).__name__}: a grid is wanted, on which to sample what ITK has no form for")
     return transform_to_sitk(to_displacement_field(transform, where))
@@ -142,119 +137,16 @@ def transform_from_sitk(transform: sitk.Transform) -> Transform:
         raise InputError(f"a transform in 3 dimensions is wanted, got {transform.GetDimension()}")
     if isinstance(specific, sitk.DisplacementFieldTransform):
         field = specific.GetDisplacementField()
-        return DisplacementField(_flip(_array_from_sitk(field)).astype(np.float32), grid_from_sitk(field).affine)
+        return DisplacementField(flip_vectors(array_from_sitk(field)).astype(np.float32), grid_from_sitk(field).affine)
     if isinstance(specific, sitk.BSplineTransform):
         if specific.GetOrder() != 3:
             raise InputError(f"a B-spline transform of order 3 is wanted, got order {specific.GetOrder()}")
         images = specific.GetCoefficientImages()
-        coefficients = np.stack([_array_from_sitk(image) for image in images], axis=-1)
-        return BSplineField(_flip(coefficients), grid_from_sitk(images[0]).affine)
+        coefficients = np.stack([array_from_sitk(image) for image in images], axis=-1)
+        return BSplineField(flip_vectors(coefficients), grid_from_sitk(images[0]).affine)
     if transform.IsLinear():
         return Affine(LPS @ _linear_matrix(specific) @ LPS)
     raise InputError(f"a transform of the kind {transform.GetName()} has no counterpart here")
-
-
-def read_transform(path: str | Path) -> Transform:
-    """A transform from a file of ITK, ANTs or Slicer.
-
-    Parameters
-    ----------
-    path : path
-        ``.tfm .txt .mat .h5 .xfm``: parameters; ``.nii .nii.gz .nrrd .mha``: a displacement field, LPS vectors in mm
-        (in NIfTI with intent 1007, as ANTs writes).
-
-    Raises
-    ------
-    InputError
-        No such file, or ITK cannot read it, or it holds a kind of transform that has no counterpart here.
-    """
-    import SimpleITK as sitk
-
-    path = Path(path)
-    kind = _suffix(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such transform file")
-    try:
-        if kind in PARAMETER_FILES:
-            return transform_from_sitk(sitk.ReadTransform(str(path)))
-        field = sitk.ReadImage(str(path), sitk.sitkVectorFloat32)
-        if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
-            raise InputError(
-                f"a displacement field has 3 axes and 3 components, got {field.GetDimension()} axes and "
-                f"{field.GetNumberOfComponentsPerPixel()} components"
-            )
-        return DisplacementField(_flip(_array_from_sitk(field)), grid_from_sitk(field).affine)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except RuntimeError as error:
-        raise InputError(f"{path}: ITK cannot read a transform from it: {_last_line(error)}") from error
-
-
-def read_ants_transforms(paths: list[str] | list[Path]) -> Transform:
-    """The transform that ``antsApplyTransforms`` makes of the files, in the order in which they are given to it.
-
-    ``[warp, affine]``, which is what `antsRegistration` leaves as its forward transforms, moves a point of the fixed
-    image by the warp first and then by the affine.
-    """
-    if not paths:
-        raise InputError("no transform files were given")
-    composed = read_transform(paths[0])
-    for path in paths[1:]:
-        composed = read_transform(path) @ composed
-    return composed
-
-
-def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None = None) -> None:
-    """The transform to a file that ITK, ANTs and Slicer read; the file appears whole or not at all.
-
-    Parameters
-    ----------
-    transform : Transform
-    path : path
-        ``.tfm .txt .mat``: one transform (``.tfm .txt`` hold chains too); ``.h5``: any; ``.nii .nii.gz .nrrd .mha``:
-        a displacement field, into which any transform is sampled on `grid`.
-    grid : Grid, optional
-        Where to sample; by default where a displacement field, or what an `Inverse` inverts, is defined. An image
-        file cannot hold a sheared grid, so there the field is sampled on the perpendicular grid that covers it.
-
-    Raises
-    ------
-    InputError
-        The file name says no known kind, the kind cannot hold this transform, or a grid is wanted.
-    OutputError
-        It cannot be written; the message names the file and the cause.
-    """
-    import SimpleITK as sitk
-
-    path = Path(path)
-    kind = _suffix(path)
-    if kind == ".mat" and isinstance(transform, Chain):
-        raise InputError(
-            f"{path}: a .mat file holds one transform, not a chain of {len(transform.transforms)}: use .h5"
-        )
-    if kind in PARAMETER_FILES:
-        parameters = transform_to_sitk(transform, grid=grid)
-        _write(path, lambda aside: sitk.WriteTransform(parameters, aside))
-        return
-    where = grid or _domain(transform)
-    if where is None:
-        raise InputError(f"{path}: a grid is wanted, on which to sample the displacement field")
-    where = orthonormal_grid(where)
-    if isinstance(transform, DisplacementField) and where.matches(transform.grid):
-        field = transform
-    else:
-        field = to_displacement_field(transform, where)
-    image = _array_to_sitk(_flip(field.displacement_mm), field.affine, vector=True)
-    _write(path, lambda aside: sitk.WriteImage(image, aside))
-
-
-def _write(path: Path, write: Callable[[str], None]) -> None:
-    """Let ITK write a file that appears whole or not at all."""
-    with written_whole(path) as aside:
-        try:
-            write(str(aside))
-        except RuntimeError as error:
-            raise OutputError(f"{path}: cannot be written: {_last_line(error)}") from error
 
 
 @contextmanager
@@ -288,33 +180,28 @@ _lock = threading.Lock()
 _asking, _threads_before, _warned_before = 0, 1, True
 
 
-def _suffix(path: Path) -> str:
-    for kind in (*PARAMETER_FILES, *FIELD_FILES[::-1]):
-        if path.name.lower().endswith(kind):
-            return kind
-    raise InputError(f"{path}: a transform is read from or written to {' '.join(PARAMETER_FILES + FIELD_FILES)}")
-
-
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """Return the last line of an error of ITK, which holds the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
-def _domain(transform: Transform) -> Grid | None:
+def sampled_grid(transform: Transform) -> Grid | None:
     """Where a transform that is given by samples, or the inverse of one, has them."""
     if isinstance(transform, Inverse):
-        return _domain(transform.transform)
+        return sampled_grid(transform.transform)
     if isinstance(transform, DisplacementField):
         return transform.grid
     return None
 
 
-def _flip(vectors: NDArray[Any]) -> NDArray[Any]:
+def flip_vectors(vectors: NDArray[Any]) -> NDArray[Any]:
     """RAS vectors as LPS, or back."""
     return np.asarray(vectors * np.array([-1, -1, 1], vectors.dtype))
 
 
-def _array_to_sitk(array: NDArray[Any], affine: Float64, *, vector: bool = False) -> sitk.Image:
+def array_to_sitk(array: NDArray[Any], affine: Float64, *, vector: bool = False) -> sitk.Image:
+    """Return an ITK image of an (I, J, K) or, as vectors, (I, J, K, C) array on a RAS+ mm affine."""
     import SimpleITK as sitk
 
     axes = (2, 1, 0, 3)[: array.ndim]
@@ -327,7 +214,8 @@ def _array_to_sitk(array: NDArray[Any], affine: Float64, *, vector: bool = False
     return image
 
 
-def _array_from_sitk(image: sitk.Image) -> NDArray[Any]:
+def array_from_sitk(image: sitk.Image) -> NDArray[Any]:
+    """Return the values of an ITK image as (I, J, K), or (I, J, K, C) of vectors."""
     import SimpleITK as sitk
 
     array = sitk.GetArrayFromImage(image)

@@ -17,7 +17,7 @@ from atlasseg.cohort.bids import Derivative
 from atlasseg.cohort.bids_input import Scan, find_scans, validation_errors, validator
 from atlasseg.errors import InputError, OutputError
 from atlasseg.files import files_together
-from atlasseg.itk import read_transform
+from atlasseg.io import read_transform
 from atlasseg.resampling import resample
 
 RECIPE = """

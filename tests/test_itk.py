@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from atlasseg import itk
+from atlasseg import io, itk
 from atlasseg.errors import InputError, OutputError
 from atlasseg.resampling import resample
 from atlasseg.transforms import Affine, BSplineField, Chain, DisplacementField, Transform, grid_points
@@ -95,25 +95,25 @@ def test_parameter_files_keep_the_transform(tmp_path, kind, suffix):
     transform, path = kinds(LEFT_HANDED)[kind], tmp_path / f"x{suffix}"
     if suffix == ".mat" and isinstance(transform, Chain):
         with pytest.raises(InputError, match=r"x\.mat: .* one transform"):
-            itk.write_transform(transform, path)
+            io.write_transform(transform, path)
         assert not list(tmp_path.iterdir())
         return
-    itk.write_transform(transform, path)
+    io.write_transform(transform, path)
     points = points_around(LEFT_HANDED)
-    np.testing.assert_allclose(itk.read_transform(path)(points), transform(points), atol=ROUNDING_MM)
+    np.testing.assert_allclose(io.read_transform(path)(points), transform(points), atol=ROUNDING_MM)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_field_files_keep_the_transform_on_their_voxels(tmp_path, kind, suffix):
     transform, path = kinds(LEFT_HANDED)[kind], tmp_path / f"x{suffix}"
-    itk.write_transform(transform, path, grid=LEFT_HANDED)
+    io.write_transform(transform, path, grid=LEFT_HANDED)
     points = grid_points(LEFT_HANDED)
-    np.testing.assert_allclose(itk.read_transform(path)(points), transform(points), atol=FLOAT32_MM)
+    np.testing.assert_allclose(io.read_transform(path)(points), transform(points), atol=FLOAT32_MM)
 
 
 def test_a_nifti_field_has_the_header_that_ants_wants(tmp_path):
-    itk.write_transform(field(GRID), tmp_path / "x.nii.gz")
+    io.write_transform(field(GRID), tmp_path / "x.nii.gz")
     image = nib.load(tmp_path / "x.nii.gz")
     assert image.header["intent_code"] == 1007
     assert image.shape == (11, 13, 9, 1, 3)
@@ -122,8 +122,8 @@ def test_a_nifti_field_has_the_header_that_ants_wants(tmp_path):
 
 def test_a_sheared_field_is_written_on_perpendicular_axes(tmp_path):
     smooth = DisplacementField(np.broadcast_to([1.0, -2, 3], (*SHEARED.shape, 3)), SHEARED.affine)
-    itk.write_transform(smooth, tmp_path / "x.nii.gz")
-    read = itk.read_transform(tmp_path / "x.nii.gz")
+    io.write_transform(smooth, tmp_path / "x.nii.gz")
+    read = io.read_transform(tmp_path / "x.nii.gz")
     assert itk.is_orthonormal(read.grid) and not itk.is_orthonormal(SHEARED)
     inner = grid_points(SHEARED.cropped((2, 2, 2), (9, 11, 7)))
     np.testing.assert_allclose(read(inner), smooth(inner), atol=FLOAT32_MM)
@@ -143,7 +143,7 @@ def test_perpendicular_axes_hold_all_corners(grid):
 def test_simpleitk_resamples_through_the_file_as_we_do(tmp_path, moving, kind, suffix):
     image, _ = moving
     transform, path = kinds(GRID)[kind], tmp_path / f"x{suffix}"
-    itk.write_transform(transform, path, grid=GRID)
+    io.write_transform(transform, path, grid=GRID)
     if suffix == ".h5":
         theirs = sitk.ReadTransform(str(path))
     else:
@@ -161,7 +161,7 @@ def test_ants_resamples_through_the_file_as_we_do(tmp_path, moving, kind, suffix
     ants = pytest.importorskip("ants", reason="antspyx is not installed")
     image, _ = moving
     transform, path = kinds(GRID)[kind], tmp_path / f"x{suffix}"
-    itk.write_transform(transform, path, grid=GRID)
+    io.write_transform(transform, path, grid=GRID)
     sitk.WriteImage(itk.image_to_sitk(Image(np.zeros(GRID.shape), GRID.affine)), str(tmp_path / "fixed.nii"))
     sitk.WriteImage(itk.image_to_sitk(image), str(tmp_path / "moving.nii"))
     fixed, source = (ants.image_read(str(tmp_path / f"{name}.nii")) for name in ("fixed", "moving"))
@@ -190,7 +190,7 @@ def test_what_ants_writes_is_read_in_its_order(tmp_path, moving):
         )
         files = found["fwdtransforms"]
         wanted = ants.apply_transforms(fixed, source, files, interpolator="linear", defaultvalue=-5).numpy()
-        transform = itk.read_transform(files) if composite else itk.read_ants_transforms(files)
+        transform = io.read_transform(files) if composite else io.read_ants_transforms(files)
         assert isinstance(transform, Chain)
         ours = resample(image, bend.grid, transform, fill=-5.0).array
         assert (np.abs(ours - wanted) > 0.2).mean() < 0.01  # the border of the moving image, in single precision
@@ -210,7 +210,7 @@ def test_what_ants_writes_is_read_in_its_order(tmp_path, moving):
 )
 def test_every_linear_transform_of_itk_is_an_affine(tmp_path, made):
     sitk.WriteTransform(made, str(tmp_path / "x.tfm"))
-    ours = itk.read_transform(tmp_path / "x.tfm")
+    ours = io.read_transform(tmp_path / "x.tfm")
     assert isinstance(ours, Affine)
     points = points_around(GRID)[:20]
     moved = np.array([made.TransformPoint(tuple(p)) for p in points * LPS]) * LPS
@@ -218,9 +218,9 @@ def test_every_linear_transform_of_itk_is_an_affine(tmp_path, made):
 
 
 def test_an_inverse_is_written_as_what_it_does_on_a_grid(tmp_path):
-    itk.write_transform(~(SQUEEZE @ field(GRID)), tmp_path / "x.h5")
+    io.write_transform(~(SQUEEZE @ field(GRID)), tmp_path / "x.h5")
     inner = grid_points(GRID.cropped((3, 3, 3), (8, 10, 6)))
-    read = itk.read_transform(tmp_path / "x.h5")
+    read = io.read_transform(tmp_path / "x.h5")
     np.testing.assert_allclose(read(SQUEEZE(inner)), (~field(GRID))(inner), atol=1e-4)
 
 
@@ -240,33 +240,33 @@ def test_volumes_go_to_itk_and_back():
 def test_a_file_that_is_none_is_named_with_the_cause(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(InputError, match=f"{name}: no such"):
-        itk.read_transform(path)
+        io.read_transform(path)
     path.write_text("hello")
     with pytest.raises(InputError, match=f"{name}: ITK cannot read a transform from it: .+"):
-        itk.read_transform(path)
+        io.read_transform(path)
 
 
 def test_other_wrong_files(tmp_path):
     with pytest.raises(InputError, match=r"x\.foo: .*\.tfm"):
-        itk.read_transform(tmp_path / "x.foo")
+        io.read_transform(tmp_path / "x.foo")
     sitk.WriteImage(itk.image_to_sitk(Image(np.zeros(GRID.shape), GRID.affine)), str(tmp_path / "scan.nii.gz"))
     with pytest.raises(InputError, match=r"scan\.nii\.gz: .* 3 components, got 3 axes and 1"):
-        itk.read_transform(tmp_path / "scan.nii.gz")
+        io.read_transform(tmp_path / "scan.nii.gz")
     sitk.WriteTransform(sitk.AffineTransform(2), str(tmp_path / "flat.tfm"))
     with pytest.raises(InputError, match=r"flat\.tfm: .*3 dimensions"):
-        itk.read_transform(tmp_path / "flat.tfm")
+        io.read_transform(tmp_path / "flat.tfm")
     sitk.WriteTransform(sitk.BSplineTransform(3, 2), str(tmp_path / "order.tfm"))
     with pytest.raises(InputError, match=r"order\.tfm: .*order 3 is wanted, got order 2"):
-        itk.read_transform(tmp_path / "order.tfm")
+        io.read_transform(tmp_path / "order.tfm")
     with pytest.raises(InputError, match="grid is wanted"):
-        itk.write_transform(SQUEEZE, tmp_path / "x.nii.gz")
+        io.write_transform(SQUEEZE, tmp_path / "x.nii.gz")
     with pytest.raises(InputError, match="no transform files"):
-        itk.read_ants_transforms([])
+        io.read_ants_transforms([])
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.h5"
-    itk.write_transform(SQUEEZE, path)
+    io.write_transform(SQUEEZE, path)
     before = path.read_bytes()
 
     def full(transform: sitk.Transform, name: str) -> None:
@@ -275,9 +275,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sitk, "WriteTransform", full)
     with pytest.raises(OutputError, match=r"x\.h5: cannot be written: No space left"):
-        itk.write_transform(spline(GRID), path)
+        io.write_transform(spline(GRID), path)
     with pytest.raises(OutputError, match=r"x\.h5/y\.h5: cannot be written"):
-        itk.write_transform(SQUEEZE, path / "y.h5")
+        io.write_transform(SQUEEZE, path / "y.h5")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.h5"]
 

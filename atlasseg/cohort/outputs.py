@@ -251,7 +251,7 @@ def write_segmentation(
         order = [int(value) for value in result.probabilities.label_values]
         io.write_json({"LabelMap": order}, folder / f"{stem}_probseg.json")
     if recipe.output.transforms:
-        from atlasseg.itk import write_transform
+        from atlasseg.io import write_transform
 
         for candidate in result.alignment.candidates:
             name = f"{target}_from-scan_to-{candidate.atlas.id}_mode-points_xfm.h5"

@@ -8,7 +8,7 @@ from pathlib import Path
 from atlasseg import io, similarity
 from atlasseg.atlases.library import read_library
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.itk import write_transform
+from atlasseg.io import write_transform
 from atlasseg.recipe import Recipe, parse_recipe, with_device
 from atlasseg.registration.quality import RegistrationQuality, quality
 from atlasseg.resampling import resample

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import InputError, MissingLibraryError
-from atlasseg.itk import LPS, read_ants_transforms
+from atlasseg.io import read_ants_transforms
+from atlasseg.itk import LPS
 from atlasseg.registration._itk import Side, checked_sides, require_overlap, seen_through
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask

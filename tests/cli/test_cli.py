@@ -147,7 +147,7 @@ def test_register_then_fuse_on_files(dataset):
         )  # fmt: skip
         assert status == 0, output
         assert "local correlation" in output and "Jacobian" in output
-    from atlasseg.itk import read_transform
+    from atlasseg.io import read_transform
 
     scan = io.read_image(fixed)
     again = resample(

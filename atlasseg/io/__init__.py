@@ -1,0 +1,31 @@
+"""Files become volumes, transforms and tables here, and these become files. A format is a file of this package.
+
+Every reader gives the types of :mod:`atlasseg.volume`, :mod:`atlasseg.transforms` and :mod:`atlasseg.labels`, and names
+the file in every error. What is written appears whole or not at all, and the same volume always gives the same bytes.
+LPS coordinates and reversed axes end here and in :mod:`atlasseg.itk`.
+"""
+
+from atlasseg.io._source import Like as Like
+from atlasseg.io._source import Volume as Volume
+from atlasseg.io._suffixes import VOLUME_SUFFIXES as VOLUME_SUFFIXES
+from atlasseg.io._suffixes import is_volume as is_volume
+from atlasseg.io._suffixes import volume_id as volume_id
+from atlasseg.io.content import content_hash as content_hash
+from atlasseg.io.images import read_image as read_image
+from atlasseg.io.images import read_label_map as read_label_map
+from atlasseg.io.images import read_mask as read_mask
+from atlasseg.io.images import read_scan as read_scan
+from atlasseg.io.images import write_image as write_image
+from atlasseg.io.images import write_label_map as write_label_map
+from atlasseg.io.images import write_mask as write_mask
+from atlasseg.io.probabilities import read_probability_map as read_probability_map
+from atlasseg.io.probabilities import write_probability_map as write_probability_map
+from atlasseg.io.tables import read_json as read_json
+from atlasseg.io.tables import write_json as write_json
+from atlasseg.io.tables import write_label_table as write_label_table
+from atlasseg.io.tables import write_text as write_text
+from atlasseg.io.tables import write_tsv as write_tsv
+from atlasseg.io.transforms import read_ants_transforms as read_ants_transforms
+from atlasseg.io.transforms import read_transform as read_transform
+from atlasseg.io.transforms import write_transform as write_transform
+from atlasseg.labels import read_label_table as read_label_table

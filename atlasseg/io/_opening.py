@@ -1,0 +1,51 @@
+"""Which reader opens a file, and what every reader's errors become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from atlasseg.errors import InputError
+from atlasseg.io._source import Raw, Source
+from atlasseg.io._suffixes import NIBABEL_SUFFIXES, NIFTI_SUFFIXES, volume_suffix
+from atlasseg.io.dicom import read_series
+from atlasseg.io.itk_formats import read_with_itk
+from atlasseg.io.nibabel_formats import open_with_nibabel
+from atlasseg.io.nifti import open_nifti
+
+
+def read_3d(path: Path, *, channels: bool = False) -> Raw:
+    with open_volume(path) as source:
+        shape = source.shape
+        more = [n for n in shape[3:] if n != 1]
+        if len(shape) < 3 or len(more) > channels:
+            wanted = "a 3-D volume, or a 4-D one of channels," if channels else "one 3-D volume"
+            raise InputError(f"{path}: {wanted} is wanted, got {len(shape)}-D data of shape {shape}")
+        if 0 in shape:
+            raise InputError(f"{path}: the volume has no voxels, its shape is {shape}")
+        return Raw(source.array().reshape(*shape[:3], *more), source.affine, source.origin)
+
+
+@contextmanager
+def open_volume(path: Path) -> Iterator[Source]:
+    """Open a volume; whatever goes wrong inside becomes an InputError that names the file."""
+    try:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if path.is_dir():
+            yield read_series(path)
+        elif volume_suffix(path.name) in NIFTI_SUFFIXES:
+            with open_nifti(path) as source:
+                yield source
+        elif volume_suffix(path.name) in NIBABEL_SUFFIXES:
+            yield open_with_nibabel(path)
+        else:
+            yield read_with_itk(path)
+    except InputError as error:
+        raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
+    except Exception as error:  # a parser may raise anything on bytes that it was not made for
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, EOFError | MemoryError) or "Expected" in reason:
+            reason = f"the file is truncated or damaged ({reason})"
+        raise InputError(f"{path}: cannot be read as a volume: {reason}") from error

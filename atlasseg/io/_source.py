@@ -1,0 +1,68 @@
+"""An opened file of any format: its shape and place are known, its values are read on demand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError
+from atlasseg.volume import Float64, Image, LabelMap, Mask, Origin, ProbabilityMap
+
+log = logging.getLogger("atlasseg.io")
+"""One log for every format: what reads many files filters it as one."""
+
+T = TypeVar("T")
+Volume = Image | LabelMap | Mask | ProbabilityMap
+Like = Image | LabelMap | Mask | Origin | None
+"""What a file can be written like: a volume on its grid, or the origin of one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An opened file: its shape and place are known, its values (`data`, array or nibabel's proxy) read on demand."""
+
+    data: Any
+    affine: Float64
+    origin: Origin
+    labels: list[int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(int(n) for n in self.data.shape)
+
+    def array(self) -> NDArray[Any]:
+        """Every value."""
+        return self._plain(np.asanyarray(self.data))
+
+    def volume(self, index: int) -> NDArray[Any]:
+        """(I, J, K) values of one volume of a 4-D file; to be asked for in ascending order."""
+        return self._plain(np.asanyarray(self.data[..., index] if len(self.shape) > 3 else self.data))
+
+    @staticmethod
+    def _plain(array: NDArray[Any]) -> NDArray[Any]:
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"the values must be plain numbers, got {array.dtype} (colours or complex numbers)")
+        return np.ascontiguousarray(array)
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """An array as it lies in a file, 3-D or more, values scaled as the header says, with its place in space."""
+
+    array: NDArray[Any]
+    affine: Float64
+    origin: Origin
+
+
+def name_file(path: Path, make: Callable[[], T]) -> T:
+    """What `make` makes; where it refuses, the message begins with the file."""
+    try:
+        return make()
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error

@@ -1,0 +1,67 @@
+"""Label tables, TSV, JSON and text."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from atlasseg.errors import InputError
+from atlasseg.files import written_whole
+from atlasseg.labels import LabelTable, TableFormat, format_label_table
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    InputError
+        The file is absent, or is not a JSON object. The message names the file, and the line of the fault.
+    """
+    path = Path(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: a JSON object is wanted, got {type(found).__name__}")
+    return found
+
+
+def write_json(data: Mapping[str, Any], path: str | Path) -> None:
+    """Write a JSON object, whole or not at all; NaN is refused (ValueError), since JSON has none."""
+    write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def write_label_table(table: LabelTable, path: str | Path, *, format: TableFormat | None = None) -> None:
+    """Write a label table as BIDS TSV, or as CSV where the path ends so; see :func:`.labels.format_label_table`."""
+    chosen: TableFormat = format or ("csv" if Path(path).suffix.lower() == ".csv" else "bids")
+    write_text(format_label_table(table, chosen), path)
+
+
+def write_tsv(rows: Iterable[Mapping[str, object]], path: str | Path, *, columns: Sequence[str] | None = None) -> None:
+    """Write a BIDS table, whole or not at all: tab-separated, with a header, ``n/a`` for None and NaN.
+
+    `columns` are those of the first row unless given; a row may lack some.
+    """
+    rows = list(rows)
+    header = list(columns) if columns is not None else list(rows[0]) if rows else []
+    out = StringIO()
+    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        cells = [row.get(column) for column in header]
+        writer.writerow(["n/a" if cell is None or cell != cell else cell for cell in cells])
+    write_text(out.getvalue(), path)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write UTF-8 text, whole or not at all; raises OutputError where it cannot be written."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
