@@ -13,6 +13,7 @@ from atlasseg.cli import (
     atlases,
     bids,
     cache,
+    certificates,
     compare,
     doctor,
     evaluate,
@@ -73,6 +74,7 @@ fuse.add_to(app)
 regions.add_to(app)
 tissue.add_to(app)
 train.add_to(app)
+certificates.add_to(app)
 app.add_typer(atlases.app, name="atlases")
 app.add_typer(cache.app, name="cache")
 

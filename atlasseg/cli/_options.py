@@ -38,7 +38,13 @@ Jobs = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    typer.Option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786."),
+    typer.Option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tls://host:8786."),
+]
+Certificates = Annotated[
+    Path | None,
+    typer.Option(
+        "--certificates", metavar="DIR", help="Of the --scheduler, as `atlasseg certificates DIR` makes them."
+    ),
 ]
 Cluster = Annotated[
     str | None, typer.Option("--cluster", help="A batch system to start --jobs workers on: slurm, pbs, sge, lsf, ...")
@@ -67,7 +73,12 @@ FEW_TARGETS = 4
 
 
 def workers_of(
-    jobs: int, targets: Sequence[Path], scheduler: str | None, cluster: str | None, settings: Path | None
+    jobs: int,
+    targets: Sequence[Path],
+    scheduler: str | None,
+    cluster: str | None,
+    settings: Path | None,
+    certificates: Path | None,
 ) -> Workers:
     """Where to compute, as the options say."""
     from atlasseg.atlases.library import read_targets
@@ -77,4 +88,4 @@ def workers_of(
         count = len(read_targets(targets)) if targets else 0
         alone = cluster is not None or count < FEW_TARGETS
         jobs = 1 if alone else min(os.cpu_count() or 1, count)
-    return Workers(jobs, scheduler, cluster, settings)
+    return Workers(jobs, scheduler, cluster, settings, certificates=certificates)

@@ -14,6 +14,7 @@ from atlasseg import __version__
 from atlasseg.cli._options import (
     DEFAULT_LIMIT_GB,
     CacheLimit,
+    Certificates,
     Cluster,
     ClusterSettings,
     Device,
@@ -137,6 +138,7 @@ def bids(
     scheduler: Scheduler = None,
     cluster: Cluster = None,
     cluster_settings: ClusterSettings = None,
+    certificates: Certificates = None,
     cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, what of it is kept, and what it will take.")
@@ -178,7 +180,7 @@ def bids(
     asked = {"output.probabilities": probseg, "output.transforms": xfm}
     changed = [*(settings or ()), *(f"{key}={str(value).lower()}" for key, value in asked.items() if value is not None)]
     checked = located(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=prepared)
-    workers = workers_of(nprocs, [scan.path for scan in scans], scheduler, cluster, cluster_settings)
+    workers = workers_of(nprocs, [scan.path for scan in scans], scheduler, cluster, cluster_settings, certificates)
     workers = replace(workers, memory_bytes=None if mem_gb is None else 1e9 * mem_gb)
     limit_bytes = int(1e9 * cache_limit)
     if dry_run:

@@ -11,6 +11,7 @@ from atlasseg.cli._options import (
     DEFAULT_LIMIT_GB,
     CacheFolder,
     CacheLimit,
+    Certificates,
     Cluster,
     ClusterSettings,
     Device,
@@ -51,6 +52,7 @@ def compare(
     scheduler: Scheduler = None,
     cluster: Cluster = None,
     cluster_settings: ClusterSettings = None,
+    certificates: Certificates = None,
 ) -> None:
     """Register once, fuse every way, and test the difference.
 
@@ -77,7 +79,7 @@ def compare(
     if leave_one_out:
         checked = replace(checked, data=replace(checked.data, targets=checked.data.atlases))
     chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]
-    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings)
+    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
     console = Console()
     with TargetProgress(Console(stderr=True)) as progress:
         found = compare_methods(

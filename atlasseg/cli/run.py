@@ -12,6 +12,7 @@ from atlasseg.cli._options import (
     DEFAULT_LIMIT_GB,
     CacheFolder,
     CacheLimit,
+    Certificates,
     Cluster,
     ClusterSettings,
     Device,
@@ -58,6 +59,7 @@ def run(
     scheduler: Scheduler = None,
     cluster: Cluster = None,
     cluster_settings: ClusterSettings = None,
+    certificates: Certificates = None,
     cache: CacheFolder = None,
     cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
     dry_run: Annotated[
@@ -82,7 +84,7 @@ def run(
     from atlasseg.cohort.run import run as run_recipe
 
     checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
-    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings)
+    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
     limit_bytes = int(1e9 * cache_limit)
     if dry_run:
         tell_plan(checked, workers, cache, limit_bytes)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Cluster, ClusterSettings, Jobs, Scheduler, workers_of
+from atlasseg.cli._options import Certificates, Cluster, ClusterSettings, Jobs, Scheduler, workers_of
 
 
 class Model(StrEnum):
@@ -57,6 +57,7 @@ def tissue(
     scheduler: Scheduler = None,
     cluster: Cluster = None,
     cluster_settings: ClusterSettings = None,
+    certificates: Certificates = None,
 ) -> None:
     """Find the tissues of a scan by its intensities, with or without a prior.
 
@@ -96,7 +97,7 @@ def tissue(
         raise InputError(f"{recipe}: a recipe with a table [tissue] is wanted")
     data = replace(checked.data, targets=tuple(scans or checked.data.targets), out=out or checked.data.out)
     checked = replace(checked, data=data)
-    workers = workers_of(jobs, data.targets, scheduler, cluster, cluster_settings)
+    workers = workers_of(jobs, data.targets, scheduler, cluster, cluster_settings, certificates)
     with TargetProgress(Console(stderr=True)) as progress:
         done = classify(checked, modalities=modalities or (), mask=mask, workers=workers, listener=progress)
     for outcome in done:

@@ -34,6 +34,9 @@ CLUSTERS = {
 CONNECT_S = 20.0
 """A scheduler that has not answered by then cannot be reached."""
 
+LOOPBACK = "127.0.0.1"
+"""Where the processes of this machine listen."""
+
 REPLACED_AFTER_S = 3.0
 """A local worker without a process for so long is started anew."""
 
@@ -69,6 +72,8 @@ class Workers:
         TOML file of the arguments that dask-jobqueue's cluster takes (queue, cores, memory, walltime, ...).
     memory_bytes : float, optional
         What the worker processes of this machine may take together; what is free where None.
+    certificates : path, optional
+        Folder with the certificates of a scheduler that asks for them; see `atlasseg.cohort.secure`.
 
     Raises
     ------
@@ -82,6 +87,7 @@ class Workers:
     cluster: str | None = None
     settings: Path | None = None
     memory_bytes: float | None = None
+    certificates: Path | None = None
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
@@ -94,6 +100,8 @@ class Workers:
             raise InputError(f"there is no batch system {self.cluster!r}; there are: {', '.join(CLUSTERS)}")
         if self.settings is not None and self.cluster is None:
             raise InputError("a settings file goes with a batch system (--cluster)")
+        if self.certificates is not None and self.scheduler is None:
+            raise InputError("certificates go with a running scheduler (--scheduler); all others have their own")
 
     @property
     def in_process(self) -> bool:
@@ -131,7 +139,9 @@ def connected(workers: Workers, *, memory_bytes: float, gpu: bool) -> Iterator[C
     with dask.config.set(CONFIGURATION):
         if workers.scheduler is not None:
             try:
-                client = Client(workers.scheduler, timeout=CONNECT_S, set_as_default=False)
+                client = Client(
+                    workers.scheduler, timeout=CONNECT_S, set_as_default=False, security=_security_of(workers)
+                )
             except (OSError, ValueError) as error:
                 raise InputError(f"scheduler {workers.scheduler}: cannot be reached: {error}") from error
             with client:
@@ -144,9 +154,39 @@ def connected(workers: Workers, *, memory_bytes: float, gpu: bool) -> Iterator[C
             yield client
 
 
+def _security_of(workers: Workers) -> Any:
+    """Certificates for a running scheduler: of the folder given, or else of Dask's own configuration."""
+    from distributed.security import Security
+
+    if workers.certificates is not None:
+        from atlasseg.cohort.secure import read_certificates
+
+        return read_certificates(workers.certificates)
+    assert workers.scheduler is not None
+    security = Security()
+    if not workers.scheduler.startswith("tls://"):
+        log.warning(
+            "scheduler %s: without TLS, any process that reaches its port runs code as you. Start it with certificates "
+            "(atlasseg certificates DIR) and give --scheduler tls://... --certificates DIR",
+            workers.scheduler,
+        )
+    elif security.tls_client_cert is None or security.tls_ca_file is None:
+        raise InputError(
+            f"scheduler {workers.scheduler}: expected certificates, got none. Give --certificates DIR, or name them in "
+            "Dask's configuration (distributed.comm.tls)"
+        )
+    return security
+
+
 def _local(workers: Workers, memory_bytes: float, gpu: bool) -> Any:
-    """A scheduler in this process and workers of one thread each, in processes that are replaced when they die."""
-    from distributed import Nanny, Scheduler, SpecCluster
+    """A scheduler in this process and workers of one thread each, in processes that are replaced when they die.
+
+    All of them listen on the loopback interface alone, and to holders of this run's certificate alone.
+    """
+    from distributed import Nanny, SpecCluster
+    from distributed.security import Security
+
+    from atlasseg.cohort.secure import PagelessScheduler, PagelessWorker
 
     jobs, free = workers.jobs, workers.free_bytes()
     fitting = max(1, int(free // max(memory_bytes, 1)))
@@ -159,6 +199,8 @@ def _local(workers: Workers, memory_bytes: float, gpu: bool) -> Any:
     count = min(jobs, fitting, len(gpus) or jobs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // count)
+    security = Security.temporary()
+    inside = {"host": LOOPBACK, "protocol": "tls", "security": security, "dashboard": False}
     specification = {}
     for n in range(count):
         environment = {name: str(_at_most(name, threads)) for name in THREADS}
@@ -166,11 +208,11 @@ def _local(workers: Workers, memory_bytes: float, gpu: bool) -> Any:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[n]
             resources["GPU"] = 1
-        options = {"nthreads": 1, "resources": resources, "env": environment, "memory_limit": 0, "dashboard": False}
-        specification[n] = {"cls": Nanny, "options": {**options, "silence_logs": logging.CRITICAL}}
-    anywhere = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}  # another run has its own
-    scheduler = {"cls": Scheduler, "options": anywhere}
-    cluster = SpecCluster(scheduler=scheduler, silence_logs=logging.CRITICAL)
+        options = {"nthreads": 1, "resources": resources, "env": environment, "memory_limit": 0, **inside}
+        options |= {"worker_class": PagelessWorker, "silence_logs": logging.CRITICAL}
+        specification[n] = {"cls": Nanny, "options": options}
+    scheduler = {"cls": PagelessScheduler, "options": inside}
+    cluster = SpecCluster(scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
     cluster.worker_spec.update(specification)
     cluster.scale(count)  # goes on without waiting: one that does not come up is seen to by `replace_lost`
     return cluster
@@ -228,9 +270,19 @@ def _batch_jobs(workers: Workers) -> Any:
         raise MissingLibraryError("--cluster needs dask-jobqueue: pip install 'atlasseg[cluster]'") from error
     from dask.utils import parse_bytes
 
+    from atlasseg.cohort.secure import WORKER_CLASS, PagelessScheduler
+
     settings = _settings(workers.settings)
+    if settings.setdefault("security", True):
+        settings.setdefault("shared_temp_directory", "~")  # of the files for the jobs: readable by the user alone
+        settings.setdefault("protocol", "tls://")
+    else:
+        settings["security"] = None
+        log.warning("%s: without TLS, any process that reaches a port runs code as you", workers.settings)
+    settings.setdefault("scheduler_cls", PagelessScheduler)
     cores, memory = settings.setdefault("cores", 1), settings.setdefault("memory", "4GB")
     extra = [*settings.pop("worker_extra_args", ()), "--nthreads", "1", "--resources", f"memory={parse_bytes(memory)}"]
+    extra += ["--no-dashboard", "--worker-class", WORKER_CLASS]
     prologue = [f"export {name}={cores}" for name in THREADS] + [f"export {n}={v}" for n, v in QUIET.items()]
     settings["job_script_prologue"] = [*prologue, *settings.get("job_script_prologue", ())]
     try:
