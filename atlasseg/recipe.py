@@ -28,7 +28,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from atlasseg import methods
+from atlasseg import methods, resources
 from atlasseg.errors import InputError
 from atlasseg.learning import Augmentation, Refiner, Training
 
@@ -59,7 +59,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the volumes are; several folders of atlases make one library."""
+    """Input and output paths; several folders of atlases form one library.
+
+    Parameters
+    ----------
+    atlases : paths
+        Folder, or list of folders, of the atlas library: ``images/ID.nii.gz`` with ``labels/ID.nii.gz``.
+    targets : paths
+        Scans to segment: files, or folders with ``images/`` and, to evaluate, ``labels/``.
+    out : path, optional
+        Folder for the results.
+    """
 
     atlases: tuple[Path, ...] = ()
     targets: tuple[Path, ...] = ()
@@ -68,11 +78,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to the scans, target and atlases alike, before they are registered.
+    """Preprocessing of the scans, target and atlases alike, before registration.
 
-    `mask` says where similarity is measured: in the masks beside the scans where there are any ("given"), in a
-    foreground found in each scan ("foreground"), or everywhere ("none"). With `crop_margin_mm` the target is cropped,
-    after the first registration step, to where the atlases' labels land plus that margin.
+    Parameters
+    ----------
+    steps : methods
+        Methods of preprocessing, in order.
+    mask : str
+        Region in which similarity is measured: "given" uses the masks beside the scans where there are any,
+        "foreground" a foreground found in each scan, "none" every voxel.
+    crop_margin_mm : float, optional
+        Crop the target, after the first registration step, to where the atlases' labels land plus this margin in mm.
+        Without it the target is not cropped.
     """
 
     steps: tuple[Step, ...] = ()
@@ -82,11 +99,18 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which atlases of a library are used for a target; all where nothing is asked for.
+    """Selection of the atlases that are used for a target; without it all are used.
 
-    `before` registration (the deformable one), so many that look most like it by coarse thumbnails, aligned by their
-    centres ("thumbnails") or by the first registration step ("first_step"). `after` it, so many of highest similarity.
-    With `redundancy` above 0 atlases that resemble those already chosen count less.
+    Parameters
+    ----------
+    before : int, optional
+        Number of atlases to keep before the deformable registration, by similarity of coarse thumbnails.
+    by : str
+        How the thumbnails are aligned: "thumbnails" by their centres, "first_step" by the first registration step.
+    after : int, optional
+        Number of atlases to keep after registration, by similarity.
+    redundancy : float
+        Above 0, atlases that resemble those already chosen count less.
     """
 
     before: int | None = None
@@ -97,12 +121,19 @@ class Selection:
 
 @dataclass(frozen=True)
 class Registration:
-    """Steps that run one after the other, each from the last one's result.
+    """Registration of the atlases to the target: each step starts from the result of the one before it.
 
-    With `drop_failed` an atlas whose registration failed, by the library's own distribution, does not vote.
-    `prepared` is the folder of a library prepared by ``atlasseg atlases prepare``: the target is then registered to its
-    template alone, and the way from there to each atlas is refined, in place of the steps, by `refine_iterations` a
-    level (as of `preparation.register_prepared`).
+    Parameters
+    ----------
+    steps : methods
+        Methods of registration, in order.
+    prepared : path, optional
+        Folder of a library prepared by ``atlasseg atlases prepare``. The target is then registered to its template
+        alone, and the transform from there to each atlas is refined, in place of the steps.
+    refine_iterations : ints
+        Iterations of that refinement at each level, from coarse to fine (see `preparation.register_prepared`).
+    drop_failed : bool
+        Leave out atlases whose registration failed, judged by the distribution over the library.
     """
 
     steps: tuple[Step, ...] = ()
@@ -113,7 +144,15 @@ class Registration:
 
 @dataclass(frozen=True)
 class Propagation:
-    """How labels are carried over: interpolation, and whether fractions or one label a voxel reach the fusion."""
+    """Propagation of the labels to the target's grid.
+
+    Parameters
+    ----------
+    interpolation : str
+        Interpolation of the labels, each label on its own: "linear", "gaussian" or "nearest".
+    fractions : bool
+        Pass on the fraction of each label in a voxel; otherwise one label a voxel.
+    """
 
     interpolation: Literal["linear", "gaussian", "nearest"] = "linear"
     fractions: bool = True
@@ -121,23 +160,57 @@ class Propagation:
 
 @dataclass(frozen=True)
 class Fusion:
-    """How the candidates become one segmentation."""
+    """Fusion of the candidates into one segmentation.
+
+    Parameters
+    ----------
+    method : method
+        Method of fusion.
+    """
 
     method: Step
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What mends the fused segmentation; without a method nothing does."""
+    """Post-processing of the fused segmentation; without a method there is none.
+
+    Parameters
+    ----------
+    method : method, optional
+        Method of refinement.
+    """
 
     method: Step | None = None
 
 
 @dataclass(frozen=True)
 class Regions:
-    """How the fused labels are made consistent with the regions of the scan; without the table [regions] they are not.
+    """Consistency of the fused labels with the regions of the scan; done only where the recipe has this table.
 
-    With `method` regions are cut by it and vote. The other keys are those of `regions.make_consistent`.
+    Parameters
+    ----------
+    method : method, optional
+        Method that partitions the scan into regions, which then vote on the labels; without it no region votes.
+    intensity_exponent : float
+        Weight of the intensity where the labels are uncertain; 0 leaves the probabilities as they are.
+    window_voxels : float
+        Window over which the labels' intensities are measured, in voxels (sd of a Gaussian).
+    posterior_weight : float
+        Weight of a difference in label probability of 1 when regions are cut, in noise standard deviations.
+    field_weight : float
+        Weight of the neighbouring regions in a region's vote; 0 lets each region vote on its own.
+    edge_contrast : float
+        With `field_weight`, contrast between two regions, in noise standard deviations, above which they hardly
+        influence each other.
+    island_share : float
+        A component of a label with fewer voxels than this share of its largest component goes to a neighbour.
+    largest_part : labels or "all"
+        Labels that keep their largest component alone.
+    fill_holes : labels or "all"
+        Labels whose holes, which are background that they enclose, are filled.
+    may_vanish : labels or "all"
+        Labels that are not put back where the votes leave nothing of them.
     """
 
     method: Step | None = None
@@ -154,10 +227,16 @@ class Regions:
 
 @dataclass(frozen=True)
 class Tissue:
-    """What ``atlasseg tissue`` does; a recipe has this table or those of ``atlasseg run``, not both.
+    """Tissue classification by ``atlasseg tissue``; a recipe has this table or those of ``atlasseg run``, not both.
 
-    `prior` are files of class probabilities, or the folder of a probabilistic library. `names` are those of the
-    classes, ascending by intensity or in the prior's order.
+    Parameters
+    ----------
+    method : method
+        Model of the classes.
+    prior : paths
+        Files of class probabilities, or the folder of a probabilistic library.
+    names : strings
+        Names of the classes, ascending by intensity or in the order of the prior.
     """
 
     method: Step
@@ -167,16 +246,35 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How results are measured where a target has a reference."""
+    """Evaluation of the results where a target has a reference.
+
+    Parameters
+    ----------
+    surface_tolerance_mm : float
+        Tolerance of the surface Dice in mm.
+    """
 
     surface_tolerance_mm: float = 1.0
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is written beside segmentation, label table and volumes.
+    """Files that are written beside segmentation, label table and volumes.
 
-    With `viewer` the report of a target holds the scan to look through (with all its labels a 1 mm brain takes 10 MB).
+    Parameters
+    ----------
+    entropy : bool
+        Entropy of the label probabilities, in bits.
+    disagreement : bool
+        Share of the atlases that disagree with the result.
+    probabilities : bool
+        Probability of each label, 4-D.
+    transforms : bool
+        Transform to each atlas.
+    report : bool
+        Report of each target and of the cohort.
+    viewer : bool
+        Put the scan into the report, to be viewed in three planes; a 1 mm brain with all its labels takes 10 MB.
     """
 
     entropy: bool = True
@@ -248,8 +346,9 @@ def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
 
     Parameters
     ----------
-    path : path
-        The TOML file.
+    path : path or str
+        The TOML file; or the name of a recipe that comes with atlasseg, such as ``"quickstart"``. Such a recipe writes
+        into ``out/NAME`` of the current folder, and its folders of scans count where they are there.
     overrides : sequence of str
         ``"stage.key=value"`` or ``"stage.method.key=value"``, the value as TOML writes it (a bare word is a string).
         ``"fusion.beta=3"`` sets `beta` of the chosen fusion method.
@@ -261,6 +360,8 @@ def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
         the file, the key, what was given and what was wanted.
     """
     file = Path(path)
+    if not file.suffix and file.parent == Path() and not file.exists():
+        return _read_shipped(file.name, overrides)
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -268,6 +369,25 @@ def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{file}: cannot be read as a TOML recipe: {error}") from error
     return parse_recipe(tables, overrides=overrides, where=str(file), base=file.parent, name=file.stem)
+
+
+def _read_shipped(name: str, overrides: Sequence[str]) -> Recipe:
+    """Read a recipe that comes with atlasseg: its results go into the current folder, never beside the package."""
+    shipped = resources.shipped_recipes()
+    if name not in shipped:
+        raise InputError(
+            f"{name}: expected a recipe file (.toml) or a recipe's name{methods.suggestion(name, shipped)}"
+        )
+    tables = tomllib.loads(shipped[name].read_text(encoding="utf-8"))
+    data = tables["data"]
+    for key in {"atlases", "targets"} & data.keys():
+        named = [data[key]] if isinstance(data[key], str) else data[key]
+        folders = [(shipped[name].parent / folder).resolve() for folder in named]
+        data[key] = [str(folder) for folder in folders] if all(folder.exists() for folder in folders) else []
+    data["out"] = f"out/{name}"
+    for parameters in filter(lambda value: isinstance(value, dict), tables.get("refinement", {}).values()):
+        parameters |= {key: value.removeprefix("../") for key, value in parameters.items() if key == "model"}
+    return parse_recipe(tables, overrides=overrides, where=f"recipe {name}", base=Path(), name=name)
 
 
 def parse_recipe(

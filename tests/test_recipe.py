@@ -120,3 +120,25 @@ def test_the_device_goes_to_those_that_ask_for_one():
     told = with_device(recipe, "cpu")
     for step in (*told.registration.steps, told.fusion.method):
         assert ("device" in step.arguments) == step.method.takes("device")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PIPELINES.glob("*.toml")))
+def test_a_recipe_that_comes_with_the_package_is_read_by_its_name_and_writes_into_the_current_folder(name):
+    by_name, by_path = read_recipe(name), read_recipe(PIPELINES / f"{name}.toml")
+    assert by_name.data.out == Path("out", name) and by_name.name == name
+    assert all(path.is_absolute() and path.exists() for path in (*by_name.data.atlases, *by_name.data.targets))
+    same = ("preprocessing", "selection", "registration", "fusion", "regions", "tissue", "refiner", "training")
+    assert all(getattr(by_name, title) == getattr(by_path, title) for title in same)
+
+
+def test_paths_set_for_a_recipe_that_is_read_by_name_start_from_the_current_folder():
+    recipe = read_recipe("quickstart", overrides=["data.out=here", "refinement.method=unet", "refinement.model=mine"])
+    assert recipe.data.out == Path("here")
+    assert recipe.refinement.method.arguments == {"model": Path("mine")}
+    refined = read_recipe("hippocampus_refined").refinement.method.arguments
+    assert refined["model"] == Path("out/hippocampus_refiner")
+
+
+def test_a_name_that_is_no_recipe():
+    with pytest.raises(InputError, match=r"quikstart: expected a recipe file .*did you mean 'quickstart'"):
+        read_recipe("quikstart")

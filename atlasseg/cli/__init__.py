@@ -20,6 +20,7 @@ from atlasseg.cli import (
     fetch,
     fuse,
     methods,
+    recipes,
     regions,
     register,
     run,
@@ -56,7 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "Start with `atlasseg run pipelines/quickstart.toml`; look at a dataset of your own with "
+        "Start with `atlasseg run quickstart`; look at a dataset of your own with "
         "`atlasseg doctor DIR`.\n\nExit status: 0 all done; 1 some targets failed, each named with its "
         "reason; 2 the request itself was wrong; 130 interrupted."
     ),
@@ -69,6 +70,7 @@ evaluate.add_to(app)
 doctor.add_to(app)
 fetch.add_to(app)
 methods.add_to(app)
+recipes.add_to(app)
 register.add_to(app)
 fuse.add_to(app)
 regions.add_to(app)

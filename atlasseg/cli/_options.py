@@ -22,7 +22,9 @@ class DeviceName(StrEnum):
     cuda = "cuda"
 
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to do, stage by stage; see pipelines/.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file (.toml), or a name that `atlasseg recipes` lists.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one value of the recipe; may be given again."),

@@ -57,8 +57,8 @@ def prepare(
 
     **Example**
 
-    - `atlasseg atlases prepare my_atlases --out my_atlases_prepared --recipe pipelines/human_brain_t1.toml`
-    - `atlasseg run pipelines/human_brain_t1.toml --prepared my_atlases_prepared --targets scan.nii.gz`
+    - `atlasseg atlases prepare my_atlases --out my_atlases_prepared --recipe human_brain_t1`
+    - `atlasseg run human_brain_t1 --atlases my_atlases --prepared my_atlases_prepared --targets scan.nii.gz`
     """
     from rich.console import Console
 
@@ -112,8 +112,8 @@ def average(
 
     **Example**
 
-    - `atlasseg atlases average my_atlases --out my_probabilities --recipe pipelines/human_brain_t1.toml`
-    - `atlasseg run pipelines/human_brain_t1.toml --atlases my_probabilities --targets scan.nii.gz --out results`
+    - `atlasseg atlases average my_atlases --out my_probabilities --recipe human_brain_t1`
+    - `atlasseg run human_brain_t1 --atlases my_probabilities --targets scan.nii.gz --out results`
     """
     from rich.console import Console
 

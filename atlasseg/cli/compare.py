@@ -63,9 +63,9 @@ def compare(
 
     **Examples**
 
-    - `atlasseg compare pipelines/quickstart.toml --methods majority,local_weighted,joint`
+    - `atlasseg compare quickstart --methods majority,local_weighted,joint`
     - `atlasseg compare refined.toml --methods majority,joint,joint+corrective_learning`
-    - `atlasseg compare pipelines/mouse_brain.toml --leave-one-out --set fusion.joint.beta=4`
+    - `atlasseg compare mouse_brain --atlases my_atlases --leave-one-out --set fusion.joint.beta=4`
     """
     from rich.console import Console
 

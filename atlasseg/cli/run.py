@@ -74,9 +74,9 @@ def run(
 
     **Examples**
 
-    - `atlasseg run pipelines/quickstart.toml`
-    - `atlasseg run pipelines/hippocampus.toml --targets scan.nii.gz --out results`
-    - `atlasseg run pipelines/hippocampus.toml --set fusion.method=joint --set registration.ffd.spacing_voxels=4`
+    - `atlasseg run quickstart`
+    - `atlasseg run hippocampus --atlases my_atlases --targets scan.nii.gz --out results`
+    - `atlasseg run recipe.toml --set fusion.method=joint --set registration.ffd.spacing_voxels=4`
     """
     from rich.console import Console
 

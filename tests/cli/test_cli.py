@@ -27,6 +27,7 @@ COMMANDS = [
     "doctor",
     "fetch",
     "methods",
+    "recipes",
     "register",
     "fuse",
     "tissue",
@@ -45,7 +46,7 @@ def test_help_names_every_command_and_how_to_start():
     assert status == 0
     for command in COMMANDS:
         assert f" {command} " in output
-    assert "atlasseg run pipelines/quickstart.toml" in output and "Exit status" in output
+    assert "atlasseg run quickstart" in output and "Exit status" in output
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "atlases"])
@@ -106,6 +107,15 @@ def test_methods_lists_them_all_with_parameters_and_references():
     assert status == 0
     assert "power" in output and "Artaechevarria" in output and "majority" not in output.split("local_weighted")[0]
     assert call("methods", "fusoin")[0] == 2
+
+
+def test_recipes_are_listed_with_one_line_each():
+    from atlasseg.resources import shipped_recipes
+
+    done = CliRunner().invoke(app, ["recipes"])
+    lines = done.output.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped_recipes())
+    assert all(len(line.split()) > 5 for line in lines)
 
 
 def test_doctor_by_status(dataset):
