@@ -53,7 +53,7 @@ Cluster = Annotated[
 ]
 ClusterSettings = Annotated[
     Path | None,
-    typer.Option("--cluster-settings", metavar="TOML", help="Its queue, cores, memory ...; see docs/scaling.md."),
+    typer.Option("--cluster-settings", metavar="TOML", help="Its queue, cores, memory ...; see docs/guide/scaling.md."),
 ]
 CacheFolder = Annotated[
     Path | None,
