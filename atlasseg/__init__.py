@@ -1,7 +1,7 @@
 """Atlas-based 3-D segmentation of medical images.
 
 Give it a scan and a library of labelled scans; it registers, propagates, fuses, evaluates and reports.
-The stages are functions on the nouns of :mod:`atlasseg.volume`; :mod:`atlasseg.pipeline` knows their order.
+The stages are functions on the data types of :mod:`atlasseg.volume`; :mod:`atlasseg.pipeline` knows their order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stages in their order, for one scan: nouns in, nouns out, no files.
+"""The stages in their order, for one scan: data types in, data types out, no files.
 
 ::
 
@@ -296,7 +296,7 @@ def fuse(
                 may_vanish=regions.may_vanish,
             )
             fused, changes = consistent.probabilities, consistent.changes
-    probabilities = fused.embedded(alignment.grid, alignment.start)
+    probabilities = fused.padded_to(alignment.grid, alignment.start)
     return Segmentation(probabilities.label_map(), probabilities, alignment, seconds, changes)
 
 

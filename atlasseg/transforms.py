@@ -1,4 +1,4 @@
-"""The nouns: spatial transforms, from RAS+ millimetres to RAS+ millimetres.
+"""Data types: spatial transforms, from RAS+ millimetres to RAS+ millimetres.
 
 A transform is a function of points: ``t(points_mm)``; ``a @ b`` is `a` after `b`, so ``(a @ b)(x) == a(b(x))``;
 ``~t`` is the inverse. A registration returns `moving_from_fixed`: it takes points of the fixed (target) image to

@@ -1,4 +1,4 @@
-"""The nouns: volumes on a grid in space.
+"""Data types: volumes on a grid in space.
 
 Arrays are in NIfTI order ``(i, j, k)``; an affine takes voxel indices to RAS+ millimetres.
 Nothing here reads files, resamples or computes: see :mod:`atlasseg.io` and :mod:`atlasseg.resampling`.
@@ -98,7 +98,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Origin:
+class SourceHeader:
     """What must be kept of the file that a volume came from, so that a result can be written like it.
 
     `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm) and `version` (1 or 2) are NIfTI's, as is `unit`, the name
@@ -114,7 +114,7 @@ class Origin:
     version: int = 1
     unit: str = "mm"
 
-    def cropped(self, start: ArrayLike) -> Origin:
+    def cropped(self, start: ArrayLike) -> SourceHeader:
         """The same for a volume that begins at voxel `start`: its qform moves along."""
         if self.qform is None:
             return self
@@ -128,7 +128,7 @@ class _Volume:
     array: Any
     affine: Float64
     name: str = ""
-    origin: Origin = field(default_factory=Origin)
+    source_header: SourceHeader = field(default_factory=SourceHeader)
 
     def __post_init__(self) -> None:
         grid = Grid(self.array.shape[:3], self.affine)
@@ -172,7 +172,7 @@ class _Volume:
             raise GeometryError(f"{self.name or 'volume'}: {first} to {end} do not lie inside shape {self.shape}")
         box = tuple(slice(int(a), int(b)) for a, b in zip(first, end, strict=True))
         affine = self.grid.cropped(start, stop).affine
-        return replace(self, array=self.array[box], affine=affine, origin=self.origin.cropped(start))
+        return replace(self, array=self.array[box], affine=affine, source_header=self.source_header.cropped(start))
 
 
 @dataclass(frozen=True, eq=False)
@@ -432,7 +432,7 @@ class ProbabilityMap:
         """(I, J, K, L) float32 in the order of `label_values`: for small maps, since memory is voxels times labels."""
         return np.stack([self.probability(int(label)) for label in self.label_values], axis=-1)
 
-    def embedded(self, grid: Grid, start: ArrayLike) -> ProbabilityMap:
+    def padded_to(self, grid: Grid, start: ArrayLike) -> ProbabilityMap:
         """The same map as the part, from voxel `start` on, of a larger `grid` that is certain background elsewhere."""
         begin = np.asarray(start, dtype=np.int64)
         mode = np.zeros(grid.shape, np.int32)

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 from atlasseg import io
 from atlasseg.errors import GeometryError, InputError, OutputError
 from atlasseg.labels import Label, LabelTable, read_label_table
-from atlasseg.volume import Image, LabelMap, Mask, Origin, ProbabilityMap
+from atlasseg.volume import Image, LabelMap, Mask, ProbabilityMap, SourceHeader
 
 SHAPE = (7, 9, 5)
 RNG = np.random.default_rng(5)
@@ -85,7 +85,7 @@ def test_nifti_is_read_as_nibabel_reads_it(tmp_path, suffix, flip, shear):
     np.testing.assert_array_equal(found.array, expected.get_fdata(dtype=np.float32))
     np.testing.assert_array_equal(found.affine, expected.affine)
     assert found.array.dtype == np.float32 and found.array.flags.c_contiguous
-    assert found.name == "scan" and found.origin.path == path
+    assert found.name == "scan" and found.source_header.path == path
 
 
 def test_big_endian_files_are_read(tmp_path):
@@ -104,7 +104,7 @@ def test_big_endian_files_are_read(tmp_path):
 
 def test_the_origin_alone_says_how_to_write(tmp_path):
     io.write_label_map(
-        label_map(SCAN > 100), tmp_path / "a.nii", like=Origin(dtype="int16", sform_code=4, qform_code=0)
+        label_map(SCAN > 100), tmp_path / "a.nii", like=SourceHeader(dtype="int16", sform_code=4, qform_code=0)
     )
     found = nib.load(tmp_path / "a.nii")
     assert found.get_data_dtype() == np.int16
@@ -300,12 +300,12 @@ def test_itk_and_nifti_files_of_one_volume_are_read_alike(tmp_path, suffix, flip
 def test_labels_in_itk_files_are_kept_exactly(tmp_path, suffix, dtype):
     array = np.zeros(SHAPE, np.int64)
     array[1, 2, 3] = min(614454277, np.iinfo(dtype).max)
-    given_ = label_map(array, origin=Origin(dtype=dtype))
+    given_ = label_map(array, source_header=SourceHeader(dtype=dtype))
     io.write_label_map(given_, tmp_path / f"labels{suffix}")
     found = io.read_label_map(tmp_path / f"labels{suffix}")
     np.testing.assert_array_equal(found.array, array)
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-9)
-    assert found.origin.dtype == dtype
+    assert found.source_header.dtype == dtype
 
 
 def test_channels_become_the_fourth_axis_or_a_vector(tmp_path):
@@ -374,7 +374,7 @@ def write_series(folder, volume, uid, tilt=(0.0, 0.0, 0.0)):
 
 def test_a_dicom_series_is_one_scan(dicom):
     scan = io.read_image(dicom)
-    assert scan.name == "series" and scan.origin.path == dicom
+    assert scan.name == "series" and scan.source_header.path == dicom
     np.testing.assert_array_equal(scan.array, SCAN.astype(np.int16))
     lps = np.eye(4)
     lps[:3, :3], lps[:3, 3] = rotation() @ np.diag([0.9, 1.25, 2.5]), (31.0, -12.5, 207.25)
@@ -478,8 +478,8 @@ def test_labels_in_float32_that_may_have_been_rounded_are_warned_of(tmp_path, ca
 )
 def test_labels_are_written_in_their_own_type_or_the_smallest_that_fits(tmp_path, values, own, like, expected):
     array = np.resize(values, SHAPE)
-    scan = None if like is None else image(origin=Origin(dtype=like))
-    io.write_label_map(label_map(array, origin=Origin(dtype=own)), tmp_path / "out.nii.gz", like=scan)
+    scan = None if like is None else image(source_header=SourceHeader(dtype=like))
+    io.write_label_map(label_map(array, source_header=SourceHeader(dtype=own)), tmp_path / "out.nii.gz", like=scan)
     assert nib.load(tmp_path / "out.nii.gz").get_data_dtype() == expected
     np.testing.assert_array_equal(io.read_label_map(tmp_path / "out.nii.gz").array, array)
 

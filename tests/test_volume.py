@@ -1,4 +1,4 @@
-"""The nouns: what they accept, what they refuse, and that a probability map is one."""
+"""Data types: what they accept, what they refuse, and that a probability map is one."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, Origin, ProbabilityMap
+from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap, SourceHeader
 
 SHAPE = (7, 9, 5)
 FLOAT32_SUM = 1e-6
@@ -85,14 +85,14 @@ def test_grid_keeps_a_copy_of_its_affine():
 
 def test_cropping_moves_the_affine_and_the_qform_along():
     qform = tuple(tuple(row) for row in (AFFINE + np.array([[0, 0, 0, 4.0]] * 3 + [[0] * 4])).tolist())
-    whole = image(origin=Origin(Path("scan.nii.gz"), qform=qform))
+    whole = image(source_header=SourceHeader(Path("scan.nii.gz"), qform=qform))
     part = whole.cropped((1, 2, 3), (6, 9, 5))
     assert part.shape == (5, 7, 2)
     assert part.array[0, 0, 0] == whole.array[1, 2, 3]
     first = AFFINE @ [1, 2, 3, 1]
     np.testing.assert_allclose(part.affine[:, 3], first)
-    assert part.origin.qform is not None
-    np.testing.assert_allclose(np.array(part.origin.qform)[:3, 3], first[:3] + 4)
+    assert part.source_header.qform is not None
+    np.testing.assert_allclose(np.array(part.source_header.qform)[:3, 3], first[:3] + 4)
     np.testing.assert_array_equal(whole.affine, AFFINE)
 
 
@@ -296,7 +296,7 @@ def test_a_certain_map_is_its_labels():
 @given(WEIGHTS, st.tuples(*[st.integers(0, 3)] * 3))
 def test_a_part_embedded_in_its_grid_is_where_it_was(weights, start):
     part = ProbabilityMap.from_dense(weights, LABELS, Grid(SHAPE, AFFINE).cropped(start, np.array(start) + 1).affine)
-    whole = part.embedded(Grid(SHAPE, AFFINE), start)
+    whole = part.padded_to(Grid(SHAPE, AFFINE), start)
     box = tuple(slice(s, s + n) for s, n in zip(start, part.shape, strict=True))
     np.testing.assert_array_equal(whole.dense()[box], part.dense())
     outside = np.ones(SHAPE, bool)

@@ -232,7 +232,7 @@ def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case
                 case,
                 voxels=voxels,
                 labels_hash=io.content_hash(labels, place=False) if voxels else "",
-                labels_as_float=np.dtype(labels.origin.dtype or "uint8").kind == "f",
+                labels_as_float=np.dtype(labels.source_header.dtype or "uint8").kind == "f",
             )
     if case.mask is not None:
         try:
@@ -253,20 +253,20 @@ def _apart(path: Path, volume: LabelMap | Mask, image_path: Path, image: Image |
 
 
 def _header_flaws(path: Path, image: Image) -> Iterator[Finding]:
-    origin, grid = image.origin, image.grid
-    if origin.sform_code <= 0 and origin.qform_code <= 0:
+    source, grid = image.source_header, image.grid
+    if source.sform_code <= 0 and source.qform_code <= 0:
         message = "neither sform nor qform is set: orientation and place are guessed"
         yield Finding("warning", path, message, "convert the scan again from its DICOM files")
-    elif origin.sform_code > 0 and origin.qform is not None:
-        other = Grid(image.shape, np.array(origin.qform))
+    elif source.sform_code > 0 and source.qform is not None:
+        other = Grid(image.shape, np.array(source.qform))
         if not grid.matches(other):
             apart_mm = np.linalg.norm(grid.corners_mm - other.corners_mm, axis=1).max()
             message = (
                 f"sform and qform disagree by up to {apart_mm:.3g} mm: the sform is used, other programs may differ"
             )
             yield Finding("warning", path, message, "see which is right, and copy it over the other")
-    if origin.unit not in ("mm", "unknown"):
-        message = f"the header gives lengths in {origin.unit}: its numbers are taken as millimetres"
+    if source.unit not in ("mm", "unknown"):
+        message = f"the header gives lengths in {source.unit}: its numbers are taken as millimetres"
         yield Finding("warning", path, message, "scale the header to millimetres")
     direction = image.affine[:3, :3] / grid.spacing_mm
     if np.abs(direction.T @ direction - np.eye(3)).max() > SHEAR_TOLERANCE:

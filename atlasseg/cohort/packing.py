@@ -1,4 +1,4 @@
-"""The nouns as a tree for JSON and named arrays, and back, bit for bit; and digests of what they hold."""
+"""The data types as a tree for JSON and named arrays, and back, bit for bit; and digests of what they hold."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
         return {"table": {name: [str(c.dtype), _plain(c)] for name, c in value.items()}}
     if not is_dataclass(value) or KINDS.get(type(value).__name__) is not type(value):
         raise TypeError(f"a {type(value).__name__} cannot be packed")
-    parts = {f.name: pack(getattr(value, f.name), arrays) for f in fields(value) if f.name != "origin"}
+    parts = {f.name: pack(getattr(value, f.name), arrays) for f in fields(value) if f.name != "source_header"}
     return {"kind": type(value).__name__, "fields": parts}
 
 
 def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """What `pack` was given; of a volume's origin nothing is kept.
+    """What `pack` was given; of a volume's source header nothing is kept.
 
     Raises
     ------
@@ -164,9 +164,9 @@ def _digest_of_noun(value: Any) -> str:
 
 
 def named_like(value: Any, source: Any) -> Any:
-    """A volume with the name and origin of the one that it was made from; anything else as it is."""
+    """A volume with the name and source header of the one that it was made from; anything else as it is."""
     if isinstance(value, Image) and isinstance(source, Image):
-        return replace(value, name=source.name, origin=source.origin)
+        return replace(value, name=source.name, source_header=source.source_header)
     return value
 
 

@@ -24,7 +24,7 @@ def read_3d(path: Path, *, channels: bool = False) -> Raw:
             raise InputError(f"{path}: {wanted} is wanted, got {len(shape)}-D data of shape {shape}")
         if 0 in shape:
             raise InputError(f"{path}: the volume has no voxels, its shape is {shape}")
-        return Raw(source.array().reshape(*shape[:3], *more), source.affine, source.origin)
+        return Raw(source.array().reshape(*shape[:3], *more), source.affine, source.source_header)
 
 
 @contextmanager

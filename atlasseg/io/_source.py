@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
-from atlasseg.volume import Float64, Image, LabelMap, Mask, Origin, ProbabilityMap
+from atlasseg.volume import Float64, Image, LabelMap, Mask, ProbabilityMap, SourceHeader
 
 log = logging.getLogger("atlasseg.io")
 """One log for every format: what reads many files filters it as one."""
 
 T = TypeVar("T")
 Volume = Image | LabelMap | Mask | ProbabilityMap
-Like = Image | LabelMap | Mask | Origin | None
-"""What a file can be written like: a volume on its grid, or the origin of one."""
+Like = Image | LabelMap | Mask | SourceHeader | None
+"""What a file can be written like: a volume on its grid, or the header of the file of one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Source:
 
     data: Any
     affine: Float64
-    origin: Origin
+    source_header: SourceHeader
     labels: list[int] | None = None
 
     @property
@@ -57,7 +57,7 @@ class Raw:
 
     array: NDArray[Any]
     affine: Float64
-    origin: Origin
+    source_header: SourceHeader
 
 
 def name_file(path: Path, make: Callable[[], T]) -> T:

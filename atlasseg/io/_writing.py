@@ -16,7 +16,7 @@ from atlasseg.io._source import Like, Volume
 from atlasseg.io._suffixes import NIFTI_SUFFIXES, WRITTEN_BY_ITK, volume_suffix
 from atlasseg.io.itk_formats import write_with_itk
 from atlasseg.io.nifti import write_nifti
-from atlasseg.volume import Origin, ProbabilityMap
+from atlasseg.volume import ProbabilityMap, SourceHeader
 
 
 def write_volume(
@@ -33,19 +33,19 @@ def write_volume(
         raise InputError(f"{path}: volumes are written as {', '.join((*NIFTI_SUFFIXES, *WRITTEN_BY_ITK))}")
     affine = volume.affine
     if like is None:
-        origin = Origin() if isinstance(volume, ProbabilityMap) else volume.origin
-    elif isinstance(like, Origin):
-        origin = like
+        source = SourceHeader() if isinstance(volume, ProbabilityMap) else volume.source_header
+    elif isinstance(like, SourceHeader):
+        source = like
     else:
         if not like.grid.matches(volume.grid):
             raise GeometryError(
                 f"{path}: the result (shape {volume.shape}) is not on the grid of {like.name or 'the volume'} (shape "
                 f"{like.shape}) that it should be written like: affines {affine.tolist()} and {like.affine.tolist()}"
             )
-        affine, origin = like.affine, like.origin
+        affine, source = like.affine, like.source_header
     with written_whole(path) as temporary:
         if suffix in WRITTEN_BY_ITK:
             assert not isinstance(volume, ProbabilityMap)
             write_with_itk(temporary, replace(volume, affine=affine), dtype)
         else:
-            write_nifti(temporary, volumes, dtype, volume, affine, origin, labels, suffix.endswith(".gz"))
+            write_nifti(temporary, volumes, dtype, volume, affine, source, labels, suffix.endswith(".gz"))

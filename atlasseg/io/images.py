@@ -13,7 +13,7 @@ from atlasseg.io._opening import read_3d
 from atlasseg.io._source import Like, log, name_file
 from atlasseg.io._suffixes import volume_id
 from atlasseg.io._writing import write_volume
-from atlasseg.volume import Image, LabelMap, Mask, Origin
+from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
 
 _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
 _WHOLE_IN_FLOAT32 = 2**24
@@ -64,8 +64,8 @@ def read_scan(
         log.warning("%s: %s; they are masked and set to the lowest finite intensity, %g", path, found, lowest)
         array = np.where(finite, array, lowest)
         known = np.asarray(finite if finite.ndim == 3 else finite.all(axis=3))
-        mask = name_file(path, lambda: Mask(known, raw.affine, volume_id(path), raw.origin))
-    return name_file(path, lambda: Image(array, raw.affine, volume_id(path), raw.origin)), mask
+        mask = name_file(path, lambda: Mask(known, raw.affine, volume_id(path), raw.source_header))
+    return name_file(path, lambda: Image(array, raw.affine, volume_id(path), raw.source_header)), mask
 
 
 def read_label_map(path: str | Path) -> LabelMap:
@@ -95,7 +95,7 @@ def read_label_map(path: str | Path) -> LabelMap:
                 _WHOLE_IN_FLOAT32,
                 int(np.abs(array).max()),
             )
-    return name_file(path, lambda: LabelMap(array, raw.affine, volume_id(path), raw.origin))
+    return name_file(path, lambda: LabelMap(array, raw.affine, volume_id(path), raw.source_header))
 
 
 def read_mask(path: str | Path) -> Mask:
@@ -113,7 +113,7 @@ def read_mask(path: str | Path) -> Mask:
     inside = raw.array != 0
     if not inside.any():
         raise InputError(f"{path}: the mask is empty: every value is 0")
-    return name_file(path, lambda: Mask(inside, raw.affine, volume_id(path), raw.origin))
+    return name_file(path, lambda: Mask(inside, raw.affine, volume_id(path), raw.source_header))
 
 
 def write_image(image: Image, path: str | Path, *, like: Like = None) -> None:
@@ -125,7 +125,7 @@ def write_image(image: Image, path: str | Path, *, like: Like = None) -> None:
     path : path
         ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``; missing folders are made. The file appears whole or not at all,
         and the same volume always gives the same bytes.
-    like : volume or Origin, optional
+    like : volume or SourceHeader, optional
         Whose affine, sform and qform with their codes, unit and NIfTI version the file gets, exactly; a volume must be
         on the same grid. Without it they are those of the file that `image` came from.
 
@@ -146,8 +146,8 @@ def write_label_map(labels: LabelMap, path: str | Path, *, like: Like = None) ->
 
     Parameters and errors as of :func:`write_image`.
     """
-    place = like if isinstance(like, Origin) else like.origin if like is not None else Origin()
-    dtype = _label_type(labels, (labels.origin.dtype, place.dtype))
+    place = like if isinstance(like, SourceHeader) else like.source_header if like is not None else SourceHeader()
+    dtype = _label_type(labels, (labels.source_header.dtype, place.dtype))
     write_volume(Path(path), [labels.array], dtype, labels, like)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from atlasseg.errors import InputError
 from atlasseg.io._source import Source
 from atlasseg.itk import LPS, image_to_sitk
-from atlasseg.volume import Image, LabelMap, Mask, Origin
+from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
 
 
 def read_with_itk(path: Path) -> Source:
@@ -43,7 +43,7 @@ def source_from_itk(path: Path, image: Any) -> Source:
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
     affine[:3, :3] = direction * np.array(image.GetSpacing())[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
-    return Source(array, LPS @ affine, Origin(path, array.dtype.name))
+    return Source(array, LPS @ affine, SourceHeader(path, array.dtype.name))
 
 
 def write_with_itk(path: Path, volume: Image | LabelMap | Mask, dtype: np.dtype[Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from atlasseg.io._source import Source, log
 from atlasseg.io.nifti import read_geometry
-from atlasseg.volume import Origin
+from atlasseg.volume import SourceHeader
 
 
 def open_with_nibabel(path: Path) -> Source:
@@ -17,9 +17,9 @@ def open_with_nibabel(path: Path) -> Source:
 
     image = nibabel.load(path)
     if isinstance(image, nibabel.Nifti1Pair):
-        affine, origin = read_geometry(path, image.header)
+        affine, source = read_geometry(path, image.header)
     else:
-        affine, origin = np.asarray(image.affine, np.float64), Origin(path, np.dtype(image.get_data_dtype()).name)
+        affine, source = np.asarray(image.affine, np.float64), SourceHeader(path, np.dtype(image.get_data_dtype()).name)
         if not isinstance(image, nibabel.MGHImage):
             log.warning("%s: an Analyze header does not tell left from right: orientation is guessed", path)
-    return Source(image.dataobj, affine, origin)
+    return Source(image.dataobj, affine, source)

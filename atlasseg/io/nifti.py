@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.io._source import Source, Volume, log, name_file
-from atlasseg.volume import Float64, Grid, Image, Origin
+from atlasseg.volume import Float64, Grid, Image, SourceHeader
 
 _GZIP_LEVEL = 4
 _LARGEST_NIFTI1_AXIS = 32767
@@ -35,13 +35,13 @@ def open_nifti(path: Path) -> Iterator[Source]:
             raise InputError(f"{path}: not a NIfTI file: it begins with {size!r}")
         kind = nibabel.Nifti2Image if 540 in sizes else nibabel.Nifti1Image
         header = kind.header_class.from_fileobj(stream)
-        affine, origin = read_geometry(path, header)
-        yield Source(kind.ImageArrayProxy(stream, header, mmap=False), affine, origin, _read_embedded_labels(header))
+        affine, source = read_geometry(path, header)
+        yield Source(kind.ImageArrayProxy(stream, header, mmap=False), affine, source, _read_embedded_labels(header))
         while compressed and stream.read(1 << 20):  # to its end, where gzip compares its checksum
             pass
 
 
-def read_geometry(path: Path, header: Any) -> tuple[Float64, Origin]:
+def read_geometry(path: Path, header: Any) -> tuple[Float64, SourceHeader]:
     """Voxel to RAS+ mm, and what the header says of it, by the rule of NIfTI: sform, else qform, else voxel sizes."""
     dtype = np.dtype(header.get_data_dtype()).name
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
@@ -77,7 +77,7 @@ def read_geometry(path: Path, header: Any) -> tuple[Float64, Origin]:
         )
     kept = None if qform is None else tuple(tuple(row) for row in qform.tolist())
     version = 2 if int(header["sizeof_hdr"]) == 540 else 1
-    return affine, Origin(path, dtype, sform_code, qform_code if kept is not None else 0, kept, version, unit)
+    return affine, SourceHeader(path, dtype, sform_code, qform_code if kept is not None else 0, kept, version, unit)
 
 
 def _qform(header: Any) -> tuple[Float64 | None, str]:
@@ -113,13 +113,13 @@ def write_nifti(
     dtype: np.dtype[Any],
     volume: Volume,
     affine: Float64,
-    origin: Origin,
+    source: SourceHeader,
     labels: Sequence[int] | None,
     compress: bool,
 ) -> None:
     """Write `volumes`, (I, J, K) each, one after the other, as the last axis of one file."""
     count = len(labels) if labels is not None else volume.channels.shape[3] if isinstance(volume, Image) else 1
-    header = _make_header(volume.shape if count == 1 else (*volume.shape, count), dtype, affine, origin)
+    header = _make_header(volume.shape if count == 1 else (*volume.shape, count), dtype, affine, source)
     if labels is not None:
         _embed_labels(header, labels)
     with path.open("xb") as file, _compressed(file) if compress else nullcontext(file) as stream:
@@ -132,28 +132,28 @@ def _compressed(file: IO[bytes]) -> Any:
     return gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)  # no name and no time: the same bytes every time
 
 
-def _make_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: Float64, origin: Origin) -> Any:
-    """NIfTI header that places voxels at `affine`, in the way that `origin` did where that is possible."""
+def _make_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: Float64, source: SourceHeader) -> Any:
+    """NIfTI header that places voxels at `affine`, in the way that `source` did where that is possible."""
     import nibabel
 
-    version = 2 if origin.version == 2 or max(shape) > _LARGEST_NIFTI1_AXIS else 1
+    version = 2 if source.version == 2 or max(shape) > _LARGEST_NIFTI1_AXIS else 1
     header = nibabel.Nifti2Header() if version == 2 else nibabel.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
-    header.set_xyzt_units(origin.unit)
+    header.set_xyzt_units(source.unit)
     header.set_slope_inter(1, 0)
     grid = Grid((shape[0], shape[1], shape[2]), affine)
     header.set_zooms((*grid.spacing_mm, *(1.0 for _ in shape[3:])))
-    if origin.qform_code > 0:
+    if source.qform_code > 0:
         header.set_qform(
-            affine if origin.qform is None else np.array(origin.qform), origin.qform_code, strip_shears=True
+            affine if source.qform is None else np.array(source.qform), source.qform_code, strip_shears=True
         )
-    if origin.sform_code > 0:
-        header.set_sform(affine, origin.sform_code)
-        if origin.qform is None and not _same_place(grid, header.get_qform()):
+    if source.sform_code > 0:
+        header.set_sform(affine, source.sform_code)
+        if source.qform is None and not _same_place(grid, header.get_qform()):
             header["qform_code"] = 0  # a qform cannot shear
     elif not _same_place(grid, header.get_best_affine()):
-        header.set_sform(affine, max(origin.qform_code, 1))
+        header.set_sform(affine, max(source.qform_code, 1))
     return header
 
 

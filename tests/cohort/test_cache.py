@@ -185,7 +185,7 @@ def test_several_processes_on_one_folder(tmp_path):
     assert list(damaged(tmp_path)) == [] and not list(tmp_path.rglob(".*"))
 
 
-def test_nouns_come_back_bit_for_bit():
+def test_data_types_come_back_bit_for_bit():
     rng = np.random.default_rng(3)
     affine = np.diag([-1.0, 2, 1 / 3, 1])
     field = DisplacementField(rng.normal(size=(3, 4, 5, 3)).astype(np.float32), affine)

@@ -19,7 +19,7 @@ def _affine():
 
 
 class Problem:
-    """Images and labels as arrays (N, I, J, K), and the same as nouns."""
+    """Images and labels as arrays (N, I, J, K), and the same as data types."""
 
     def __init__(self, number=4, *, labels=(0, 2, 5), seed=0, masks=False, not_annotated=None, channels=1):
         rng = np.random.default_rng(seed)

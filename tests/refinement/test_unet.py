@@ -88,7 +88,7 @@ def test_what_is_far_from_any_doubt_stays(made, model):
     wide = np.zeros((60, 15, 14), np.int32)
     wide[50:52, 3:5, 3:5] = 0
     affine = new.target.affine
-    fused = new.fused.embedded(LabelMap(wide, affine).grid, (2, 0, 0))
+    fused = new.fused.padded_to(LabelMap(wide, affine).grid, (2, 0, 0))
     scan = np.zeros(wide.shape, np.float32)
     scan[2:23] = new.target.array
     found = unet.refined(Image(scan, affine), fused, model, device="cpu")
