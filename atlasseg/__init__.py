@@ -25,7 +25,7 @@ _LAZY = {
     "LabelTable": "labels",
     "Mask": "volume",
     "ProbabilityMap": "volume",
-    "compare": "cohort.compare",
+    "compare": "app.compare",
     "evaluate": "evaluation",
     "propagate": "propagation",
     "read_image": "io",
@@ -35,7 +35,7 @@ _LAZY = {
     "read_recipe": "recipe",
     "read_transform": "io",
     "resample": "resampling",
-    "run": "cohort.run",
+    "run": "app.run",
     "segment": "pipeline",
     "write_image": "io",
     "write_label_map": "io",
@@ -43,10 +43,10 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from atlasseg.app.compare import compare as compare
+    from atlasseg.app.run import run as run
     from atlasseg.atlases.library import AtlasLibrary as AtlasLibrary
     from atlasseg.atlases.library import read_library as read_library
-    from atlasseg.cohort.compare import compare as compare
-    from atlasseg.cohort.run import run as run
     from atlasseg.evaluation import evaluate as evaluate
     from atlasseg.io import read_image as read_image
     from atlasseg.io import read_label_map as read_label_map

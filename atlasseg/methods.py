@@ -32,6 +32,9 @@ VERBS = {
 }
 """Stages whose methods can be chosen, with the function that a file must define to be one."""
 
+PACKAGES = {"tissue": "tissues"}
+"""Stages whose methods are in a package of another name."""
+
 GIVEN_BY_PIPELINE = frozenset(
     {"initial", "fixed_mask", "moving_masks", "reference", "mask", "noise_sd", "seeds", "markers", "inside"}
     | {"provenance"}
@@ -125,7 +128,7 @@ def _modules(stage: str) -> dict[str, str]:
     """Method name to module path."""
     if stage not in VERBS:
         raise InputError(f"there is no stage {stage!r} with methods{suggestion(stage, VERBS)}")
-    package = importlib.import_module(f"atlasseg.{stage}")
+    package = importlib.import_module(f"atlasseg.{PACKAGES.get(stage, stage)}")
     defines = re.compile(rf"^def {VERBS[stage]}\(", re.MULTILINE)
     found = {}
     for info in pkgutil.iter_modules(package.__path__):

@@ -4,7 +4,7 @@
 
     scan -> preprocess -> register -> propagate -> fuse -> refine -> regions -> labels with their probabilities
 
-:mod:`atlasseg.cohort` runs this over many scans and writes what comes out.
+:mod:`atlasseg.app` runs this over many scans and writes what comes out.
 """
 
 from __future__ import annotations

@@ -39,13 +39,13 @@ import pandas as pd  # noqa: E402 - after the threads are set
 import psutil  # noqa: E402
 
 from atlasseg import io, phantoms  # noqa: E402
+from atlasseg.app.run import Given, _segment, opened, run  # noqa: E402
 from atlasseg.atlases.library import Target, read_targets  # noqa: E402
-from atlasseg.cohort.cache import Cache  # noqa: E402
-from atlasseg.cohort.execution import over_targets  # noqa: E402
-from atlasseg.cohort.run import Given, _segment, opened, run  # noqa: E402
-from atlasseg.cohort.workers import QUIET, Workers  # noqa: E402
+from atlasseg.compute.execution import over_targets  # noqa: E402
+from atlasseg.compute.workers import QUIET, Workers  # noqa: E402
 from atlasseg.pipeline import at_once  # noqa: E402
 from atlasseg.recipe import Data, Recipe, parse_recipe, read_recipe, with_methods  # noqa: E402
+from atlasseg.store.cache import Cache  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 KILL_EVERY_S = 10.0

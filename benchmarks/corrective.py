@@ -27,15 +27,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from atlasseg.app.outputs import software_versions
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import Cache
-from atlasseg.cohort.outputs import software_versions
 from atlasseg.evaluation import evaluate, mean_over_labels
 from atlasseg.evaluation.calibration import expected_calibration_error
 from atlasseg.evaluation.comparison import paired_tests
 from atlasseg.labels import LabelTable
 from atlasseg.recipe import Recipe, read_recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, Example, corrected, train
+from atlasseg.store.cache import Cache
 from atlasseg.training import leave_one_out, segmented
 from atlasseg.volume import ProbabilityMap
 

@@ -33,11 +33,11 @@ from scipy import ndimage
 
 from atlasseg import methods, pipeline
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import Cache
 from atlasseg.evaluation import overlap
 from atlasseg.files import written_whole
 from atlasseg.fusion._ballots import unanimity
 from atlasseg.recipe import read_recipe
+from atlasseg.store.cache import Cache
 from atlasseg.volume import Atlas, Image, LabelMap
 
 PEERS = {"ants_joint": "joint", "itk_staple": "staple"}

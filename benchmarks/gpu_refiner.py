@@ -18,7 +18,7 @@ import time
 import numpy as np
 import torch
 
-from atlasseg.learning import Augmentation, Refiner, Training
+from atlasseg.recipe.training import Augmentation, Refiner, Training
 from atlasseg.refinement._network.budget import budget, parse_bytes
 from atlasseg.refinement._network.cases import Case, case_of, coding_of
 from atlasseg.refinement._network.correcting import Job

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from atlasseg.app.run import registrar
 from atlasseg.atlases.library import AtlasLibrary, read_library
-from atlasseg.cohort.run import registrar
+from atlasseg.atlases.prepared import engine_of, prepare, write_prepared
 from atlasseg.evaluation import overlap
 from atlasseg.pipeline import Scans, preprocessed, preprocessed_scans
-from atlasseg.preparation import engine_of, prepare, write_prepared
 from atlasseg.propagation import propagate
 from atlasseg.recipe import Recipe, read_recipe
 from atlasseg.registration import affine, coupled_convex, diffeomorphic

@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from atlasseg.app.outputs import software_versions
 from atlasseg.atlases.library import read_library
-from atlasseg.cohort.cache import Cache
-from atlasseg.cohort.outputs import software_versions
 from atlasseg.device import resolved
 from atlasseg.evaluation import evaluate, mean_over_labels
 from atlasseg.evaluation.calibration import expected_calibration_error
@@ -33,6 +32,7 @@ from atlasseg.recipe import Recipe, parse_recipe
 from atlasseg.refinement._network.model import RefinerModel, read_model, write_model
 from atlasseg.refinement.examples import Example
 from atlasseg.refinement.unet import refined
+from atlasseg.store.cache import Cache
 from atlasseg.training import segmented, train_refiner
 from atlasseg.volume import Atlas, ProbabilityMap
 

@@ -31,7 +31,7 @@ from atlasseg.statistics import kmeans, mean_field
 from atlasseg.statistics._field import dense_field
 from atlasseg.statistics.curves import through
 from atlasseg.statistics.markov_chain import posterior
-from atlasseg.tissue import chain, field, mixture
+from atlasseg.tissues import chain, field, mixture
 from atlasseg.volume import Image, Mask
 
 SEEDS = (101, 102)
@@ -158,7 +158,7 @@ def fusion(given: argparse.Namespace) -> None:
         for name, labels, seconds in every_way(atlas.image, foreground(atlas.image)):
             row = " | ".join(f"{d:.4f}" for d in dice(labels, truth))
             print(f"| {id_} | {name} | {row} | {seconds:.1f} |", flush=True)
-    from atlasseg.cohort.compare import compare, overview
+    from atlasseg.app.compare import compare, overview
 
     data = given.data.resolve() / "hippocampus"
     with tempfile.TemporaryDirectory() as out:

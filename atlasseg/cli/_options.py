@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from atlasseg.cohort.workers import Workers
+    from atlasseg.compute.workers import Workers
 
 
 class DeviceName(StrEnum):
@@ -84,7 +84,7 @@ def workers_of(
 ) -> Workers:
     """Where to compute, as the options say."""
     from atlasseg.atlases.library import read_targets
-    from atlasseg.cohort.workers import Workers
+    from atlasseg.compute.workers import Workers
 
     if jobs == 0:
         count = len(read_targets(targets)) if targets else 0

@@ -63,9 +63,9 @@ def prepare(
     from rich.console import Console
 
     from atlasseg.atlases.library import read_library
+    from atlasseg.atlases.prepared import engine_of, write_prepared
+    from atlasseg.atlases.prepared import prepare as make
     from atlasseg.pipeline import preprocessed
-    from atlasseg.preparation import engine_of, write_prepared
-    from atlasseg.preparation import prepare as make
     from atlasseg.recipe import read_recipe
 
     given = None if recipe is None else read_recipe(recipe)
@@ -117,7 +117,7 @@ def average(
     """
     from rich.console import Console
 
-    from atlasseg.cohort.average import average_library
+    from atlasseg.app.average import average_library
     from atlasseg.recipe import read_recipe
 
     steps = () if recipe is None else read_recipe(recipe).preprocessing.steps
@@ -177,7 +177,7 @@ def correct(
     """
     from rich.console import Console
 
-    from atlasseg.cohort.correct import correct as train
+    from atlasseg.app.corrective import correct as train
 
     checked = located(recipe, settings, device, targets=None, atlases=atlases, out=None, prepared=None)
     with Console(stderr=True).status("correct") as status:

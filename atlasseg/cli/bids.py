@@ -29,7 +29,7 @@ from atlasseg.cli.run import located, tell_end, tell_plan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from atlasseg.cohort.bids_input import Scan
+    from atlasseg.bids.scans import Scan
 
 
 class Level(StrEnum):
@@ -159,7 +159,7 @@ def bids(
     - `atlasseg bids study study/derivatives/atlasseg participant --recipe recipe.toml --participant-label 01 02`
     - `atlasseg bids study study/derivatives/atlasseg group`
     """
-    from atlasseg.cohort.bids_input import find_scans, validate
+    from atlasseg.bids.scans import find_scans, validate
 
     scans = find_scans(
         bids_dir,
@@ -184,15 +184,15 @@ def bids(
     workers = replace(workers, memory_bytes=None if mem_gb is None else 1e9 * mem_gb)
     limit_bytes = int(1e9 * cache_limit)
     if dry_run:
-        from atlasseg.cohort.bids import planned
+        from atlasseg.bids.derivative import planned
 
         tell_plan(planned(bids_dir, out_dir, scans, checked, work=work_dir), workers, None, limit_bytes)
         return
 
     from rich.console import Console
 
+    from atlasseg.bids.derivative import participant_level
     from atlasseg.cli._progress import TargetProgress
-    from atlasseg.cohort.bids import participant_level
 
     with TargetProgress(Console(stderr=True)) as progress:
         done = participant_level(
@@ -210,7 +210,7 @@ def bids(
 
 
 def _group(bids_dir: Path, out_dir: Path, scans: Sequence[Scan]) -> None:
-    from atlasseg.cohort.bids import group_level
+    from atlasseg.bids.derivative import group_level
 
     without = group_level(bids_dir, out_dir, scans)
     for scan in without:
@@ -222,7 +222,7 @@ def _group(bids_dir: Path, out_dir: Path, scans: Sequence[Scan]) -> None:
 
 
 def _reports(bids_dir: Path, out_dir: Path, scans: Sequence[Scan]) -> None:
-    from atlasseg.cohort.bids import write_report
+    from atlasseg.bids.derivative import write_report
     from atlasseg.errors import AtlasSegError
 
     failed = False

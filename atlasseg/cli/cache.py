@@ -14,7 +14,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A --cache folder, o
 
 def _found(folder: Path) -> Path:
     """The cache that is meant."""
-    from atlasseg.cohort.run import CACHE
+    from atlasseg.app.run import CACHE
     from atlasseg.errors import InputError
 
     inner = folder / CACHE
@@ -33,7 +33,7 @@ def ls(folder: Folder) -> None:
 
     from atlasseg.cli._progress import duration
     from atlasseg.cli._tables import as_table
-    from atlasseg.cohort.cache import entries
+    from atlasseg.store.cache import entries
 
     table = pd.DataFrame([vars(entry) for entry in entries(_found(folder))])
     if table.empty:
@@ -58,7 +58,7 @@ def clear(
     ] = None,
 ) -> None:
     """Remove what is kept; runs that need it make it again."""
-    from atlasseg.cohort import cache
+    from atlasseg.store import cache
 
     found = _found(folder)
     removed = cache.clear(found, stage or ()) if limit is None else cache.shrink(found, int(1e9 * limit))
@@ -71,7 +71,7 @@ def verify(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
 ) -> None:
     """Read everything that is kept against its checksums; the exit status is 1 where something is damaged."""
-    from atlasseg.cohort.cache import damaged
+    from atlasseg.store.cache import damaged
 
     count = 0
     for entry, reason in damaged(_found(folder)):

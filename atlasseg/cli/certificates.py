@@ -26,7 +26,7 @@ def certificates(
 
     - `atlasseg certificates ~/dask-certificates`
     """
-    from atlasseg.cohort.secure import AUTHORITY, CERTIFICATE, KEY, WORKER_CLASS, write_certificates
+    from atlasseg.compute.secure import AUTHORITY, CERTIFICATE, KEY, WORKER_CLASS, write_certificates
 
     write_certificates(folder)
     tls = f"--tls-ca-file {folder / AUTHORITY} --tls-cert {folder / CERTIFICATE} --tls-key {folder / KEY}"

@@ -70,10 +70,10 @@ def compare(
     from rich.console import Console
 
     from atlasseg import methods
+    from atlasseg.app.compare import compare as compare_methods
+    from atlasseg.app.compare import overview
     from atlasseg.cli._progress import TargetProgress
     from atlasseg.cli._tables import as_table
-    from atlasseg.cohort.compare import compare as compare_methods
-    from atlasseg.cohort.compare import overview
 
     checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
     if leave_one_out:

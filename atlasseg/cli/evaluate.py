@@ -33,8 +33,8 @@ def evaluate(
     from rich.console import Console
 
     from atlasseg import io
+    from atlasseg.app.outputs import metrics_table, write_table
     from atlasseg.cli._tables import as_table
-    from atlasseg.cohort.outputs import metrics_table, write_table
     from atlasseg.evaluation import evaluate as measure
     from atlasseg.labels import read_label_table
 

@@ -40,7 +40,7 @@ def fuse(
     - `atlasseg fuse target.nii.gz warped/ --method joint --set beta=2 --out target_dseg.nii.gz`
     """
     from atlasseg import io
-    from atlasseg.cohort.stages import fuse_files
+    from atlasseg.app.stages import fuse_files
     from atlasseg.volume import Image
 
     fused = fuse_files(target, candidates, out, method=method, settings=settings or (), device=device.value)

@@ -77,8 +77,8 @@ def regions(
     """
     from rich.console import Console
 
+    from atlasseg.app import regions as files
     from atlasseg.cli._tables import as_table
-    from atlasseg.cohort import regions as files
     from atlasseg.errors import InputError
 
     if segmentation is None:

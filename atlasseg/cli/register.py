@@ -40,7 +40,7 @@ def register(
 
     - `atlasseg register target.nii.gz atlas.nii.gz --out atlas_to_target.h5 --warped atlas_on_target.nii.gz`
     """
-    from atlasseg.cohort.stages import register_files
+    from atlasseg.app.stages import register_files
     from atlasseg.errors import InputError
 
     if (labels is None) != (warped_labels is None):

@@ -28,8 +28,8 @@ from atlasseg.cli._options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from atlasseg.cohort.execution import Outcome
-    from atlasseg.cohort.workers import Workers
+    from atlasseg.compute.execution import Outcome
+    from atlasseg.compute.workers import Workers
     from atlasseg.recipe import Recipe
     from atlasseg.report.cohort_page import TargetSummary
 
@@ -80,8 +80,8 @@ def run(
     """
     from rich.console import Console
 
+    from atlasseg.app.run import run as run_recipe
     from atlasseg.cli._progress import TargetProgress
-    from atlasseg.cohort.run import run as run_recipe
 
     checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
     workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
@@ -99,8 +99,8 @@ def tell_end(done: Sequence[Outcome[TargetSummary]], out: Path) -> None:
     """Print how a run ended, and leave with status 1 where a target failed."""
     from rich.console import Console
 
+    from atlasseg.app.run import LOGS, summary
     from atlasseg.cli._tables import as_table
-    from atlasseg.cohort.run import LOGS, summary
 
     Console().print(as_table(summary(done)))
     typer.echo(f"results in {out}")
@@ -117,9 +117,9 @@ def tell_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes:
     import pandas as pd
     from rich.console import Console
 
+    from atlasseg.app.plan import foreseen
     from atlasseg.cli._progress import duration
     from atlasseg.cli._tables import as_table
-    from atlasseg.cohort.plan import foreseen
 
     plan = foreseen(recipe, workers=workers, cache=cache, limit_bytes=limit_bytes)
     rows = [

@@ -72,9 +72,9 @@ def tissue(
     """
     from rich.console import Console
 
+    from atlasseg.app.tissue import tissue as classify
     from atlasseg.cli._progress import TargetProgress
     from atlasseg.cli._tables import as_table
-    from atlasseg.cohort.tissue import tissue as classify
     from atlasseg.errors import InputError
     from atlasseg.recipe import parse_recipe, read_recipe
 

@@ -76,7 +76,7 @@ def train(
     """
     from rich.console import Console
 
-    from atlasseg.cohort.train import train as train_on
+    from atlasseg.app.train import train as train_on
     from atlasseg.refinement._network.budget import parse_bytes
 
     console = Console(stderr=True)
@@ -127,7 +127,7 @@ def pretrain(
     """
     from rich.console import Console
 
-    from atlasseg.cohort.train import pretrain as pretrain_on
+    from atlasseg.app.train import pretrain as pretrain_on
     from atlasseg.refinement._network.budget import parse_bytes
 
     console = Console(stderr=True)

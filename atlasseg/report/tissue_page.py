@@ -29,7 +29,7 @@ SHOWN_PERCENTILES = (0.2, 99.8)
 class TissueReport:
     """What is to be said of the tissues of one scan.
 
-    `tissues` is a `tissue.Tissues`; `volumes` has a row a class, see `cohort.tissue.volume_rows`; the others are as in
+    `tissues` is a `tissues.Tissues`; `volumes` has a row a class, see `app.tissue.volume_rows`; the others are as in
     `report.page.TargetReport`.
     """
 

@@ -12,15 +12,15 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 from atlasseg import io, methods
+from atlasseg.app import average as averaging
+from atlasseg.app.run import run
 from atlasseg.atlases.library import read_library
+from atlasseg.atlases.prepared import PreparedLibrary, fingerprints, write_prepared
 from atlasseg.atlases.probabilistic import ITERATIONS, LEAST, average
 from atlasseg.cli import app
-from atlasseg.cohort import average as averaging
-from atlasseg.cohort.run import run
 from atlasseg.errors import InputError
 from atlasseg.evaluation import overlap
 from atlasseg.phantoms import head, moving_from_fixed, tilted_grid
-from atlasseg.preparation import PreparedLibrary, fingerprints, write_prepared
 from atlasseg.recipe import parse_recipe
 from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, DisplacementField, to_displacement_field

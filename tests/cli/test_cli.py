@@ -1,4 +1,4 @@
-"""The commands: help, status, and what they print. What a run writes is in tests/cohort/test_run.py."""
+"""The commands: help, status, and what they print. What a run writes is in tests/app/test_run.py."""
 
 import re
 import subprocess

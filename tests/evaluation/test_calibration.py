@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlasseg.cohort.outputs import calibration_table
+from atlasseg.app.outputs import calibration_table
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.evaluation.calibration import expected_calibration_error, reliability
 from atlasseg.volume import LabelMap, Mask, ProbabilityMap

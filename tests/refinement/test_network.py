@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlasseg.errors import InputError
-from atlasseg.learning import Augmentation, Refiner, Training
+from atlasseg.recipe.training import Augmentation, Refiner, Training
 from atlasseg.refinement._network.cases import IGNORED, Coding, Frame, case_of, coding_of
 from atlasseg.refinement._network.loss import loss, supervised
 from atlasseg.refinement._network.networks import (

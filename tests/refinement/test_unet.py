@@ -12,7 +12,7 @@ import torch
 from atlasseg import __version__
 from atlasseg.errors import GeometryError, InputError, MissingLibraryError, OutputError, TrainingError
 from atlasseg.labels import Label, LabelTable
-from atlasseg.learning import Augmentation, Refiner, Training
+from atlasseg.recipe.training import Augmentation, Refiner, Training
 from atlasseg.refinement import unet
 from atlasseg.refinement._network import correcting, fitting
 from atlasseg.refinement._network.cases import case_of, coding_of

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atlasseg.learning import Augmentation, Training
+from atlasseg.recipe.training import Augmentation, Training
 from atlasseg.refinement._network.cases import Case, Coding
 from atlasseg.refinement._network.fitting import Loss
 from atlasseg.refinement._network.loss import supervised

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from atlasseg.errors import InputError, TrainingError
-from atlasseg.learning import Training
+from atlasseg.recipe.training import Training
 from atlasseg.refinement._network.checkpoints import (
     optimiser_tensors,
     part,

@@ -37,7 +37,7 @@ class RefinerModel:
     form : Form
     coding : Coding
     prior : str
-        See `learning.Refiner`.
+        See `recipe.training.Refiner`.
     candidates : int
     patch_voxels : (3,) int
         Along the patient's axes.

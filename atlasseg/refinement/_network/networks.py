@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atlasseg.errors import InputError
-from atlasseg.learning import Architecture
+from atlasseg.recipe.training import Architecture
 
 NORM = ("INSTANCE", {"affine": True})
 

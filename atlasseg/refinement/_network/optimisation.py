@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from atlasseg.learning import Training
+from atlasseg.recipe.training import Training
 
 
 def optimiser_of(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
@@ -28,7 +28,7 @@ def optimiser_of(parameters: list[nn.Parameter], training: Training) -> torch.op
 
 
 def learning_rate(training: Training, t: float) -> float:
-    """The rate after a share `t` (0 to 1) of the training: see `learning.Training`.
+    """The rate after a share `t` (0 to 1) of the training: see `recipe.training.Training`.
 
     Examples
     --------

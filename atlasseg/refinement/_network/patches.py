@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from atlasseg.learning import Augmentation, Training
+from atlasseg.recipe.training import Augmentation, Training
 from atlasseg.refinement._network.cases import Case, Coding, asked_for
 
 UNCERTAINTY = 0.02

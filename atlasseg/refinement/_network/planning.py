@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlasseg.errors import InputError
-from atlasseg.learning import Refiner
+from atlasseg.recipe.training import Refiner
 from atlasseg.refinement._network.networks import Form, cost
 
 GROWTHS = np.arange(0, 13)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlasseg.errors import InputError
-from atlasseg.learning import Training
+from atlasseg.recipe.training import Training
 from atlasseg.refinement._network.fitting import Loss, Member, fit
 from atlasseg.refinement._network.networks import build, silence
 from atlasseg.refinement._network.planning import Plan

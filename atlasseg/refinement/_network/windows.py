@@ -78,7 +78,7 @@ def slabs(
     speak : Speaker
     window : three ints
     prior : str
-        As in `learning.Refiner`.
+        As in `recipe.training.Refiner`.
     overlap : float
         0 up to, not including, 1.
     device : str

@@ -1,0 +1,321 @@
+"""Register once, fuse every way, and test the difference."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlasseg import io
+from atlasseg.app import outputs, pages
+from atlasseg.app.run import (
+    CACHE,
+    DEFAULT_LIMIT_BYTES,
+    Given,
+    largest,
+    opened,
+    read_case,
+    register_target,
+    registrar,
+    unusable,
+    write_logs,
+)
+from atlasseg.atlases.library import Target
+from atlasseg.compute import costs
+from atlasseg.compute.execution import Listener, Outcome, Phase, over_targets
+from atlasseg.compute.workers import Workers
+from atlasseg.errors import InputError
+from atlasseg.evaluation import evaluate
+from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
+from atlasseg.files import discard_partial, whole_folder
+from atlasseg.pipeline import Progress, Segmentation, align, checked_provenance, fuse
+from atlasseg.recipe import Recipe, with_methods
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from atlasseg.report.cohort_page import TargetSummary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """What a target brings to a comparison: measures of every way, and its line on the cohort's page."""
+
+    metrics: pd.DataFrame
+    summary: TargetSummary
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` found.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        Long form: target, method, label, name, metric, value, note; seconds and peak memory are metrics too.
+    scores : DataFrame
+        Mean Dice over the labels: one row a target, one column a method. Targets on which a method has no Dice are left
+        out of it, and so of tests and ranking.
+    tests : DataFrame
+        Every pair of methods, see `paired_tests`.
+    ranking : Ranking
+    outcomes : list of Outcome
+    """
+
+    metrics: pd.DataFrame
+    scores: pd.DataFrame
+    tests: pd.DataFrame
+    ranking: Ranking
+    outcomes: list[Outcome[Fused]]
+
+
+def compare(
+    recipe: Recipe,
+    names: Sequence[str],
+    *,
+    workers: Workers = Workers(),  # noqa: B008 - frozen
+    listener: Listener | None = None,
+    cache: Path | None = None,
+    limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
+) -> Comparison:
+    """Segment the targets in every way of `names` on the same registrations, and compare.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its targets must come with labels, or be the library itself (leave-one-out). Parameters of a method are those of
+        its table ``[fusion.NAME]`` or ``[refinement.NAME]``.
+    names : sequence of str
+        Two or more ways: fusion methods, or ``"FUSION+REFINEMENT"`` for one that is refined. Where the recipe has a
+        [refinement], its own way is compared too, if its fusion is among the names. A way whose refinement cannot be
+        used here, since its model is of another fusion or library, is left out, and the log and the page say so.
+    workers, listener, limit_bytes
+        As for `run`.
+    cache : path, optional
+        Folder for what comes before fusion, found again by its content; by default ``.cache`` in the output folder.
+        Fusions are not kept, since what they cost is measured.
+
+    Returns
+    -------
+    Comparison
+        Also written to the output folder: ``comparison.tsv``, ``comparison_tests.tsv``, ``comparison_ranks.tsv`` and
+        ``comparison.html``, and each target's segmentations; where the recipe wants reports, also ``index.html``, the
+        page of the cohort by the recipe's own way (the first, where that is not among them), and a page of each target
+        in which all ways can be stepped through.
+
+    Raises
+    ------
+    InputError
+        Fewer than two methods, or that can be used here; an unknown one; a target without labels; no target that could
+        be compared, or none that has a Dice of every method (``comparison.tsv`` is written then).
+    """
+    own = [recipe.way] if recipe.fusion.method.name in names else []
+    ways = [with_methods(recipe, name) for name in dict.fromkeys([*names, *own])]
+    if len(ways) < 2:
+        raise InputError(f"a comparison needs at least two different methods, got {', '.join(names) or 'none'}")
+    library, targets, out = opened(recipe)
+    bare = [target.id for target in targets if target.labels is None]
+    if bare:
+        raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
+    left_out = unusable(ways, library, targets)
+    for way, reason in left_out.items():
+        log.warning("%s is left out of the comparison: %s", way, reason)
+    ways = [each for each in ways if each.way not in left_out]
+    if len(ways) < 2:
+        reasons = "; ".join(f"{way}: {reason}" for way, reason in left_out.items())
+        raise InputError(f"fewer than two of these methods can be used here: {reasons}")
+    given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
+    shown = next((each for each in ways if each.way == recipe.way), ways[0])
+    needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
+    done = over_targets(
+        partial(_fused_every_way, given=given, ways=ways, shown=shown),
+        targets,
+        before=[Phase("register", partial(register_target, given=given, ways=ways), needs.registering, needs.gpu)],
+        memory_bytes=needs.fusing,
+        gpu=any(costs.on_gpu(step) for each in ways for step in costs.steps_of(each)),
+        workers=workers,
+        listener=listener,
+        on_abort=lambda target: discard_partial(out / target.id),
+    )
+    write_logs(done, out)
+    metrics = measured(done)
+    outputs.write_table(metrics, out / "comparison.tsv")
+    found = compared(metrics, done)
+    outputs.write_table(found.tests, out / "comparison_tests.tsv")
+    outputs.write_table(rank_table(found.ranking), out / "comparison_ranks.tsv")
+    from atlasseg.report.comparison import comparison_sections, render_comparison
+
+    page = render_comparison(
+        found.metrics,
+        found.scores,
+        found.tests,
+        found.ranking,
+        recipe=recipe.text,
+        versions=outputs.software_versions(),
+        left_out=left_out,
+    )
+    io.write_text(page, out / "comparison.html")
+    if recipe.output.report:
+        sections = comparison_sections(found.metrics, found.scores, found.tests, found.ranking)
+        pages.write_index(
+            done, [o.result.summary if o.result else None for o in done], library, shown, out, comparison=sections
+        )
+    return found
+
+
+def measured(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
+    """The metrics of all targets that did not fail.
+
+    Raises
+    ------
+    InputError
+        All failed.
+    """
+    import pandas as pd
+
+    tables = [outcome.result.metrics for outcome in done if outcome.result is not None]
+    if not tables:
+        reasons = "; ".join(f"{outcome.target}: {outcome.error}" for outcome in done)
+        raise InputError(f"no target could be compared: {reasons}")
+    return pd.concat(tables, ignore_index=True)
+
+
+def compared(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> Comparison:
+    """Scores, tests and ranks over the targets on which every method has a Dice.
+
+    Raises
+    ------
+    InputError
+        There is no such target.
+    """
+    dice = metrics[(metrics["metric"] == "dice") & metrics["label"].notna()]
+    means = dice.pivot_table(index="target", columns="method", values="value", aggfunc="mean", sort=False)
+    means = means.reindex(index=metrics["target"].unique().tolist(), columns=metrics["method"].unique().tolist())
+    scores, unknown = means.dropna(), means.isna().to_numpy()
+    left_out = [
+        f"{target} ({', '.join(means.columns[row])})"
+        for target, row in zip(means.index, unknown, strict=True)
+        if row.any()
+    ]
+    if left_out:
+        log.warning("no Dice, so these targets are left out of tests and ranks: %s", "; ".join(left_out))
+    if scores.empty:
+        raise InputError(f"no target has a Dice of every method: {'; '.join(left_out)}; its other measures are written")
+    return Comparison(metrics, scores, paired_tests(scores), ranking(scores), list(done))
+
+
+def rank_table(ranking: Ranking) -> pd.DataFrame:
+    """One row a method, best first: method, mean_rank; and in every row alike friedman_p and critical_difference."""
+    table = ranking.mean_rank.rename("mean_rank").rename_axis("method").reset_index()
+    return table.assign(friedman_p=ranking.friedman_p, critical_difference=ranking.critical_difference)
+
+
+def overview(found: Comparison) -> pd.DataFrame:
+    """One row a method, best first: its Dice over the targets, mean HD95, calibration, cost and rank."""
+    import pandas as pd
+
+    metrics = found.metrics
+    of_labels = metrics[metrics["label"].notna() | (metrics["name"] == "all")]
+    per_target = of_labels.groupby(["method", "metric", "target"])["value"].mean()
+
+    def mean(method: str, metric: str) -> float:
+        return float(per_target[method, metric].mean())
+
+    return pd.DataFrame(
+        [
+            {
+                "method": method,
+                "Dice": found.scores[method].mean(),
+                "sd": found.scores[method].std(),
+                "worst": found.scores[method].min(),
+                "HD95 (mm)": mean(method, "hausdorff_95_mm"),
+                "calibration error": mean(method, "expected_calibration_error"),
+                "seconds": mean(method, "seconds"),
+                "peak MB": mean(method, "peak_memory_mb"),
+                "mean rank": rank,
+            }
+            for method, rank in found.ranking.mean_rank.items()
+        ]
+    )
+
+
+def _fused_every_way(
+    target: Target, progress: Progress, *, given: Given, ways: Sequence[Recipe], shown: Recipe
+) -> Fused:
+    """One target: aligned once, segmented in every way, each measured; its page shows the way `shown` first."""
+    import pandas as pd
+
+    from atlasseg.report.viewer import Candidate
+
+    begun_all = time.perf_counter()
+    library, recipe, out, call = given.library, given.recipe, given.out, given.kept
+    case = read_case(target, library, progress)
+    assert case.reference is not None
+    made = [checked_provenance(case.atlases, each) for each in ways]
+    alignment = align(
+        case.scan,
+        case.atlases,
+        recipe,
+        mask=case.mask,
+        progress=progress,
+        registrar=registrar(recipe, library, call),
+        call=call,
+    )
+    table = library.table.completed(alignment.label_values)
+    found: list[pd.DataFrame] = []
+    others: list[Candidate] = []
+    first: tuple[Segmentation, pd.DataFrame] | None = None
+    with whole_folder(out / target.id) as results:
+        for each, origin in zip(ways, made, strict=True):
+            way = each.way
+            gc.collect()
+            memory = outputs.PeakMemory()
+            begun = time.perf_counter()
+            result = fuse(
+                alignment,
+                each.fusion.method,
+                refinement=each.refinement.method,
+                provenance=origin,
+                regions=recipe.regions,
+                progress=lambda stage, way=way: progress(f"{stage} {way}"),  # type: ignore[misc]
+            )
+            cost = {"seconds": time.perf_counter() - begun, "peak_memory_mb": memory.megabytes()}
+            scores = evaluate(
+                result.labels,
+                case.reference,
+                table=table,
+                not_annotated=case.not_annotated,
+                surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
+            )
+            bins = outputs.calibration_table(
+                result.probabilities, case.reference, target=target.id, method=way, not_annotated=case.not_annotated
+            )
+            cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
+            rows = outputs.metrics_table(scores, target=target.id, method=way)
+            extra: list[dict[str, Any]] = [
+                {"target": target.id, "method": way, "name": "all", "metric": metric, "value": value, "note": ""}
+                for metric, value in cost.items()
+            ]
+            found.append(pd.concat([rows, pd.DataFrame(extra).astype({"name": str})], ignore_index=True))
+            outputs.write_segmentation(results, target.id, case.scan, result, each, table, case.sources, way=way)
+            stem = f"{target.id}_desc-{outputs.entity(way)}"
+            outputs.write_table(bins, results / f"{stem}_calibration.tsv")
+            if each is shown:
+                first = result, rows
+            else:
+                others.append(Candidate(way.replace("_", " "), result.labels))
+        assert first is not None
+        summary = pages.summarised(target.id, case, first[0], shown, table, first[1])
+        if recipe.output.report:
+            progress("write")
+            page = pages.page(summary, case, first[0], shown, table, first[0].seconds, (), others)
+            io.write_text(page, results / f"{target.id}.html")
+    seconds = time.perf_counter() - begun_all
+    return Fused(pd.concat(found, ignore_index=True), replace(summary, seconds=seconds))

@@ -1,0 +1,140 @@
+"""What the reports of a run say of a target: its own page, and its line on that of the cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlasseg import io
+from atlasseg.app import outputs
+from atlasseg.atlases.library import AtlasLibrary
+from atlasseg.compute.execution import Outcome
+from atlasseg.labels import LabelTable
+from atlasseg.pipeline import Segmentation
+from atlasseg.recipe import Recipe
+from atlasseg.volume import LabelMap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from atlasseg.app.run import Case
+    from atlasseg.report.cohort_page import TargetSummary
+    from atlasseg.report.viewer import Candidate
+
+
+def write_index(
+    done: Sequence[Outcome[Any]],
+    summaries: Sequence[TargetSummary | None],
+    library: AtlasLibrary,
+    recipe: Recipe,
+    out: Path,
+    *,
+    comparison: str = "",
+) -> None:
+    """The page of the cohort, ``index.html``, from which the targets' own are reached.
+
+    Parameters
+    ----------
+    done : sequence of Outcome
+        How the targets ended.
+    summaries : sequence of TargetSummary or None
+        What is said of each; None of those that failed.
+    library, recipe, out
+        Of the run.
+    comparison : str
+        Sections on the methods that were tried.
+    """
+    from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
+
+    told = [
+        s or TargetSummary(o.target, seconds=o.seconds, error=o.error) for o, s in zip(done, summaries, strict=True)
+    ]
+    labels = {int(v) for s in told if s.volumes is not None for v in s.volumes["label"]}
+    report = CohortReport(
+        name=recipe.name,
+        fusion=recipe.way,
+        targets=told,
+        table=library.table.completed(labels),
+        atlases=len(library),
+        recipe=recipe.text,
+        versions=outputs.software_versions(),
+        comparison=comparison,
+    )
+    io.write_text(render_cohort(report), out / "index.html")
+
+
+def summarised(
+    id_: str, case: Case, result: Segmentation, recipe: Recipe, table: LabelTable, metrics: pd.DataFrame | None
+) -> TargetSummary:
+    """A target among the others of its run."""
+    from atlasseg.report.cohort_page import TargetSummary
+    from atlasseg.report.figures import contact
+
+    prediction = outputs.prediction_table(result, table).dropna(subset="predicted_dice")
+    labelled = result.labels.array != 0
+    kept = [c for c in result.alignment.candidates if c.verdict.keep]
+    reported = recipe.output.report
+    return TargetSummary(
+        target=id_,
+        href=f"{id_}/{id_}.html" if reported else "",
+        picture=contact(case.scan, result.labels, table=table) if reported else "",
+        volumes=outputs.volumes(result.labels, table),
+        metrics=metrics,
+        predicted=dict(zip(prediction["label"].tolist(), prediction["predicted_dice"].tolist(), strict=True)),
+        similarity=float(np.mean([c.similarity for c in kept])),
+        entropy_bits=float(result.probabilities.entropy()[labelled].mean()) if labelled.any() else float("nan"),
+        atlases=len(result.alignment.candidates),
+        voted=len(kept),
+    )
+
+
+def page(
+    summary: TargetSummary,
+    case: Case,
+    result: Segmentation,
+    recipe: Recipe,
+    table: LabelTable,
+    seconds: Mapping[str, float],
+    heard: Sequence[str],
+    others: Sequence[Candidate] = (),
+) -> str:
+    """The report on a target; `others` are what its viewer can step to before the reference and the atlases."""
+    from atlasseg.report.page import TargetReport, render
+
+    report = TargetReport(
+        target=summary.target,
+        image=case.scan,
+        labels=result.labels,
+        table=table,
+        fusion=recipe.fusion.method.name,
+        entropy=result.probabilities.entropy(),
+        reference=case.reference,
+        volumes=summary.volumes,
+        metrics=summary.metrics,
+        predicted=summary.predicted,
+        atlases=outputs.atlas_rows(result),
+        changes=outputs.change_rows(result),
+        seconds=seconds,
+        recipe=recipe.text,
+        warnings=tuple(heard),
+        versions=outputs.software_versions(),
+        home="../index.html",
+        candidates=[*others, *viewed(result, case.reference)],
+        viewer=recipe.output.viewer,
+    )
+    return render(report)
+
+
+def viewed(result: Segmentation, reference: LabelMap | None) -> list[Candidate]:
+    """What a viewer can step to: the reference, then the atlases as they were carried over, those that vote first."""
+    from atlasseg.report.viewer import Candidate
+
+    found = [] if reference is None else [Candidate("the reference", reference)]
+    alignment = result.alignment
+    for c in sorted(alignment.candidates, key=lambda c: (not c.verdict.keep, -c.similarity)):
+        note = f"similarity {c.similarity:.3f}" + ("" if c.verdict.keep else ", did not vote")
+        found.append(Candidate(f"atlas {c.atlas.id}", c.atlas.segmentation, alignment.start, note))
+    return found

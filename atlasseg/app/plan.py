@@ -1,0 +1,203 @@
+"""A run before it starts: its steps, what of them is kept already, and what the rest will take."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from atlasseg.app.run import CACHE, DEFAULT_LIMIT_BYTES, Given, finished, largest, opened, read_case, registrar
+from atlasseg.atlases.library import Target
+from atlasseg.compute import costs
+from atlasseg.compute.workers import Workers
+from atlasseg.errors import AtlasSegError, InputError
+from atlasseg.pipeline import segment
+from atlasseg.recipe import Recipe
+from atlasseg.store.cache import UNREADABLE, Cache, entries, read_entry
+
+LOOKED_AT = 30
+"""So many kept results of a stage tell what it takes."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage over the whole cohort: how many results of it are wanted, kept and to be made, and what that takes.
+
+    `measured` says whether seconds and bytes of one are those of kept results, and not a rough rate.
+    """
+
+    stage: str
+    kept: int
+    to_do: int
+    seconds: float
+    kept_bytes: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    `seconds` is the time with the workers that there is memory for; `cache_bytes` and `result_bytes` is what it adds to
+    the disk at most; `broken` names targets that cannot even be read.
+    """
+
+    stages: tuple[Planned, ...]
+    targets: int
+    finished: int
+    broken: Mapping[str, str]
+    workers: int
+    seconds: float
+    memory: costs.Memory
+    cache_bytes: float
+    result_bytes: float
+    free_bytes: float
+
+    def check(self) -> None:
+        """Make sure that the disk can hold it.
+
+        Raises
+        ------
+        InputError
+            It cannot; the message says what is wanted and what is free.
+        """
+        needed = self.cache_bytes + self.result_bytes
+        if needed > self.free_bytes:
+            raise InputError(
+                f"the disk cannot hold this run: {needed / 1e9:.3g} GB are needed ({self.cache_bytes / 1e9:.3g} kept "
+                f"on the way, {self.result_bytes / 1e9:.3g} results), {self.free_bytes / 1e9:.3g} are free; "
+                "--cache-limit or another --cache folder helps with the first"
+            )
+
+
+class _NotKept(Exception):  # noqa: N818 - no error
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+class _Foreseeing(Cache):
+    """Counts what is kept, and stops where something would have to be computed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.found: Counter[str] = Counter()
+
+    def each(self, stage: str, keys: Sequence[str], compute: Callable[[Sequence[int]], Sequence[Any]]) -> list[Any]:
+        """The kept results, if all are."""
+        there = [key for key in keys if self._path(stage, key).is_file()]
+        self.found[stage] += len(there)
+        if len(there) < len(keys):
+            raise _NotKept(len(keys) - len(there))
+        return super().each(stage, keys, compute)
+
+    def put(self, stage: str, key: str, value: Any, *, seconds: float = 0.0) -> None:
+        """Keep nothing."""
+
+
+def foreseen(
+    recipe: Recipe,
+    *,
+    workers: Workers,
+    cache: Path | None = None,
+    limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
+) -> Plan:
+    """Go through a run as `run` would, as far as results are kept, and estimate the rest. Parameters as for `run`.
+
+    Where a result is missing, all that comes after it is counted as to be made.
+    """
+    library, targets, out = opened(recipe)
+    given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
+    wanted, found, done, broken = Counter[str](), Counter[str](), 0, dict[str, str]()
+    voxels = largest(library)
+    for target in targets:
+        try:
+            if finished(target, given)[1] is not None:
+                done += 1
+                continue
+            atlases, kept = _kept(target, given)
+        except (AtlasSegError, OSError) as error:
+            broken[target.id] = str(error)
+            continue
+        wanted.update(_wanted(recipe, atlases))
+        found.update(kept)
+    known = _measured(given.cache)
+    stages = []
+    for stage, count in wanted.items():
+        rough_s = costs.of_stage(costs.SECONDS, stage, 0.5) * voxels / 1e6
+        rough_bytes = costs.of_stage(costs.KEPT_BYTES, stage, 20.0) * voxels
+        seconds, size = known.get(stage, (rough_s, rough_bytes))
+        to_do = max(count - found[stage], 0)
+        stages.append(Planned(stage, found[stage], to_do, to_do * seconds, to_do * size, stage in known))
+    memory = costs.memory(recipe, atlases=len(library), voxels=voxels)
+    fitting = workers.jobs
+    if workers.scheduler is None and workers.cluster is None:
+        fitting = max(1, min(workers.jobs, int(workers.free_bytes() // max(memory.registering, memory.fusing))))
+    open_ = len(targets) - done - len(broken)
+    new = sum(stage.kept_bytes for stage in stages)
+    if limit_bytes is not None:
+        new = min(new, max(0.0, 1.1 * limit_bytes - sum(entry.size for entry in entries(given.cache))))
+    share = min(fitting, max(open_, 1))
+    return Plan(
+        tuple(stages),
+        len(targets),
+        done,
+        broken,
+        fitting,
+        sum(stage.seconds for stage in stages) / share,
+        memory,
+        new,
+        open_ * (costs.RESULT_BYTES * voxels + (costs.REPORT_BYTES if recipe.output.report else 0)),
+        shutil.disk_usage(out).free,
+    )
+
+
+def _kept(target: Target, given: Given) -> tuple[int, Counter[str]]:
+    """How many atlases a target has, and of each stage how many results are kept."""
+    case = read_case(target, given.library, lambda stage: None)
+    call = _Foreseeing(given.cache)
+    with suppress(_NotKept):
+        registers = registrar(given.recipe, given.library, call)
+        segment(case.scan, case.atlases, given.recipe, mask=case.mask, registrar=registers, call=call)
+    return len(case.atlases), call.found
+
+
+def _wanted(recipe: Recipe, atlases: int) -> Counter[str]:
+    """Results of each stage for one target, in the order of the pipeline."""
+    used = min(atlases, recipe.selection.before or atlases)
+    wanted: Counter[str] = Counter()
+    for step in recipe.preprocessing.steps:
+        wanted[f"preprocessing.{step.name}"] += atlases + (not step.method.takes("reference"))
+    first = atlases if recipe.selection.before and recipe.selection.by == "first_step" else used
+    if recipe.registration.prepared is not None:
+        wanted["registration.prepared"] += used
+    else:
+        for n, step in enumerate(recipe.registration.steps):
+            wanted[f"registration.{step.name}"] += used if n else first
+    wanted["propagate"] += used
+    wanted["fit"] += used
+    wanted[f"fusion.{recipe.fusion.method.name}"] += 1
+    if recipe.refinement.method is not None:
+        wanted[f"refinement.{recipe.refinement.method.name}"] += 1
+    if recipe.regions is not None:
+        wanted["make_consistent"] += 1
+    return wanted
+
+
+def _measured(folder: Path) -> dict[str, tuple[float, float]]:
+    """Stage to median seconds and bytes of some of its kept results."""
+    found: dict[str, tuple[float, float]] = {}
+    for stage in sorted({entry.parent for entry in folder.glob("*/*.npz")}):
+        costs_of_one = []
+        for path in islice(stage.glob("*.npz"), LOOKED_AT):
+            with suppress(*UNREADABLE):
+                costs_of_one.append((float(read_entry(path)[0]["seconds"]), float(path.stat().st_size)))
+        if costs_of_one:
+            seconds, sizes = zip(*costs_of_one, strict=True)
+            found[stage.name] = statistics.median(seconds), statistics.median(sizes)
+    return found

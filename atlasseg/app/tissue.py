@@ -1,0 +1,259 @@
+"""Tissue classes of scans, on files: what the command ``tissue`` does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlasseg import io
+from atlasseg.app import outputs
+from atlasseg.app.priors import Prior, on_scan, read_prior
+from atlasseg.atlases.library import Target, read_targets
+from atlasseg.compute.execution import Listener, Outcome, heard_of, over_targets
+from atlasseg.compute.workers import Workers
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.files import discard_partial, whole_folder
+from atlasseg.labels import Label, LabelTable, default_color
+from atlasseg.pipeline import Progress
+from atlasseg.preprocessing.foreground import foreground
+from atlasseg.recipe import Recipe
+from atlasseg.resampling import coverage, resample
+from atlasseg.tissues import Tissues
+from atlasseg.volume import Image, Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A target as read: its channels, and the region whose voxels are classified."""
+
+    image: Image
+    inside: Mask
+    sources: tuple[Path, ...]
+
+
+def tissue(
+    recipe: Recipe,
+    *,
+    modalities: Sequence[Path] = (),
+    mask: Path | None = None,
+    workers: Workers = Workers(),  # noqa: B008 - frozen
+    listener: Listener | None = None,
+) -> list[Outcome[pd.DataFrame]]:
+    """Classify every target of `recipe`, each into its own folder.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With a table [tissue], `data.targets` and `data.out`. A target of four dimensions is one scan of several
+        modalities.
+    modalities : sequence of path
+        Further modalities of the target, of which there must be one; on another grid they are resampled.
+    mask : path, optional
+        Where the only target is to be classified. Without one, the mask beside it in a data set, or else the foreground
+        found in it.
+    workers, listener
+        As for `app.run.run`.
+
+    Returns
+    -------
+    list of Outcome
+        One a target, with its table of volumes. One that failed is named with its reason; the others are written.
+
+    Raises
+    ------
+    InputError
+        The request itself is wrong: no target, a prior that cannot be read or has another number of classes, or several
+        targets with further modalities or a mask.
+    OutputError
+        The output folder cannot be written.
+    """
+    if recipe.tissue is None:
+        raise InputError(f"recipe {recipe.name}: the table [tissue] is missing")
+    if not recipe.data.targets or recipe.data.out is None:
+        raise InputError("tissue needs scans and a folder for the results (SCAN... and --out, or [data] in the recipe)")
+    targets = read_targets(recipe.data.targets)
+    if len(targets) > 1 and (modalities or mask is not None):
+        raise InputError(f"--with and --mask are of a single scan, and {len(targets)} are given")
+    prior = read_prior(recipe.tissue.prior) if recipe.tissue.prior else None
+    method = recipe.tissue.method
+    if prior is not None and method.arguments.get("classes", len(prior.classes)) != len(prior.classes):
+        raise InputError(
+            f"{method.arguments['classes']} classes are asked for, but the prior has {len(prior.classes)}: "
+            f"{', '.join(map(prior.name, prior.classes))}"
+        )
+    out = recipe.data.out
+    outputs.ready_folder(out, recipe)
+    task = partial(_classify, recipe=recipe, prior=prior, modalities=tuple(modalities), mask=mask, out=out)
+    return over_targets(
+        task, targets, workers=workers, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
+    )
+
+
+def _classify(
+    target: Target,
+    progress: Progress,
+    *,
+    recipe: Recipe,
+    prior: Prior | None,
+    modalities: tuple[Path, ...],
+    mask: Path | None,
+    out: Path,
+) -> pd.DataFrame:
+    """Read, classify, report and write one target."""
+    from atlasseg.report.tissue_page import TissueReport, render
+
+    assert recipe.tissue is not None
+    method = recipe.tissue.method
+    begun = time.perf_counter()
+    seconds: dict[str, float] = {}
+    with heard_of(logging.WARNING, "%(message)s") as heard:
+        progress("read")
+        scan = read_scan(target, modalities, mask, recipe)
+        seconds["read"] = time.perf_counter() - begun
+        given = None
+        if prior is not None:
+            since = time.perf_counter()
+            given = on_scan(prior, scan.image, scan.inside, recipe, progress)
+            seconds["prior"] = time.perf_counter() - since
+        progress("classify")
+        since = time.perf_counter()
+        found: Tissues = method(scan.image, scan.inside, given)
+        seconds["classify"] = time.perf_counter() - since
+        progress("write")
+        table = _table(recipe, prior, found.means.shape[0])
+        volumes = volume_rows(found, table)
+        with whole_folder(out / target.id) as folder:
+            stem = f"{target.id}_desc-{method.name}"
+            since = time.perf_counter()
+            _write(folder, stem, target.id, scan, found, table, volumes, recipe, prior)
+            seconds["write"] = time.perf_counter() - since
+            if recipe.output.report:
+                report = TissueReport(
+                    target=target.id,
+                    model=method.name,
+                    image=scan.image,
+                    tissues=found,
+                    table=table,
+                    volumes=volumes,
+                    seconds={**seconds, "total": time.perf_counter() - begun},
+                    recipe=recipe.text,
+                    warnings=tuple(heard),
+                    versions=outputs.software_versions(),
+                )
+                io.write_text(render(report), folder / f"{target.id}.html")
+    return volumes
+
+
+def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, recipe: Recipe) -> Scan:
+    """The scan with its modalities as channels on its first one's grid, and its region.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or the region is empty.
+    GeometryError
+        A mask is not on the scan's grid, or a modality does not reach the scan.
+    """
+    image, finite = io.read_scan(target.image, channels=True)
+    channels = [image.channels]
+    known = np.ones(image.shape, bool) if finite is None else finite.array
+    for path in modalities:
+        other, its_known = io.read_scan(path, channels=True)
+        if not other.grid.matches(image.grid):
+            reached = coverage(other.grid, image.grid).array
+            if not reached.any():
+                raise GeometryError(f"{path}: it does not overlap {target.image} in space")
+            log.warning("%s: on another grid than %s; it is resampled, lying where the header says", path, target.image)
+            known = known & reached
+            its_known = its_known and resample(its_known, image.grid)
+            other = resample(other, image.grid)
+        channels.append(other.channels)
+        known = known if its_known is None else known & its_known.array
+    if len(channels) > 1:
+        image = replace(image, array=np.concatenate(channels, axis=3))
+    inside = _region(target, mask, image, recipe)
+    region = inside.array & known
+    if not region.any():
+        raise InputError(f"{target.image}: no voxel of its mask has a known intensity")
+    return Scan(image, inside.with_array(region), (target.image, *modalities))
+
+
+def _region(target: Target, mask: Path | None, image: Image, recipe: Recipe) -> Mask:
+    path = mask or target.mask
+    if path is None or recipe.preprocessing.mask == "foreground":
+        return foreground(image)
+    found = io.read_mask(path)
+    if not found.grid.matches(image.grid):
+        raise GeometryError(
+            f"{path}: the mask (shape {found.shape}) is not on the grid of {target.image} (shape {image.shape})"
+        )
+    return replace(found, affine=image.affine)
+
+
+def _table(recipe: Recipe, prior: Prior | None, count: int) -> LabelTable:
+    """Names of the classes: the recipe's, else the prior's, else their number."""
+    assert recipe.tissue is not None
+    names = recipe.tissue.names
+    if names and (len(names) != count or len(set(names)) != count):
+        raise InputError(f"{count} classes need as many different names, got {', '.join(names)}")
+    if not names:
+        names = (
+            tuple(f"class {n + 1}" for n in range(count)) if prior is None else tuple(map(prior.name, prior.classes))
+        )
+    return LabelTable(tuple(Label(n, name, default_color(n)) for n, name in enumerate(names, start=1)))
+
+
+def volume_rows(found: Tissues, table: LabelTable) -> pd.DataFrame:
+    """A row a class: voxels, volume of its label, volume by its parts of voxels, mean and sd in each modality."""
+    volumes = outputs.volumes(found.labels, table)
+    voxel_mm3 = abs(float(np.linalg.det(found.labels.affine[:3, :3])))
+    parts = [found.probabilities.probability(entry.value).sum(dtype=np.float64) for entry in table]
+    volumes["fraction_volume_mm3"] = np.array(parts) * voxel_mm3
+    for c in range(found.means.shape[1]):
+        suffix = "" if found.means.shape[1] == 1 else f"_{c + 1}"
+        volumes[f"mean{suffix}"], volumes[f"sd{suffix}"] = found.means[:, c], found.sds[:, c]
+    return volumes
+
+
+def _write(
+    folder: Path,
+    stem: str,
+    target: str,
+    scan: Scan,
+    found: Tissues,
+    table: LabelTable,
+    volumes: pd.DataFrame,
+    recipe: Recipe,
+    prior: Prior | None,
+) -> None:
+    assert recipe.tissue is not None
+    method = recipe.tissue.method
+    io.write_label_map(found.labels, folder / f"{stem}_dseg.nii.gz", like=scan.image)
+    io.write_label_table(table, folder / f"{stem}_dseg.tsv")
+    io.write_probability_map(found.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan.image)
+    io.write_image(found.corrected, folder / f"{stem}_corrected.nii.gz", like=scan.image)
+    io.write_image(found.bias, folder / f"{stem}_biasfield.nii.gz", like=scan.image)
+    outputs.write_table(volumes, folder / f"{target}_volumes.tsv")
+    sidecar = {
+        "Sources": [str(path) for path in scan.sources],
+        "Model": method.name,
+        "Parameters": {p.name: method.arguments.get(p.name, p.default) for p in method.method.parameters},
+        "Prior": [] if prior is None else [str(path) for path in prior.paths],
+        "LabelMap": [0, *table.values],
+        "Region": int(scan.inside.array.sum()),
+        "Recipe": recipe.text,
+        "Libraries": outputs.software_versions(),
+    }
+    io.write_json(sidecar, folder / f"{stem}_dseg.json")

@@ -1,0 +1,242 @@
+"""Train the refiner on a library, and keep the model beside it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlasseg import io
+from atlasseg.app.outputs import software_versions
+from atlasseg.app.run import learned_from, registrar
+from atlasseg.atlases.library import read_targets
+from atlasseg.device import Device, resolved
+from atlasseg.errors import InputError
+from atlasseg.pipeline import preprocessed
+from atlasseg.recipe import Recipe
+from atlasseg.refinement.examples import patient_spacing_mm
+from atlasseg.store.cache import Cache
+from atlasseg.training import train_refiner
+
+if TYPE_CHECKING:
+    from atlasseg.refinement._network.correcting import Start
+    from atlasseg.refinement._network.model import RefinerModel
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    without: Collection[str] = (),
+    init: Path | None = None,
+    freeze_encoder: bool = False,
+    memory_bytes: float | None = None,
+    step_flops: float | None = None,
+    cache: Path | None = None,
+    device: Device = "auto",
+    progress: Callable[[str], None] = lambda text: None,
+) -> RefinerModel:
+    """Train the refiner on the recipe's library and write the model into `out`.
+
+    What is computed on the way and checkpoints are kept beside `out`, in ``OUT.work``, until the model is written: a
+    training that was interrupted or killed goes on from there.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With `data.atlases` set.
+    out : path
+        Folder for the model.
+    without : collection of str
+        Atlases to leave out: those that the model is to be used on, as in a leave-one-out evaluation.
+    init : path, optional
+        Model to begin from, of the same architecture: its weights are taken over where they fit.
+    freeze_encoder : bool
+        Leave the encoder as it is in `init`.
+    memory_bytes : float, optional
+        What a training step may take; by default four fifths of a GPU's memory.
+    step_flops : float, optional
+        Floating point operations of a training step at most.
+    cache : path, optional
+        Folder for what is computed on the way, found again by its content, in place of one in ``OUT.work``.
+    device : str
+        "auto", "cpu" or "cuda".
+    progress : callable, optional
+        Told what is being done.
+
+    Raises
+    ------
+    InputError
+        There is no library, or no atlas of a name in `without`; or as for `training.train_refiner`.
+    OutputError
+        The model cannot be written.
+    """
+    from atlasseg.refinement._network import require_libraries
+    from atlasseg.refinement._network.model import check_free, write_model
+
+    require_libraries()
+    library = learned_from(recipe, without)
+    where = resolved(device)
+    check_free(out)
+    recipe, begun = begun_from(recipe, init, freeze_encoder)
+    work = out.parent / f"{out.name}.work"
+    call = Cache(cache or work / "cache")
+    with polite_stop() as stop:
+        model = train_refiner(
+            [library.read(id_) for id_ in library.ids],
+            recipe,
+            device=where,
+            memory_bytes=memory_bytes,
+            step_flops=step_flops,
+            start=begun,
+            versions=software_versions(),
+            checkpoints=work,
+            registrar=registrar(recipe, library, call),
+            call=call,
+            progress=progress,
+            stop=stop,
+        )
+    write_model(model, out, table=library.table)
+    shutil.rmtree(work, ignore_errors=True)
+    return model
+
+
+def begun_from(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple[Recipe, Start | None]:
+    """The weights of a model to begin from, and the recipe with that network's depth and width.
+
+    Raises
+    ------
+    InputError
+        The model cannot be read or has another form than the recipe asks for; or there is nothing to freeze.
+    """
+    if init is None:
+        if freeze_encoder:
+            raise InputError("--freeze encoder keeps the encoder of another model: name it by --init")
+        return recipe, None
+    from atlasseg.refinement._network.correcting import Start
+    from atlasseg.refinement._network.model import best_of, read_model
+
+    model = read_model(init)
+    for name in ("architecture", "levels", "width"):
+        wanted, there = getattr(recipe.refiner, name), getattr(model.form, name)
+        if wanted not in (None, there):
+            raise InputError(f"{init}: its {name} is {there}, but the recipe's [refiner] {name} is {wanted}")
+    taken = replace(recipe.refiner, levels=model.form.levels, width=model.form.width)
+    return replace(recipe, refiner=taken), Start(
+        best_of(model).weights, freeze_encoder, model.coding, model.channels, {**model.begun_from, **model.atlases}
+    )
+
+
+@contextmanager
+def polite_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; pressed again, it interrupts at once. Only the main thread hears it."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def pretrain(
+    recipe: Recipe,
+    out: Path,
+    *,
+    memory_bytes: float | None = None,
+    step_flops: float | None = None,
+    device: Device = "auto",
+    progress: Callable[[str], None] = lambda text: None,
+) -> RefinerModel:
+    """Train the recipe's network on scans without labels (`data.targets`), and write it into `out` to be begun from.
+
+    Parameters as for `train`.
+
+    Raises
+    ------
+    InputError
+        There are too few scans, or they differ in channels; or no network fits the budget.
+    OutputError
+        The model cannot be written.
+    """
+    from atlasseg.refinement._network import require_libraries
+    from atlasseg.refinement._network.budget import budget
+    from atlasseg.refinement._network.cases import Coding, standardised
+    from atlasseg.refinement._network.model import RefinerModel, check_free, write_model
+    from atlasseg.refinement._network.planning import plan
+    from atlasseg.refinement._network.pretraining import fit_reconstruction
+
+    require_libraries()
+    where = resolved(device)
+    check_free(out)
+    targets = read_targets(recipe.data.targets)
+    images = [preprocessed(target.read()[0], recipe.preprocessing.steps) for target in targets]
+    channels = {target.id: image.channels.shape[3] for target, image in zip(targets, images, strict=True)}
+    if len(set(channels.values())) > 1:
+        raise InputError(f"scans must have the same channels, got {channels}")
+    scans = [standardised(image) for image in images]
+    count = scans[0].shape[0]
+    memory, flops = budget(where, memory_bytes, step_flops)
+    planned = plan(
+        recipe.refiner,
+        inputs=count,
+        outputs=count,
+        sizes=[scan.shape[1:] for scan in scans],
+        batch=recipe.training.batch,
+        memory_bytes=memory,
+        flops=flops,
+    )
+    progress(f"plan: {planned.text()}")
+    work = out.parent / f"{out.name}.work"
+    with polite_stop() as stop:
+        member = fit_reconstruction(
+            scans,
+            planned,
+            recipe.training,
+            device=where,
+            checkpoint=work / "pretraining.safetensors",
+            progress=progress,
+            stop=stop,
+        )
+    spacing = np.mean([patient_spacing_mm(image.affine) for image in images], axis=0)
+    model = RefinerModel(
+        planned.form,
+        Coding((0,), (0,)),
+        "none",
+        1,
+        planned.patch_voxels,
+        count,
+        (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        (),
+        (member,),
+        {},
+        {
+            "recipe": recipe.text,
+            "versions": software_versions(),
+            "plan": planned.text(),
+            "data": {
+                target.id: io.content_hash(image, place=False) for target, image in zip(targets, images, strict=True)
+            },
+            "training": asdict(recipe.training),
+        },
+    )
+    write_model(model, out)
+    shutil.rmtree(work, ignore_errors=True)
+    return model

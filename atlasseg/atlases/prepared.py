@@ -1,0 +1,332 @@
+"""A library prepared once: a groupwise template, and the way from it to every atlas.
+
+What it costs to register N atlases to a target grows with N. Most of that work is the same for every target: how the
+atlases differ from each other does not depend on it. So a template of mean shape and mean intensity is made from the
+library once, with a transform from it to every atlas. A new target is registered to the template alone, the
+transforms are composed, and each is refined in a few iterations at the finest levels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlasseg import io
+from atlasseg.atlases.library import AtlasLibrary
+from atlasseg.errors import InputError
+from atlasseg.files import whole_folder
+from atlasseg.recipe import Step
+from atlasseg.registration import diffeomorphic
+from atlasseg.registration._coarse import coarser
+from atlasseg.registration.template import Engine, Progress, composed, groupwise_template
+from atlasseg.transforms import Affine, Chain, DisplacementField, Transform
+from atlasseg.volume import Image, Mask
+
+FORMAT = 1
+"""Of a prepared library's folder; raised when an older program could not read it rightly."""
+
+TEMPLATE_ITERATIONS = 60
+"""Of the registration to the template, at most so many a level, down to the template's own resolution."""
+
+HEADER, TEMPLATE, MASK, TRANSFORMS = "preparation.json", "template.nii.gz", "template_mask.nii.gz", "transforms"
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedLibrary:
+    """A template of a library, and the way from it to every atlas.
+
+    Parameters
+    ----------
+    template : Image
+        Mean intensity (each atlas scaled to 0..1) on the mean shape.
+    mask : Mask or None
+        Where at least half of the atlases are known, on the template's grid; None where that is everywhere.
+    transforms : mapping of str to Transform
+        Atlas id to atlas_from_template: an affine after a displacement field on the template's grid.
+    hashes : mapping of str to str
+        Atlas id to a digest of its scan and mask as they were: see `fingerprints`. Empty where the template was not
+        made from files.
+    settings : mapping
+        What it was made with, for the record; does not enter any computation.
+    """
+
+    template: Image
+    mask: Mask | None
+    transforms: Mapping[str, Transform]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Id of every atlas, ascending."""
+        return tuple(sorted(self.transforms))
+
+    def changes(self, library: AtlasLibrary) -> list[str]:
+        """What is different in the library now, in plain words; empty where it is as it was."""
+        now = fingerprints(library)
+        gone, new = sorted(self.hashes.keys() - now.keys()), sorted(now.keys() - self.hashes.keys())
+        changed = sorted(i for i in now.keys() & self.hashes.keys() if now[i] != self.hashes[i])
+        return [
+            *(f"atlas {i!r} is gone" for i in gone),
+            *(f"atlas {i!r} is new" for i in new),
+            *(f"the scan or mask of atlas {i!r} has other contents" for i in changed),
+        ]
+
+    def check(self, library: AtlasLibrary) -> None:
+        """Make sure that it was made from this library as it is now.
+
+        Raises
+        ------
+        InputError
+            An atlas was added, taken away, or its scan or mask changed; the message names each.
+        """
+        changes = self.changes(library)
+        if changes:
+            raise InputError(
+                f"the prepared library does not fit {library.root}: {'; '.join(changes)}. "
+                "Prepare it again, or run without it"
+            )
+
+
+def fingerprints(library: AtlasLibrary) -> dict[str, str]:
+    """Atlas id to SHA-256 of the files of its scan and its mask: what a template depends on. Labels do not enter."""
+    return {
+        files.id: hashlib.sha256(f"{_file_hash(files.image)} {_file_hash(files.mask)}".encode()).hexdigest()
+        for files in library.atlases
+    }
+
+
+def _file_hash(path: Path | None) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files (a DICOM series)."""
+    if path is None:
+        return "none"
+    digest = hashlib.sha256()
+    for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if part.is_file():
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(part.name.encode() if path.is_dir() else b"")
+    return digest.hexdigest()
+
+
+def engine_of(steps: Sequence[Step]) -> Engine:
+    """`diffeomorphic.register` with the parameters that a recipe's steps give it, but for those of single levels.
+
+    Levels and iterations are the template's own affair; where the recipe chooses its levels, so is the smoothing of
+    the field, which is given level by level.
+    """
+    given = next((step.arguments for step in reversed(steps) if step.name == "diffeomorphic"), {})
+    own = {"shrink_factors", "iterations"} | ({"field_sigma_voxels"} if "shrink_factors" in given else set())
+    return partial(diffeomorphic.register, **{name: value for name, value in given.items() if name not in own})
+
+
+def prepare(
+    library: AtlasLibrary,
+    *,
+    preprocess: Callable[[Image], Image] | None = None,
+    engine: Engine = diffeomorphic.register,
+    rounds: int = 3,
+    shrink: int | None = None,
+    sharpening: float = 0.0,
+    progress: Progress | None = None,
+) -> PreparedLibrary:
+    """Make the template of a library, and the transforms from it to every atlas.
+
+    Parameters
+    ----------
+    library : AtlasLibrary
+        At least 2 atlases.
+    preprocess : callable, optional
+        Applied to every scan as it is read, as it will be applied when targets are segmented.
+    engine, rounds, shrink, sharpening, progress
+        As for `groupwise_template`.
+
+    Raises
+    ------
+    InputError
+        The library has fewer than 2 atlases, a file of it cannot be read, or a scan cannot be registered.
+    """
+    images, masks = [], []
+    for files in library.atlases:
+        atlas = library.read(files.id)
+        images.append(replace(atlas.image if preprocess is None else preprocess(atlas.image), name=files.id))
+        masks.append(atlas.mask)
+    template, mask, transforms = groupwise_template(
+        images,
+        masks=masks,
+        engine=engine,
+        rounds=rounds,
+        shrink=shrink,
+        sharpening=sharpening,
+        progress=progress,
+    )
+    from atlasseg import __version__
+
+    settings = {"version": __version__, "rounds": rounds, "shrink": shrink, "sharpening": sharpening}
+    named = dict(zip(library.ids, transforms, strict=True))
+    return PreparedLibrary(template, mask, named, fingerprints(library), settings)
+
+
+def register_prepared(
+    target: Image,
+    prepared: PreparedLibrary,
+    moving: Sequence[Image],
+    *,
+    ids: Sequence[str] | None = None,
+    fixed_mask: Mask | None = None,
+    moving_masks: Sequence[Mask | None] | None = None,
+    engine: Engine = diffeomorphic.register,
+    refine_iterations: tuple[int, ...] = (30, 30, 8),
+) -> list[Transform]:
+    """Register atlases to a target by way of their template, then refine each.
+
+    Parameters
+    ----------
+    target : Image
+        The scan.
+    prepared : PreparedLibrary
+    moving : sequence of Image
+        The atlases' images.
+    ids : sequence of str, optional
+        Which atlas each of them is: any of `prepared.ids`; by default these, all in their order.
+    fixed_mask : Mask, optional
+        Outside it voxels do not count, on the target's grid.
+    moving_masks : sequence of Mask or None, optional
+        Where each atlas is known.
+    engine : callable
+        As for `groupwise_template`.
+    refine_iterations : tuple of int
+        Of the refinement of each atlas, at most so many at each level of the method `diffeomorphic`, coarse to fine and
+        ending at full resolution; where all are 0 the composed transforms are returned as they are.
+
+    Returns
+    -------
+    list of Transform
+        atlas_from_target, in the order of `moving`.
+
+    Raises
+    ------
+    InputError
+        An id is not among those prepared, numbers differ, or images cannot be registered.
+    GeometryError
+        A mask is not on its image's grid, or the fields of view do not overlap.
+    """
+    wanted = prepared.ids if ids is None else tuple(ids)
+    absent = [i for i in wanted if i not in prepared.transforms]
+    if absent or len(wanted) != len(moving):
+        raise InputError(
+            f"{len(moving)} images of atlases for {len(wanted)} ids"
+            + (f"; not in the prepared library: {', '.join(map(repr, absent))}" if absent else "")
+        )
+    finest = max(1, round(float(prepared.template.spacing_mm.min() / target.spacing_mm.min())))
+    (template_from_target,) = engine(
+        target,
+        [prepared.template],
+        fixed_mask=fixed_mask,
+        moving_masks=[prepared.mask],
+        iterations=tuple(TEMPLATE_ITERATIONS if shrink >= finest else 0 for shrink in (8, 4, 2, 1)),
+    )
+    through = coarser(target.grid, finest * float(target.spacing_mm.min()))
+    seen_mm = template_from_target.on_grid(through)
+    transforms = [composed(prepared.transforms[i], template_from_target, seen_mm, through) for i in wanted]
+    if not any(refine_iterations):
+        return transforms
+    return engine(
+        target,
+        moving,
+        initial=transforms,
+        fixed_mask=fixed_mask,
+        moving_masks=moving_masks,
+        iterations=refine_iterations,
+    )
+
+
+def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
+    """Write a prepared library to a folder, whole or not at all; one that is there already is replaced.
+
+    ``preparation.json`` (format, hashes of atlases and template, settings), ``template.nii.gz``,
+    ``template_mask.nii.gz`` where there is one,
+    ``transforms/ID.npz`` with ``matrix`` (4, 4), ``displacement_mm`` (I, J, K, 3) float32 and its ``affine``.
+
+    Raises
+    ------
+    InputError
+        The folder holds something that is not a prepared library, or a transform is not an affine after a field.
+    OutputError
+        It cannot be written; what was there before is still there.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / HEADER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already and is no prepared library; give another folder")
+    header = {
+        "format": FORMAT,
+        "atlases": dict(prepared.hashes),
+        "settings": dict(prepared.settings),
+        "template": io.content_hash(prepared.template, place=False),
+    }
+    with whole_folder(folder) as aside:
+        (aside / TRANSFORMS).mkdir()
+        io.write_image(prepared.template, aside / TEMPLATE)
+        if prepared.mask is not None:
+            io.write_mask(prepared.mask, aside / MASK)
+        for n, id_ in enumerate(prepared.ids):
+            matrix, moved = _parts(id_, prepared.transforms[id_])
+            np.savez(
+                aside / TRANSFORMS / f"{n}.npz",
+                id=np.array(id_),
+                matrix=matrix.matrix,
+                displacement_mm=moved.displacement_mm,
+                affine=moved.affine,
+            )
+        io.write_json(header, aside / HEADER)
+
+
+def _parts(id_: str, transform: Transform) -> tuple[Affine, DisplacementField]:
+    match transform:
+        case Chain(transforms=(Affine() as matrix, DisplacementField() as moved)):
+            return matrix, moved
+        case DisplacementField():
+            return Affine.identity(), transform
+    raise InputError(f"atlas {id_!r}: an affine after a displacement field can be stored, not {transform!r}")
+
+
+def read_prepared(folder: str | Path) -> PreparedLibrary:
+    """Read a prepared library that `write_prepared` wrote.
+
+    Raises
+    ------
+    InputError
+        There is none, a file of it is absent or damaged, or it was written in another format.
+    """
+    folder = Path(folder)
+    if not (folder / HEADER).is_file():
+        raise InputError(f"{folder}: no prepared library here (no {HEADER})")
+    header = io.read_json(folder / HEADER)
+    if header.get("format") != FORMAT:
+        raise InputError(
+            f"{folder}: written in format {header.get('format')!r}, format {FORMAT} is wanted: prepare again"
+        )
+    template = io.read_image(folder / TEMPLATE)
+    if io.content_hash(template, place=False) != header.get("template"):
+        raise InputError(f"{folder / TEMPLATE}: not the template that {HEADER} speaks of: prepare the library again")
+    mask = io.read_mask(folder / MASK) if (folder / MASK).is_file() else None
+    transforms: dict[str, Transform] = {}
+    for path in sorted((folder / TRANSFORMS).glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                moved = DisplacementField(stored["displacement_mm"], stored["affine"])
+                transforms[str(stored["id"])] = Affine(stored["matrix"]) @ moved
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: damaged, prepare the library again: {error}") from error
+    hashes = header.get("atlases", {})
+    if hashes and set(hashes) != set(transforms):
+        lost = ", ".join(sorted(set(hashes) ^ set(transforms)))
+        raise InputError(f"{folder}: transforms and {HEADER} differ in the atlases {lost}: prepare the library again")
+    return PreparedLibrary(template, mask, transforms, hashes, header.get("settings", {}))

@@ -1,0 +1,594 @@
+"""Recipes: TOML to checked keyword arguments.
+
+A recipe has one table a stage. Its keys are the fields of the dataclasses below; a table inside it named after a
+method holds that method's own parameters, checked against the method's signature::
+
+    [data]
+    atlases = "../sample_data/atlases"     # paths are relative to the recipe's folder
+    targets = "../sample_data/targets"
+    out = "../out/quickstart"
+
+    [registration]
+    steps = ["affine", "ffd"]
+    [registration.ffd]
+    spacing_voxels = 4
+
+    [fusion]
+    method = "local_weighted"
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from atlasseg import methods, resources
+from atlasseg.errors import InputError
+from atlasseg.recipe.training import Augmentation, Refiner, Training
+
+
+@dataclass(frozen=True)
+class Step:
+    """A method of a stage with the parameters that the recipe gives it; the others keep their defaults."""
+
+    method: methods.Method
+    arguments: Mapping[str, Any]
+
+    def __call__(self, *data: Any, **given: Any) -> Any:
+        """Call the method; of `given`, what it has no parameter for is left out."""
+        taken = {name: value for name, value in given.items() if self.method.takes(name)}
+        return self.method.function(*data, **self.arguments, **taken)
+
+    def check(self, **given: Any) -> None:
+        """Ask the method's file whether it can be used so, where it has a ``check``: before hours are spent."""
+        check = getattr(inspect.getmodule(self.method.function), "check", None)
+        if check is not None:
+            check(**self.arguments, **given)
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method.name
+
+
+@dataclass(frozen=True)
+class Data:
+    """Input and output paths; several folders of atlases form one library.
+
+    Parameters
+    ----------
+    atlases : paths
+        Folder, or list of folders, of the atlas library: ``images/ID.nii.gz`` with ``labels/ID.nii.gz``.
+    targets : paths
+        Scans to segment: files, or folders with ``images/`` and, to evaluate, ``labels/``.
+    out : path, optional
+        Folder for the results.
+    """
+
+    atlases: tuple[Path, ...] = ()
+    targets: tuple[Path, ...] = ()
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Preprocessing of the scans, target and atlases alike, before registration.
+
+    Parameters
+    ----------
+    steps : methods
+        Methods of preprocessing, in order.
+    mask : str
+        Region in which similarity is measured: "given" uses the masks beside the scans where there are any,
+        "foreground" a foreground found in each scan, "none" every voxel.
+    crop_margin_mm : float, optional
+        Crop the target, after the first registration step, to where the atlases' labels land plus this margin in mm.
+        Without it the target is not cropped.
+    """
+
+    steps: tuple[Step, ...] = ()
+    mask: Literal["given", "foreground", "none"] = "given"
+    crop_margin_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Selection of the atlases that are used for a target; without it all are used.
+
+    Parameters
+    ----------
+    before : int, optional
+        Number of atlases to keep before the deformable registration, by similarity of coarse thumbnails.
+    by : str
+        How the thumbnails are aligned: "thumbnails" by their centres, "first_step" by the first registration step.
+    after : int, optional
+        Number of atlases to keep after registration, by similarity.
+    redundancy : float
+        Above 0, atlases that resemble those already chosen count less.
+    """
+
+    before: int | None = None
+    by: Literal["thumbnails", "first_step"] = "thumbnails"
+    after: int | None = None
+    redundancy: float = 0.0
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Registration of the atlases to the target: each step starts from the result of the one before it.
+
+    Parameters
+    ----------
+    steps : methods
+        Methods of registration, in order.
+    prepared : path, optional
+        Folder of a library prepared by ``atlasseg atlases prepare``. The target is then registered to its template
+        alone, and the transform from there to each atlas is refined, in place of the steps.
+    refine_iterations : ints
+        Iterations of that refinement at each level, from coarse to fine (see `atlases.prepared.register_prepared`).
+    drop_failed : bool
+        Leave out atlases whose registration failed, judged by the distribution over the library.
+    """
+
+    steps: tuple[Step, ...] = ()
+    prepared: Path | None = None
+    refine_iterations: tuple[int, ...] = (30, 30, 8)
+    drop_failed: bool = True
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Propagation of the labels to the target's grid.
+
+    Parameters
+    ----------
+    interpolation : str
+        Interpolation of the labels, each label on its own: "linear", "gaussian" or "nearest".
+    fractions : bool
+        Pass on the fraction of each label in a voxel; otherwise one label a voxel.
+    """
+
+    interpolation: Literal["linear", "gaussian", "nearest"] = "linear"
+    fractions: bool = True
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Fusion of the candidates into one segmentation.
+
+    Parameters
+    ----------
+    method : method
+        Method of fusion.
+    """
+
+    method: Step
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Post-processing of the fused segmentation; without a method there is none.
+
+    Parameters
+    ----------
+    method : method, optional
+        Method of refinement.
+    """
+
+    method: Step | None = None
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Consistency of the fused labels with the regions of the scan; done only where the recipe has this table.
+
+    Parameters
+    ----------
+    method : method, optional
+        Method that partitions the scan into regions, which then vote on the labels; without it no region votes.
+    intensity_exponent : float
+        Weight of the intensity where the labels are uncertain; 0 leaves the probabilities as they are.
+    window_voxels : float
+        Window over which the labels' intensities are measured, in voxels (sd of a Gaussian).
+    posterior_weight : float
+        Weight of a difference in label probability of 1 when regions are cut, in noise standard deviations.
+    field_weight : float
+        Weight of the neighbouring regions in a region's vote; 0 lets each region vote on its own.
+    edge_contrast : float
+        With `field_weight`, contrast between two regions, in noise standard deviations, above which they hardly
+        influence each other.
+    island_share : float
+        A component of a label with fewer voxels than this share of its largest component goes to a neighbour.
+    largest_part : labels or "all"
+        Labels that keep their largest component alone.
+    fill_holes : labels or "all"
+        Labels whose holes, which are background that they enclose, are filled.
+    may_vanish : labels or "all"
+        Labels that are not put back where the votes leave nothing of them.
+    """
+
+    method: Step | None = None
+    intensity_exponent: float = 0.2
+    window_voxels: float = 3.0
+    posterior_weight: float = 60.0
+    field_weight: float = 0.0
+    edge_contrast: float = 4.0
+    island_share: float = 0.02
+    largest_part: tuple[int, ...] | Literal["all"] = ()
+    fill_holes: tuple[int, ...] | Literal["all"] = ()
+    may_vanish: tuple[int, ...] | Literal["all"] = ()
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Tissue classification by ``atlasseg tissue``; a recipe has this table or those of ``atlasseg run``, not both.
+
+    Parameters
+    ----------
+    method : method
+        Model of the classes.
+    prior : paths
+        Files of class probabilities, or the folder of a probabilistic library.
+    names : strings
+        Names of the classes, ascending by intensity or in the order of the prior.
+    """
+
+    method: Step
+    prior: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluation of the results where a target has a reference.
+
+    Parameters
+    ----------
+    surface_tolerance_mm : float
+        Tolerance of the surface Dice in mm.
+    """
+
+    surface_tolerance_mm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """Files that are written beside segmentation, label table and volumes.
+
+    Parameters
+    ----------
+    entropy : bool
+        Entropy of the label probabilities, in bits.
+    disagreement : bool
+        Share of the atlases that disagree with the result.
+    probabilities : bool
+        Probability of each label, 4-D.
+    transforms : bool
+        Transform to each atlas.
+    report : bool
+        Report of each target and of the cohort.
+    viewer : bool
+        Put the scan into the report, to be viewed in three planes; a 1 mm brain with all its labels takes 10 MB.
+    """
+
+    entropy: bool = True
+    disagreement: bool = False
+    probabilities: bool = False
+    transforms: bool = False
+    report: bool = True
+    viewer: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    `text` is what it says, overrides included, as TOML; `base` the folder that its relative paths start from (the
+    current one where None); `device` where its methods were told to compute, see `with_device`.
+    """
+
+    fusion: Fusion
+    data: Data = field(default_factory=Data)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    selection: Selection = field(default_factory=Selection)
+    registration: Registration = field(default_factory=Registration)
+    propagation: Propagation = field(default_factory=Propagation)
+    refinement: Refinement = field(default_factory=Refinement)
+    regions: Regions | None = None
+    tissue: Tissue | None = None
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    output: Output = field(default_factory=Output)
+    refiner: Refiner = field(default_factory=Refiner)
+    training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    name: str = "recipe"
+    text: str = ""
+    base: Path | None = None
+    device: str | None = None
+
+    @property
+    def way(self) -> str:
+        """Its fusion, or ``fusion+refinement``, as `with_methods` takes it."""
+        steps = (self.fusion.method, self.refinement.method)
+        return "+".join(step.name for step in steps if step is not None)
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "preprocessing": Preprocessing,
+    "selection": Selection,
+    "registration": Registration,
+    "propagation": Propagation,
+    "fusion": Fusion,
+    "refinement": Refinement,
+    "regions": Regions,
+    "tissue": Tissue,
+    "evaluation": Evaluation,
+    "output": Output,
+    "refiner": Refiner,
+    "training": Training,
+    "augmentation": Augmentation,
+}
+
+
+_ONE_OR_MORE = {("data", "atlases"), ("data", "targets"), ("tissue", "prior")}
+"""Keys whose list may be one string."""
+
+
+def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a TOML recipe.
+
+    Parameters
+    ----------
+    path : path or str
+        The TOML file; or the name of a recipe that comes with atlasseg, such as ``"quickstart"``. Such a recipe writes
+        into ``out/NAME`` of the current folder, and its folders of scans count where they are there.
+    overrides : sequence of str
+        ``"stage.key=value"`` or ``"stage.method.key=value"``, the value as TOML writes it (a bare word is a string).
+        ``"fusion.beta=3"`` sets `beta` of the chosen fusion method.
+
+    Raises
+    ------
+    InputError
+        The file is absent or no TOML; a table, key, method or value is not what it should be. The message names
+        the file, the key, what was given and what was wanted.
+    """
+    file = Path(path)
+    if not file.suffix and file.parent == Path() and not file.exists():
+        return _read_shipped(file.name, overrides)
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: there is no such recipe") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as a TOML recipe: {error}") from error
+    return parse_recipe(tables, overrides=overrides, where=str(file), base=file.parent, name=file.stem)
+
+
+def _read_shipped(name: str, overrides: Sequence[str]) -> Recipe:
+    """Read a recipe that comes with atlasseg: its results go into the current folder, never beside the package."""
+    shipped = resources.shipped_recipes()
+    if name not in shipped:
+        raise InputError(
+            f"{name}: expected a recipe file (.toml) or a recipe's name{methods.suggestion(name, shipped)}"
+        )
+    tables = tomllib.loads(shipped[name].read_text(encoding="utf-8"))
+    data = tables["data"]
+    for key in {"atlases", "targets"} & data.keys():
+        named = [data[key]] if isinstance(data[key], str) else data[key]
+        folders = [(shipped[name].parent / folder).resolve() for folder in named]
+        data[key] = [str(folder) for folder in folders] if all(folder.exists() for folder in folders) else []
+    data["out"] = f"out/{name}"
+    for parameters in filter(lambda value: isinstance(value, dict), tables.get("refinement", {}).values()):
+        parameters |= {key: value.removeprefix("../") for key, value in parameters.items() if key == "model"}
+    return parse_recipe(tables, overrides=overrides, where=f"recipe {name}", base=Path(), name=name)
+
+
+def parse_recipe(
+    tables: Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    where: str = "recipe",
+    base: Path | None = None,
+    name: str = "recipe",
+) -> Recipe:
+    """Check a recipe given as nested tables, as TOML or a dictionary holds them.
+
+    Parameters
+    ----------
+    tables : mapping
+        Section name to its table.
+    overrides : sequence of str
+        As for `read_recipe`.
+    where : str
+        What messages call it.
+    base : path, optional
+        Folder that its relative paths start from; the current one where None.
+    name : str
+        The recipe's name in results.
+    """
+    import tomli_w
+
+    merged = _overridden(tables, overrides, where)
+    sections = {}
+    for title, table in merged.items():
+        if title not in SECTIONS:
+            raise InputError(f"{where}: there is no table [{title}]{methods.suggestion(title, SECTIONS)}")
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {title} must be a table [{title}], got {table!r}")
+        sections[title] = _section(SECTIONS[title], title, table, where)
+    if "tissue" in sections:
+        apart = [title for title in ("selection", "fusion", "refinement", "regions") if title in sections]
+        if apart:
+            raise InputError(f"{where}: [tissue] is a recipe of its own, and has no use for [{'] and ['.join(apart)}]")
+        sections["fusion"] = _section(Fusion, "fusion", {"method": "majority"}, where)  # of a prior's atlases
+    if "fusion" not in sections:
+        raise InputError(f'{where}: the table [fusion] with method = "..." is missing')
+    if base is not None and "data" in sections:
+        data = sections["data"]
+        sections["data"] = Data(
+            tuple(base / folder for folder in data.atlases),
+            tuple(base / target for target in data.targets),
+            None if data.out is None else base / data.out,
+        )
+    if base is not None and "registration" in sections and sections["registration"].prepared is not None:
+        registration = sections["registration"]
+        sections["registration"] = replace(registration, prepared=base / registration.prepared)
+    if base is not None and "tissue" in sections:
+        tissue = sections["tissue"]
+        sections["tissue"] = replace(tissue, prior=tuple(base / file for file in tissue.prior))
+    if "refinement" in sections:
+        sections["refinement"] = _placed(sections["refinement"], base)
+    return Recipe(**sections, name=name, text=tomli_w.dumps(merged), base=base)
+
+
+def _placed(refinement: Refinement, base: Path | None) -> Refinement:
+    """With the paths among its parameters, which are relative to the folder `base`."""
+    step = refinement.method
+    if step is None or base is None:
+        return refinement
+    placed = {name: base / value if isinstance(value, Path) else value for name, value in step.arguments.items()}
+    return Refinement(Step(step.method, placed))
+
+
+def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """A deep copy of `tables` with the overrides in it."""
+    merged: dict[str, Any] = json.loads(json.dumps(tables, default=str))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = key.strip().split(".")
+        if not equals or len(path) not in (2, 3) or not all(path):
+            raise InputError(f"--set {override}: write it as stage.key=value or stage.method.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        if path[0] not in SECTIONS:
+            raise InputError(f"--set {override}: there is no stage {path[0]!r}{methods.suggestion(path[0], SECTIONS)}")
+        table = merged.setdefault(path[0], {})
+        of_method = path[0] in ("fusion", "refinement", "tissue") and "method" in table
+        if len(path) == 2 and of_method and path[1] not in (f.name for f in fields(SECTIONS[path[0]])):
+            path.insert(1, table["method"])
+        if len(path) == 3:
+            table = table.setdefault(path[1], {})
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {path[0]}.{path[1]} is no table, so --set {override} cannot set a key in it")
+        table[path[-1]] = value
+    return merged
+
+
+def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
+    """One dataclass from its table."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    has_methods = title in methods.VERBS
+    arguments: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in hints:
+            if hints[key] in (Step, Step | None):
+                arguments[key] = _step(title, key, value, table, where)
+            elif hints[key] == tuple[Step, ...]:
+                chosen = _checked(tuple[str, ...], value, f"{where}: [{title}] {key}")
+                arguments[key] = tuple(_step(title, key, method, table, where) for method in chosen)
+            else:
+                if (title, key) in _ONE_OR_MORE and isinstance(value, str):
+                    value = [value]
+                arguments[key] = _checked(hints[key], value, f"{where}: [{title}] {key}")
+        elif has_methods and isinstance(value, dict):
+            _step(title, key, key, table, where)  # also checked where the method is not in use
+        else:
+            known = [*hints, *(methods.names(title) if has_methods else ())]
+            raise InputError(f"{where}: [{title}] has no key {key!r}{methods.suggestion(key, known)}")
+    missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    for name in missing:
+        if name not in arguments:
+            raise InputError(f"{where}: [{title}] lacks the key {name!r}")
+    return kind(**arguments)
+
+
+def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) -> Step:
+    """A method with its own table of parameters checked against its signature."""
+    if not isinstance(name, str):
+        raise InputError(f"{where}: [{stage}] {key}: the name of a method is wanted, got {name!r}")
+    try:
+        method = methods.get(stage, name)
+    except InputError as error:
+        raise InputError(f"{where}: [{stage}] {key}: {error}") from None
+    given = table.get(name, {})
+    parameters = {p.name: p for p in method.parameters}
+    arguments = {}
+    for parameter, value in given.items():
+        if parameter not in parameters:
+            raise InputError(
+                f"{where}: [{stage}.{name}] has no parameter {parameter!r}{methods.suggestion(parameter, parameters)}"
+            )
+        hint = parameters[parameter].annotation
+        arguments[parameter] = _checked(hint, value, f"{where}: [{stage}.{name}] {parameter}")
+    lacking = [p.name for p in method.parameters if p.required and p.name not in arguments]
+    if lacking and key != name:
+        raise InputError(f"{where}: [{stage}.{name}] lacks the parameter {lacking[0]!r}")
+    return Step(method, arguments)
+
+
+def _checked(hint: Any, value: Any, what: str) -> Any:
+    """`value` as the type that `hint` asks for, strictly: a number in quotes is no number."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    config = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=config)
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        wanted = "; or ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
+        raise InputError(f"{what}: {wanted}, got {value!r}") from None
+
+
+def with_methods(recipe: Recipe, way: str) -> Recipe:
+    """The recipe with other methods of fusion and refinement.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    way : str
+        ``"joint"`` for a fusion alone, ``"joint+corrective_learning"`` for one that is refined. Parameters are those
+        of the recipe's tables ``[fusion.NAME]`` and ``[refinement.NAME]``.
+
+    Raises
+    ------
+    InputError
+        There is no method of that name, or it lacks a parameter.
+    """
+    fusion, plus, refinement = way.partition("+")
+    tables = tomllib.loads(recipe.text)
+
+    def section(kind: type, title: str, method: str) -> Any:
+        return _section(kind, title, {**tables.get(title, {}), "method": method}, recipe.name)
+
+    made = replace(
+        recipe,
+        fusion=section(Fusion, "fusion", fusion),
+        refinement=_placed(section(Refinement, "refinement", refinement), recipe.base) if plus else Refinement(),
+    )
+    return made if recipe.device is None else with_device(made, recipe.device)
+
+
+def with_device(recipe: Recipe, device: str) -> Recipe:
+    """The recipe with `device` ("auto", "cpu" or "cuda") given to every method that asks for one and was not told."""
+
+    def told(step: Step) -> Step:
+        if step.method.takes("device") and "device" not in step.arguments:
+            return Step(step.method, {**step.arguments, "device": device})
+        return step
+
+    return replace(
+        recipe,
+        registration=replace(recipe.registration, steps=tuple(map(told, recipe.registration.steps))),
+        fusion=Fusion(told(recipe.fusion.method)),
+        refinement=Refinement(recipe.refinement.method and told(recipe.refinement.method)),
+        device=device,
+    )

@@ -1,0 +1,1 @@
+"""A cache of results by the content of their inputs: keys, serialisation and eviction."""

@@ -1,5 +1,0 @@
-"""Tissues of a scan from its intensities: one file a model, each with a function ``classify``."""
-
-from atlasseg.tissue._classes import Tissues
-
-__all__ = ["Tissues"]

@@ -1,0 +1,119 @@
+"""Hidden Markov chain: voxels along a space-filling curve, each class depending on the one before it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from scipy.special import softmax
+
+from atlasseg.statistics import gaussian_mixture, markov_chain
+from atlasseg.statistics.curves import CurveName, through
+from atlasseg.statistics.gaussians import log_density
+from atlasseg.tissues._classes import Tissues, assembled, checked, fitted, neighbouring, shifted
+from atlasseg.volume import Float64, Image, Mask
+
+TINY = 1e-300
+"""Posteriors below this are not told from 0."""
+LEAST_LOG = -230.0
+"""Log density of a class, at least, beside that of the best at a voxel: its posterior can still be told from 0."""
+
+
+def classify(
+    image: Image,
+    inside: Mask,
+    prior: Float64 | None = None,
+    *,
+    classes: int = 3,
+    bias_order: int = 3,
+    bias_stiffness: float = 3.0,
+    partial_volume: bool = True,
+    curve: CurveName = "hilbert",
+    estimation: Literal["em", "sem", "ice"] = "em",
+    max_iterations: int = 15,
+) -> Tissues:
+    """Classify the voxels of a region by a hidden Markov chain.
+
+    A Gaussian mixture finds the bias field and where to start. Then the voxels of the corrected scan, in the order of a
+    space-filling curve, are a Markov chain of hidden classes with Gaussian intensities: the probability of a class
+    depends on the class of the voxel before it, and on the prior [1]. Posteriors are exact, by forward and backward
+    recursions. With `partial_volume` what the chain says of a voxel without its own intensity, the posterior over the
+    class's density there, is the prior of a mixture whose voxels may be part one class and part the next [2]; the
+    expected parts then stand for the posteriors.
+
+    Parameters
+    ----------
+    image : Image
+        The scan; several channels are modalities.
+    inside : Mask
+        The region, on the scan's grid.
+    prior : (N, K) float64, optional
+        Probability of each class at the region's voxels, in the order of ``array[inside]``.
+    classes : int
+        How many, at least 2; where there is a prior it says so itself.
+    bias_order : int
+        Highest order of the bias field's polynomials; 0 leaves the scan as it is.
+    bias_stiffness : float
+        What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
+    partial_volume : bool
+        Whether voxels may be part one class and part the next; otherwise its class is one, of some probability.
+    curve : str
+        `hilbert` or `serpentine`.
+    estimation : str
+        `em`, `sem` or `ice`, see `statistics.markov_chain.fit`.
+    max_iterations : int
+        Of each fit, at most.
+
+    Raises
+    ------
+    InputError
+        The region is empty, has fewer distinct intensities than classes or only one, or the prior does not fit.
+
+    References
+    ----------
+    .. [1] Bricq, S., Collet, C., Armspach, J.-P. (2008). Unifying framework for multimodal brain MRI segmentation based
+       on hidden Markov chains. Medical Image Analysis 12(6), 639-652.
+    .. [2] Van Leemput, K., Maes, F., Vandermeulen, D., Suetens, P. (2003). A unifying framework for partial volume
+       segmentation of brain MR images. IEEE Transactions on Medical Imaging 22(1), 105-119.
+    """
+    given = checked(prior, classes, inside.array)
+    values, shift = shifted(image, inside)
+    start = fitted(
+        values,
+        inside,
+        given,
+        classes=classes,
+        bias_order=bias_order,
+        bias_stiffness=bias_stiffness,
+        partial_volume=False,
+        max_iterations=max_iterations,
+    )
+    order, starts = through(inside.array, curve)
+    at = np.searchsorted(np.flatnonzero(inside.array), order)
+    weights = None if given is None else given[at]
+    found = markov_chain.fit(
+        start.corrected[at],
+        prior=weights,
+        start=start.fractions[at],
+        starts=starts,
+        estimation=estimation,
+        max_iterations=max_iterations,
+    )
+    sites = found.posterior
+    if partial_volume:
+        logs = log_density(start.corrected[at], found.gaussians)
+        logs = np.maximum(logs, logs.max(axis=1, keepdims=True) + LEAST_LOG)
+        bounded = markov_chain.posterior(
+            logs, initial=found.initial, transitions=found.transitions, prior=weights, starts=starts
+        )
+        around = np.log(np.maximum(bounded.gamma.reshape(logs.shape), TINY)) - logs
+        sites = gaussian_mixture.fit(
+            start.corrected[at],
+            prior=softmax(around, axis=1),
+            start=found.posterior,
+            mixed=neighbouring(start.corrected[at], classes, found.posterior),
+            max_iterations=max_iterations,
+        ).fractions
+    parts = np.empty_like(sites)
+    parts[at] = sites
+    return assembled(image, inside, shift, parts, start.bias, start.corrected, found.gaussians)

@@ -1,0 +1,70 @@
+"""Gaussian mixture: every voxel by its own intensity, its place counting only through the bias field and the prior."""
+
+from __future__ import annotations
+
+from atlasseg.tissues._classes import Tissues, assembled, checked, fitted, shifted
+from atlasseg.volume import Float64, Image, Mask
+
+
+def classify(
+    image: Image,
+    inside: Mask,
+    prior: Float64 | None = None,
+    *,
+    classes: int = 3,
+    bias_order: int = 3,
+    bias_stiffness: float = 3.0,
+    partial_volume: bool = True,
+    max_iterations: int = 15,
+) -> Tissues:
+    """Classify the voxels of a region by a Gaussian mixture.
+
+    A class has Gaussian intensities z with a mean and a covariance of its own, and the scan is seen through a smooth
+    gain, y(x) = exp(b(x)) z(x) with b a polynomial, found with them by expectation and maximisation [1]. With
+    `partial_volume` a voxel may also hold a part of one class and the rest of the next brighter one [2]. Probabilities
+    are then the expected parts, as of a point of the voxel.
+
+    Parameters
+    ----------
+    image : Image
+        The scan; several channels are modalities.
+    inside : Mask
+        The region, on the scan's grid.
+    prior : (N, K) float64, optional
+        Probability of each class at the region's voxels, in the order of ``array[inside]``.
+    classes : int
+        How many, at least 2; where there is a prior it says so itself.
+    bias_order : int
+        Highest order of the bias field's polynomials; 0 leaves the scan as it is.
+    bias_stiffness : float
+        What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
+    partial_volume : bool
+        Whether voxels may be part one class and part the next; otherwise its class is one, of some probability.
+    max_iterations : int
+        Of the fit, at most.
+
+    Raises
+    ------
+    InputError
+        The region is empty, has fewer distinct intensities than classes or only one, or the prior does not fit.
+
+    References
+    ----------
+    .. [1] Van Leemput, K., Maes, F., Vandermeulen, D., Suetens, P. (1999). Automated model-based bias field correction
+       of MR images of the brain. IEEE Transactions on Medical Imaging 18(10), 885-896.
+    .. [2] Van Leemput, K., Maes, F., Vandermeulen, D., Suetens, P. (2003). A unifying framework for partial volume
+       segmentation of brain MR images. IEEE Transactions on Medical Imaging 22(1), 105-119.
+    """
+    given = checked(prior, classes, inside.array)
+    values, shift = shifted(image, inside)
+    found = fitted(
+        values,
+        inside,
+        given,
+        classes=classes,
+        bias_order=bias_order,
+        bias_stiffness=bias_stiffness,
+        partial_volume=partial_volume,
+        max_iterations=max_iterations,
+    )
+    return assembled(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)

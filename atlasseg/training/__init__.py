@@ -1,0 +1,7 @@
+"""What can be learned from a library alone: every atlas segmented from the others, and what was wrong with it."""
+
+from atlasseg.training.corrective import train_corrective
+from atlasseg.training.examples import leave_one_out, segmented
+from atlasseg.training.refiner import dealt, train_refiner
+
+__all__ = ["dealt", "leave_one_out", "segmented", "train_corrective", "train_refiner"]

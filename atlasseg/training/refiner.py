@@ -1,0 +1,206 @@
+"""The refiner, trained on a library: out-of-fold fusion, then a network a fold."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from atlasseg import io
+from atlasseg.errors import InputError
+from atlasseg.pipeline import Call, Registrar, at_once, provenance
+from atlasseg.recipe import Recipe
+from atlasseg.refinement.examples import Example, patient_spacing_mm, scan_digests
+from atlasseg.training.examples import FEWEST_ATLASES, Progress, leave_one_out
+from atlasseg.volume import Atlas
+
+if TYPE_CHECKING:
+    from atlasseg.refinement._network.correcting import Start
+    from atlasseg.refinement._network.model import RefinerModel
+
+log = logging.getLogger(__name__)
+
+
+def train_refiner(
+    atlases: Sequence[Atlas],
+    recipe: Recipe,
+    *,
+    examples: Sequence[Example] | None = None,
+    device: str = "cpu",
+    memory_bytes: float | None = None,
+    step_flops: float | None = None,
+    start: Start | None = None,
+    versions: Mapping[str, str] | None = None,
+    checkpoints: Path | None = None,
+    registrar: Registrar | None = None,
+    call: Call = at_once,
+    progress: Progress = lambda text: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> RefinerModel:
+    """Train the refiner for a recipe on a library: out-of-fold fusion, then a network a fold.
+
+    No atlas votes for itself. The atlases are dealt out to folds, copies of one scan to the same one; each network
+    learns from all folds but its own, which decides when it stops and calibrates it.
+
+    Parameters
+    ----------
+    atlases : sequence of Atlas
+        Three at least. Their order does not matter.
+    recipe : Recipe
+        Of its stages those up to fusion are run; its tables [refiner], [training] and [augmentation] say the rest.
+    examples : sequence of Example, optional
+        Of all atlases, where they were fused before.
+    device : str
+        "cpu" or "cuda".
+    memory_bytes : float, optional
+        What a training step may take.
+    step_flops : float, optional
+        Floating point operations of a training step at most.
+    start : Start, optional
+        Weights of another model to begin from.
+    versions : mapping, optional
+        Version of each piece of software, for the record.
+    checkpoints : path, optional
+        Folder where trainings are kept while they run, and found again.
+    registrar, call, progress
+        As for `leave_one_out`; `progress` is also told of the plan and of every round of the training.
+    stop : callable, optional
+        Asked after every atlas and every step; where it says so, what was made is kept and KeyboardInterrupt raised.
+
+    Raises
+    ------
+    InputError
+        There are too few atlases, or they differ in channels among each other or from what is begun from; no network
+        fits the budget; or as for `leave_one_out`.
+    TrainingError
+        The loss is not finite.
+    """
+    from atlasseg.refinement._network import require_libraries
+
+    require_libraries()
+    from atlasseg.refinement._network.budget import budget
+    from atlasseg.refinement._network.cases import case_of, coding_of
+    from atlasseg.refinement._network.correcting import Job, Start
+    from atlasseg.refinement._network.fitting import fit
+    from atlasseg.refinement._network.model import RefinerModel
+    from atlasseg.refinement._network.planning import plan
+
+    if len(atlases) < FEWEST_ATLASES:
+        raise InputError(f"the refiner needs at least {FEWEST_ATLASES} atlases to learn from, got {len(atlases)}")
+    channels = {atlas.id: atlas.image.channels.shape[3] for atlas in atlases}
+    if len(set(channels.values())) > 1:
+        raise InputError(f"the scans of a library must have the same channels, got {channels}")
+    count = next(iter(channels.values()))
+    start = start or Start()
+    if start.channels not in (None, count):
+        raise InputError(f"the model to begin from was trained on {start.channels} channels, the scans have {count}")
+    settings, training = recipe.refiner, recipe.training
+    contents = {atlas.id: io.content_hash(atlas.image, place=False) for atlas in atlases}
+    folds = dealt(contents, training.folds, training.seed)
+    if training.members > len(folds):
+        log.info("%d networks, one a fold, in place of %d", len(folds), training.members)
+    if examples is None:
+        examples = []
+        for example in leave_one_out(atlases, recipe, registrar=registrar, call=call, progress=progress):
+            examples.append(example)
+            if stop():
+                raise KeyboardInterrupt
+    examples = sorted(examples, key=lambda example: contents[example.id])
+    labels = sorted({int(v) for e in examples for v in (*e.fused.label_values, *e.truth.values)})
+    coding = coding_of([e.fused for e in examples], labels, channels=settings.prior_channels)
+    cases = [case_of(e.target, e.fused, coding, candidates=settings.candidates, example=e) for e in examples]
+    spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
+    del examples
+    made = provenance(atlases, recipe)
+    scans, known = scan_digests(made), set(start.seen.values())
+    memory, flops = budget(device, memory_bytes, step_flops)
+    planned_under = partial(
+        plan,
+        settings,
+        inputs=count + (0 if settings.prior == "none" else coding.channels),
+        outputs=len(coding),
+        sizes=[case.frame.size for case in cases],
+        batch=training.batch,
+    )
+    planned = planned_under(memory_bytes=memory, flops=flops)
+    log.info("plan: %s", planned.text())
+    progress(f"plan: {planned.text()}")
+    members = []
+    of = [made, settings.candidates, {atlas.id: sorted(atlas.not_annotated) for atlas in atlases}]
+    for number, fold in enumerate(folds[: training.members]):
+        met = sorted(id_ for id_ in fold if scans[id_] in known)
+        if met:
+            log.warning(
+                "network %d is validated on scans that the model it begins from has learned from (%s): its validation "
+                "looks better than it is",
+                number + 1,
+                ", ".join(met),
+            )
+        job = Job(
+            number,
+            planned,
+            coding,
+            settings.prior,
+            training,
+            recipe.augmentation,
+            tuple(case for case in cases if case.id not in fold),
+            tuple(case for case in cases if case.id in fold),
+            device,
+            start,
+            replan=lambda most: planned_under(memory_bytes=most, flops=flops).text(),
+            data=json.dumps(of, sort_keys=True),
+        )
+        file = checkpoints / f"network_{number}.safetensors" if checkpoints is not None else None
+        members.append(fit(job, checkpoint=file, progress=progress, stop=stop))
+    return RefinerModel(
+        planned.form,
+        coding,
+        settings.prior,
+        settings.candidates,
+        planned.patch_voxels,
+        count,
+        (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        recipe.augmentation.flips,
+        tuple(members),
+        made,
+        {
+            "recipe": recipe.text,
+            "versions": dict(versions or {}),
+            "plan": planned.text(),
+            "data": contents,
+            "begun_from": dict(start.seen),
+            "folds": [sorted(fold) for fold in folds],
+            "refiner": asdict(settings),
+            "training": asdict(training),
+            "augmentation": asdict(recipe.augmentation),
+        },
+    )
+
+
+def dealt(contents: Mapping[str, str], folds: int, seed: int) -> list[frozenset[str]]:
+    """Deal atlases out to folds at random, copies of one scan to the same one; fewer folds where there are fewer scans.
+
+    Parameters
+    ----------
+    contents : mapping of str to str
+        Digest of the scan of each atlas.
+    folds, seed : int
+
+    Raises
+    ------
+    InputError
+        All atlases are copies of one scan.
+    """
+    scans = sorted(set(contents.values()))
+    if len(scans) < 2:
+        raise InputError("all atlases are copies of one scan: there is nothing to validate on")
+    order = np.random.default_rng(seed).permutation(len(scans))
+    number = min(folds, len(scans))
+    fold_of = {scans[index]: place % number for place, index in enumerate(order)}
+    return [frozenset(id_ for id_, scan in contents.items() if fold_of[scan] == fold) for fold in range(number)]

@@ -1,0 +1,252 @@
+"""Kept results: the same bits, made anew exactly where something they depend on changed, and never half there."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atlasseg import io
+from atlasseg.atlases.library import read_library, read_targets
+from atlasseg.pipeline import segment
+from atlasseg.recipe import parse_recipe
+from atlasseg.store import cache as cache_module
+from atlasseg.store import fingerprints as versions
+from atlasseg.store import serialisation as packing
+from atlasseg.store.cache import Cache, clear, damaged, entries, shrink
+from atlasseg.transforms import Affine, BSplineField, Chain, DisplacementField, Inverse
+from atlasseg.volume import Image, LabelMap, ProbabilityMap
+
+TABLES = {
+    "preprocessing": {"steps": ["intensity"]},
+    "registration": {"steps": ["affine"]},
+    "fusion": {"method": "majority"},
+}
+
+
+@pytest.fixture
+def case(dataset):
+    """A scan, the atlases, and a folder for what is kept."""
+    library = read_library(dataset / "atlases")
+    scan, _ = read_targets([dataset / "targets"])[0].read()
+    return scan, [library.read(id_) for id_ in library.ids], dataset / "kept"
+
+
+class Counting(Cache):
+    """Remembers what had to be computed."""
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.made = []
+
+    def _made(self, stage, absent, compute):
+        self.made.append((stage, len(absent)))
+        return super()._made(stage, absent, compute)
+
+
+def run(case, tables=TABLES, **options):
+    """Result and what was computed, in a process that remembers nothing."""
+    scan, atlases, folder = case
+    packing._known.clear()
+    kept = Counting(folder, **options)
+    return segment(scan, atlases, parse_recipe(tables), call=kept), kept.made
+
+
+ALL = [
+    *[("preprocessing.intensity", 1)] * 4,
+    ("registration.affine", 3),
+    *[("propagate", 1)] * 3,
+    *[("fit", 1)] * 3,
+    ("fusion.majority", 1),
+]
+
+
+def test_the_second_time_nothing_is_computed_and_the_bits_are_the_same(case):
+    bare = segment(case[0], case[1], parse_recipe(TABLES))
+    for made in (ALL, []):
+        result, computed = run(case)
+        assert computed == made
+        assert io.content_hash(result.probabilities) == io.content_hash(bare.probabilities)
+        assert result.labels.name == bare.labels.name
+        for a, b in zip(result.alignment.candidates, bare.alignment.candidates, strict=True):
+            assert (a.similarity, a.quality, a.verdict.keep) == (b.similarity, b.quality, b.verdict.keep)
+            np.testing.assert_array_equal(a.transform.matrix, b.transform.matrix)
+
+
+def test_what_does_not_depend_on_a_change_is_kept(case):
+    run(case)
+    scan, atlases, folder = case
+    assert run(case, {**TABLES, "fusion": {"method": "global_weighted"}})[1] == [("fusion.global_weighted", 1)]
+    assert run(case, {**TABLES, "fusion": {"method": "majority", "majority": {"soft": False}}})[1] == ALL[-1:]
+
+    array = atlases[1].labels.array.copy()
+    array[array == 2] = 3
+    relabelled = replace(atlases[1], labels=atlases[1].labels.with_array(array))
+    changed = scan, [atlases[0], relabelled, atlases[2]], folder
+    assert run(changed)[1] == [("propagate", 1), ("fit", 1), ("fusion.majority", 1)]
+
+    brighter = replace(atlases[1], image=atlases[1].image.with_array(atlases[1].image.array ** 2))
+    assert run((scan, [atlases[0], brighter, atlases[2]], folder))[1] == [
+        ("preprocessing.intensity", 1),
+        ("registration.affine", 1),
+        ("propagate", 1),
+        ("fit", 1),
+        ("fusion.majority", 1),
+    ]
+    assert run((scan, atlases[:2], folder))[1] == [("fusion.majority", 1)]
+    slower = {**TABLES, "registration": {"steps": ["affine"], "affine": {"iterations": 29}}}
+    assert [stage for stage, _ in run(case, slower)[1]] == [stage for stage, _ in ALL[4:]]
+    named = replace(scan, name="another"), [replace(atlas, id=f"x{atlas.id}") for atlas in atlases], folder
+    result, computed = run(named)
+    assert computed == [] and result.alignment.target.name == "another"
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-99], lambda whole: b"", lambda whole: whole[:200] + b"?" * 9])
+def test_a_damaged_entry_is_made_again_and_said(case, caplog, damage):
+    before, _ = run(case)
+    path = next((case[2] / "fusion.majority").iterdir())
+    path.write_bytes(damage(path.read_bytes()))
+    assert [entry.path for entry, _ in damaged(case[2])] == [path]
+    after, computed = run(case)
+    assert computed == [("fusion.majority", 1)]
+    assert f"{path} cannot be read" in caplog.text
+    assert io.content_hash(after.probabilities) == io.content_hash(before.probabilities)
+    assert list(damaged(case[2])) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_where_nothing_can_be_written_the_work_goes_on(case, caplog, monkeypatch, code):
+    def refuses(file, **arrays):
+        file.write(b"half")
+        raise OSError(code, os.strerror(code))
+
+    bare = segment(case[0], case[1], parse_recipe(TABLES))
+    monkeypatch.setattr(cache_module.np, "savez", refuses)
+    result, computed = run(case)
+    assert computed == ALL and io.content_hash(result.probabilities) == io.content_hash(bare.probabilities)
+    assert caplog.text.count("results cannot be kept here") == 1 and os.strerror(code) in caplog.text
+    assert not [path for path in case[2].rglob("*") if path.is_file()]
+
+
+def test_a_file_where_the_folder_should_be(case, caplog):
+    case[2].write_text("")
+    assert run(case)[1] == ALL
+    assert "results cannot be kept here" in caplog.text
+
+
+def test_what_was_used_longest_ago_is_removed_first(tmp_path):
+    kept = Cache(tmp_path)
+    for n in range(10):
+        kept.put("stage", f"{n}" * 40, np.zeros(1000, np.uint8))
+        os.utime(tmp_path / "stage" / f"{str(n) * 40}.npz", (n, n))
+    assert kept.get("stage", "0" * 40) is not None  # now it was used last
+    size = next(entries(tmp_path)).size
+    removed = shrink(tmp_path, 6 * size)
+    left = {entry.path.stem[0] for entry in entries(tmp_path)}
+    assert removed == 5 and left == {"0", "6", "7", "8", "9"}
+    assert clear(tmp_path, ["other"]) == 0 and clear(tmp_path) == 5 and not any(entries(tmp_path))
+
+
+def test_a_limit_holds_while_a_run_goes_on(case):
+    run(case)
+    total = sum(entry.size for entry in entries(case[2]))
+    clear(case[2])
+    bare = segment(case[0], case[1], parse_recipe(TABLES))
+    result, _ = run(case, limit_bytes=total // 3)
+    assert sum(entry.size for entry in entries(case[2])) <= 1.1 * total // 3
+    assert io.content_hash(result.probabilities) == io.content_hash(bare.probabilities)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from atlasseg.store.cache import Cache
+kept = Cache(Path(sys.argv[1]), limit_bytes=300_000)
+for n in range(60):
+    key = f"{n % 7}" * 40
+    value = kept.get("stage", key)
+    assert value is None or (value == n % 7).all() and value.shape == (20_000,)
+    kept.put("stage", key, np.full(20_000, n % 7, np.uint8))
+assert kept.writable
+"""
+
+
+def test_several_processes_on_one_folder(tmp_path):
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stderr=subprocess.PIPE) for _ in range(3)]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0 and not errors, errors
+    assert list(damaged(tmp_path)) == [] and not list(tmp_path.rglob(".*"))
+
+
+def test_data_types_come_back_bit_for_bit():
+    rng = np.random.default_rng(3)
+    affine = np.diag([-1.0, 2, 1 / 3, 1])
+    field = DisplacementField(rng.normal(size=(3, 4, 5, 3)).astype(np.float32), affine)
+    spline = BSplineField(rng.normal(size=(4, 5, 6, 3)), affine)
+    labels = LabelMap(rng.integers(0, 9, (3, 4, 5)), affine, "l")
+    fractions = ProbabilityMap.from_dense(rng.random((3, 4, 5, 3)), [0, 4, 7], affine)
+    table = pd.DataFrame({"a": [0.1, np.nan], "b": ["x", None], "c": pd.array([1, None], "Int64"), "d": [3, 4]})
+    values = [Affine(affine), Chain((Affine(affine), field, spline)), Inverse(field), labels, fractions, (1, "2", None)]
+    for value in values:
+        arrays = {}
+        again = packing.unpack(packing.pack(value, arrays), arrays)
+        assert packing.digest(again) == packing.digest(value) and type(again) is type(value)
+    arrays = {}
+    pd.testing.assert_frame_equal(packing.unpack(packing.pack(table, arrays), arrays), table)
+    with pytest.raises(TypeError, match="Path cannot be packed"):
+        packing.pack(Path("x"), {})
+
+
+def test_digests_tell_contents_apart_and_not_names(tmp_path):
+    image = Image(np.arange(60.0).reshape(3, 4, 5), np.eye(4), "a")
+    assert packing.digest(image) == packing.digest(replace(image, name="b"))
+    assert packing.digest(image) != packing.digest(replace(image, affine=np.diag([2.0, 1, 1, 1])))
+    different = [0, 0.0, False, "0", None, (0,), ((0,),), {"a": 0}, np.zeros(1), np.zeros(1, np.float32)]
+    assert len({packing.digest(value) for value in different}) == len(different)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "a").write_text("1")
+    first = packing.digest(model)
+    (model / "a").write_text("22")
+    assert packing.digest(model) != first
+
+
+def test_the_version_of_a_method_follows_its_imports(tmp_path, monkeypatch):
+    package = tmp_path / "madeup"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "method.py").write_text("def fuse():\n    from madeup.kernel import x\n    from . import other\n")
+    (package / "kernel.py").write_text("import numpy\nx = 1\n")
+    (package / "other.py").write_text("")
+    (package / "unrelated.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def version():
+        versions._version.cache_clear()
+        versions._source_and_imports.cache_clear()
+        return versions._version("madeup.method")
+
+    first = version()
+    (package / "unrelated.py").write_text("y = 2\n")
+    assert version() == first
+    (package / "kernel.py").write_text("import numpy\nx = 2\n")
+    second = version()
+    assert second != first
+    (package / "other.py").write_text("z = 2\n")
+    third = version()
+    assert third != second
+    monkeypatch.setattr(versions, "_installed", lambda library: "another")
+    assert version() != third
+
+
+@pytest.mark.parametrize("value", [{3: 0.5, 11: None}, {"3": 0.5}, {(1, 2): frozenset({4})}, {}])
+def test_a_mapping_comes_back_with_the_keys_that_it_had(value):
+    assert packing.unpack(json.loads(json.dumps(packing.pack(value, {}))), {}) == value
