@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"  # the one place that holds it: the build reads it from here
+from atlasseg.version import __version__
 
 # name -> module; looked up on first use, so that `import atlasseg` costs nothing
 _LAZY = {

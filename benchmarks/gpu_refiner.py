@@ -19,15 +19,15 @@ import numpy as np
 import torch
 
 from atlasseg.recipe.training import Augmentation, Refiner, Training
-from atlasseg.refinement._network.budget import budget, parse_bytes
-from atlasseg.refinement._network.cases import Case, case_of, coding_of
-from atlasseg.refinement._network.correcting import Job
-from atlasseg.refinement._network.fitting import Member, fit
-from atlasseg.refinement._network.model import RefinerModel
-from atlasseg.refinement._network.networks import build, silence, weights_of
-from atlasseg.refinement._network.planning import plan
 from atlasseg.refinement.examples import Example
+from atlasseg.refinement.network.cases import Case, case_of, coding_of
+from atlasseg.refinement.network.model import RefinerModel
+from atlasseg.refinement.network.networks import build, silence, weights_of
 from atlasseg.refinement.unet import refined
+from atlasseg.training.budget import budget, parse_bytes
+from atlasseg.training.correcting import Job
+from atlasseg.training.fitting import Member, fit
+from atlasseg.training.planning import plan
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 

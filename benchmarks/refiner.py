@@ -29,8 +29,8 @@ from atlasseg.evaluation import evaluate, mean_over_labels
 from atlasseg.evaluation.calibration import expected_calibration_error
 from atlasseg.evaluation.comparison import paired_tests
 from atlasseg.recipe import Recipe, parse_recipe
-from atlasseg.refinement._network.model import RefinerModel, read_model, write_model
 from atlasseg.refinement.examples import Example
+from atlasseg.refinement.network.model import RefinerModel, read_model, write_model
 from atlasseg.refinement.unet import refined
 from atlasseg.store.cache import Cache
 from atlasseg.training import segmented, train_refiner

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlasseg import __version__, io
+from atlasseg import io
 from atlasseg.errors import OutputError
 from atlasseg.evaluation import Score
 from atlasseg.evaluation.calibration import reliability
@@ -22,6 +22,7 @@ from atlasseg.evaluation.prediction import atlas_agreement, expected_dice
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Alignment, Segmentation
 from atlasseg.recipe import Recipe
+from atlasseg.version import __version__
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
 if TYPE_CHECKING:

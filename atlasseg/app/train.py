@@ -27,8 +27,8 @@ from atlasseg.store.cache import Cache
 from atlasseg.training import train_refiner
 
 if TYPE_CHECKING:
-    from atlasseg.refinement._network.correcting import Start
-    from atlasseg.refinement._network.model import RefinerModel
+    from atlasseg.refinement.network.model import RefinerModel
+    from atlasseg.training.correcting import Start
 
 
 def train(
@@ -79,8 +79,8 @@ def train(
     OutputError
         The model cannot be written.
     """
-    from atlasseg.refinement._network import require_libraries
-    from atlasseg.refinement._network.model import check_free, write_model
+    from atlasseg.refinement.network import require_libraries
+    from atlasseg.refinement.network.model import check_free, write_model
 
     require_libraries()
     library = learned_from(recipe, without)
@@ -121,8 +121,8 @@ def begun_from(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple
         if freeze_encoder:
             raise InputError("--freeze encoder keeps the encoder of another model: name it by --init")
         return recipe, None
-    from atlasseg.refinement._network.correcting import Start
-    from atlasseg.refinement._network.model import best_of, read_model
+    from atlasseg.refinement.network.model import best_of, read_model
+    from atlasseg.training.correcting import Start
 
     model = read_model(init)
     for name in ("architecture", "levels", "width"):
@@ -176,12 +176,12 @@ def pretrain(
     OutputError
         The model cannot be written.
     """
-    from atlasseg.refinement._network import require_libraries
-    from atlasseg.refinement._network.budget import budget
-    from atlasseg.refinement._network.cases import Coding, standardised
-    from atlasseg.refinement._network.model import RefinerModel, check_free, write_model
-    from atlasseg.refinement._network.planning import plan
-    from atlasseg.refinement._network.pretraining import fit_reconstruction
+    from atlasseg.refinement.network import require_libraries
+    from atlasseg.refinement.network.cases import Coding, standardised
+    from atlasseg.refinement.network.model import RefinerModel, check_free, write_model
+    from atlasseg.training.budget import budget
+    from atlasseg.training.planning import plan
+    from atlasseg.training.pretraining import fit_reconstruction
 
     require_libraries()
     where = resolved(device)

@@ -24,9 +24,9 @@ from atlasseg.errors import InputError
 from atlasseg.files import whole_folder
 from atlasseg.recipe import Step
 from atlasseg.registration import diffeomorphic
-from atlasseg.registration._coarse import coarser
-from atlasseg.registration.template import Engine, Progress, composed, groupwise_template
+from atlasseg.registration.template import Engine, Progress, coarser, compose_through_template, groupwise_template
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform
+from atlasseg.version import __version__
 from atlasseg.volume import Image, Mask
 
 FORMAT = 1
@@ -167,8 +167,6 @@ def prepare(
         sharpening=sharpening,
         progress=progress,
     )
-    from atlasseg import __version__
-
     settings = {"version": __version__, "rounds": rounds, "shrink": shrink, "sharpening": sharpening}
     named = dict(zip(library.ids, transforms, strict=True))
     return PreparedLibrary(template, mask, named, fingerprints(library), settings)
@@ -234,8 +232,7 @@ def register_prepared(
         iterations=tuple(TEMPLATE_ITERATIONS if shrink >= finest else 0 for shrink in (8, 4, 2, 1)),
     )
     through = coarser(target.grid, finest * float(target.spacing_mm.min()))
-    seen_mm = template_from_target.on_grid(through)
-    transforms = [composed(prepared.transforms[i], template_from_target, seen_mm, through) for i in wanted]
+    transforms = compose_through_template([prepared.transforms[i] for i in wanted], template_from_target, through)
     if not any(refine_iterations):
         return transforms
     return engine(

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlasseg import __version__, io
+from atlasseg import io
 from atlasseg.app import outputs
 from atlasseg.app.run import DEFAULT_LIMIT_BYTES, run, write_logs
 from atlasseg.atlases.library import Target, read_library
@@ -37,6 +37,7 @@ from atlasseg.errors import InputError
 from atlasseg.files import files_together
 from atlasseg.labels import LabelTable, read_label_table
 from atlasseg.recipe import Recipe
+from atlasseg.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from atlasseg import __version__
 from atlasseg.cli import (
     atlases,
     bids,
@@ -29,6 +28,7 @@ from atlasseg.cli import (
     view,
 )
 from atlasseg.errors import AtlasSegError
+from atlasseg.version import __version__
 
 
 class _Commands(TyperGroup):

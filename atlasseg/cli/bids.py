@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from atlasseg import __version__
 from atlasseg.cli._options import (
     DEFAULT_LIMIT_GB,
     CacheLimit,
@@ -25,6 +24,7 @@ from atlasseg.cli._options import (
     workers_of,
 )
 from atlasseg.cli.run import located, tell_end, tell_plan
+from atlasseg.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -77,7 +77,7 @@ def train(
     from rich.console import Console
 
     from atlasseg.app.train import train as train_on
-    from atlasseg.refinement._network.budget import parse_bytes
+    from atlasseg.training.budget import parse_bytes
 
     console = Console(stderr=True)
     changed = [*(settings or ())]
@@ -97,7 +97,7 @@ def train(
         progress=lambda text: console.print(text, highlight=False),
     )
     if torchscript:
-        from atlasseg.refinement._network.export import write_torchscript
+        from atlasseg.refinement.network.export import write_torchscript
 
         write_torchscript(model, out)
     for number, member in enumerate(model.members, 1):
@@ -128,7 +128,7 @@ def pretrain(
     from rich.console import Console
 
     from atlasseg.app.train import pretrain as pretrain_on
-    from atlasseg.refinement._network.budget import parse_bytes
+    from atlasseg.training.budget import parse_bytes
 
     console = Console(stderr=True)
     changed = [*(settings or ()), *([f"training.minutes={minutes}"] if minutes is not None else [])]

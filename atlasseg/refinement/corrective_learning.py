@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from atlasseg import __version__, io
+from atlasseg import io
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import written_whole
 from atlasseg.labels import LabelTable
 from atlasseg.refinement._features import Scene, Window
 from atlasseg.refinement._trees import Trees, joined
 from atlasseg.refinement.examples import Example, differences, patient_spacing_mm
+from atlasseg.version import __version__
 from atlasseg.volume import Image, ProbabilityMap
 
 log = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from annotated_types import Ge, Lt
 
-from atlasseg import __version__
 from atlasseg.device import Device, resolved
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.refinement.examples import differences, patient_spacing_mm, scan_digests
+from atlasseg.version import __version__
 from atlasseg.volume import Image, ProbabilityMap
 
 if TYPE_CHECKING:
-    from atlasseg.refinement._network.model import RefinerModel
+    from atlasseg.refinement.network.model import RefinerModel
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def refine(
     .. [2] Isensee, F., Jaeger, P. F., Kohl, S. A. A., Petersen, J., Maier-Hein, K. H. (2021). nnU-Net: a
        self-configuring method for deep learning-based biomedical image segmentation. Nature Methods 18, 203-211.
     """
-    from atlasseg.refinement._network.model import read_model
+    from atlasseg.refinement.network.model import read_model
 
     check(model=model, any_library=any_library, provenance=provenance, device=device)
     return refined(
@@ -125,7 +125,7 @@ def check(
     InputError
         As for `refine`.
     """
-    from atlasseg.refinement._network.model import read_model
+    from atlasseg.refinement.network.model import read_model
 
     trained = read_model(model)
     resolved(device)
@@ -174,10 +174,10 @@ def refined(
     """
     import torch
 
-    from atlasseg.refinement._network.cases import case_of
-    from atlasseg.refinement._network.networks import build, load_weights
-    from atlasseg.refinement._network.precision import fast_half
-    from atlasseg.refinement._network.windows import slabs, sparse_entries, speaker
+    from atlasseg.refinement.network.cases import case_of
+    from atlasseg.refinement.network.networks import build, load_weights
+    from atlasseg.refinement.network.precision import fast_half
+    from atlasseg.refinement.network.windows import slabs, sparse_entries, speaker
 
     name = target.name or "target"
     if not target.grid.matches(fused.grid):

@@ -20,7 +20,7 @@ from scipy import linalg, ndimage
 
 from atlasseg.errors import InputError
 from atlasseg.registration import affine, diffeomorphic
-from atlasseg.registration._coarse import coarser
+from atlasseg.registration._coarse import coarser as coarser
 from atlasseg.registration._engine.pyramid import prepare as scaled_and_cut
 from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
@@ -118,16 +118,31 @@ def groupwise_template(
     return template, mask, transforms
 
 
-def composed(
-    atlas_from_template: Transform, template_from_target: Transform, seen_mm: Float64, grid: Grid
-) -> Transform:
-    """`atlas_from_template` after `template_from_target` as an affine after one displacement field on `grid`.
+def compose_through_template(
+    atlas_from_template: Sequence[Transform], template_from_target: Transform, grid: Grid
+) -> list[Transform]:
+    """Compose transforms into one affine after one displacement field each.
 
-    `seen_mm` is where the second takes the voxels of `grid`.
+    Parameters
+    ----------
+    atlas_from_template : sequence of Transform
+        Each an affine after a displacement field, or one of the two.
+    template_from_target : Transform
+    grid : Grid
+        The displacements are sampled at its voxels.
+
+    Returns
+    -------
+    list of Transform
+        atlas_from_target, in the order given.
     """
-    whole = _leading(atlas_from_template) @ _leading(template_from_target)
-    displacement_mm = (~whole)(_widened(atlas_from_template)(seen_mm)) - grid_points(grid)
-    return whole @ DisplacementField(displacement_mm.astype(np.float32), grid.affine)
+    points_mm, template_mm = grid_points(grid), template_from_target.on_grid(grid)
+    composed: list[Transform] = []
+    for each in atlas_from_template:
+        whole = _leading(each) @ _leading(template_from_target)
+        displacement_mm = (~whole)(_widened(each)(template_mm)) - points_mm
+        composed.append(whole @ DisplacementField(displacement_mm.astype(np.float32), grid.affine))
+    return composed
 
 
 def _widened(transform: Transform) -> Transform:

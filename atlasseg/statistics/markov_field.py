@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
 from atlasseg.statistics import belief_propagation, graph_cut, icm, kmeans, mean_field
-from atlasseg.statistics._field import Field, dense_field
+from atlasseg.statistics._field import Field
+from atlasseg.statistics._field import dense_field as dense_field
 from atlasseg.statistics.gaussian_mixture import checked_prior
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, log_density
 from atlasseg.volume import Bool, Float64, Int64

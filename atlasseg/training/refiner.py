@@ -21,8 +21,8 @@ from atlasseg.training.examples import FEWEST_ATLASES, Progress, leave_one_out
 from atlasseg.volume import Atlas
 
 if TYPE_CHECKING:
-    from atlasseg.refinement._network.correcting import Start
-    from atlasseg.refinement._network.model import RefinerModel
+    from atlasseg.refinement.network.model import RefinerModel
+    from atlasseg.training.correcting import Start
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +81,15 @@ def train_refiner(
     TrainingError
         The loss is not finite.
     """
-    from atlasseg.refinement._network import require_libraries
+    from atlasseg.refinement.network import require_libraries
 
     require_libraries()
-    from atlasseg.refinement._network.budget import budget
-    from atlasseg.refinement._network.cases import case_of, coding_of
-    from atlasseg.refinement._network.correcting import Job, Start
-    from atlasseg.refinement._network.fitting import fit
-    from atlasseg.refinement._network.model import RefinerModel
-    from atlasseg.refinement._network.planning import plan
+    from atlasseg.refinement.network.cases import case_of, coding_of
+    from atlasseg.refinement.network.model import RefinerModel
+    from atlasseg.training.budget import budget
+    from atlasseg.training.correcting import Job, Start
+    from atlasseg.training.fitting import fit
+    from atlasseg.training.planning import plan
 
     if len(atlases) < FEWEST_ATLASES:
         raise InputError(f"the refiner needs at least {FEWEST_ATLASES} atlases to learn from, got {len(atlases)}")

@@ -109,7 +109,7 @@ def test_composition_is_that_of_the_parts(prepared, heads):
     bend = np.zeros((*grid.shape, 3), np.float32)
     bend[..., 0] = 2 * np.sin(grid_points(grid)[..., 1] / 9)
     second = Affine.translation((1, -2, 0.5)) @ DisplacementField(bend, grid.affine)
-    found = template.composed(first, second, second.on_grid(grid), grid)
+    (found,) = template.compose_through_template([first], second, grid)
     points = grid_points(grid)[4:-4, 4:-4, 4:-4]
     np.testing.assert_allclose(found(points), first(second(points)), atol=1e-4)  # stored as float32
     assert isinstance(found.transforms[0], Affine) and len(found.transforms) == 2

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from atlasseg.errors import InputError
 from atlasseg.recipe.training import Augmentation, Refiner, Training
-from atlasseg.refinement._network.cases import IGNORED, Coding, Frame, case_of, coding_of
-from atlasseg.refinement._network.loss import loss, supervised
-from atlasseg.refinement._network.networks import (
+from atlasseg.refinement.network.cases import IGNORED, Coding, Frame, case_of, coding_of
+from atlasseg.refinement.network.inputs import dense, inputs_of
+from atlasseg.refinement.network.networks import (
     Form,
     build,
     cost,
@@ -23,11 +23,12 @@ from atlasseg.refinement._network.networks import (
     transferred,
     weights_of,
 )
-from atlasseg.refinement._network.optimisation import learning_rate, optimiser_of
-from atlasseg.refinement._network.patches import Shown, _turn, dense, draw, inputs_of
-from atlasseg.refinement._network.planning import plan
-from atlasseg.refinement._network.scoring import fitted_temperature, mean_dice
-from atlasseg.refinement._network.windows import _gaussian, probabilities, slabs, sparse_entries, speaker
+from atlasseg.refinement.network.windows import _gaussian, probabilities, slabs, sparse_entries, speaker
+from atlasseg.training.loss import loss, supervised
+from atlasseg.training.optimisation import learning_rate, optimiser_of
+from atlasseg.training.patches import Shown, _turn, draw
+from atlasseg.training.planning import plan
+from atlasseg.training.scoring import fitted_temperature, mean_dice
 from atlasseg.volume import LabelMap, ProbabilityMap
 
 FORMS = {

@@ -14,16 +14,16 @@ from atlasseg.errors import GeometryError, InputError, MissingLibraryError, Outp
 from atlasseg.labels import Label, LabelTable
 from atlasseg.recipe.training import Augmentation, Refiner, Training
 from atlasseg.refinement import unet
-from atlasseg.refinement._network import correcting, fitting
-from atlasseg.refinement._network.cases import case_of, coding_of
-from atlasseg.refinement._network.checkpoints import read_tensors, write_tensors
-from atlasseg.refinement._network.correcting import Job, Start
-from atlasseg.refinement._network.export import write_torchscript
-from atlasseg.refinement._network.fitting import fit
-from atlasseg.refinement._network.model import RefinerModel, best_of, check_free, read_model, write_model
-from atlasseg.refinement._network.networks import is_encoder
-from atlasseg.refinement._network.planning import plan
-from atlasseg.refinement._network.pretraining import fit_reconstruction
+from atlasseg.refinement.network.cases import case_of, coding_of
+from atlasseg.refinement.network.export import write_torchscript
+from atlasseg.refinement.network.model import RefinerModel, best_of, check_free, read_model, write_model
+from atlasseg.refinement.network.networks import is_encoder
+from atlasseg.refinement.network.tensors import read_tensors, write_tensors
+from atlasseg.training import correcting, fitting
+from atlasseg.training.correcting import Job, Start
+from atlasseg.training.fitting import fit
+from atlasseg.training.planning import plan
+from atlasseg.training.pretraining import fit_reconstruction
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 MADE = {"fusion": {"method": {"method": "joint", "beta": 2.0}}, "atlases": {"a": ["1f"], "b": ["2e"]}}
@@ -98,11 +98,11 @@ def test_what_is_far_from_any_doubt_stays(made, model):
 
 def test_16_bits_are_used_where_they_are_wanted(made, model, monkeypatch):
     other = made("RAS", 12)
-    monkeypatch.setattr("atlasseg.refinement._network.precision.fast_half", lambda device: torch.bfloat16)
+    monkeypatch.setattr("atlasseg.refinement.network.precision.fast_half", lambda device: torch.bfloat16)
     full = unet.refined(other.target, other.fused, model, mixed_precision=False, device="cpu").dense()
     coarse = unet.refined(other.target, other.fused, model, device="cpu").dense()
     assert 0 < np.abs(full - coarse).max() < 0.05
-    monkeypatch.setattr("atlasseg.refinement._network.precision.fast_half", lambda device: None)
+    monkeypatch.setattr("atlasseg.refinement.network.precision.fast_half", lambda device: None)
     np.testing.assert_array_equal(unet.refined(other.target, other.fused, model, device="cpu").dense(), full)
 
 
@@ -205,7 +205,7 @@ def test_damaged_and_foreign_folders_are_refused(model, folder, tmp_path):
 def test_torchscript_says_the_same(model, tmp_path, monkeypatch):
     paths = write_torchscript(replace(model, members=model.members[:1]), tmp_path)
     assert [path.name for path in paths] == ["member_0.ts"] and paths[0].stat().st_size > 1000
-    monkeypatch.setattr("atlasseg.refinement._network.export.SAME", -1.0)
+    monkeypatch.setattr("atlasseg.refinement.network.export.SAME", -1.0)
     with pytest.raises(OutputError, match="the export differs"):
         write_torchscript(replace(model, members=model.members[:1]), tmp_path / "other")
     assert not list((tmp_path / "other").iterdir())

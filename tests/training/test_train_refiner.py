@@ -21,10 +21,9 @@ from atlasseg.cli import app
 from atlasseg.errors import InputError
 from atlasseg.evaluation.overlap import count, dice
 from atlasseg.recipe import Refinement, parse_recipe, read_recipe
-from atlasseg.refinement._network import fitting
 from atlasseg.refinement.unet import refined
 from atlasseg.store.cache import Cache
-from atlasseg.training import dealt, leave_one_out, train_refiner
+from atlasseg.training import dealt, fitting, leave_one_out, train_refiner
 
 PLAIN = """
 [data]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atlasseg.errors import InputError
-from atlasseg.refinement._network.cases import Case, Coding
-from atlasseg.refinement._network.patches import dense, inputs_of
+from atlasseg.refinement.network.cases import Case, Coding
+from atlasseg.refinement.network.inputs import dense, inputs_of
 from atlasseg.volume import Float32
 
 Speaker = Callable[[Tensor, Tensor | None], Tensor]

@@ -9,7 +9,7 @@ import numpy as np
 
 from atlasseg.errors import InputError
 from atlasseg.recipe.training import Refiner
-from atlasseg.refinement._network.networks import Form, cost
+from atlasseg.refinement.network.networks import Form, cost
 
 GROWTHS = np.arange(0, 13)
 """Steps of the compound scaling: width and patch grow by these powers of the factors below."""

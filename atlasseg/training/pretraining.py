@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from atlasseg.errors import InputError
 from atlasseg.recipe.training import Training
-from atlasseg.refinement._network.fitting import Loss, Member, fit
-from atlasseg.refinement._network.networks import build, silence
-from atlasseg.refinement._network.planning import Plan
+from atlasseg.refinement.network.model import Member
+from atlasseg.refinement.network.networks import build, silence
+from atlasseg.training.fitting import Loss, fit
+from atlasseg.training.planning import Plan
 from atlasseg.volume import Float32
 
 HIDDEN = 0.6

@@ -13,19 +13,28 @@ from atlasseg import io
 from atlasseg.errors import InputError, OutputError
 from atlasseg.files import whole_folder
 from atlasseg.labels import LabelTable
-from atlasseg.refinement._network import require_libraries
-from atlasseg.refinement._network.cases import Coding
 from atlasseg.refinement.examples import scan_digests
+from atlasseg.refinement.network import require_libraries
+from atlasseg.refinement.network.cases import Coding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from atlasseg.refinement._network.fitting import Member
-    from atlasseg.refinement._network.networks import Form
+    from atlasseg.refinement.network.networks import Form
 
 FORMAT = 1
 METHOD = "unet"
 HEADER, TABLE, CARD, CURVES, PICTURE = "model.json", "labels.tsv", "README.md", "curves.tsv", "curves.png"
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A trained network: its weights, temperature, the curve of its training, and how well it did on validation."""
+
+    weights: dict[str, Tensor]
+    temperature: float
+    curve: tuple[dict[str, float], ...]
+    scores: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +111,7 @@ def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | 
     OutputError
         It cannot be written, or something else lies there.
     """
-    from atlasseg.refinement._network.checkpoints import write_tensors
+    from atlasseg.refinement.network.tensors import write_tensors
 
     folder = Path(folder)
     check_free(folder)
@@ -161,8 +170,7 @@ def read_model(folder: str | Path) -> RefinerModel:
 @lru_cache(maxsize=2)
 def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
     """The model in a folder whose files were last changed at `stamp`: read once for many targets."""
-    from atlasseg.refinement._network.fitting import Member
-    from atlasseg.refinement._network.networks import Form
+    from atlasseg.refinement.network.networks import Form
 
     header = io.read_json(folder / HEADER)
     if (header.get("method"), header.get("format")) != (METHOD, FORMAT):
@@ -203,8 +211,8 @@ def _weights(path: Path, digest: str, form: Form) -> dict[str, Tensor]:
     """The weights in a file, found to be those of the network."""
     import torch
 
-    from atlasseg.refinement._network.checkpoints import read_tensors
-    from atlasseg.refinement._network.networks import build, load_weights
+    from atlasseg.refinement.network.networks import build, load_weights
+    from atlasseg.refinement.network.tensors import read_tensors
 
     if not path.is_file():
         raise InputError(f"{path}: the weights are missing")

@@ -16,17 +16,13 @@ from torch import Tensor, nn
 
 from atlasseg.errors import InputError, TrainingError
 from atlasseg.recipe.training import Training
-from atlasseg.refinement._network.checkpoints import (
-    optimiser_tensors,
-    part,
-    read_tensors,
-    restore_optimiser,
-    write_tensors,
-)
-from atlasseg.refinement._network.networks import build, load_weights, weights_of
-from atlasseg.refinement._network.optimisation import absolute_sum, learning_rate, optimiser_of
-from atlasseg.refinement._network.planning import Plan
-from atlasseg.refinement._network.precision import fast_half
+from atlasseg.refinement.network.model import Member
+from atlasseg.refinement.network.networks import build, load_weights, weights_of
+from atlasseg.refinement.network.precision import fast_half
+from atlasseg.refinement.network.tensors import read_tensors, write_tensors
+from atlasseg.training.checkpoints import optimiser_tensors, part, restore_optimiser
+from atlasseg.training.optimisation import absolute_sum, learning_rate, optimiser_of
+from atlasseg.training.planning import Plan
 
 log = logging.getLogger(__name__)
 
@@ -44,25 +40,39 @@ class Loss:
 
 
 class Task(Protocol):
-    """What a network is to learn. `measure` names what `judge` says; with `sign` -1 less of it is better."""
+    """A training of one network: its data, its loss and its validation."""
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """Number among the networks of a model, from 0. Random draws depend on it."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name in messages."""
+
     @property
-    def plan(self) -> Plan: ...
+    def plan(self) -> Plan:
+        """Network, patch and batch."""
+
     @property
-    def training(self) -> Training: ...
+    def training(self) -> Training:
+        """Settings of the optimisation."""
+
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Where to compute: "cpu" or "cuda"."""
+
     @property
-    def measure(self) -> str: ...
+    def measure(self) -> str:
+        """Name of the score that `judge` returns."""
+
     @property
-    def sign(self) -> int: ...
+    def sign(self) -> int:
+        """1 where a higher score is better, -1 where a lower one is."""
+
     @property
     def replan(self) -> Callable[[float], str] | None:
-        """What would fit so many bytes, in words."""
+        """Function that describes the plan that fits into a number of bytes."""
 
     @property
     def key(self) -> str:
@@ -79,16 +89,6 @@ class Task(Protocol):
 
     def finish(self, network: nn.Module, half: torch.dtype | None) -> tuple[float, dict[str, float]]:
         """Temperature of the best network, and more scores of it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """A trained network: its weights, temperature, the curve of its training, and how well it did on validation."""
-
-    weights: dict[str, Tensor]
-    temperature: float
-    curve: tuple[dict[str, float], ...]
-    scores: dict[str, float]
 
 
 Stop = Callable[[], bool]

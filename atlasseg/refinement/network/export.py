@@ -9,8 +9,8 @@ import torch
 
 from atlasseg.errors import OutputError
 from atlasseg.files import written_whole
-from atlasseg.refinement._network.model import RefinerModel
-from atlasseg.refinement._network.networks import build, load_weights
+from atlasseg.refinement.network.model import RefinerModel
+from atlasseg.refinement.network.networks import build, load_weights
 
 SAME = 1e-4
 """Largest difference between what a network and its export say, against the largest value."""

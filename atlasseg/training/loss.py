@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from atlasseg.refinement._network.cases import IGNORED
+from atlasseg.refinement.network.cases import IGNORED
 
 
 def loss(logits: Tensor, truth: Tensor, unknown: Tensor, *, cross_entropy: float = 1.0, dice: float = 1.0) -> Tensor:

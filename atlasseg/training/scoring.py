@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from atlasseg.refinement._network.cases import Case, Coding, asked_for
+from atlasseg.refinement.network.cases import Case, Coding, asked_for
 from atlasseg.volume import Float32, Int64
 
 MOST_SAMPLES = 200_000

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from atlasseg.recipe.training import Augmentation, Training
-from atlasseg.refinement._network.cases import Case, Coding
-from atlasseg.refinement._network.fitting import Loss
-from atlasseg.refinement._network.loss import supervised
-from atlasseg.refinement._network.networks import build, is_encoder, silence, transferred
-from atlasseg.refinement._network.patches import Shown, draw, inputs_of
-from atlasseg.refinement._network.planning import Plan
-from atlasseg.refinement._network.scoring import fitted_temperature, mean_dice, reliable_logits
-from atlasseg.refinement._network.windows import probabilities, slabs, speaker
+from atlasseg.refinement.network.cases import Case, Coding
+from atlasseg.refinement.network.inputs import inputs_of
+from atlasseg.refinement.network.networks import build, is_encoder, silence, transferred
+from atlasseg.refinement.network.windows import probabilities, slabs, speaker
+from atlasseg.training.fitting import Loss
+from atlasseg.training.loss import supervised
+from atlasseg.training.patches import Shown, draw
+from atlasseg.training.planning import Plan
+from atlasseg.training.scoring import fitted_temperature, mean_dice, reliable_logits
 
 log = logging.getLogger(__name__)
 

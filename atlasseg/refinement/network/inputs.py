@@ -1,0 +1,31 @@
+"""What the network is shown of a scan and its fused probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+UNCERTAINTY = 0.02
+"""What is certain by the fusion leaves this to the other labels together: no logarithm is taken below their share."""
+
+
+def inputs_of(scan: Tensor, prior: Tensor, groups: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+    """What the network is shown, and the logarithm of the prior that its output is added to, if any.
+
+    `scan` (B, C, ...) and `prior` (B, L, ...); `groups` (L,) the input channel of each label.
+    """
+    if kind == "none":
+        return scan, None
+    count = int(groups.max()) + 1
+    if count == prior.shape[1]:
+        grouped = prior
+    else:
+        grouped = prior.new_zeros((prior.shape[0], count, *prior.shape[2:])).index_add_(1, groups, prior)
+    shown = torch.cat([scan, grouped], dim=1)
+    return shown, prior.clamp(min=UNCERTAINTY / max(prior.shape[1] - 1, 1)).log() if kind == "residual" else None
+
+
+def dense(codes: Tensor, shares: Tensor, labels: int) -> Tensor:
+    """(L, ...) probabilities of all labels from the (k, ...) most probable ones."""
+    out = shares.new_zeros((labels, *shares.shape[1:]))
+    return out.scatter_add_(0, codes.long(), shares)
