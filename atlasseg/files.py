@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import platform
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from atlasseg.errors import OutputError
+from atlasseg.errors import InputError, OutputError
 
 
 @contextmanager
@@ -154,3 +155,58 @@ def _put_in_place(aside: Path, final: Path) -> None:
             break
         finally:
             shutil.rmtree(old, ignore_errors=True)
+
+
+SEAL = "SHA256SUMS"
+"""In a folder that is read again: the digests of its files, as ``sha256sum --check`` takes them."""
+
+
+def seal(folder: Path, names: Iterable[str]) -> None:
+    """Write the SHA-256 of some files of a folder, by their paths in it, into its file `SEAL`."""
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(names)]
+    with written_whole(folder / SEAL) as aside:
+        aside.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def check_seal(folder: Path, names: Iterable[str], *, remedy: str) -> None:
+    """Check that files of a folder hold what they held when the folder was sealed.
+
+    Parameters
+    ----------
+    folder : path
+    names : iterable of str
+        Paths in the folder that must be among those sealed.
+    remedy : str
+        What the user can do about damage: "train the model again".
+
+    Raises
+    ------
+    InputError
+        A file is missing, was changed, or was never sealed; the message names it.
+    """
+    path = folder / SEAL
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read, so the folder cannot be checked for damage: {remedy}") from error
+    sealed = {}
+    for line in lines:
+        digest, gap, name = line.partition("  ")
+        if not gap or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise InputError(f"{path}: damaged, a line is no digest with a file's name: {remedy}")
+        sealed[name] = digest
+    for name in names:
+        if name not in sealed:
+            raise InputError(f"{folder / name}: not among the files named in {SEAL}: {remedy}")
+    for name, digest in sealed.items():
+        try:
+            found = _sha256(folder / name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder / name}: missing or unreadable: {remedy}") from error
+        if found != digest:
+            raise InputError(f"{folder / name}: damaged, its bytes are not those that were written: {remedy}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

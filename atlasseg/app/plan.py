@@ -19,7 +19,7 @@ from atlasseg.compute.workers import Workers
 from atlasseg.errors import AtlasSegError, InputError
 from atlasseg.pipeline import segment
 from atlasseg.recipe import Recipe
-from atlasseg.store.cache import UNREADABLE, Cache, entries, read_entry
+from atlasseg.store.cache import SUFFIX, UNREADABLE, Cache, entries, read_entry
 
 LOOKED_AT = 30
 """So many kept results of a stage tell what it takes."""
@@ -192,9 +192,9 @@ def _wanted(recipe: Recipe, atlases: int) -> Counter[str]:
 def _measured(folder: Path) -> dict[str, tuple[float, float]]:
     """Stage to median seconds and bytes of some of its kept results."""
     found: dict[str, tuple[float, float]] = {}
-    for stage in sorted({entry.parent for entry in folder.glob("*/*.npz")}):
+    for stage in sorted({entry.parent for entry in folder.glob(f"*/*{SUFFIX}")}):
         costs_of_one = []
-        for path in islice(stage.glob("*.npz"), LOOKED_AT):
+        for path in islice(stage.glob(f"*{SUFFIX}"), LOOKED_AT):
             with suppress(*UNREADABLE):
                 costs_of_one.append((float(read_entry(path)[0]["seconds"]), float(path.stat().st_size)))
         if costs_of_one:

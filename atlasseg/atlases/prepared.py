@@ -21,7 +21,7 @@ import numpy as np
 from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import InputError
-from atlasseg.files import whole_folder
+from atlasseg.files import check_seal, seal, whole_folder
 from atlasseg.recipe import Step
 from atlasseg.registration import diffeomorphic
 from atlasseg.registration.template import Engine, Progress, coarser, compose_through_template, groupwise_template
@@ -283,6 +283,7 @@ def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
                 affine=moved.affine,
             )
         io.write_json(header, aside / HEADER)
+        seal(aside, [str(path.relative_to(aside).as_posix()) for path in aside.rglob("*") if path.is_file()])
 
 
 def _parts(id_: str, transform: Transform) -> tuple[Affine, DisplacementField]:
@@ -305,6 +306,7 @@ def read_prepared(folder: str | Path) -> PreparedLibrary:
     folder = Path(folder)
     if not (folder / HEADER).is_file():
         raise InputError(f"{folder}: no prepared library here (no {HEADER})")
+    check_seal(folder, [HEADER, TEMPLATE], remedy="prepare the library again")
     header = io.read_json(folder / HEADER)
     if header.get("format") != FORMAT:
         raise InputError(

@@ -7,7 +7,6 @@ the fusion tends to be wrong. See :mod:`atlasseg.training` for how the examples 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +18,7 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.files import written_whole
+from atlasseg.files import check_seal, seal, written_whole
 from atlasseg.labels import LabelTable
 from atlasseg.refinement._features import Scene, Window
 from atlasseg.refinement._trees import Trees, joined
@@ -29,7 +28,7 @@ from atlasseg.volume import Image, ProbabilityMap
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 METHOD = "corrective_learning"
 HEADER, TREES, TABLE = "model.json", "trees.npz", "labels.tsv"
 
@@ -358,7 +357,6 @@ def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable
     header = {
         "format": FORMAT,
         "method": METHOD,
-        "trees_sha256": hashlib.sha256((folder / TREES).read_bytes()).hexdigest(),
         "labels": list(model.labels),
         "channels": model.channels,
         "spacing_mm": list(model.spacing_mm),
@@ -367,6 +365,7 @@ def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable
         **model.record,
     }
     io.write_json(header, folder / HEADER)
+    seal(folder, [HEADER, TABLE, TREES])
 
 
 def read_model(folder: str | Path) -> CorrectiveModel:
@@ -390,15 +389,13 @@ def read_model(folder: str | Path) -> CorrectiveModel:
 @lru_cache(maxsize=2)
 def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
     """The model in a folder whose files were last changed at `stamp`: read once for many targets."""
+    check_seal(folder, [HEADER, TABLE, TREES], remedy="train the model again")
     header = io.read_json(folder / HEADER)
     if (header.get("method"), header.get("format")) != (METHOD, FORMAT):
         raise InputError(
             f"{folder / HEADER}: a model of {METHOD!r} in format {FORMAT} is wanted, got one of "
             f"{header.get('method')!r} in format {header.get('format')!r}"
         )
-    content = (folder / TREES).read_bytes()
-    if hashlib.sha256(content).hexdigest() != header.get("trees_sha256"):
-        raise InputError(f"{folder / TREES}: damaged, or of another model than {HEADER}: train the model again")
     try:
         sizes = {name: value for name, value in header["window"].items() if name != "scales_voxels"}
         scales = tuple(int(scale) for scale in header["window"]["scales_voxels"])

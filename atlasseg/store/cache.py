@@ -5,27 +5,27 @@ it runs through, and the versions of the libraries. A file that changed under th
 one, and a changed atlas or parameter makes anew what depends on it and nothing else: registrations are kept atlas by
 atlas. What was itself made by a kept function stands with its key, so that only scans and atlases are ever hashed.
 
-An entry is one file, ``STAGE.METHOD/KEY.npz``: written aside and renamed, so that it appears whole or not at all, on
+An entry is one file, ``STAGE.METHOD/KEY.entry``: written aside and renamed, so that it appears whole or not at all, on
 network file systems too. There are no locks, and so none that outlive a process: two that make the same entry at once
-both make it, and the last one's name stays. An entry that cannot be read is made anew, and that is said. Nothing waits
-for the disk: what a power cut takes is made again, since every array carries its checksum.
+both make it, and the last one's name stays. An entry ends with a digest of its stage, its key and all its bytes, which
+is checked whenever it is read: one that was damaged, cut short or put in the place of another is made anew, with a
+warning. Nothing waits for the disk: what a power cut takes is made again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import secrets
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,19 @@ log = logging.getLogger(__name__)
 NOT_KEPT = (foreground,)
 """Functions that take no longer than reading what they return."""
 
-UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+SUFFIX = ".entry"
+
+DIGEST_BYTES = 32
+
+BLOCK_BYTES = 1 << 20
+
+
+class DamagedEntryError(Exception):
+    """An entry of the cache is not what was written under its name."""
+
+
+UNREADABLE = (DamagedEntryError, OSError, KeyError, TypeError, ValueError)
+"""What reading an entry may raise: damage, no access, or a value that this version does not know."""
 
 SLACK = 0.1
 """Removal goes on until this share of the limit is free again; it is looked at after every half of it was written."""
@@ -182,9 +194,8 @@ class Cache:
         aside = path.with_name(f".{key}.{secrets.token_hex(4)}.aside")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                np.savez(file, **{HEADER: np.frombuffer(header, np.uint8)}, **arrays)  # type: ignore[arg-type]
-                size = file.tell()
+            with aside.open("w+b") as file:
+                size = write_entry(file, path, header, arrays)
             aside.replace(path)
         except OSError as error:
             self._writable = False
@@ -198,7 +209,7 @@ class Cache:
             self._written = 0
 
     def _path(self, stage: str, key: str) -> Path:
-        return self.folder / stage / f"{key[:40]}.npz"
+        return self.folder / stage / f"{key[:40]}{SUFFIX}"
 
 
 @cache
@@ -214,11 +225,35 @@ def stage_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", "other")
 
 
+def write_entry(file: IO[bytes], path: Path, header: bytes, arrays: Mapping[str, NDArray[Any]]) -> int:
+    """Write an entry that will be named `path`: its arrays, then their digest; returns its size in bytes."""
+    np.savez(file, **{HEADER: np.frombuffer(header, np.uint8)}, **arrays)  # type: ignore[arg-type]
+    size = file.tell()
+    file.write(_digest(path, file, size))
+    return size + DIGEST_BYTES
+
+
 def read_entry(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Header and arrays of an entry, checksums verified; raises one of `UNREADABLE` where it is not whole."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    """Header and arrays of an entry, its digest verified; raises one of `UNREADABLE` where it is not whole."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END) - DIGEST_BYTES
+        found = _digest(path, file, size)
+        if size < 0 or file.read() != found:
+            raise DamagedEntryError("damaged: its bytes are not those that were written under this name")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
     return json.loads(arrays.pop(HEADER).tobytes()), arrays
+
+
+def _digest(path: Path, file: IO[bytes], size: int) -> bytes:
+    """BLAKE2b of an entry's stage and name and the first `size` bytes of a file, which is left standing after them."""
+    found = hashlib.blake2b(f"{path.parent.name}/{path.name}\n".encode(), digest_size=DIGEST_BYTES)
+    file.seek(0)
+    while size > 0 and (part := file.read(min(size, BLOCK_BYTES))):
+        found.update(part)
+        size -= len(part)
+    return found.digest()
 
 
 def entries(folder: Path) -> Iterator[Entry]:
@@ -226,7 +261,7 @@ def entries(folder: Path) -> Iterator[Entry]:
     for stage in _folders(folder):
         with contextlib.suppress(FileNotFoundError), os.scandir(stage) as found:
             for item in found:
-                if item.name.endswith(".npz"):
+                if item.name.endswith(SUFFIX):
                     with contextlib.suppress(FileNotFoundError):
                         state = item.stat()
                         yield Entry(stage.name, Path(item.path), state.st_size, state.st_mtime)
@@ -260,10 +295,10 @@ def clear(folder: Path, stages: Sequence[str] = ()) -> int:
     for stage in _folders(folder):
         if stages and not any(stage.name == name or stage.name.startswith(f"{name}.") for name in stages):
             continue
-        for path in [*stage.glob("*.npz"), *stage.glob(".*.aside")]:
+        for path in [*stage.glob(f"*{SUFFIX}"), *stage.glob(".*.aside")]:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-                removed += path.suffix == ".npz"
+                removed += path.suffix == SUFFIX
         with contextlib.suppress(OSError):
             stage.rmdir()
     return removed

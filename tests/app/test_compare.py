@@ -70,7 +70,7 @@ def test_comparison(dataset, counted):
     compare(recipe, ["majority", "local_weighted"])
     assert counted == [3, 3, 1, 1]  # the same name with other content is another atlas, and the others are kept
 
-    for path in (out / ".cache").glob("registration.affine/*.npz"):
+    for path in (out / ".cache").glob("registration.affine/*.entry"):
         path.write_bytes(path.read_bytes()[:-99])
     compare(recipe, ["majority", "local_weighted"])
     assert counted == [3, 3, 1, 1, 3, 3]  # what cannot be read is made again

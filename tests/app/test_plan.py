@@ -128,6 +128,6 @@ def test_the_cache_by_command(recipe, dataset):
     assert command("cache", "verify", out, "--remove")[0] == 0 and not damaged.exists()
     assert command("cache", "clear", out, "--stage", "propagate") == (0, "removed 5 results")
     assert command("cache", "clear", out, "--limit", "0.0001")[0] == 0
-    assert sum(path.stat().st_size for path in (out / ".cache").rglob("*.npz")) <= 100_000
+    assert sum(path.stat().st_size for path in (out / ".cache").rglob("*.entry")) <= 100_000
     assert command("cache", "clear", out)[0] == 0 and "nothing is kept" in command("cache", "ls", out)[1]
     assert command("cache", "ls", dataset / "nowhere")[0] == 2

@@ -15,6 +15,7 @@ from atlasseg.atlases import prepared as prepared_module
 from atlasseg.atlases.library import read_library
 from atlasseg.atlases.prepared import PreparedLibrary, prepare, read_prepared, register_prepared, write_prepared
 from atlasseg.errors import InputError, OutputError
+from atlasseg.files import seal
 from atlasseg.phantoms import head, moving_from_fixed, tilted_grid
 from atlasseg.pipeline import preprocessed_scans
 from atlasseg.recipe import Step, parse_recipe
@@ -185,6 +186,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
     write_prepared(tiny(), tmp_path / "p")
     header = tmp_path / "p" / "preparation.json"
     header.write_text(header.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(InputError, match=r"preparation.json: damaged, its bytes are not those that were written"):
+        read_prepared(tmp_path / "p")
+    seal(tmp_path / "p", ["preparation.json", "template.nii.gz"])
     with pytest.raises(InputError, match="format 99"):
         read_prepared(tmp_path / "p")
     write_prepared(tiny(), tmp_path / "p")
@@ -193,6 +197,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
         read_prepared(tmp_path / "p")
     write_prepared(tiny(), tmp_path / "p")
     io.write_image(tiny().template.with_array(tiny().template.array + 1), tmp_path / "p" / "template.nii.gz")
+    with pytest.raises(InputError, match=r"template.nii.gz: damaged"):
+        read_prepared(tmp_path / "p")
+    seal(tmp_path / "p", ["preparation.json", "template.nii.gz"])
     with pytest.raises(InputError, match="not the template"):
         read_prepared(tmp_path / "p")
     write_prepared(replace(tiny(), hashes={"a/b": "1", "c": "2"}), tmp_path / "p")

@@ -11,6 +11,7 @@ import torch
 
 from atlasseg import __version__
 from atlasseg.errors import GeometryError, InputError, MissingLibraryError, OutputError, TrainingError
+from atlasseg.files import seal
 from atlasseg.labels import Label, LabelTable
 from atlasseg.recipe.training import Augmentation, Refiner, Training
 from atlasseg.refinement import unet
@@ -108,7 +109,7 @@ def test_16_bits_are_used_where_they_are_wanted(made, model, monkeypatch):
 
 def test_read_as_written(model, folder):
     found = read_model(folder)
-    names = {"model.json", "labels.tsv", "README.md", "curves.tsv", "curves.png", "recipe.toml"}
+    names = {"SHA256SUMS", "model.json", "labels.tsv", "README.md", "curves.tsv", "curves.png", "recipe.toml"}
     assert {path.name for path in folder.iterdir()} == names | {f"member_{n}.safetensors" for n in (0, 1)}
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "all are for the same readers"
     same = ("form", "coding", "prior", "candidates", "patch_voxels", "channels", "spacing_mm", "flips", "provenance")
@@ -178,20 +179,23 @@ def test_damaged_and_foreign_folders_are_refused(model, folder, tmp_path):
     weights = folder / "member_1.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-8] + bytes(8))
-    with pytest.raises(InputError, match=r"member_1\.safetensors: damaged, or of another model"):
+    with pytest.raises(
+        InputError, match=r"member_1\.safetensors: damaged, its bytes are not those that were written: train"
+    ):
         read_model(folder)
     weights.unlink()
-    with pytest.raises(InputError, match=r"member_1\.safetensors: the weights are missing"):
+    with pytest.raises(InputError, match=r"member_1\.safetensors: missing or unreadable"):
         read_model(folder)
     weights.write_bytes(whole)
     header = json.loads((folder / "model.json").read_text())
     for change, said in (
-        ({"format": 99}, "format 1 is wanted"),
+        ({"format": 99}, "format 2 is wanted"),
         ({"method": "corrective_learning"}, "a model of 'unet'"),
         ({"form": {**header["form"], "width": 6}}, "weights of another network"),
         ({"coding": None}, "the model is damaged"),
     ):
         (folder / "model.json").write_text(json.dumps({**header, **change}))
+        seal(folder, ["model.json", "labels.tsv", weights.name])
         with pytest.raises(InputError, match=said):
             read_model(folder)
     foreign = tmp_path / "foreign.safetensors"

@@ -120,6 +120,41 @@ def test_a_damaged_entry_is_made_again_and_said(case, caplog, damage):
     assert list(damaged(case[2])) == []
 
 
+def test_no_damage_is_taken_for_a_value(tmp_path, caplog):
+    """Ten thousand flips, truncations, additions, gaps and swaps: each is told as damage, and none gives a value."""
+    kept, rng = Cache(tmp_path), np.random.default_rng(5)
+    values = {
+        "a" * 64: {"shape": (3, 5), "array": np.arange(15, dtype=np.int16).reshape(3, 5)},
+        "b" * 64: {"shape": (5, 3), "array": np.arange(15, dtype=np.int16).reshape(5, 3) + 1},
+        "c" * 64: DisplacementField(rng.normal(size=(4, 3, 2, 3)).astype(np.float32), np.eye(4)),
+    }
+    for stage in ("one", "two"):
+        for key, value in values.items():
+            kept.put(stage, key, value)
+    paths = sorted(tmp_path.rglob("*.entry"))
+    whole = {path: path.read_bytes() for path in paths}
+    assert len(set(whole.values())) == 6 and list(damaged(tmp_path)) == []
+    for n in range(10_000):
+        path = paths[n % len(paths)]
+        content = bytearray(whole[path])
+        start, kind = int(rng.integers(len(content))), n % 5
+        if kind == 0:
+            content[start] ^= 1 << rng.integers(8)
+        elif kind == 1:
+            del content[start:]
+        elif kind == 2:
+            del content[start : start + int(rng.integers(1, 40))]
+        elif kind == 3:
+            content[start:start] = rng.bytes(int(rng.integers(1, 40)))
+        else:
+            content = bytearray(whole[paths[(n + 1 + n // 5 % 5) % len(paths)]])
+        path.write_bytes(content)
+        assert bytes(content) == whole[path] or kept.get(path.parent.name, path.stem[:1] * 64) is None
+        path.write_bytes(whole[path])
+    assert caplog.text.count("is made again") == 10_000
+    assert all(kept.get(path.parent.name, path.stem[:1] * 64) is not None for path in paths)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_where_nothing_can_be_written_the_work_goes_on(case, caplog, monkeypatch, code):
     def refuses(file, **arrays):
@@ -144,7 +179,7 @@ def test_what_was_used_longest_ago_is_removed_first(tmp_path):
     kept = Cache(tmp_path)
     for n in range(10):
         kept.put("stage", f"{n}" * 40, np.zeros(1000, np.uint8))
-        os.utime(tmp_path / "stage" / f"{str(n) * 40}.npz", (n, n))
+        os.utime(tmp_path / "stage" / f"{str(n) * 40}.entry", (n, n))
     assert kept.get("stage", "0" * 40) is not None  # now it was used last
     size = next(entries(tmp_path)).size
     removed = shrink(tmp_path, 6 * size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.errors import InputError, OutputError
-from atlasseg.files import whole_folder
+from atlasseg.files import check_seal, seal, whole_folder
 from atlasseg.labels import LabelTable
 from atlasseg.refinement.examples import scan_digests
 from atlasseg.refinement.network import require_libraries
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from atlasseg.refinement.network.networks import Form
 
-FORMAT = 1
+FORMAT = 2
 METHOD = "unet"
 HEADER, TABLE, CARD, CURVES, PICTURE = "model.json", "labels.tsv", "README.md", "curves.tsv", "curves.png"
 
@@ -117,11 +116,9 @@ def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | 
     check_free(folder)
     completed = (table or LabelTable()).completed(model.coding.labels)
     with whole_folder(folder) as aside:
-        digests = {}
         for number, member in enumerate(model.members):
             path = aside / weights_name(number)
             write_tensors(path, member.weights, {"method": METHOD, "member": number})
-            digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         header = {
             "format": FORMAT,
             "method": METHOD,
@@ -134,7 +131,6 @@ def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | 
             "spacing_mm": model.spacing_mm,
             "flips": model.flips,
             "members": [{"temperature": m.temperature, "scores": m.scores} for m in model.members],
-            "weights_sha256": digests,
             "provenance": dict(model.provenance),
             "record": dict(model.record),
         }
@@ -146,6 +142,7 @@ def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | 
         io.write_tsv(rows, aside / CURVES)
         _draw_curves(model, aside / PICTURE)
         io.write_text(card(model, completed), aside / CARD)
+        seal(aside, [HEADER, TABLE, *map(weights_name, range(len(model.members)))])
 
 
 def read_model(folder: str | Path) -> RefinerModel:
@@ -172,6 +169,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
     """The model in a folder whose files were last changed at `stamp`: read once for many targets."""
     from atlasseg.refinement.network.networks import Form
 
+    check_seal(folder, [HEADER, TABLE], remedy="train the model again")
     header = io.read_json(folder / HEADER)
     if (header.get("method"), header.get("format")) != (METHOD, FORMAT):
         raise InputError(
@@ -181,12 +179,11 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
     try:
         form = Form(**header["form"])
         coding = Coding(tuple(map(int, header["coding"]["labels"])), tuple(map(int, header["coding"]["groups"])))
-        digests, said = dict(header["weights_sha256"]), list(header["members"])
         members = tuple(
             Member(
-                _weights(folder / name, digests[name], form), float(member["temperature"]), (), dict(member["scores"])
+                _weights(folder / weights_name(number), form), float(member["temperature"]), (), dict(member["scores"])
             )
-            for name, member in zip(map(weights_name, range(len(digests))), said, strict=True)
+            for number, member in enumerate(header["members"])
         )
         return RefinerModel(
             form,
@@ -207,17 +204,13 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
         raise InputError(f"{folder}: the model is damaged ({error!r}): train it again") from error
 
 
-def _weights(path: Path, digest: str, form: Form) -> dict[str, Tensor]:
+def _weights(path: Path, form: Form) -> dict[str, Tensor]:
     """The weights in a file, found to be those of the network."""
     import torch
 
     from atlasseg.refinement.network.networks import build, load_weights
     from atlasseg.refinement.network.tensors import read_tensors
 
-    if not path.is_file():
-        raise InputError(f"{path}: the weights are missing")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise InputError(f"{path}: damaged, or of another model than {HEADER}: train the model again")
     weights, _ = read_tensors(path)
     with torch.random.fork_rng(devices=[]):
         load_weights(build(form), weights, str(path))
