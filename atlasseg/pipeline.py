@@ -95,6 +95,7 @@ class Alignment:
     """A scan with every atlas on its grid, ready to be fused any number of ways.
 
     `target` is the preprocessed scan, perhaps cropped; `start` is the voxel of the scan's own `grid` where it begins.
+    `target_mask`, on the target's grid, is where similarity was measured; None for everywhere.
     """
 
     target: Image
@@ -103,6 +104,7 @@ class Alignment:
     start: tuple[int, int, int]
     label_values: tuple[int, ...]
     seconds: Mapping[str, float]
+    target_mask: Mask | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +217,8 @@ def align(
             candidates = _best(target, target_mask, candidates, recipe.selection.after, recipe.selection.redundancy)
 
     labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
-    return Alignment(target, candidates, scan.grid, registered.start, tuple(int(v) for v in labels), seconds)
+    values = tuple(int(v) for v in labels)
+    return Alignment(target, candidates, scan.grid, registered.start, values, seconds, target_mask)
 
 
 def register(scans: Scans, recipe: Recipe, *, call: Call = at_once) -> Registered:
@@ -273,7 +276,7 @@ def fuse(
     seconds = dict(alignment.seconds)
     with _stage("fuse", seconds, progress):
         voters = [c.atlas for c in alignment.candidates if c.verdict.keep]
-        fused: ProbabilityMap = call(method, alignment.target, voters)
+        fused: ProbabilityMap = call(method, alignment.target, voters, mask=alignment.target_mask)
     if refinement is not None:
         with _stage("refine", seconds, progress):
             fused = call(refinement, alignment.target, fused, provenance=provenance)

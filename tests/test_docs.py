@@ -23,7 +23,7 @@ def extension():
 
 def test_every_method_has_a_page_with_its_parameters(extension):
     pages = {str(path): text for path, text in extension.method_pages.pages().items()}
-    for stage in methods.VERBS:
+    for stage in methods.STAGES:
         for name in methods.names(stage):
             text = pages[f"methods/{stage}/{name}.rst"]
             missing = [p.name for p in methods.get(stage, name).parameters if p.name not in text]
@@ -31,7 +31,7 @@ def test_every_method_has_a_page_with_its_parameters(extension):
 
 
 def test_terminal_texts_of_methods_hold_no_markup_of_equations():
-    for stage in methods.VERBS:
+    for stage in methods.STAGES:
         for name in methods.names(stage):
             method = methods.get(stage, name)
             for text in (method.summary, *(p.description for p in method.parameters), *method.references):

@@ -119,7 +119,7 @@ def test_the_device_goes_to_those_that_ask_for_one():
     recipe = parse_recipe({"fusion": {"method": "majority"}, "registration": {"steps": ["itk_affine"]}})
     told = with_device(recipe, "cpu")
     for step in (*told.registration.steps, told.fusion.method):
-        assert ("device" in step.arguments) == step.method.takes("device")
+        assert ("device" in step.arguments) == step.method.has_device
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PIPELINES.glob("*.toml")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -13,22 +13,16 @@ import numpy as np
 from atlasseg import files, io
 from atlasseg.errors import InputError
 from atlasseg.recipe import Step, parse_recipe
-from atlasseg.regions import figures, split_and_merge, watershed
+from atlasseg.regions import figures
 from atlasseg.regions.adjacency_graph import AdjacencyGraph, adjacency_graph
 from atlasseg.regions.consistency import Change, Consistent, LabelChoice, make_consistent, voting
 from atlasseg.regions.instances import Split, instances
 from atlasseg.regions.merging import Merges, merge
 from atlasseg.regions.noise import noise_sd
-from atlasseg.regions.octree import split
 from atlasseg.volume import Image, LabelMap
 
 ALIASES = {"growing": "region_growing"}
 """Shorter names of methods, for the command line."""
-
-_HIERARCHIES: dict[str, Callable[..., tuple[LabelMap, Merges | None]]] = {
-    "split_and_merge": split_and_merge.hierarchy,
-    "watershed": watershed.hierarchy,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +77,9 @@ def partition_files(
             raise InputError(f"{step.name} takes no seeds, but {seeds} was given")
         given[name] = io.read_label_map(seeds)
     merges: Merges | None = None
-    if step.name in _HIERARCHIES:
-        regions, merges = _HIERARCHIES[step.name](image, **step.arguments, **given)
+    companions = step.method.needs.companions
+    if "hierarchy" in companions:
+        regions, merges = companions["hierarchy"](image, **step.arguments, **given)
     else:
         regions = step(image, **given)
     graph = adjacency_graph(image, regions)
@@ -95,8 +90,9 @@ def partition_files(
         written.append(table)
     if pictures is not None:
         drawn = {"borders": figures.borders(image, regions)}
-        if merges is not None and step.name == "split_and_merge":
-            drawn["blocks"] = figures.borders(image, _blocks(image, step.arguments), title="Octree blocks")
+        if merges is not None and "blocks" in companions:
+            blocks = companions["blocks"](image, **step.arguments)
+            drawn["blocks"] = figures.borders(image, blocks, title="Octree blocks")
         if merges is not None and graph.labels.size > 1:
             drawn["dendrogram"] = figures.dendrogram(_tree(image, graph, step))
         for name, figure in drawn.items():
@@ -120,16 +116,6 @@ def _tree(image: Image, graph: AdjacencyGraph, step: Step) -> Merges:
     """How the regions would go on merging until all are one, costs in units of the noise."""
     sd = tuple(value if value > 0 else 1.0 for value in noise_sd(image).tolist())
     return merge(graph, criterion=step.arguments.get("criterion", "ward"), regions=1, noise_sd=sd)
-
-
-def _blocks(image: Image, arguments: Any) -> LabelMap:
-    """The blocks that split and merge started from."""
-    return split(
-        image,
-        homogeneity=arguments.get("homogeneity", "noise"),
-        threshold=arguments.get("split_threshold"),
-        significance=arguments.get("significance", 0.001),
-    )
 
 
 def consistent_files(

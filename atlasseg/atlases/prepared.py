@@ -122,7 +122,7 @@ def engine_of(steps: Sequence[Step]) -> Engine:
     Levels and iterations are the template's own affair; where the recipe chooses its levels, so is the smoothing of
     the field, which is given level by level.
     """
-    given = next((step.arguments for step in reversed(steps) if step.name == "diffeomorphic"), {})
+    given = next((step.arguments for step in reversed(steps) if step.method.function is diffeomorphic.register), {})
     own = {"shrink_factors", "iterations"} | ({"field_sigma_voxels"} if "shrink_factors" in given else set())
     return partial(diffeomorphic.register, **{name: value for name, value in given.items() if name not in own})
 

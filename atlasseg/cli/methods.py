@@ -34,11 +34,15 @@ def methods(
     from atlasseg import methods as catalogue
 
     console = Console()
-    for each in [stage] if stage else list(catalogue.VERBS):
+    for each in [stage] if stage else list(catalogue.STAGES):
         console.print(f"[bold]{escape(each)}[/bold]")
         for method_name in [name] if name else catalogue.names(each):
             method = catalogue.get(each, method_name)
             console.print(f"  [bold cyan]{method.name}[/]  {escape(method.summary)}", highlight=False)
+            if method.missing_libraries:
+                console.print(
+                    f"      not installed here: pip install '{escape(method.needs.install)}'", highlight=False
+                )
             if stage is None:
                 continue
             table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from atlasseg.methods import Workload
 from atlasseg.recipe import Recipe, Step
 
 PROCESS_BYTES = 400e6
@@ -18,9 +19,6 @@ LIBRARY_BYTES, REGISTERED_BYTES, CARRIED_BYTES = 13, 24, 40
 
 PAIR_BYTES, FUSION_BYTES = 100, 150
 """A voxel of the target while a pair is registered, of which two go side by side; and while fused, entropy included."""
-
-TORCH_BYTES, REFINED_BYTES = 400e6, 800
-"""torch with a network; and a voxel of the target while that refines it, of 139 labels."""
 
 SECONDS = {"preprocessing": 0.05, "registration": 1.5, "propagate": 0.3, "fit": 0.1, "fusion": 3.0}
 """A million voxels, where nothing better is known: of fusion for all atlases together, of the others for one volume."""
@@ -47,8 +45,8 @@ def memory(recipe: Recipe, *, atlases: int, voxels: int) -> Memory:
     registering = library + voxels * (atlases * REGISTERED_BYTES + 2 * PAIR_BYTES)
     fusing = library + voxels * (atlases * (REGISTERED_BYTES / 2 + CARRIED_BYTES) + FUSION_BYTES)
     refinement = recipe.refinement.method
-    if refinement is not None and refinement.name == "unet":
-        fusing += TORCH_BYTES + voxels * REFINED_BYTES
+    if refinement is not None:
+        fusing += refinement.method.memory_bytes(Workload(voxels, atlases))
     return Memory(registering, fusing, any(on_gpu(step) for step in steps_of(recipe)))
 
 
@@ -63,7 +61,7 @@ def on_gpu(step: Step) -> bool:
     """Whether a method computes on a GPU here."""
     from atlasseg.device import resolved
 
-    return step.method.takes("device") and resolved(step.arguments.get("device", "auto")) == "cuda"
+    return step.method.has_device and resolved(step.arguments.get("device", "auto")) == "cuda"
 
 
 def of_stage(table: dict[str, float], stage: str, default: float) -> float:

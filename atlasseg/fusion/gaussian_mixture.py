@@ -14,6 +14,7 @@ from scipy.spatial.distance import squareform
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import standardise
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.statistics.gaussians import CHUNK, Gaussians, from_moments, split, unpacked
 from atlasseg.volume import Atlas, Float64, Image, Int64, ProbabilityMap
 
@@ -23,6 +24,7 @@ SETTLED = 1e-5
 """Change of the log-likelihood, in parts of itself, at which the iterations stop."""
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

@@ -12,6 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._staple import adjacency
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float64, Image, Int64, ProbabilityMap
 
 MARGIN_VOXELS = 2
@@ -21,6 +22,7 @@ REACH = 4.0
 """Distances to a label's border are exact up to here, in voxels; beyond, they are taken to be this."""
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

@@ -11,6 +11,7 @@ from atlasseg import similarity as measures
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Image, ProbabilityMap
 
 Similarity = Literal["correlation", "mean_squares", "mutual_information", "normalized_mutual_information"]
@@ -20,6 +21,7 @@ SMALLEST_MEAN_SQUARE = 1e-6
 """On standardised intensities: keeps the weight of a candidate that equals the target finite."""
 
 
+@method("fusion")
 def fuse(
     target: Image, candidates: Sequence[Atlas], *, similarity: Similarity = "correlation", power: float = 8.0
 ) -> ProbabilityMap:

@@ -13,9 +13,11 @@ from atlasseg.fusion import _joint_numba
 from atlasseg.fusion._ballots import Ballots, unanimity
 from atlasseg.fusion._patches import PatchSearch, covered, radius_of, reached
 from atlasseg.fusion._votes import check_candidates
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap, check_channels
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

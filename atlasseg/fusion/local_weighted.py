@@ -11,6 +11,7 @@ from scipy.ndimage import map_coordinates
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised, boxed, local_correlations, smoothed
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.similarity import local_correlation_map
 from atlasseg.volume import Atlas, Float32, Float64, Image, Int64, ProbabilityMap
 
@@ -24,6 +25,7 @@ Similarity = Literal[
 ]
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

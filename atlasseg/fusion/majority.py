@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
+@method("fusion", compares_intensities=False)
 def fuse(target: Image, candidates: Sequence[Atlas], *, soft: bool = True) -> ProbabilityMap:
     """Fuse by majority vote.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.statistics.curves import CurveName
 from atlasseg.statistics.label_posteriors import along_curve
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

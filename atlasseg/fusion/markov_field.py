@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.statistics.label_posteriors import in_field
 from atlasseg.statistics.markov_field import Solver
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

@@ -16,12 +16,14 @@ from atlasseg.fusion._patch_match import patch_match
 from atlasseg.fusion._patches import NearestPatches, each_tile, nearest_patches, reached
 from atlasseg.fusion._staple import part_of
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, ProbabilityMap
 
 SMALLEST_DISTANCE = 1e-6
 """On standardised intensities, per voxel: keeps the weights finite where a patch is found again exactly."""
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

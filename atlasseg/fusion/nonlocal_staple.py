@@ -20,6 +20,7 @@ from atlasseg.fusion._staple import (
     winners,
 )
 from atlasseg.fusion._votes import Votes, fill_entries, labels_of_slots, slots_of_entries
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Image, Int32, Int64, ProbabilityMap
 
 SMALLEST_FRACTION = 1e-3
@@ -29,6 +30,7 @@ Found = tuple[Int64, Int32, Float32]
 """Of one candidate in one tile: number of labels at each wanted voxel, the labels' indices, and their fractions."""
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

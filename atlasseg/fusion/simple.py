@@ -9,6 +9,7 @@ import numpy as np
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float64, Image, Int32, ProbabilityMap
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ ROUNDING = 1e-9
 """Performances closer than this are equal: identical atlases stay or go together."""
 
 
+@method("fusion", compares_intensities=False)
 def fuse(
     target: Image, candidates: Sequence[Atlas], *, alpha: float = 2.0, power: float = 1.0, max_iterations: int = 20
 ) -> ProbabilityMap:

@@ -22,9 +22,11 @@ from atlasseg.fusion._staple import (
     with_unanimous,
 )
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
+@method("fusion", compares_intensities=False)
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

@@ -21,9 +21,11 @@ from atlasseg.fusion._staple import (
     winners,
 )
 from atlasseg.fusion._votes import Votes
+from atlasseg.methods import method
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
+@method("fusion")
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
+from atlasseg.methods import Data, method
 from atlasseg.preprocessing.foreground import erased_background, refuse_constant
 from atlasseg.volume import Image
 
 Floats = NDArray[np.floating[Any]]
 
 
-def preprocess(image: Image, *, reference: Image | None = None, landmarks: int = 11) -> Image:
+@method("preprocessing")
+def preprocess(image: Image, *, reference: Data[Image | None] = None, landmarks: int = 11) -> Image:
     """Map each channel so that its quantiles fall on the reference's, piecewise linearly between them.
 
     Parameters

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
+from atlasseg.methods import Data, method
 from atlasseg.preprocessing.foreground import erased_background, foreground, refuse_constant
 from atlasseg.volume import Image, Mask
 
 
+@method("preprocessing")
 def preprocess(
     image: Image,
     *,
@@ -19,7 +21,7 @@ def preprocess(
     low_percent: float = 1.0,
     high_percent: float = 99.0,
     clip: bool = True,
-    mask: Mask | None = None,
+    mask: Data[Mask | None] = None,
 ) -> Image:
     """Scale each channel of the image on its own.
 

@@ -6,14 +6,16 @@ import numpy as np
 
 from atlasseg.errors import InputError
 from atlasseg.itk import image_to_sitk, one_thread
+from atlasseg.methods import Data, method
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.volume import Image, Mask
 
 
+@method("preprocessing")
 def preprocess(
     image: Image,
     *,
-    mask: Mask | None = None,
+    mask: Data[Mask | None] = None,
     shrink_factor: int = 4,
     iterations: tuple[int, ...] = (50, 50, 50, 50),
     convergence: float = 1e-3,

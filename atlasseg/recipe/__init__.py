@@ -19,7 +19,6 @@ method holds that method's own parameters, checked against the method's signatur
 
 from __future__ import annotations
 
-import inspect
 import json
 import tomllib
 import typing
@@ -41,15 +40,14 @@ class Step:
     arguments: Mapping[str, Any]
 
     def __call__(self, *data: Any, **given: Any) -> Any:
-        """Call the method; of `given`, what it has no parameter for is left out."""
+        """Call the method; of the data in `given`, what it does not take is left out."""
         taken = {name: value for name, value in given.items() if self.method.takes(name)}
         return self.method.function(*data, **self.arguments, **taken)
 
     def check(self, **given: Any) -> None:
-        """Ask the method's file whether it can be used so, where it has a ``check``: before hours are spent."""
-        check = getattr(inspect.getmodule(self.method.function), "check", None)
-        if check is not None:
-            check(**self.arguments, **given)
+        """Ask the method whether it can be used so, where it declares a check: before hours are spent."""
+        if self.method.needs.check is not None:
+            self.method.needs.check(**self.arguments, **given)
 
     @property
     def name(self) -> str:
@@ -486,7 +484,7 @@ def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str)
 def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
     """One dataclass from its table."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    has_methods = title in methods.VERBS
+    has_methods = title in methods.STAGES
     arguments: dict[str, Any] = {}
     for key, value in table.items():
         if key in hints:
@@ -581,7 +579,7 @@ def with_device(recipe: Recipe, device: str) -> Recipe:
     """The recipe with `device` ("auto", "cpu" or "cuda") given to every method that asks for one and was not told."""
 
     def told(step: Step) -> Step:
-        if step.method.takes("device") and "device" not in step.arguments:
+        if step.method.has_device and "device" not in step.arguments:
             return Step(step.method, {**step.arguments, "device": device})
         return step
 

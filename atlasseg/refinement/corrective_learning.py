@@ -20,6 +20,7 @@ from atlasseg import io
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import check_seal, seal, written_whole
 from atlasseg.labels import LabelTable
+from atlasseg.methods import Data, method
 from atlasseg.refinement._features import Scene, Window
 from atlasseg.refinement._trees import Trees, joined
 from atlasseg.refinement.examples import Example, differences, patient_spacing_mm
@@ -73,8 +74,36 @@ class CorrectiveModel:
     record: Mapping[str, Any]
 
 
+def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
+    """That a model is there and was trained on segmentations made as `provenance` says.
+
+    Raises
+    ------
+    InputError
+        As for `refine`.
+    """
+    trained = read_model(model)
+    if provenance is None:
+        return
+    version = trained.record.get("versions", {}).get("atlasseg", __version__)
+    if version != __version__:
+        log.warning(
+            "%s: trained by atlasseg %s, used by %s, which may register or fuse a little otherwise",
+            model,
+            version,
+            __version__,
+        )
+    found = differences(trained.provenance, provenance)
+    if found:
+        raise InputError(
+            f"{model}: this model was trained for something else: {'; '.join(found)}. "
+            "Train one for this recipe and library with atlasseg atlases correct"
+        )
+
+
+@method("refinement", model="model", check=check)
 def refine(
-    target: Image, fused: ProbabilityMap, *, model: Path, provenance: Mapping[str, Any] | None = None
+    target: Image, fused: ProbabilityMap, *, model: Path, provenance: Data[Mapping[str, Any] | None] = None
 ) -> ProbabilityMap:
     """Mend a fused segmentation by classifiers that were trained on the errors of such segmentations.
 
@@ -118,33 +147,6 @@ def refine(
     """
     check(model=model, provenance=provenance)
     return corrected(target, fused, read_model(model))
-
-
-def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
-    """That a model is there and was trained on segmentations made as `provenance` says.
-
-    Raises
-    ------
-    InputError
-        As for `refine`.
-    """
-    trained = read_model(model)
-    if provenance is None:
-        return
-    version = trained.record.get("versions", {}).get("atlasseg", __version__)
-    if version != __version__:
-        log.warning(
-            "%s: trained by atlasseg %s, used by %s, which may register or fuse a little otherwise",
-            model,
-            version,
-            __version__,
-        )
-    found = differences(trained.provenance, provenance)
-    if found:
-        raise InputError(
-            f"{model}: this model was trained for something else: {'; '.join(found)}. "
-            "Train one for this recipe and library with atlasseg atlases correct"
-        )
 
 
 def corrected(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> ProbabilityMap:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from atlasseg.methods import method
 from atlasseg.statistics.label_posteriors import in_field
 from atlasseg.statistics.markov_field import Solver
 from atlasseg.volume import Image, ProbabilityMap
 
 
+@method("refinement")
 def refine(
     target: Image,
     fused: ProbabilityMap,

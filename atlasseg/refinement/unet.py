@@ -12,6 +12,7 @@ from annotated_types import Ge, Lt
 
 from atlasseg.device import Device, resolved
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.methods import Data, Workload, method
 from atlasseg.refinement.examples import differences, patient_spacing_mm, scan_digests
 from atlasseg.version import __version__
 from atlasseg.volume import Image, ProbabilityMap
@@ -31,6 +32,70 @@ MOST_LABELS = 8
 """So many labels of a voxel are kept at most, the most probable ones, so that memory does not grow with all of them."""
 
 
+NETWORK_BYTES, VOXEL_BYTES = 400e6, 800
+"""Of memory: torch with a network, and a voxel of the target while that refines it, of 139 labels."""
+
+
+def memory_bytes(work: Workload) -> float:
+    """Bytes that `refine` needs; see `atlasseg.methods.Needs`."""
+    return NETWORK_BYTES + work.voxels * VOXEL_BYTES
+
+
+def check(
+    *,
+    model: Path,
+    any_library: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    device: Device = "auto",
+    **settings: Any,
+) -> None:
+    """That a model is there and was trained on segmentations made as `provenance` says.
+
+    Raises
+    ------
+    InputError
+        As for `refine`.
+    """
+    from atlasseg.refinement.network.model import read_model
+
+    trained = read_model(model)
+    resolved(device)
+    if provenance is None:
+        return
+    version = trained.record.get("versions", {}).get("atlasseg", __version__)
+    if version != __version__:
+        log.warning(
+            "%s: trained by atlasseg %s, used by %s, which may register or fuse a little otherwise",
+            model,
+            version,
+            __version__,
+        )
+    stages = [{part: of for part, of in each.items() if part != "atlases"} for each in (trained.provenance, provenance)]
+    found = differences(*stages)
+    now = set(scan_digests(provenance).values())
+    for learned in () if any_library else (trained.atlases, trained.begun_from):
+        missing = [id_ for id_, digest in learned.items() if digest not in now]
+        if missing and len(missing) < len(learned):
+            found.append(
+                f"it learned from atlases that are missing here ({', '.join(missing)}), and may know the target"
+            )
+    if found:
+        raise InputError(
+            f"{model}: this model was trained for something else: {'; '.join(found)}. "
+            "Train one for this recipe and library with atlasseg train"
+        )
+    if set(trained.atlases.values()) != now:
+        log.warning("%s: the model was trained on other atlases", model)
+
+
+@method(
+    "refinement",
+    libraries=("torch", "monai", "safetensors"),
+    install="atlasseg[refiner]",
+    model="model",
+    memory=memory_bytes,
+    check=check,
+)
 def refine(
     target: Image,
     fused: ProbabilityMap,
@@ -41,7 +106,7 @@ def refine(
     mixed_precision: bool = True,
     any_library: bool = False,
     device: Device = "auto",
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Data[Mapping[str, Any] | None] = None,
 ) -> ProbabilityMap:
     """Correct a fused segmentation by 3-D U-Nets [1]_ that learned where such segmentations are wrong.
 
@@ -108,53 +173,6 @@ def refine(
         mixed_precision=mixed_precision,
         device=device,
     )
-
-
-def check(
-    *,
-    model: Path,
-    any_library: bool = False,
-    provenance: Mapping[str, Any] | None = None,
-    device: Device = "auto",
-    **settings: Any,
-) -> None:
-    """That a model is there and was trained on segmentations made as `provenance` says.
-
-    Raises
-    ------
-    InputError
-        As for `refine`.
-    """
-    from atlasseg.refinement.network.model import read_model
-
-    trained = read_model(model)
-    resolved(device)
-    if provenance is None:
-        return
-    version = trained.record.get("versions", {}).get("atlasseg", __version__)
-    if version != __version__:
-        log.warning(
-            "%s: trained by atlasseg %s, used by %s, which may register or fuse a little otherwise",
-            model,
-            version,
-            __version__,
-        )
-    stages = [{part: of for part, of in each.items() if part != "atlases"} for each in (trained.provenance, provenance)]
-    found = differences(*stages)
-    now = set(scan_digests(provenance).values())
-    for learned in () if any_library else (trained.atlases, trained.begun_from):
-        missing = [id_ for id_, digest in learned.items() if digest not in now]
-        if missing and len(missing) < len(learned):
-            found.append(
-                f"it learned from atlases that are missing here ({', '.join(missing)}), and may know the target"
-            )
-    if found:
-        raise InputError(
-            f"{model}: this model was trained for something else: {'; '.join(found)}. "
-            "Train one for this recipe and library with atlasseg train"
-        )
-    if set(trained.atlases.values()) != now:
-        log.warning("%s: the model was trained on other atlases", model)
 
 
 def refined(

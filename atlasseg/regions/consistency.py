@@ -226,7 +226,7 @@ def make_consistent(
 
 def voting(step: Step) -> Step:
     """A method of this stage with `VOTING_THRESHOLD`, unless it was told when to stop merging or does not merge."""
-    if not step.method.takes("merge_threshold") or {"merge_threshold", "regions"} & step.arguments.keys():
+    if not step.method.has_parameter("merge_threshold") or {"merge_threshold", "regions"} & step.arguments.keys():
         return step
     return replace(step, arguments={**step.arguments, "merge_threshold": VOTING_THRESHOLD})
 

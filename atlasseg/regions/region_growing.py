@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.methods import Data, method
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap
 
@@ -24,16 +25,17 @@ Order = Literal["independent", "queue"]
 _BITS = 28  # of the whole numbers that intensities are summed as: such sums are exact in any order
 
 
+@method("regions")
 def partition(
     image: Image,
     *,
-    seeds: LabelMap | None = None,
+    seeds: Data[LabelMap | None] = None,
     local_difference: float | None = 3.0,
     global_difference: float | None = 3.0,
     order: Order = "independent",
     seed_share: float = 0.3,
     seed_voxels: int = 8,
-    noise_sd: tuple[float, ...] | None = None,
+    noise_sd: Data[tuple[float, ...] | None] = None,
 ) -> LabelMap:
     """Cut a volume into regions grown from seeds.
 

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from atlasseg.errors import InputError
+from atlasseg.methods import Data, method
 from atlasseg.regions.adjacency_graph import adjacency_graph
 from atlasseg.regions.merging import Criterion, Merges, merge_packed, pack
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
@@ -20,7 +21,7 @@ from atlasseg.volume import Float64, Image, Int32, LabelMap
 log = logging.getLogger(__name__)
 
 
-def partition(
+def hierarchy(
     image: Image,
     *,
     homogeneity: Homogeneity = "noise",
@@ -30,6 +31,56 @@ def partition(
     merge_threshold: float | None = None,
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
+) -> tuple[LabelMap, Merges]:
+    """The regions of `partition`, with the merges that led to them; row i of the merges is block i + 1 of the split."""
+    if regions is not None and regions > np.prod(image.shape):
+        raise InputError(
+            f"image {image.name!r}: {regions} regions are asked for, but it has only {np.prod(image.shape)} voxels"
+        )
+    sd = None
+    if homogeneity == "noise":
+        sd = tuple(estimated_noise_sd(image).tolist()) if noise_sd is None else noise_sd
+    blocks = split(image, homogeneity=homogeneity, threshold=split_threshold, significance=significance, noise_sd=sd)
+    graph = adjacency_graph(image, blocks)
+    if merge_threshold is None and regions is None:
+        merge_threshold = default_threshold(criterion, image.affine) if homogeneity == "noise" else 0.0
+    log.info("%s: %d blocks, %d pairs touch", image.name or "image", graph.labels.size, len(graph.edges))
+    edges, sizes, means = graph.edges, graph.sizes, graph.means
+    areas_mm2 = graph.areas_mm2 if criterion == "mumford_shah" else np.zeros(0)
+    del graph  # what merging does not need is set free as soon as can be
+    scale = None if sd is None else tuple(value if value > 0 else 1.0 for value in sd)
+    packed = pack(edges, areas_mm2, sizes, means, criterion=criterion, noise_sd=scale)
+    del edges, sizes, means
+    merges = merge_packed(packed, threshold=merge_threshold, regions=regions)
+    del packed
+    region_of = merges.cut(merges.count - merges.kept.size)
+    _renumber(blocks.array.reshape(-1), region_of)  # in place: a second volume would be the peak of memory
+    return blocks, merges
+
+
+def initial_blocks(
+    image: Image,
+    *,
+    homogeneity: Homogeneity = "noise",
+    split_threshold: float | None = None,
+    significance: float = 0.001,
+    **merging: object,
+) -> LabelMap:
+    """The blocks that `partition` merges; it takes the same parameters, of which those of the merging are ignored."""
+    return split(image, homogeneity=homogeneity, threshold=split_threshold, significance=significance)
+
+
+@method("regions", companions={"hierarchy": hierarchy, "blocks": initial_blocks})
+def partition(
+    image: Image,
+    *,
+    homogeneity: Homogeneity = "noise",
+    split_threshold: float | None = None,
+    significance: float = 0.001,
+    criterion: Criterion = "ward",
+    merge_threshold: float | None = None,
+    regions: int | None = None,
+    noise_sd: Data[tuple[float, ...] | None] = None,
 ) -> LabelMap:
     """Cut a volume into homogeneous regions by splitting and merging.
 
@@ -107,43 +158,6 @@ def partition(
         regions=regions,
         noise_sd=noise_sd,
     )[0]
-
-
-def hierarchy(
-    image: Image,
-    *,
-    homogeneity: Homogeneity = "noise",
-    split_threshold: float | None = None,
-    significance: float = 0.001,
-    criterion: Criterion = "ward",
-    merge_threshold: float | None = None,
-    regions: int | None = None,
-    noise_sd: tuple[float, ...] | None = None,
-) -> tuple[LabelMap, Merges]:
-    """The regions of `partition`, with the merges that led to them; row i of the merges is block i + 1 of the split."""
-    if regions is not None and regions > np.prod(image.shape):
-        raise InputError(
-            f"image {image.name!r}: {regions} regions are asked for, but it has only {np.prod(image.shape)} voxels"
-        )
-    sd = None
-    if homogeneity == "noise":
-        sd = tuple(estimated_noise_sd(image).tolist()) if noise_sd is None else noise_sd
-    blocks = split(image, homogeneity=homogeneity, threshold=split_threshold, significance=significance, noise_sd=sd)
-    graph = adjacency_graph(image, blocks)
-    if merge_threshold is None and regions is None:
-        merge_threshold = default_threshold(criterion, image.affine) if homogeneity == "noise" else 0.0
-    log.info("%s: %d blocks, %d pairs touch", image.name or "image", graph.labels.size, len(graph.edges))
-    edges, sizes, means = graph.edges, graph.sizes, graph.means
-    areas_mm2 = graph.areas_mm2 if criterion == "mumford_shah" else np.zeros(0)
-    del graph  # what merging does not need is set free as soon as can be
-    scale = None if sd is None else tuple(value if value > 0 else 1.0 for value in sd)
-    packed = pack(edges, areas_mm2, sizes, means, criterion=criterion, noise_sd=scale)
-    del edges, sizes, means
-    merges = merge_packed(packed, threshold=merge_threshold, regions=regions)
-    del packed
-    region_of = merges.cut(merges.count - merges.kept.size)
-    _renumber(blocks.array.reshape(-1), region_of)  # in place: a second volume would be the peak of memory
-    return blocks, merges
 
 
 @njit(cache=True)

@@ -9,79 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.methods import Data, method
 from atlasseg.regions.adjacency_graph import adjacency_graph
 from atlasseg.regions.merging import Criterion, Merges, merge
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.regions.region_growing import check_seeds, gradient_magnitude
 from atlasseg.regions.split_and_merge import default_threshold
 from atlasseg.volume import Bool, Float32, Image, Int32, LabelMap, Mask
-
-
-def partition(
-    image: Image,
-    *,
-    markers: LabelMap | None = None,
-    inside: Mask | None = None,
-    depth: float = 0.5,
-    sigma_mm: float | None = None,
-    criterion: Criterion = "ward",
-    merge_threshold: float | None = None,
-    regions: int | None = None,
-    noise_sd: tuple[float, ...] | None = None,
-) -> LabelMap:
-    """Cut a volume into regions by flooding its gradient.
-
-    Parameters
-    ----------
-    image : Image
-        Of any size and spacing, with one channel or several.
-    markers : LabelMap, optional
-        Where each basin is flooded from (0: nowhere), on the image's grid; basins keep these labels and are not merged.
-        Where not given: the h-minima of the gradient.
-    inside : Mask, optional
-        Only these voxels are flooded; the others get 0.
-    depth : float
-        Depth that a minimum must have to be a marker, in noise standard deviations a voxel.
-    sigma_mm : float, optional
-        Gaussian smoothing before the gradient is taken; none where not given.
-    criterion : {"ward", "mean_difference", "mumford_shah"}
-        By which basins are merged; see `merging.merge`.
-    merge_threshold : float, optional
-        Dearest merge that is done, in units of the noise; `split_and_merge.default_threshold` where neither this nor
-        `regions` is given.
-    regions : int, optional
-        Number of regions to stop at.
-    noise_sd : tuple of float, optional
-        Noise of each channel; estimated where not given. A channel without noise counts in its own units.
-
-    Returns
-    -------
-    LabelMap
-        Basins with the labels of their markers, or regions 1..R.
-
-    Raises
-    ------
-    GeometryError
-        Markers or mask are on another grid.
-    InputError
-        There is no marker, one lies wholly outside the mask and so has no basin, or a parameter is out of range.
-
-    References
-    ----------
-    .. [1] Vincent, Soille, Watersheds in digital spaces, IEEE TPAMI 13, 1991.
-    .. [2] Beucher, Watershed, hierarchical segmentation and waterfall algorithm, ISMM 1994.
-    """
-    return hierarchy(
-        image,
-        markers=markers,
-        inside=inside,
-        depth=depth,
-        sigma_mm=sigma_mm,
-        criterion=criterion,
-        merge_threshold=merge_threshold,
-        regions=regions,
-        noise_sd=noise_sd,
-    )[0]
 
 
 def hierarchy(
@@ -137,6 +71,74 @@ def hierarchy(
     )
     region_of = np.concatenate([[0], merges.cut(merges.count - merges.kept.size)]).astype(np.int32)
     return LabelMap(region_of[basins.array], image.affine, image.name), merges
+
+
+@method("regions", companions={"hierarchy": hierarchy})
+def partition(
+    image: Image,
+    *,
+    markers: Data[LabelMap | None] = None,
+    inside: Data[Mask | None] = None,
+    depth: float = 0.5,
+    sigma_mm: float | None = None,
+    criterion: Criterion = "ward",
+    merge_threshold: float | None = None,
+    regions: int | None = None,
+    noise_sd: Data[tuple[float, ...] | None] = None,
+) -> LabelMap:
+    """Cut a volume into regions by flooding its gradient.
+
+    Parameters
+    ----------
+    image : Image
+        Of any size and spacing, with one channel or several.
+    markers : LabelMap, optional
+        Where each basin is flooded from (0: nowhere), on the image's grid; basins keep these labels and are not merged.
+        Where not given: the h-minima of the gradient.
+    inside : Mask, optional
+        Only these voxels are flooded; the others get 0.
+    depth : float
+        Depth that a minimum must have to be a marker, in noise standard deviations a voxel.
+    sigma_mm : float, optional
+        Gaussian smoothing before the gradient is taken; none where not given.
+    criterion : {"ward", "mean_difference", "mumford_shah"}
+        By which basins are merged; see `merging.merge`.
+    merge_threshold : float, optional
+        Dearest merge that is done, in units of the noise; `split_and_merge.default_threshold` where neither this nor
+        `regions` is given.
+    regions : int, optional
+        Number of regions to stop at.
+    noise_sd : tuple of float, optional
+        Noise of each channel; estimated where not given. A channel without noise counts in its own units.
+
+    Returns
+    -------
+    LabelMap
+        Basins with the labels of their markers, or regions 1..R.
+
+    Raises
+    ------
+    GeometryError
+        Markers or mask are on another grid.
+    InputError
+        There is no marker, one lies wholly outside the mask and so has no basin, or a parameter is out of range.
+
+    References
+    ----------
+    .. [1] Vincent, Soille, Watersheds in digital spaces, IEEE TPAMI 13, 1991.
+    .. [2] Beucher, Watershed, hierarchical segmentation and waterfall algorithm, ISMM 1994.
+    """
+    return hierarchy(
+        image,
+        markers=markers,
+        inside=inside,
+        depth=depth,
+        sigma_mm=sigma_mm,
+        criterion=criterion,
+        merge_threshold=merge_threshold,
+        regions=regions,
+        noise_sd=noise_sd,
+    )[0]
 
 
 def _smoothed(image: Image, sigma_mm: float) -> Image:

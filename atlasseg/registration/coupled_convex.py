@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from atlasseg.errors import InputError
+from atlasseg.methods import Data, method
 from atlasseg.registration._coarse import coarser, first_channel, starts_and_masks
 from atlasseg.registration._discrete import search
 from atlasseg.registration._mind import mind_ssc
@@ -35,13 +36,14 @@ CELL_VOXELS = 3
 """A node's descriptor is the mean over this many voxels along each axis of the grid the descriptors are computed on."""
 
 
+@method("registration", channels="first")
 def register(
     fixed: Image,
     moving: Sequence[Image],
     *,
-    initial: Sequence[Transform] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_masks: Sequence[Mask | None] | None = None,
+    initial: Data[Sequence[Transform] | None] = None,
+    fixed_mask: Data[Mask | None] = None,
+    moving_masks: Data[Sequence[Mask | None] | None] = None,
     node_voxels: tuple[float, ...] = (6.0,),
     radius_nodes: int = 3,
     smoothness: float = 1.0,

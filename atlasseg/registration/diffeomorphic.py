@@ -8,6 +8,7 @@ from typing import Literal
 
 from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
+from atlasseg.methods import Data, method
 from atlasseg.registration._engine import dense
 from atlasseg.registration._engine.batch import each, field_transform, is_mixed, pairs, require, schedule_of
 from atlasseg.registration._engine.linear import begin
@@ -18,13 +19,14 @@ from atlasseg.volume import Image, Mask
 logger = logging.getLogger(__name__)
 
 
+@method("registration")
 def register(
     fixed: Image,
     moving: Sequence[Image],
     *,
-    initial: Sequence[Transform] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_masks: Sequence[Mask | None] | None = None,
+    initial: Data[Sequence[Transform] | None] = None,
+    fixed_mask: Data[Mask | None] = None,
+    moving_masks: Data[Sequence[Mask | None] | None] = None,
     shrink_factors: tuple[int, ...] = (),
     iterations: tuple[int, ...] = (60, 60, 60, 50),
     metric: Metric = "local_correlation",

@@ -10,6 +10,7 @@ import numpy as np
 
 from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.itk import LPS, transform_from_sitk
+from atlasseg.methods import Data, method
 from atlasseg.registration._itk import checked_sides, require_overlap, seen_through
 from atlasseg.transforms import BSplineField, Transform
 from atlasseg.volume import Float64, Image, Mask
@@ -27,13 +28,14 @@ METRICS: dict[Metric, str] = {
 STAGES = {"rigid": ("rigid",), "affine": ("affine",), "bspline": ("affine", "bspline")}
 
 
+@method("registration", channels="one", libraries=("itk",), install="atlasseg[elastix]")
 def register(
     fixed: Image,
     moving: Sequence[Image],
     *,
-    initial: Sequence[Transform] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_masks: Sequence[Mask | None] | None = None,
+    initial: Data[Sequence[Transform] | None] = None,
+    fixed_mask: Data[Mask | None] = None,
+    moving_masks: Data[Sequence[Mask | None] | None] = None,
     metric: Metric = "mutual_information",
     transform: Literal["rigid", "affine", "bspline"] = "bspline",
     grid_spacing_mm: float = 10.0,

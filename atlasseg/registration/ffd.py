@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from atlasseg.device import Device, resolved
+from atlasseg.methods import Data, method
 from atlasseg.registration._engine import dense, freeform
 from atlasseg.registration._engine.batch import carried, each, is_mixed, pairs, require, schedule_of
 from atlasseg.registration._engine.linear import begin
@@ -17,13 +18,14 @@ from atlasseg.volume import Image, Mask
 logger = logging.getLogger(__name__)
 
 
+@method("registration")
 def register(
     fixed: Image,
     moving: Sequence[Image],
     *,
-    initial: Sequence[Transform] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_masks: Sequence[Mask | None] | None = None,
+    initial: Data[Sequence[Transform] | None] = None,
+    fixed_mask: Data[Mask | None] = None,
+    moving_masks: Data[Sequence[Mask | None] | None] = None,
     spacing_voxels: float = 4.0,
     shrink_factors: tuple[int, ...] = (),
     iterations: tuple[int, ...] = (60, 60, 60, 30),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from atlasseg.methods import Data, method
 from atlasseg.registration._itk import Metric, Start, register_linear
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
 
 
+@method("registration", channels="one")
 def register(
     fixed: Image,
     moving: Sequence[Image],
     *,
-    initial: Sequence[Transform] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_masks: Sequence[Mask | None] | None = None,
+    initial: Data[Sequence[Transform] | None] = None,
+    fixed_mask: Data[Mask | None] = None,
+    moving_masks: Data[Sequence[Mask | None] | None] = None,
     metric: Metric = "correlation",
     starts: tuple[Start, ...] = ("geometry", "moments", "identity"),
     rotations_degrees: tuple[tuple[float, float, float], ...] = (),

@@ -8,6 +8,7 @@ import numpy as np
 
 from atlasseg.errors import InputError
 from atlasseg.itk import transform_from_sitk, transform_to_sitk
+from atlasseg.methods import Data, method
 from atlasseg.registration._itk import (
     Metric,
     Side,
@@ -28,13 +29,14 @@ GRADIENT_TOLERANCE = 1e-7
 """L-BFGS-B ends where the projected gradient is smaller than this."""
 
 
+@method("registration", channels="one")
 def register(
     fixed: Image,
     moving: Sequence[Image],
     *,
-    initial: Sequence[Transform] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_masks: Sequence[Mask | None] | None = None,
+    initial: Data[Sequence[Transform] | None] = None,
+    fixed_mask: Data[Mask | None] = None,
+    moving_masks: Data[Sequence[Mask | None] | None] = None,
     metric: Metric = "correlation",
     starts: tuple[Start, ...] = ("geometry", "moments", "identity"),
     control_spacing_mm: float = 10.0,

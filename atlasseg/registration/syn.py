@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.io import read_ants_transforms
 from atlasseg.itk import LPS
+from atlasseg.methods import Data, method
 from atlasseg.registration._itk import Side, checked_sides, require_overlap, seen_through
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
@@ -27,13 +28,14 @@ logger = logging.getLogger(__name__)
 THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 
 
+@method("registration", channels="one", libraries=("ants",), install="atlasseg[syn]")
 def register(
     fixed: Image,
     moving: Sequence[Image],
     *,
-    initial: Sequence[Transform] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_masks: Sequence[Mask | None] | None = None,
+    initial: Data[Sequence[Transform] | None] = None,
+    fixed_mask: Data[Mask | None] = None,
+    moving_masks: Data[Sequence[Mask | None] | None] = None,
     type_of_transform: str = "SyN",
     metric: str = "mattes",
     metric_parameter: int = 32,

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from scipy import linalg
 
 from atlasseg.errors import InputError
+from atlasseg.methods import Data, method
 from atlasseg.registration._block_matching import match_blocks, textured_blocks
 from atlasseg.registration._coarse import coarser, first_channel, starts_and_masks
 from atlasseg.resampling import coverage, resample
@@ -215,13 +216,14 @@ def trimmed(fixed_points: Float64, moving_points: Float64, *, trim: float, smoot
     return kept
 
 
+@method("registration", channels="first")
 def register(
     fixed: Image,
     moving: Sequence[Image],
     *,
-    initial: Sequence[Transform] | None = None,
-    fixed_mask: Mask | None = None,
-    moving_masks: Sequence[Mask | None] | None = None,
+    initial: Data[Sequence[Transform] | None] = None,
+    fixed_mask: Data[Mask | None] = None,
+    moving_masks: Data[Sequence[Mask | None] | None] = None,
     levels: tuple[float, ...] = (4.0, 2.0, 2.0),
     landmarks: int = 600,
     block_radius_voxels: int = 2,

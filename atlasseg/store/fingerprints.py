@@ -1,7 +1,8 @@
-"""The version of a function: its source, that of every file of the package it builds on, and its libraries' versions.
+"""The version of a function: its source, that of every file of its package it builds on, and its libraries' versions.
 
 A kept result is only as good as the code that made it. The imports of a module are followed through the package, inside
-functions too, so that a change in a kernel below a method counts, and one in another method does not.
+functions too, so that a change in a kernel below a method counts, and one in another method does not. A function made
+elsewhere (a partial, a closure, an object with a ``__call__``) counts with all that it holds.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+import numpy as np
 
 PACKAGE = "atlasseg"
 
@@ -29,45 +34,112 @@ DISTRIBUTIONS = {
 """Libraries that are installed under another name than they are imported by."""
 
 
-def version_of(function: Callable[..., Any]) -> str:
-    """Hexadecimal digest of all code that `function` may run."""
-    return _version(function.__module__)
+def version_of(function: Callable[..., Any], *modules: str) -> str:
+    """Hexadecimal digest of all code that `function` may run.
+
+    Parameters
+    ----------
+    function : callable
+    *modules : str
+        Further modules whose code made it, such as the one that registered it as a method.
+    """
+    found, held = set(modules), list[str]()
+    _collect(function, found, held, set())
+    return hashlib.sha256("\n".join([_version(frozenset(found)), *held]).encode()).hexdigest()
 
 
 def package_version() -> str:
     """The same for the whole package."""
-    return _version(PACKAGE)
+    root = Path(__file__).parents[1]
+    files = (path.relative_to(root).with_suffix("").parts for path in root.rglob("*.py"))
+    return _version(frozenset(".".join((PACKAGE, *parts)) for parts in files))
+
+
+def _collect(value: Any, modules: set[str], held: list[str], seen: set[int]) -> None:
+    """Add the modules of a callable and of those that it holds to `modules`, and the values that it holds to `held`."""
+    parts: list[Any] = []
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | Path | type):
+        held.append(repr(value))
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, partial):
+        parts = [value.func, value.args, value.keywords]
+    elif isinstance(value, FunctionType | MethodType):
+        modules.add(value.__module__)
+        function = value.__func__ if isinstance(value, MethodType) else value
+        if not _has_source(value.__module__):
+            held.append(repr(_code(function.__code__)))
+        parts = [getattr(value, "__wrapped__", None), getattr(value, "__self__", None), function.__defaults__]
+        parts += [function.__kwdefaults__, *(cell.cell_contents for cell in function.__closure__ or ())]
+    elif isinstance(value, Mapping):
+        parts = [part for name, each in value.items() for part in (name, each)]
+    elif isinstance(value, tuple | list):
+        parts = list(value)
+    elif isinstance(value, np.ndarray):
+        held.append(f"{value.dtype.str} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}")
+    elif isinstance(value, ModuleType):
+        modules.add(value.__name__)
+    else:
+        modules.add(str(getattr(value, "__module__", None) or type(value).__module__))
+        if callable(value) or is_dataclass(value):
+            parts = [getattr(value, "__wrapped__", None) or getattr(value, "__dict__", None)]
+    for part in parts:
+        _collect(part, modules, held, seen)
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    """What a function does whose source is in no file, such as one of a notebook."""
+    constants = tuple(_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts)
+    return code.co_code.hex(), code.co_names, constants
+
+
+def _has_source(module: str) -> bool:
+    return bool(_source_and_imports(module)[0])
 
 
 @cache
-def _version(module: str) -> str:
+def _version(modules: frozenset[str]) -> str:
     sources: dict[str, str] = {}
     libraries: set[str] = set()
-    waiting = [module]
-    if module == PACKAGE:
-        root = Path(__file__).parents[1]
-        waiting = [".".join((PACKAGE, *p.relative_to(root).with_suffix("").parts)) for p in root.rglob("*.py")]
+    waiting = sorted(modules)
     while waiting:
         name = waiting.pop()
-        if name in sources:
+        if name in sources or _is_library(name.partition(".")[0]):
+            libraries |= {name.partition(".")[0]} - {PACKAGE}
             continue
         source, imported = _source_and_imports(name)
         sources[name] = hashlib.sha256(source).hexdigest()
-        own = {each for each in imported if each.partition(".")[0] == name.partition(".")[0]}
-        waiting += sorted(own - {PACKAGE})
-        libraries |= {each.partition(".")[0] for each in imported - own}
+        waiting += sorted(imported - {PACKAGE})
     versions = [f"{each} {_installed(each)}" for each in sorted(libraries - sys.stdlib_module_names)]
     return hashlib.sha256("\n".join([*(f"{n} {sources[n]}" for n in sorted(sources)), *versions]).encode()).hexdigest()
 
 
 @cache
+def _is_library(top: str) -> bool:
+    """Whether the version of a top-level module says what its code is: it is neither this package nor a script."""
+    if top == PACKAGE:
+        return False
+    if top in sys.stdlib_module_names:
+        return True
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
+    installed = any(part in ("site-packages", "dist-packages") for place in places for part in Path(place).parts)
+    return spec is None or installed or not any(place.endswith(".py") for place in places)
+
+
+@cache
 def _source_and_imports(module: str) -> tuple[bytes, frozenset[str]]:
     """The text of a module, and the modules that it imports; neither where it has no Python source."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    file, is_package = _file_of(module)
+    if file is None:
         return b"", frozenset()
-    source = Path(spec.origin).read_bytes()
-    package = module if spec.submodule_search_locations else module.rpartition(".")[0]
+    source = file.read_bytes()
+    package = module if is_package else module.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -77,9 +149,23 @@ def _source_and_imports(module: str) -> tuple[bytes, frozenset[str]]:
             if node.level:
                 base = importlib.util.resolve_name("." * node.level + base, package)
             found.add(base)
-            if base.partition(".")[0] == module.partition(".")[0]:
+            if not _is_library(base.partition(".")[0]):
                 found |= {f"{base}.{alias.name}" for alias in node.names if _is_module(f"{base}.{alias.name}")}
     return source, frozenset(found)
+
+
+def _file_of(module: str) -> tuple[Path | None, bool]:
+    """The source file of a module, if it has one, and whether it is a package."""
+    if module == "__main__":
+        script = getattr(sys.modules.get("__main__"), "__file__", None)
+        return (Path(script) if script and script.endswith(".py") else None), False
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None, False
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None, False
+    return Path(spec.origin), bool(spec.submodule_search_locations)
 
 
 def _is_module(name: str) -> bool:

@@ -138,9 +138,10 @@ def digest(value: Any) -> str:
         return joined("mapping", *(part for name in sorted(value) for part in (name, digest(value[name]))))
     if isinstance(value, Step):
         given = dict(value.arguments)
-        if value.method.takes("device"):
+        if value.method.has_device:
             given["device"] = resolved(given.get("device", "auto"))
-        return joined(value.method.stage, value.name, version_of(value.method.function), digest(given))
+        code = version_of(value.method.function, value.method.module)
+        return joined(value.method.stage, value.name, code, digest(given))
     if isinstance(value, partial):
         return joined("partial", digest(value.func), digest(value.args), digest(value.keywords))
     if is_dataclass(value) and not isinstance(value, type):

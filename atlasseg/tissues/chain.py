@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import softmax
 
+from atlasseg.methods import method
 from atlasseg.statistics import gaussian_mixture, markov_chain
 from atlasseg.statistics.curves import CurveName, through
 from atlasseg.statistics.gaussians import log_density
@@ -19,6 +20,7 @@ LEAST_LOG = -230.0
 """Log density of a class, at least, beside that of the best at a voxel: its posterior can still be told from 0."""
 
 
+@method("tissue")
 def classify(
     image: Image,
     inside: Mask,

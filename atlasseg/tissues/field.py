@@ -6,11 +6,13 @@ import numpy as np
 from numba import njit, prange
 
 from atlasseg.errors import InputError
+from atlasseg.methods import method
 from atlasseg.statistics.markov_field import dense_field
 from atlasseg.tissues._classes import Tissues, assembled, checked, fitted, shifted
 from atlasseg.volume import Float64, Image, Mask
 
 
+@method("tissue")
 def classify(
     image: Image,
     inside: Mask,

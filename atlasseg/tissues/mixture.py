@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from atlasseg.methods import method
 from atlasseg.tissues._classes import Tissues, assembled, checked, fitted, shifted
 from atlasseg.volume import Float64, Image, Mask
 
 
+@method("tissue")
 def classify(
     image: Image,
     inside: Mask,

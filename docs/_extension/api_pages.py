@@ -99,7 +99,7 @@ def room_page(package: ModuleType) -> str:
 def method_links(package: ModuleType) -> Iterator[str]:
     """Links to the pages of the methods of a stage."""
     stage = package.__name__.rpartition(".")[2]
-    if stage in methods.VERBS:
+    if stage in methods.STAGES:
         for name in methods.names(stage):
             yield f":doc:`{name} </generated/methods/{stage}/{name}>`"
 
@@ -142,8 +142,8 @@ def submodules(package: ModuleType) -> Iterator[ModuleType]:
         return
     stage = package.__name__.rpartition(".")[2]
     method_modules = set()
-    if stage in methods.VERBS:
-        method_modules = {methods.get(stage, name).function.__module__ for name in methods.names(stage)}
+    if stage in methods.STAGES:
+        method_modules = {methods.get(stage, name).module for name in methods.names(stage)}
     for name in public_modules(package):
         path = f"{package.__name__}.{name}"
         module = importlib.import_module(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import typing
 from pathlib import Path
 
@@ -46,7 +45,7 @@ STAGES = {
 def pages() -> dict[Path, str]:
     """Every page by its path."""
     made = {Path("methods/index.rst"): overview()}
-    for stage in methods.VERBS:
+    for stage in methods.STAGES:
         names = methods.names(stage)
         made[Path(f"methods/{stage}/index.rst")] = stage_page(stage, names)
         for name in names:
@@ -56,13 +55,13 @@ def pages() -> dict[Path, str]:
 
 def overview() -> str:
     """The page that lists the stages."""
-    rows = [(f":doc:`{s} <{s}/index>`", str(len(methods.names(s))), STAGES.get(s, "")) for s in methods.VERBS]
+    rows = [(f":doc:`{s} <{s}/index>`", str(len(methods.names(s))), STAGES.get(s, "")) for s in methods.STAGES]
     text = (
         "One page for every method: what it computes, with its equations, its parameters with their defaults, and the "
         "papers to cite. Choose a method in a recipe by its name, or call the function. ``atlasseg methods`` prints "
         "the same in a terminal.\n"
     )
-    tree = rst.toctree([f"{stage}/index" for stage in methods.VERBS], ":hidden:")
+    tree = rst.toctree([f"{stage}/index" for stage in methods.STAGES], ":hidden:")
     return "\n".join([rst.title("Methods"), text, rst.table(("stage", "methods", "purpose"), rows), tree])
 
 
@@ -75,17 +74,14 @@ def stage_page(stage: str, names: typing.Sequence[str]) -> str:
 
 def method_page(method: methods.Method) -> str:
     """The page of one method."""
-    module = inspect.getmodule(method.function)
-    assert module is not None
-    verb = methods.VERBS[method.stage]
     parts = [
         f".. _method-{method.stage}-{method.name}:\n",
         rst.title(method.name),
         rst.escape(method.summary) + "\n",
         "In a recipe, with the default values:\n",
         rst.code(recipe_snippet(method), "toml"),
-        rst.directive("currentmodule", module.__name__),
-        rst.directive("autofunction", f"{module.__name__}.{verb}"),
+        rst.directive("currentmodule", method.module),
+        rst.directive("autofunction", f"{method.module}.{method.function.__qualname__}"),
     ]
     return "\n".join(parts)
 

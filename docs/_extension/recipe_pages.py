@@ -54,7 +54,7 @@ def table_page(title: str, kind: type, example: dict[str, Any]) -> str:
     hints = typing.get_type_hints(kind, include_extras=True)
     meanings = methods.described_parameters(inspect.getdoc(kind) or "")
     parts = [f".. _recipe-{title}:\n", rst.title(f"[{title}]"), prose(kind) + "\n"]
-    if title in methods.VERBS:
+    if title in methods.STAGES:
         parts.append(
             f"The parameters of a method go into a table of its own, ``[{title}.METHOD]``: see "
             f":doc:`the methods of {title} </generated/methods/{title}/index>`.\n"

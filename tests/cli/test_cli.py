@@ -97,10 +97,10 @@ def test_every_name_that_the_package_offers_is_there():
 
 def test_methods_lists_them_all_with_parameters_and_references():
     told = call("methods", "--help")[1]
-    assert all(stage in told for stage in methods.VERBS)
+    assert all(stage in told for stage in methods.STAGES)
     status, output = call("methods")
     assert status == 0
-    for stage in methods.VERBS:
+    for stage in methods.STAGES:
         for name in methods.names(stage):
             assert f" {name} " in output
     status, output = call("methods", "fusion", "local_weighted")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -254,32 +255,82 @@ def test_digests_tell_contents_apart_and_not_names(tmp_path):
     assert packing.digest(model) != first
 
 
+def renewed_version(function, *modules):
+    for cached in (versions._version, versions._source_and_imports, versions._is_library, versions._installed):
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()
+    return versions.version_of(function, *modules)
+
+
 def test_the_version_of_a_method_follows_its_imports(tmp_path, monkeypatch):
     package = tmp_path / "madeup"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "method.py").write_text("def fuse():\n    from madeup.kernel import x\n    from . import other\n")
-    (package / "kernel.py").write_text("import numpy\nx = 1\n")
+    (package / "kernel.py").write_text("import numpy\nimport beside\nx = 1\n")
     (package / "other.py").write_text("")
     (package / "unrelated.py").write_text("")
+    (tmp_path / "beside.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
+    from madeup.method import fuse
 
-    def version():
-        versions._version.cache_clear()
-        versions._source_and_imports.cache_clear()
-        return versions._version("madeup.method")
-
-    first = version()
+    seen = [renewed_version(fuse)]
     (package / "unrelated.py").write_text("y = 2\n")
-    assert version() == first
-    (package / "kernel.py").write_text("import numpy\nx = 2\n")
-    second = version()
-    assert second != first
-    (package / "other.py").write_text("z = 2\n")
-    third = version()
-    assert third != second
+    assert renewed_version(fuse) == seen[0]
+    for file in (package / "kernel.py", package / "other.py", tmp_path / "beside.py"):
+        file.write_text(file.read_text() + "z = 2\n")
+        seen.append(renewed_version(fuse))
     monkeypatch.setattr(versions, "_installed", lambda library: "another")
-    assert version() != third
+    seen.append(renewed_version(fuse))
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_version_of_a_function_made_elsewhere_follows_what_it_holds(tmp_path, monkeypatch):
+    (tmp_path / "maker.py").write_text(
+        "from functools import partial\n"
+        "class Vote:\n"
+        "    def __init__(self, power):\n        self.power = power\n"
+        "    def __call__(self, target, candidates):\n        return self.power\n"
+        "def make(power, inner=None):\n"
+        "    def fuse(target, candidates):\n        return power, inner\n"
+        "    return fuse\n"
+    )
+    (tmp_path / "user.py").write_text("import maker\nfuse = maker.make(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import maker
+
+    made = [
+        maker.make(3),
+        maker.make(4),
+        maker.make(np.arange(3)),
+        maker.make(np.arange(1, 4)),
+        maker.make(3, maker.make(3)),
+        maker.make(3, maker.make(4)),
+        maker.make((2, 2)),
+        maker.make((2, 1)),
+        partial(maker.make(3), 1),
+        partial(maker.make(3), 2),
+        maker.Vote(3),
+        maker.Vote(4),
+    ]
+    assert len({renewed_version(function) for function in made}) == len(made)
+    assert renewed_version(maker.make(3)) == renewed_version(maker.make(3))
+    before = renewed_version(made[0], "user")
+    (tmp_path / "user.py").write_text("import maker\nfuse = maker.make(3) or 1\n")
+    assert renewed_version(made[0], "user") != before
+
+
+def test_functions_without_a_file_are_told_apart():
+    def typed(text):
+        scope = {"__name__": "no_such_module"}
+        exec(text, scope)
+        return scope["fuse"]
+
+    one, other = (typed(f"def fuse(target, candidates):\n    return [{n} for x in target]") for n in (1, 2))
+    assert renewed_version(one) != renewed_version(other)
+    assert renewed_version(one) == renewed_version(
+        typed("def fuse(target, candidates):\n    return [1 for x in target]")
+    )
 
 
 @pytest.mark.parametrize("value", [{3: 0.5, 11: None}, {"3": 0.5}, {(1, 2): frozenset({4})}, {}])

@@ -1,0 +1,33 @@
+"""Methods of the stages: functions that are registered where they stand.
+
+::
+
+    from atlasseg.methods import Data, method
+
+    @method("fusion")
+    def fuse(target, candidates, *, power: float = 2.0): ...
+
+The function is then in the command line, in recipes, in the documentation and in the contract tests. Its parameters,
+their defaults and descriptions are read from its signature and its docstring alone.
+"""
+
+from atlasseg.methods.description import Method, Needs, Parameter, Workload, described_parameters
+from atlasseg.methods.registry import get, list_methods, method, names, register_method
+from atlasseg.methods.stages import STAGES, Data, Stage, suggestion
+
+__all__ = [
+    "STAGES",
+    "Data",
+    "Method",
+    "Needs",
+    "Parameter",
+    "Stage",
+    "Workload",
+    "described_parameters",
+    "get",
+    "list_methods",
+    "method",
+    "names",
+    "register_method",
+    "suggestion",
+]

@@ -1,0 +1,278 @@
+"""A method as its function describes it: signature and docstring, checked for completeness."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from atlasseg.device import Device
+from atlasseg.errors import InputError
+from atlasseg.methods.stages import DATA, stage_of
+
+Channels = Literal["all", "first", "one"]
+"""How a method treats several channels: it uses all, uses the first alone, or refuses more than one."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method: what a recipe may set.
+
+    `annotation` keeps its constraints (``Annotated[float, Gt(0)]``); recipes check values against it.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    description: str
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default, so that a recipe must give it."""
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Size of one call of a method, for its estimate of memory.
+
+    `voxels` are those of the target's grid, `atlases` the number of moving images or candidates, `labels` the number
+    of labels, background included.
+    """
+
+    voxels: int
+    atlases: int = 1
+    labels: int = 2
+    channels: int = 1
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs and costs, as it is declared where the method is registered.
+
+    Attributes
+    ----------
+    libraries : tuple of str
+        Optional libraries, by the names they are imported by.
+    install : str
+        What installs them, as pip takes it: ``"atlasseg[syn]"``.
+    model : str, optional
+        Parameter that names the folder of a trained model; None where the method needs no training.
+    channels : {"all", "first", "one"}
+        Whether the method uses all channels, only the first, or refuses more than one.
+    compares_intensities : bool
+        For fusion methods: whether they compare the intensities of target and candidates, so that they depend on a like
+        contrast.
+    memory : callable, optional
+        Takes a `Workload` and returns bytes: what the method needs beyond what its stage always needs.
+    check : callable, optional
+        Takes the recipe's parameters, and `provenance` where the stage knows it, and raises `InputError` where the
+        method cannot be used so. It is called before anything is computed.
+    companions : mapping of str to callable
+        Functions of the same parameters that return more than the method, by name: ``{"hierarchy": ...}``.
+    """
+
+    libraries: tuple[str, ...] = ()
+    install: str = ""
+    model: str | None = None
+    channels: Channels = "all"
+    compares_intensities: bool = True
+    memory: Callable[[Workload], float] | None = None
+    check: Callable[..., None] | None = None
+    companions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a stage.
+
+    Attributes
+    ----------
+    stage, name : str
+    function : callable
+        Takes the data of the stage, then the parameters by keyword.
+    parameters : tuple of Parameter
+        What a recipe may set.
+    data : frozenset of str
+        Names of the data arguments that the function takes.
+    summary : str
+        One paragraph.
+    references : tuple of str
+    module : str
+        Where the method was registered.
+    needs : Needs
+    """
+
+    stage: str
+    name: str
+    function: Callable[..., Any]
+    parameters: tuple[Parameter, ...]
+    data: frozenset[str]
+    summary: str
+    references: tuple[str, ...]
+    module: str
+    needs: Needs
+
+    def __repr__(self) -> str:
+        return f"<{self.stage} method {self.name!r}: {self.summary}>"
+
+    def takes(self, name: str) -> bool:
+        """Whether the function takes the data argument `name`."""
+        return name in self.data
+
+    def has_parameter(self, name: str) -> bool:
+        """Whether a recipe may set the parameter `name`."""
+        return any(parameter.name == name for parameter in self.parameters)
+
+    @property
+    def has_device(self) -> bool:
+        """Whether it has a parameter ``device: Device``, and so computes on a GPU where there is one."""
+        return any(p.name == "device" and p.annotation == Device for p in self.parameters)
+
+    @property
+    def missing_libraries(self) -> tuple[str, ...]:
+        """Optional libraries that it needs and that are not installed."""
+        return tuple(name for name in self.needs.libraries if importlib.util.find_spec(name) is None)
+
+    def memory_bytes(self, work: Workload) -> float:
+        """What it needs beyond what its stage always needs, in bytes; 0 where it declares nothing."""
+        return 0.0 if self.needs.memory is None else float(self.needs.memory(work))
+
+
+def describe(stage: str, name: str, function: Callable[..., Any], *, module: str, summary: str, needs: Needs) -> Method:
+    """The method that a function is, checked.
+
+    Raises
+    ------
+    InputError
+        The method is incomplete: a data argument is missing, or a parameter lacks a type or a description. The message
+        names the method and what is missing.
+    """
+    where = f"{stage} method {name!r} ({module})"
+    if not callable(function):
+        raise InputError(f"{where}: expected a function, got {type(function).__name__}")
+    text = docstring(function)
+    signature = _signature(function, where)
+    data, parameters = _parted(stage, signature, where)
+    described = described_parameters(text)
+    has_docstrings = sys.flags.optimize < 2
+    missing = [p.name for p in parameters if not described.get(p.name)]
+    if missing and has_docstrings:
+        raise InputError(
+            f"{where}: the docstring does not describe {', '.join(missing)}. Add a numpydoc section Parameters"
+        )
+    summary = summary or first_paragraph(text)
+    if not summary and has_docstrings:
+        raise InputError(f"{where}: expected a docstring whose first paragraph says what the method does, got none")
+    if needs.model is not None and needs.model not in {p.name for p in parameters}:
+        raise InputError(f"{where}: it has no parameter {needs.model!r} for its model")
+    return Method(
+        stage,
+        name,
+        function,
+        tuple(Parameter(p.name, p.annotation, p.default, described.get(p.name, "")) for p in parameters),
+        data,
+        summary,
+        references(text) or references(inspect.getdoc(sys.modules.get(module)) or ""),
+        module,
+        needs,
+    )
+
+
+def _signature(function: Callable[..., Any], where: str) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: its signature cannot be read: {error}") from error
+    except NameError as error:
+        raise InputError(
+            f"{where}: a type in its signature is not known where the method is registered: {error}. "
+            "Import it outside TYPE_CHECKING, above the function"
+        ) from error
+
+
+def _parted(stage: str, signature: inspect.Signature, where: str) -> tuple[frozenset[str], list[inspect.Parameter]]:
+    """Names of the data arguments, and the parameters."""
+    kinds = inspect.Parameter
+    known = stage_of(stage)
+    arguments = list(signature.parameters.values())
+    first = [a for a in arguments if a.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    given = first[: len(known.positional)]
+    wrong = [a for a, name in zip(given, known.positional, strict=False) if a.name != name and not is_data(a)]
+    if len(given) < len(known.positional) or wrong:
+        raise InputError(
+            f"{where}: expected the data arguments ({', '.join(known.positional)}) first, got "
+            f"({', '.join(a.name for a in given)}). Name them so, or mark others by Data[...]"
+        )
+    data, parameters = {*known.positional}, []
+    for argument in arguments:
+        if argument in given:
+            continue
+        if argument.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD, kinds.POSITIONAL_ONLY):
+            raise InputError(f"{where}: expected parameters with names, got {argument}. Write each of them out")
+        if argument.annotation is kinds.empty:
+            raise InputError(f"{where}: the parameter {argument.name!r} has no type. Annotate it")
+        if not is_data(argument):
+            parameters.append(argument)
+        elif argument.name in (*known.required, *known.optional):
+            data.add(argument.name)
+        else:
+            offered = ", ".join((*known.required, *known.optional)) or "none"
+            raise InputError(
+                f"{where}: the stage gives no data argument {argument.name!r}. Besides the first it gives: {offered}"
+            )
+    missing = [name for name in known.required if name not in data]
+    if missing:
+        raise InputError(
+            f"{where}: the data argument {missing[0]!r} is missing. Take it as a keyword, marked by Data[...]"
+        )
+    return frozenset(data), parameters
+
+
+def is_data(argument: inspect.Parameter) -> bool:
+    """Whether an argument is marked as data."""
+    annotation = argument.annotation
+    return get_origin(annotation) is Annotated and DATA in get_args(annotation)[1:]
+
+
+def docstring(function: Callable[..., Any]) -> str:
+    """The docstring of a function, of what a partial calls, or of an object's class."""
+    if isinstance(function, functools.partial):
+        return docstring(function.func)
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return inspect.getdoc(function) or ""
+    return inspect.getdoc(type(function).__call__) or inspect.getdoc(function) or ""
+
+
+def first_paragraph(text: str) -> str:
+    """The first paragraph of a docstring on one line."""
+    return re.sub(r"\s+", " ", text.split("\n\n")[0]).strip()
+
+
+def references(text: str) -> tuple[str, ...]:
+    """The references of a docstring, one string each."""
+    section = _section(text, "References")
+    parts = re.split(r"(?m)^\s*\.\. \[\w+\]\s*", section)
+    return tuple(re.sub(r"\s+", " ", part).strip() for part in parts if part.strip())
+
+
+def described_parameters(text: str) -> dict[str, str]:
+    """Parameter name to its description, from the `Parameters` section."""
+    described: dict[str, str] = {}
+    for entry in re.split(r"(?m)^(?=\S)", _section(text, "Parameters")):
+        head, _, body = entry.partition("\n")
+        for name in head.partition(":")[0].split(","):
+            if name.strip():
+                described[name.strip()] = re.sub(r"\s+", " ", body).strip()
+    return described
+
+
+def _section(text: str, title: str) -> str:
+    """Body of one section of a numpydoc docstring."""
+    match = re.search(rf"(?ms)^{title}\n-+\n(.*?)(?=^\S[^\n]*\n-+\n|\Z)", text)
+    return match.group(1) if match else ""

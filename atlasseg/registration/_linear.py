@@ -1,0 +1,108 @@
+"""Rigid, similarity and affine registration: the factory of the three methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from atlasseg.device import Device
+from atlasseg.methods import Data
+from atlasseg.registration._engine.linear import Freedom, register_all
+from atlasseg.registration._engine.metrics import Metric, Similarity
+from atlasseg.transforms import Transform
+from atlasseg.volume import Image, Mask
+
+
+def linear_registration(freedom: Freedom, transform: str, *, module: str) -> Callable[..., list[Transform]]:
+    """The registration by one kind of linear transform.
+
+    Parameters
+    ----------
+    freedom : {"rigid", "similarity", "affine"}
+        The kind.
+    transform : str
+        The kind in words, with its number of parameters, for the docstring.
+    module : str
+        The module that the function is to be a part of.
+    """
+
+    def register(
+        fixed: Image,
+        moving: Sequence[Image],
+        *,
+        initial: Data[Sequence[Transform] | None] = None,
+        fixed_mask: Data[Mask | None] = None,
+        moving_masks: Data[Sequence[Mask | None] | None] = None,
+        metric: Metric = "local_correlation",
+        radius_voxels: int = 2,
+        finest_shrink: int = 2,
+        iterations: int = 30,
+        device: Device = "auto",
+    ) -> list[Transform]:
+        """Register each moving image to the fixed one by TRANSFORM.
+
+        Without `initial` the start is the best of world coordinates, centres of mass and middles of the foreground,
+        each with several rotations, and principal axes, compared at a coarse level; intensities may be of any scale.
+        Deterministic: the same bits for any number of threads and, on the CPU, whatever images are registered with it.
+
+        Parameters
+        ----------
+        fixed : Image
+            The target.
+        moving : sequence of Image
+            The atlases' images, each on its own grid, of as many channels.
+        initial : sequence of Transform, optional
+            Fixed to moving points, one for each image: where to start. One that is not linear is replaced by the linear
+            transform nearest to it on the fixed grid.
+        fixed_mask, moving_masks : Mask, optional
+            Outside them voxels do not count. Without one, empty space around the foreground does not.
+        metric : str
+            Similarity metric to maximise: `local_correlation` (mean squared, so whatever the contrast), `correlation`
+            (global, signed), `mean_squares` (for images of one contrast), `mutual_information` or
+            `normalized_mutual_information` (for any two contrasts). Intensities are first scaled to 0 to 1.
+        radius_voxels : int
+            The window of the local correlation has ``2 radius_voxels + 1`` voxels a side, at every level.
+        finest_shrink : int
+            The finest level has voxels this many times the fixed image's.
+        iterations : int
+            Maximum number of iterations per level.
+        device : {"auto", "cpu", "cuda"}
+            "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU
+            kernels.
+
+        Returns
+        -------
+        list of Affine
+            Fixed to moving RAS+ mm points.
+
+        Raises
+        ------
+        InputError
+            An image is constant, a mask empty, numbers of images, masks, transforms or channels differ, a parameter is
+            out of its range, or CUDA is asked for and absent, or out of memory with one image.
+        GeometryError
+            A mask is not on its image's grid, or the fields of view do not overlap.
+
+        References
+        ----------
+        .. [1] Avants, B. B., Epstein, C. L., Grossman, M., Gee, J. C. (2008). Symmetric diffeomorphic image
+           registration with cross-correlation. Medical Image Analysis 12(1), 26-41 (equations 7 and 8: the similarity).
+        .. [2] Mattes, D., et al. (2003). PET-CT image registration in the chest using free-form deformations. IEEE
+           Trans Med Imaging 22(1), 120-128 (equations 4 to 12: the mutual information).
+        .. [3] Marquardt, D. W. (1963). An algorithm for least-squares estimation of nonlinear parameters. SIAM J 11(2).
+        """
+        return register_all(
+            fixed,
+            moving,
+            freedom,
+            initial=initial,
+            fixed_mask=fixed_mask,
+            moving_masks=moving_masks,
+            similarity=Similarity(metric, radius_voxels),
+            finest=finest_shrink,
+            iterations=iterations,
+            device=device,
+        )
+
+    register.__doc__ = (register.__doc__ or "").replace("TRANSFORM", transform)
+    register.__module__, register.__qualname__ = module, "register"
+    return register
