@@ -1,6 +1,6 @@
-"""To ITK and back: the only place, beside the file formats, where RAS becomes LPS and (i, j, k) becomes (k, j, i).
+"""The ITK adapter: volumes and transforms to and from SimpleITK, grids that ITK can hold, and its threads.
 
-Volumes and transforms to and from SimpleITK; the files are in :mod:`atlasseg.io`.
+Arrays and axes are converted in :mod:`atlasseg.interop`; the files are read and written in :mod:`atlasseg.io`.
 """
 
 from __future__ import annotations
@@ -8,28 +8,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
-from atlasseg.transforms import (
-    Affine,
-    BSplineField,
-    Chain,
-    DisplacementField,
-    Inverse,
-    Transform,
-    to_displacement_field,
-)
+from atlasseg.interop import LPS as LPS
+from atlasseg.interop import affine_from_sitk
+from atlasseg.interop import array_from_sitk as array_from_sitk
+from atlasseg.interop import array_to_sitk as array_to_sitk
+from atlasseg.interop import flip_vectors as flip_vectors
+from atlasseg.transforms import Affine, BSplineField, DisplacementField, Transform
 from atlasseg.volume import Float64, Grid, Image, LabelMap, Mask
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
-
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""RAS+ mm to LPS+ mm, and back."""
 
 ORTHONORMAL_TOLERANCE = 1e-4
 """Axes whose directions' products differ from 0 by less than this are perpendicular."""
@@ -64,54 +57,23 @@ def orthonormal_grid(grid: Grid) -> Grid:
 
 def image_to_sitk(volume: Image | LabelMap | Mask) -> sitk.Image:
     """The volume as ITK's: float32 (a vector where there are several channels), int32, or uint8 for a Mask."""
-    array = volume.array.astype(np.uint8) if isinstance(volume, Mask) else volume.array
-    return array_to_sitk(array, volume.affine, vector=array.ndim == 4)
+    return volume.to_sitk()
 
 
 def grid_from_sitk(image: sitk.Image) -> Grid:
     """Where the voxels of an ITK image lie."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
     i, j, k = image.GetSize()
-    return Grid((i, j, k), LPS @ affine)
+    return Grid((i, j, k), affine_from_sitk(image))
 
 
 def image_from_sitk(image: sitk.Image, name: str = "") -> Image:
     """An ITK image as float32 intensities."""
-    return Image(array_from_sitk(image), grid_from_sitk(image).affine, name)
+    return Image.from_sitk(image, name=name)
 
 
 def transform_to_sitk(transform: Transform, *, grid: Grid | None = None) -> sitk.Transform:
-    """The transform as ITK's, on LPS points.
-
-    Parameters
-    ----------
-    transform : Transform
-    grid : Grid, optional
-        Where an `Inverse`, which ITK cannot hold, is sampled as a displacement field; by default where the
-        transform that it inverts is defined.
-    """
-    import SimpleITK as sitk
-
-    if isinstance(transform, Affine):
-        matrix = LPS @ transform.matrix @ LPS
-        affine = sitk.AffineTransform(3)
-        affine.SetMatrix(matrix[:3, :3].ravel().tolist())
-        affine.SetTranslation(matrix[:3, 3].tolist())
-        return affine
-    if isinstance(transform, DisplacementField):
-        field = array_to_sitk(flip_vectors(transform.displacement_mm.astype(np.float64)), transform.affine, vector=True)
-        return sitk.DisplacementFieldTransform(field)
-    if isinstance(transform, BSplineField):
-        flipped = flip_vectors(transform.coefficients_mm)
-        return sitk.BSplineTransform([array_to_sitk(flipped[..., c], transform.affine) for c in range(3)], 3)
-    if isinstance(transform, Chain):
-        return sitk.CompositeTransform([transform_to_sitk(part, grid=grid) for part in transform.transforms])
-    where = grid or sampled_grid(transform)
-    if where is None:
-        raise InputError(f"{type(transform).__name__}: a grid is wanted, on which to sample what ITK has no form for")
-    return transform_to_sitk(to_displacement_field(transform, where))
+    """The transform as ITK's, on LPS points: see :meth:`.Transform.to_sitk`."""
+    return transform.to_sitk(grid=grid)
 
 
 def transform_from_sitk(transform: sitk.Transform) -> Transform:
@@ -184,42 +146,6 @@ def last_line(error: Exception) -> str:
     """Return the last line of an error of ITK, which holds the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def sampled_grid(transform: Transform) -> Grid | None:
-    """Where a transform that is given by samples, or the inverse of one, has them."""
-    if isinstance(transform, Inverse):
-        return sampled_grid(transform.transform)
-    if isinstance(transform, DisplacementField):
-        return transform.grid
-    return None
-
-
-def flip_vectors(vectors: NDArray[Any]) -> NDArray[Any]:
-    """RAS vectors as LPS, or back."""
-    return np.asarray(vectors * np.array([-1, -1, 1], vectors.dtype))
-
-
-def array_to_sitk(array: NDArray[Any], affine: Float64, *, vector: bool = False) -> sitk.Image:
-    """Return an ITK image of an (I, J, K) or, as vectors, (I, J, K, C) array on a RAS+ mm affine."""
-    import SimpleITK as sitk
-
-    axes = (2, 1, 0, 3)[: array.ndim]
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(axes)), isVector=vector)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    lps = LPS @ affine
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    return image
-
-
-def array_from_sitk(image: sitk.Image) -> NDArray[Any]:
-    """Return the values of an ITK image as (I, J, K), or (I, J, K, C) of vectors."""
-    import SimpleITK as sitk
-
-    array = sitk.GetArrayFromImage(image)
-    return np.ascontiguousarray(array.transpose((2, 1, 0, 3)[: array.ndim]))
 
 
 def _linear_matrix(transform: sitk.Transform) -> Float64:

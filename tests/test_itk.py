@@ -291,7 +291,7 @@ class _Unknown(Transform):
 
 
 def test_what_itk_has_no_form_for_wants_a_grid():
-    with pytest.raises(InputError, match="_Unknown: a grid is wanted"):
+    with pytest.raises(InputError, match="_Unknown: expected a grid"):
         itk.transform_to_sitk(_Unknown())
     assert itk.transform_to_sitk(_Unknown(), grid=GRID).GetDimension() == 3
 

@@ -14,7 +14,6 @@ from atlasseg.itk import (
     grid_from_sitk,
     last_line,
     orthonormal_grid,
-    sampled_grid,
     transform_from_sitk,
     transform_to_sitk,
 )
@@ -107,7 +106,7 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
         parameters = transform_to_sitk(transform, grid=grid)
         _write(path, lambda aside: sitk.WriteTransform(parameters, aside))
         return
-    where = grid or sampled_grid(transform)
+    where = grid or transform.domain
     if where is None:
         raise InputError(f"{path}: a grid is wanted, on which to sample the displacement field")
     where = orthonormal_grid(where)

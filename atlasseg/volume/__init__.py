@@ -1,0 +1,37 @@
+"""Data types: images, label maps, masks, label probabilities and atlases on a grid in space.
+
+Arrays are in NIfTI order ``(i, j, k)``; an affine takes voxel indices to RAS+ millimetres. Nothing here reads files,
+resamples or computes: see :mod:`atlasseg.io` and :mod:`atlasseg.resampling`. ``to_nibabel``, ``to_sitk`` and
+``to_ants`` give the objects of other libraries, ``from_nibabel``, ``from_sitk`` and ``from_ants`` take them.
+"""
+
+from atlasseg.volume.atlas import Atlas, check_channels
+from atlasseg.volume.dense import Image, LabelMap, Mask
+from atlasseg.volume.grid import (
+    SAME_GRID_TOLERANCE_VOXELS,
+    Bool,
+    Float32,
+    Float64,
+    Grid,
+    Int32,
+    Int64,
+    SourceHeader,
+)
+from atlasseg.volume.probabilities import ProbabilityMap
+
+__all__ = [
+    "SAME_GRID_TOLERANCE_VOXELS",
+    "Atlas",
+    "Bool",
+    "Float32",
+    "Float64",
+    "Grid",
+    "Image",
+    "Int32",
+    "Int64",
+    "LabelMap",
+    "Mask",
+    "ProbabilityMap",
+    "SourceHeader",
+    "check_channels",
+]

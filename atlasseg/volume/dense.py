@@ -1,0 +1,266 @@
+"""Volumes with one value, or one a channel, at every voxel: images, masks and label maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from atlasseg import interop
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.volume import _display
+from atlasseg.volume.grid import Bool, Float32, Float64, Grid, Int32, SourceHeader
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Volume:
+    array: Any
+    affine: Float64
+    name: str = ""
+    source_header: SourceHeader = field(default_factory=SourceHeader)
+
+    def __post_init__(self) -> None:
+        grid = Grid(self.array.shape[:3], self.affine)
+        object.__setattr__(self, "affine", grid.affine)
+
+    @property
+    def grid(self) -> Grid:
+        """Where the voxels lie."""
+        return Grid(self.array.shape[:3], self.affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K), without channels."""
+        shape = self.array.shape
+        return shape[0], shape[1], shape[2]
+
+    @property
+    def spacing_mm(self) -> Float64:
+        """(3,) voxel size in mm."""
+        return self.grid.spacing_mm
+
+    def with_array(self, array: ArrayLike) -> Self:
+        """The same volume with other values on the same grid."""
+        new = replace(self, array=np.asarray(array))
+        if new.shape != self.shape:
+            raise GeometryError(
+                f"{self.name or 'volume'}: values of shape {new.shape} do not fit the grid {self.shape}"
+            )
+        return new
+
+    def cropped(self, start: ArrayLike, stop: ArrayLike) -> Self:
+        """The part ``[start:stop]``, on its own grid; indices are voxels.
+
+        Raises
+        ------
+        GeometryError
+            The part is empty or does not lie inside.
+        """
+        first, end = np.asarray(start, int), np.asarray(stop, int)
+        if (first < 0).any() or (end > self.shape).any():
+            raise GeometryError(f"{self.name or 'volume'}: {first} to {end} do not lie inside shape {self.shape}")
+        box = tuple(slice(int(a), int(b)) for a, b in zip(first, end, strict=True))
+        affine = self.grid.cropped(start, stop).affine
+        return replace(self, array=self.array[box], affine=affine, source_header=self.source_header.cropped(start))
+
+    @classmethod
+    def from_nibabel(cls, image: Any, *, name: str = "") -> Self:
+        """From an image of nibabel, its values scaled as its header says; a fourth axis holds channels.
+
+        Parameters
+        ----------
+        image : nibabel.spatialimages.SpatialImage
+            Its affine is taken to be in RAS+ mm, as nibabel has it.
+        name : str, optional
+            The name in messages and results; by default that of the file it was loaded from.
+
+        Raises
+        ------
+        InputError
+            The values do not suit the type (see the class), or the image has no affine.
+        """
+        found = name or interop.name_from_nibabel(image)
+        return cls(interop.array_from_nibabel(image), interop.affine_from_nibabel(image), found)
+
+    @classmethod
+    def from_sitk(cls, image: sitk.Image, *, name: str = "") -> Self:
+        """From a 3-D image of SimpleITK; the components of a vector image are channels.
+
+        Raises
+        ------
+        InputError
+            The values do not suit the type (see the class), or the image has not three axes.
+        """
+        return cls(interop.array_from_sitk(image), interop.affine_from_sitk(image), name)
+
+    @classmethod
+    def from_ants(cls, image: Any, *, name: str = "") -> Self:
+        """From a 3-D image of ANTs (antspyx); its components are channels.
+
+        Raises
+        ------
+        InputError
+            The values do not suit the type (see the class), or the image has not three axes.
+        """
+        return cls(interop.array_from_ants(image), interop.affine_from_ants(image), name)
+
+    def to_nibabel(self) -> Any:
+        """The volume as a NIfTI image of nibabel, in mm, with the sform and qform codes of the file it came from.
+
+        Returns
+        -------
+        nibabel.Nifti1Image or nibabel.Nifti2Image
+            float32 of an Image (a fourth axis holds channels), int32 of a LabelMap, uint8 (1 inside) of a Mask.
+        """
+        source = self.source_header
+        return interop.array_to_nibabel(
+            self._plain(), self.affine, sform_code=source.sform_code, qform_code=source.qform_code
+        )
+
+    def to_sitk(self) -> sitk.Image:
+        """The volume as an image of SimpleITK, in LPS+ mm.
+
+        Returns
+        -------
+        SimpleITK.Image
+            float32 of an Image (a vector of its channels), int32 of a LabelMap, uint8 (1 inside) of a Mask.
+        """
+        array = self._plain()
+        return interop.array_to_sitk(array, self.affine, vector=array.ndim == 4)
+
+    def to_ants(self) -> Any:
+        """The volume as an image of ANTs (antspyx), in LPS+ mm.
+
+        Returns
+        -------
+        ants.ANTsImage
+            float32 of an Image (with its channels as components); of a LabelMap uint32, or float32 where a label is
+            negative; uint8 (1 inside) of a Mask.
+
+        Raises
+        ------
+        MissingLibraryError
+            antspyx is not installed.
+        InputError
+            Labels are negative and beyond 2^24: no type of ANTs holds both.
+        """
+        return interop.array_to_ants(self._plain(), self.affine)
+
+    def _plain(self) -> NDArray[Any]:
+        """Values of a type that other programs have."""
+        return np.asarray(self.array)
+
+    def _values_described(self) -> str:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        name = f"name: {self.name}; " if self.name else ""
+        return f"{type(self).__name__}({name}{self.grid.described()}; {self._values_described()})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Image(_Volume):
+    """Intensities: float32 of shape (I, J, K), or (I, J, K, C) with C channels (modalities), all finite.
+
+    Raises
+    ------
+    InputError
+        The array is not 3-D or 4-D, or holds NaN or infinity.
+    """
+
+    array: Float32
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.array, dtype=np.float32)
+        where = f"image {self.name!r}: " if self.name else "image: "
+        if array.ndim not in (3, 4):
+            raise InputError(f"{where}expected a 3-D volume (channels last), got shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise InputError(f"{where}{int((~np.isfinite(array)).sum())} intensities are NaN or infinite")
+        object.__setattr__(self, "array", array)
+        super().__post_init__()
+
+    def _values_described(self) -> str:
+        channels = f"channels: {self.array.shape[3]}; " if self.array.ndim == 4 else ""
+        return f"{channels}dtype: {self.array.dtype}; range: {self.array.min():.4g} to {self.array.max():.4g}"
+
+    def _repr_html_(self) -> str:
+        return _display.html(self, _display.slices(self.grid, self.channels[..., 0]))
+
+    @property
+    def channels(self) -> Float32:
+        """(I, J, K, C) view, C = 1 for a plain image."""
+        return self.array if self.array.ndim == 4 else self.array[..., None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mask(_Volume):
+    """Where something is: bool of shape (I, J, K)."""
+
+    array: Bool
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.array)
+        if array.ndim != 3:
+            raise InputError(f"mask {self.name!r}: expected a 3-D volume, got shape {array.shape}")
+        if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+            raise InputError(f"mask {self.name!r}: expected finite numbers, got NaN, infinity or type {array.dtype}")
+        object.__setattr__(self, "array", array.astype(bool))
+        super().__post_init__()
+
+    def _plain(self) -> NDArray[Any]:
+        return self.array.astype(np.uint8)
+
+    def _values_described(self) -> str:
+        inside = int(self.array.sum())
+        return f"inside: {inside} voxels ({100 * inside / self.array.size:.3g} %)"
+
+    def _repr_html_(self) -> str:
+        return _display.html(self, _display.slices(self.grid, None, self.array.astype(np.int32)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LabelMap(_Volume):
+    """One label a voxel: int32 of shape (I, J, K); 0 is background; values need not be contiguous.
+
+    Raises
+    ------
+    InputError
+        The array is not 3-D, a value is not whole, or it does not fit int32.
+    """
+
+    array: Int32
+
+    def __post_init__(self) -> None:
+        given = np.asarray(self.array)
+        where = f"label map {self.name!r}: " if self.name else "label map: "
+        if given.ndim != 3:
+            raise InputError(f"{where}expected a 3-D volume, got shape {given.shape}")
+        if given.dtype.kind not in "biuf":
+            raise InputError(f"{where}expected whole numbers as labels, got values of type {given.dtype}")
+        if given.dtype != np.int32:
+            if given.dtype.kind == "f":
+                off = given != np.round(given)  # NaN differs from itself, so it is caught here too
+                if off.any():
+                    raise InputError(f"{where}expected whole numbers as labels, got {given[off].flat[0]:g}")
+            limits = np.iinfo(np.int32)
+            if given.size and (given.min() < limits.min or given.max() > limits.max):
+                raise InputError(f"{where}expected labels of 32 bits, got {given.min():.12g} to {given.max():.12g}")
+        object.__setattr__(self, "array", given.astype(np.int32, copy=False))
+        super().__post_init__()
+
+    @property
+    def values(self) -> Int32:
+        """Labels present, ascending, background (0) included where it is present."""
+        return np.unique(self.array)
+
+    def _values_described(self) -> str:
+        return f"dtype: {self.array.dtype}; {_display.listed_labels(self.values)}"
+
+    def _repr_html_(self) -> str:
+        return _display.html(self, _display.slices(self.grid, None, self.array))

@@ -1,0 +1,153 @@
+"""Grids: where the voxels of a volume lie, and what a file said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from atlasseg.errors import GeometryError
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+SAME_GRID_TOLERANCE_VOXELS = 0.01
+"""Two grids are the same when no corner of one lies farther than this from the other's, in voxels."""
+
+OBLIQUE_DEGREES = 1.0
+"""A grid whose axes lean less than this from the anatomical ones is not called oblique."""
+
+FLAT = 1e-9
+"""A voxel is flat, and an affine singular, whose volume is less than this share of the product of its edges."""
+
+
+def _is_flat(edges: Float64) -> bool:
+    return bool(abs(np.linalg.det(edges)) <= FLAT * np.prod(np.linalg.norm(edges, axis=0)))
+
+
+def spelled(numbers: ArrayLike, between: str = ", ") -> str:
+    """Numbers to four digits, for people."""
+    return between.join(f"{number:.4g}" for number in np.round(np.atleast_1d(np.asarray(numbers, np.float64)), 4) + 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a volume lie.
+
+    Parameters
+    ----------
+    shape : (I, J, K)
+        Number of voxels along each axis, each at least 1.
+    affine : (4, 4) float64
+        Voxel indices to RAS+ mm; may shear or be left-handed, must be invertible.
+
+    Raises
+    ------
+    GeometryError
+        The affine is not finite or not invertible.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Float64
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or _is_flat(affine[:3, :3]):
+            raise GeometryError(f"an affine must be a finite, invertible 4x4 matrix, got {self.affine!r}")
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise GeometryError(f"a grid needs three axes of at least one voxel, got shape {self.shape}")
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+    @property
+    def spacing_mm(self) -> Float64:
+        """(3,) length of a voxel's step along each axis, in mm."""
+        spacing: Float64 = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return spacing
+
+    @property
+    def corners_mm(self) -> Float64:
+        """(8, 3) centres of the eight corner voxels, in RAS+ mm."""
+        last = np.array(self.shape) - 1
+        corners = np.stack(np.meshgrid(*[(0, n) for n in last], indexing="ij"), -1).reshape(-1, 3)
+        return corners @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    @property
+    def centre_mm(self) -> Float64:
+        """(3,) middle of the grid in RAS+ mm."""
+        return self.affine[:3, :3] @ ((np.array(self.shape) - 1) / 2) + self.affine[:3, 3]
+
+    @property
+    def orientation(self) -> str:
+        """Anatomical directions that the axes run towards, e.g. ``"RAS"``, each the nearest one."""
+        return "".join(("LR", "PA", "IS")[axis][ahead] for axis, ahead in self.nearest_axes)
+
+    @property
+    def tilt_degrees(self) -> float:
+        """Largest angle between an axis of the grid and the anatomical axis that it is named after, in degrees."""
+        directions = self.affine[:3, :3] / self.spacing_mm
+        cosines = [abs(directions[axis, n]) for n, (axis, _) in enumerate(self.nearest_axes)]
+        return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
+
+    @property
+    def nearest_axes(self) -> list[tuple[int, bool]]:
+        """Of each axis of the array: the nearest RAS axis (0, 1, 2), and whether it runs ahead along it."""
+        from nibabel.orientations import io_orientation
+
+        return [(int(axis), bool(direction > 0)) for axis, direction in io_orientation(self.affine)]
+
+    def described(self) -> str:
+        """Shape, spacing and orientation in words, as the data types show them."""
+        tilt = self.tilt_degrees
+        oblique = f" (oblique, {tilt:.3g} degrees)" if tilt >= OBLIQUE_DEGREES else ""
+        shape, spacing = " x ".join(map(str, self.shape)), spelled(self.spacing_mm, " x ")
+        return f"shape: {shape}; spacing: {spacing} mm; orientation: {self.orientation}{oblique}"
+
+    def __repr__(self) -> str:
+        return f"Grid({self.described()}; centre: {spelled(self.centre_mm)} mm)"
+
+    def matches(self, other: Grid) -> bool:
+        """Whether both grids have the same shape and lie within `SAME_GRID_TOLERANCE_VOXELS` of each other."""
+        if self.shape != other.shape:
+            return False
+        apart_mm = np.linalg.norm(self.corners_mm - other.corners_mm, axis=1).max()
+        return bool(apart_mm <= SAME_GRID_TOLERANCE_VOXELS * self.spacing_mm.min())
+
+    def cropped(self, start: ArrayLike, stop: ArrayLike) -> Grid:
+        """The grid of ``array[start:stop]``, `start` and `stop` being (3,) voxel indices."""
+        first, end = np.asarray(start, int), np.asarray(stop, int)
+        affine = self.affine.copy()
+        affine[:3, 3] += self.affine[:3, :3] @ first
+        size = end - first
+        return Grid((int(size[0]), int(size[1]), int(size[2])), affine)
+
+
+@dataclass(frozen=True)
+class SourceHeader:
+    """What must be kept of the file that a volume came from, so that a result can be written like it.
+
+    `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm) and `version` (1 or 2) are NIfTI's, as is `unit`, the name
+    that the header gives to the length that is taken for the millimetre; `dtype` is the type on disk, named as NumPy
+    names it.
+    """
+
+    path: Path | None = None
+    dtype: str | None = None
+    sform_code: int = 1
+    qform_code: int = 1
+    qform: tuple[tuple[float, ...], ...] | None = None
+    version: int = 1
+    unit: str = "mm"
+
+    def cropped(self, start: ArrayLike) -> SourceHeader:
+        """The same for a volume that begins at voxel `start`: its qform moves along."""
+        if self.qform is None:
+            return self
+        qform = np.array(self.qform)
+        qform[:3, 3] += qform[:3, :3] @ np.asarray(start)
+        return replace(self, qform=tuple(tuple(row) for row in qform.tolist()))
