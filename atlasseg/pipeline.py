@@ -29,7 +29,7 @@ from atlasseg.propagation import propagate
 from atlasseg.recipe import Preprocessing, Recipe, Regions, Step
 from atlasseg.regions.consistency import Change, make_consistent, voting
 from atlasseg.registration.fit import Fit, fit
-from atlasseg.registration.outliers import Verdict, find_failures
+from atlasseg.registration.outliers import RegistrationQC, find_failures
 from atlasseg.registration.quality import RegistrationQuality
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap
@@ -59,7 +59,7 @@ class Candidate:
     transform: Transform
     similarity: float
     quality: RegistrationQuality
-    verdict: Verdict
+    qc: RegistrationQC
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +275,7 @@ def fuse(
     """
     seconds = dict(alignment.seconds)
     with _stage("fuse", seconds, progress):
-        voters = [c.atlas for c in alignment.candidates if c.verdict.keep]
+        voters = [c.atlas for c in alignment.candidates if c.qc.keep]
         fused: ProbabilityMap = call(method, alignment.target, voters, mask=alignment.target_mask)
     if refinement is not None:
         with _stage("refine", seconds, progress):
@@ -394,11 +394,11 @@ def _best(
     likeness = None
     if redundancy > 0:
         likeness = likenesses(thumbnails(target, [c.atlas for c in candidates], mask=mask))
-    scores = np.array([c.similarity if c.verdict.keep else -np.inf for c in candidates])
+    scores = np.array([c.similarity if c.qc.keep else -np.inf for c in candidates])
     chosen = choose(scores, count=count, likeness=likeness, redundancy=redundancy)
     reason = f"not among the {count} atlases chosen by similarity"
     return tuple(
-        c if n in chosen or not c.verdict.keep else replace(c, verdict=replace(c.verdict, keep=False, reason=reason))
+        c if n in chosen or not c.qc.keep else replace(c, qc=replace(c.qc, keep=False, reason=reason))
         for n, c in enumerate(candidates)
     )
 
@@ -423,13 +423,13 @@ def _judged(
     target: Image, carried: Sequence[Atlas], transforms: Sequence[Transform], fits: Sequence[Fit], *, drop: bool
 ) -> tuple[Candidate, ...]:
     """Find the candidates whose registration failed, by how they all fit."""
-    verdicts = find_failures([each.similarity for each in fits], names=[atlas.id for atlas in carried])
+    checks = find_failures([each.similarity for each in fits], names=[atlas.id for atlas in carried])
     candidates = []
-    for atlas, transform, found, verdict in zip(carried, transforms, fits, verdicts, strict=True):
-        if not verdict.keep:
-            log.warning("%s: atlas %s %s: %s", target.name, atlas.id, "left out" if drop else "kept", verdict.reason)
-            verdict = verdict if drop else replace(verdict, keep=True)
-        candidates.append(Candidate(atlas, transform, found.similarity, found.quality, verdict))
+    for atlas, transform, found, qc in zip(carried, transforms, fits, checks, strict=True):
+        if not qc.keep:
+            log.warning("%s: atlas %s %s: %s", target.name, atlas.id, "left out" if drop else "kept", qc.reason)
+            qc = qc if drop else replace(qc, keep=True)
+        candidates.append(Candidate(atlas, transform, found.similarity, found.quality, qc))
     return tuple(candidates)
 
 

@@ -64,7 +64,7 @@ def aligned(root: Path, name: str, target: str, cache: Path) -> Path:
     path = cache / f"{name}_{target}.pickle"
     alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask, call=Cache(cache))
     box = np.array(alignment.start), np.array(alignment.start) + alignment.target.shape
-    kept = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
+    kept = [candidate.atlas for candidate in alignment.candidates if candidate.qc.keep]
     with written_whole(path) as aside:
         aside.write_bytes(pickle.dumps((alignment.target, kept, case.segmentation.cropped(*box))))
     print(f"registered {name} {target}: {alignment.seconds['register']:.1f} s", flush=True)

@@ -4,7 +4,7 @@
 
 Affine, then free-form and diffeomorphic from there, each with every atlas in one tensor, in float32 and in mixed
 precision. The share of the bandwidth is the bytes
-that the tensor operations read and write (counted operation by operation) over the time, against the speed of a plain
+that the tensor operations read and write (valid operation by operation) over the time, against the speed of a plain
 copy on the same device. On a machine without a GPU, ``--device cpu`` runs the same code through torch on the CPU.
 """
 
@@ -92,7 +92,7 @@ def main() -> None:
             return linear.search(pair.fixed, pair.moving, "affine", None, finest=2, iterations=30)
 
         finest = linear.levels_of(target, 2)[1][-1]
-        found = linear_torch.answered(prepared, steps, similarity, device=given.device, finest=finest)
+        found = linear_torch.run_search(prepared, steps, similarity, device=given.device, finest=finest)
         return [replace(pair, matrix_mm=matrix) for pair, (matrix, _) in zip(prepared, found, strict=True)]
 
     def ffd(begun: list[Pair], similarity: Similarity, iterations: tuple[int, ...], mixed: bool) -> Any:

@@ -356,6 +356,15 @@ def test_a_name_that_no_recipe_could_write_is_an_error():
     assert "InputError" in done.stderr and "needs a name" in done.stderr
 
 
+def test_a_former_name_of_a_parameter_is_answered_with_the_present_one():
+    told = r"\[registration.diffeomorphic\] field_sigma_voxels is now called total_field_sigma_voxels. Rename the key"
+    tables = {"steps": ["diffeomorphic"], "diffeomorphic": {"field_sigma_voxels": [1.0, 1.0, 1.0, 1.0]}}
+    with pytest.raises(InputError, match=told):
+        parse_recipe({"fusion": {"method": "majority"}, "registration": tables})
+    with pytest.raises(InputError, match="no parameter 'strength', to which one is said to be renamed"):
+        methods.register_method("fusion", vote, name="wrong", renamed={"powr": "strength"})
+
+
 def test_needs_that_do_not_exist_are_refused():
     with pytest.raises(InputError, match=r"fusion method 'wrong'.*no need 'libraris'.*did you mean 'libraries'"):
         methods.register_method("fusion", vote, name="wrong", libraris=("torch",))

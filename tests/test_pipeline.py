@@ -59,10 +59,10 @@ def test_fewer_atlases_can_be_chosen_before_registration(case, by):
 def test_fewer_atlases_can_be_chosen_after_registration(case, redundancy):
     scan, atlases = case
     found = align(scan, atlases, parse_recipe({**TABLES, "selection": {"after": 1, "redundancy": redundancy}}))
-    voting = [c for c in found.candidates if c.verdict.keep]
+    voting = [c for c in found.candidates if c.qc.keep]
     assert len(found.candidates) == 3 and len(voting) == 1
     assert voting[0].similarity == max(c.similarity for c in found.candidates)
-    assert all("not among the 1" in c.verdict.reason for c in found.candidates if not c.verdict.keep)
+    assert all("not among the 1" in c.qc.reason for c in found.candidates if not c.qc.keep)
 
 
 def test_a_registration_that_failed_does_not_vote(case):
@@ -75,11 +75,11 @@ def test_a_registration_that_failed_does_not_vote(case):
         return pipeline.Registered((good.transforms[0], turned, *good.transforms[2:]), good.start, good.stop)
 
     found = align(scan, more, parse_recipe(TABLES), registrar=astray)
-    dropped = [c.atlas.id for c in found.candidates if not c.verdict.keep]
+    dropped = [c.atlas.id for c in found.candidates if not c.qc.keep]
     assert dropped == [more[1].id]
     forgiving = parse_recipe({**TABLES, "registration": {"steps": ["affine"], "drop_failed": False}})
     kept = align(scan, more, forgiving, registrar=astray)
-    assert all(c.verdict.keep for c in kept.candidates)
+    assert all(c.qc.keep for c in kept.candidates)
 
 
 def test_without_atlases_or_steps_there_is_nothing_to_do(case):

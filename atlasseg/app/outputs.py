@@ -104,8 +104,8 @@ def atlas_rows(result: Segmentation) -> pd.DataFrame:
                 "jacobian_max": round(c.quality.jacobian_max, 4),
                 "folded_percent": round(100 * c.quality.folded_share, 5),
                 "sd_log_jacobian": round(c.quality.sd_log_jacobian, 5),
-                "voted": "yes" if c.verdict.keep else "no",
-                "reason": c.verdict.reason,
+                "voted": "yes" if c.qc.keep else "no",
+                "reason": c.qc.reason,
             }
             for c in result.alignment.candidates
         ]
@@ -114,7 +114,7 @@ def atlas_rows(result: Segmentation) -> pd.DataFrame:
 
 def voters(result: Segmentation) -> list[Atlas]:
     """The candidates that voted, on the grid that was worked on."""
-    return [candidate.atlas for candidate in result.alignment.candidates if candidate.verdict.keep]
+    return [candidate.atlas for candidate in result.alignment.candidates if candidate.qc.keep]
 
 
 def worked_on(labels: LabelMap, alignment: Alignment) -> LabelMap:

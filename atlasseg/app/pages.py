@@ -75,7 +75,7 @@ def summarised(
 
     prediction = outputs.prediction_table(result, table).dropna(subset="predicted_dice")
     labelled = result.labels.array != 0
-    kept = [c for c in result.alignment.candidates if c.verdict.keep]
+    kept = [c for c in result.alignment.candidates if c.qc.keep]
     reported = recipe.output.report
     return TargetSummary(
         target=id_,
@@ -134,7 +134,7 @@ def viewed(result: Segmentation, reference: LabelMap | None) -> list[Candidate]:
 
     found = [] if reference is None else [Candidate("the reference", reference)]
     alignment = result.alignment
-    for c in sorted(alignment.candidates, key=lambda c: (not c.verdict.keep, -c.similarity)):
-        note = f"similarity {c.similarity:.3f}" + ("" if c.verdict.keep else ", did not vote")
+    for c in sorted(alignment.candidates, key=lambda c: (not c.qc.keep, -c.similarity)):
+        note = f"similarity {c.similarity:.3f}" + ("" if c.qc.keep else ", did not vote")
         found.append(Candidate(f"atlas {c.atlas.id}", c.atlas.segmentation, alignment.start, note))
     return found

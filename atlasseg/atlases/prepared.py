@@ -123,7 +123,7 @@ def engine_of(steps: Sequence[Step]) -> Engine:
     the field, which is given level by level.
     """
     given = next((step.arguments for step in reversed(steps) if step.method.function is diffeomorphic.register), {})
-    own = {"shrink_factors", "iterations"} | ({"field_sigma_voxels"} if "shrink_factors" in given else set())
+    own = {"shrink_factors", "iterations"} | ({"total_field_sigma_voxels"} if "shrink_factors" in given else set())
     return partial(diffeomorphic.register, **{name: value for name, value in given.items() if name not in own})
 
 

@@ -73,6 +73,8 @@ class Needs:
     check : callable, optional
         Takes the recipe's parameters, and `provenance` where the stage knows it, and raises `InputError` where the
         method cannot be used so. It is called before anything is computed.
+    renamed : mapping of str to str
+        Former names of parameters to their present ones: a recipe that uses a former one is told the present one.
     companions : mapping of str to callable
         Functions of the same parameters that return more than the method, by name: ``{"hierarchy": ...}``.
     """
@@ -84,6 +86,7 @@ class Needs:
     compares_intensities: bool = True
     memory: Callable[[Workload], float] | None = None
     check: Callable[..., None] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
     companions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
@@ -171,6 +174,9 @@ def describe(stage: str, name: str, function: Callable[..., Any], *, module: str
         raise InputError(f"{where}: expected a docstring whose first paragraph says what the method does, got none")
     if needs.model is not None and needs.model not in {p.name for p in parameters}:
         raise InputError(f"{where}: it has no parameter {needs.model!r} for its model")
+    former = {*needs.renamed.values()} - {p.name for p in parameters}
+    if former:
+        raise InputError(f"{where}: it has no parameter {min(former)!r}, to which one is said to be renamed")
     return Method(
         stage,
         name,

@@ -521,6 +521,10 @@ def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) ->
     parameters = {p.name: p for p in method.parameters}
     arguments = {}
     for parameter, value in given.items():
+        if parameter in method.needs.renamed:
+            raise InputError(
+                f"{where}: [{stage}.{name}] {parameter} is now called {method.needs.renamed[parameter]}. Rename the key"
+            )
         if parameter not in parameters:
             raise InputError(
                 f"{where}: [{stage}.{name}] has no parameter {parameter!r}{methods.suggestion(parameter, parameters)}"

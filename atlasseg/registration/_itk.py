@@ -262,7 +262,7 @@ def linear(
     moving: Side,
     initial: Transform | None,
     *,
-    freedom: Literal["rigid", "affine"],
+    transform_model: Literal["rigid", "affine"],
     metric: Metric,
     starts: Sequence[Start],
     rotations_degrees: Sequence[tuple[float, float, float]],
@@ -284,12 +284,12 @@ def linear(
             factor=max(shrink_factors),
             samples=samples,
         )
-        if freedom == "affine":  # a turn is found more safely before sizes may change
+        if transform_model == "affine":  # a turn is found more safely before sizes may change
             initial = linear(
                 fixed,
                 moving,
                 initial,
-                freedom="rigid",
+                transform_model="rigid",
                 metric=metric,
                 starts=(),
                 rotations_degrees=(),
@@ -301,7 +301,7 @@ def linear(
     unit = _unit_ball(fixed)  # so that translations, turns and stretches of one size move the image alike
     f, m = _in_units(fixed, unit), _in_units(moving, unit)
     start = ~unit @ differentiable(initial, fixed.image.grid) @ unit
-    motion = sitk.Euler3DTransform() if freedom == "rigid" else sitk.AffineTransform(3)
+    motion = sitk.Euler3DTransform() if transform_model == "rigid" else sitk.AffineTransform(3)
     for factor in shrink_factors:
         at_f, at_m = shrunk(f, factor), shrunk(m, factor)
         method = level_method(at_f, at_m, metric, start=start, samples=samples)

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 
 from atlasseg.device import Device
 from atlasseg.methods import Data
-from atlasseg.registration._engine.linear import Freedom, register_all
+from atlasseg.registration._engine.linear import TransformModel, register_all
 from atlasseg.registration._engine.metrics import Metric, Similarity
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
 
 
-def linear_registration(freedom: Freedom, transform: str, *, module: str) -> Callable[..., list[Transform]]:
+def linear_registration(model: TransformModel, transform: str, *, module: str) -> Callable[..., list[Transform]]:
     """The registration by one kind of linear transform.
 
     Parameters
     ----------
-    freedom : {"rigid", "similarity", "affine"}
+    model : {"rigid", "similarity", "affine"}
         The kind.
     transform : str
         The kind in words, with its number of parameters, for the docstring.
@@ -93,7 +93,7 @@ def linear_registration(freedom: Freedom, transform: str, *, module: str) -> Cal
         return register_all(
             fixed,
             moving,
-            freedom,
+            model,
             initial=initial,
             fixed_mask=fixed_mask,
             moving_masks=moving_masks,

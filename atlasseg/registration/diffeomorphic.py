@@ -19,7 +19,7 @@ from atlasseg.volume import Image, Mask
 logger = logging.getLogger(__name__)
 
 
-@method("registration")
+@method("registration", renamed={"field_sigma_voxels": "total_field_sigma_voxels"})
 def register(
     fixed: Image,
     moving: Sequence[Image],
@@ -32,7 +32,7 @@ def register(
     metric: Metric = "local_correlation",
     radius_voxels: int = 2,
     update_sigma_voxels: float = 1.7,
-    field_sigma_voxels: tuple[float, ...] = (0.7, 0.7, 0.5, 0.4),
+    total_field_sigma_voxels: tuple[float, ...] = (0.7, 0.7, 0.5, 0.4),
     step_voxels: float = 1.0,
     tolerance: float = 1e-4,
     device: Device = "auto",
@@ -67,7 +67,7 @@ def register(
         The window of the local correlation has ``2 radius_voxels + 1`` voxels a side.
     update_sigma_voxels : float
         Standard deviation of the smoothing of each update, in voxels of the level.
-    field_sigma_voxels : tuple of float
+    total_field_sigma_voxels : tuple of float
         Of the smoothing of the field after each update, in voxels of the level, coarse to fine; the last ones count.
     step_voxels : float
         Longest displacement of an update, in voxels of the level, above 0.
@@ -100,21 +100,25 @@ def register(
     """
     similarity = Similarity(metric, radius_voxels)
     require({"step_voxels": step_voxels}, least=0, above=True)
-    require({"update_sigma_voxels": update_sigma_voxels, "field_sigma_voxels": min(field_sigma_voxels)}, least=0)
+    least_total = min(total_field_sigma_voxels)
+    require({"update_sigma_voxels": update_sigma_voxels, "total_field_sigma_voxels": least_total}, least=0)
     mixed = is_mixed(precision)
     machine = resolved(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []
     shrinks, counts = schedule_of(prepared[0].fixed, shrink_factors, iterations)
-    if len(field_sigma_voxels) < len(shrinks):
-        raise InputError(f"{len(field_sigma_voxels)} field_sigma_voxels for {len(shrinks)} levels: one each is wanted")
+    if len(total_field_sigma_voxels) < len(shrinks):
+        raise InputError(
+            f"expected a value of total_field_sigma_voxels for each of {len(shrinks)} levels, "
+            f"got {len(total_field_sigma_voxels)}"
+        )
     schedule = dense.Schedule(
         shrinks,
         counts,
         similarity,
         update_sigma_voxels,
-        field_sigma_voxels[len(field_sigma_voxels) - len(shrinks) :],
+        total_field_sigma_voxels[len(total_field_sigma_voxels) - len(shrinks) :],
         step_voxels,
         tolerance,
         mixed,
@@ -125,7 +129,7 @@ def register(
 
         solved = dense_torch.solve(begun, schedule, device=machine)
     else:
-        needed = dense.bytes_needed(prepared[0].fixed.counted.size, len(prepared[0].fixed.channels))
+        needed = dense.bytes_needed(prepared[0].fixed.valid.size, len(prepared[0].fixed.channels))
         solved = each(begun, lambda pair: dense.solve(pair, schedule), bytes_needed=needed)
     out: list[Transform] = []
     for pair, (field, value) in zip(begun, solved, strict=True):

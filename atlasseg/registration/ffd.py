@@ -1,4 +1,4 @@
-"""Free-form deformation: cubic B-splines that climb a similarity of choice, on lattices refined from level to level."""
+"""Free-form deformation: cubic B-splines that maximise a similarity metric, on control lattices refined per level."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def register(
 ) -> list[Transform]:
     """Register each moving image to the fixed one by a cubic B-spline free-form deformation.
 
-    The similarity less the energies is climbed by Adam, its step normalised by the second moment
+    The similarity less the energies is maximised by Adam, its step normalised by the second moment
     of each control point's whole gradient vector. All gradients are in closed form. Deterministic: the same bits for
     any number of threads and whatever other images are registered with it.
 
@@ -119,7 +119,7 @@ def register(
 
         solved = freeform_torch.solve(begun, schedule, fixed.grid, device=machine)
     else:
-        needed = dense.bytes_needed(prepared[0].fixed.counted.size, len(prepared[0].fixed.channels))
+        needed = dense.bytes_needed(prepared[0].fixed.valid.size, len(prepared[0].fixed.channels))
         solved = each(begun, lambda pair: freeform.solve(pair, schedule, fixed.grid), bytes_needed=needed)
     out: list[Transform] = []
     for pair, (spline, value) in zip(begun, solved, strict=True):

@@ -79,7 +79,7 @@ def register(
         initial,
         fixed_mask,
         moving_masks,
-        freedom="affine",
+        transform_model="affine",
         metric=metric,
         starts=starts,
         rotations_degrees=rotations_degrees,

@@ -78,7 +78,7 @@ def register(
         initial,
         fixed_mask,
         moving_masks,
-        freedom="rigid",
+        transform_model="rigid",
         metric=metric,
         starts=starts,
         rotations_degrees=rotations_degrees,

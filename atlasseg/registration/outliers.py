@@ -27,7 +27,7 @@ SMALLEST_LIBRARY = 4
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RegistrationQC:
     """What is to be made of one registration.
 
     Parameters
@@ -56,7 +56,7 @@ def find_failures(
     doubt: float = 2.5,
     floor: float = 0.05,
     least_spread: float = 0.05,
-) -> list[Verdict]:
+) -> list[RegistrationQC]:
     """Judge the registrations of one target by the similarity each atlas reached.
 
     A registration has failed where its similarity is NaN, or below `floor`, or has a robust z-score below
@@ -80,7 +80,7 @@ def find_failures(
 
     Returns
     -------
-    list of Verdict
+    list of RegistrationQC
         In the order given.
 
     Raises
@@ -90,10 +90,10 @@ def find_failures(
 
     Examples
     --------
-    >>> verdicts = find_failures([0.52, 0.49, 0.55, 0.21, 0.51], names=list("abcde"))
-    >>> [v.keep for v in verdicts]
+    >>> checks = find_failures([0.52, 0.49, 0.55, 0.21, 0.51], names=list("abcde"))
+    >>> [v.keep for v in checks]
     [True, True, True, False, True]
-    >>> verdicts[3].reason
+    >>> checks[3].reason
     'similarity 0.21 is 10.1 robust standard deviations below the median 0.51 of 5 atlases'
     """
     values = np.asarray(similarities, dtype=np.float64)
@@ -110,7 +110,7 @@ def find_failures(
             else "none overlaps the target"
         )
         reason = f"no atlas reaches the similarity {floor:g} ({best}): none could be preferred, all are kept"
-        return [Verdict(keep=True, reason=reason) for _ in named]
+        return [RegistrationQC(keep=True, reason=reason) for _ in named]
     middle = float(np.median(known))
     spread = max(NORMAL_SD_PER_MAD * float(np.median(np.abs(known - middle))), least_spread * abs(middle), 1e-12)
     judged = known.size >= SMALLEST_LIBRARY
@@ -119,16 +119,16 @@ def find_failures(
 
 def _verdict(
     value: float, middle: float, spread: float, count: int, judged: bool, threshold: float, doubt: float, floor: float
-) -> Verdict:
+) -> RegistrationQC:
     z = (value - middle) / spread if judged else float("nan")
     if not np.isfinite(value):
-        return Verdict(False, 0.0, "its similarity could not be measured: it does not overlap the target", z)
+        return RegistrationQC(False, 0.0, "its similarity could not be measured: it does not overlap the target", z)
     if value < floor:
-        return Verdict(False, 0.0, f"similarity {value:.2g} is below the floor {floor:g}", z)
+        return RegistrationQC(False, 0.0, f"similarity {value:.2g} is below the floor {floor:g}", z)
     if not judged or z >= -doubt:
-        return Verdict(True, 1.0, "", z)
+        return RegistrationQC(True, 1.0, "", z)
     below = f"{-z:.1f} robust standard deviations below the median {middle:.2g} of {count} atlases"
     if z < -threshold:
-        return Verdict(False, 0.0, f"similarity {value:.2g} is {below}", z)
+        return RegistrationQC(False, 0.0, f"similarity {value:.2g} is {below}", z)
     weight = (z + threshold) / (threshold - doubt) if threshold > doubt else 1.0
-    return Verdict(True, weight, f"similarity {value:.2g} is {below}: it counts {weight:.2f}", z)
+    return RegistrationQC(True, weight, f"similarity {value:.2g} is {below}: it counts {weight:.2f}", z)

@@ -65,7 +65,7 @@ def segmented(
 ) -> Example:
     """An atlas segmented from others, which must not hold it, by a recipe up to fusion. The rest as `leave_one_out`."""
     alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar, call=call)
-    voters = [candidate.atlas for candidate in alignment.candidates if candidate.verdict.keep]
+    voters = [candidate.atlas for candidate in alignment.candidates if candidate.qc.keep]
     fused: ProbabilityMap = call(recipe.fusion.method, alignment.target, voters)
     start = alignment.start
     stop = tuple(a + n for a, n in zip(start, alignment.target.shape, strict=True))

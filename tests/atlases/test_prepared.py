@@ -223,10 +223,15 @@ def test_bad_requests_are_named(prepared, heads):
 
 def test_the_engine_is_the_recipes_but_for_its_levels():
     method = methods.get("registration", "diffeomorphic")
-    own = {"radius_voxels": 3, "update_sigma_voxels": 2.5, "iterations": (40, 10), "field_sigma_voxels": (1.0, 0.5)}
+    own = {
+        "radius_voxels": 3,
+        "update_sigma_voxels": 2.5,
+        "iterations": (40, 10),
+        "total_field_sigma_voxels": (1.0, 0.5),
+    }
     steps = (Step(methods.get("registration", "affine"), {"radius_voxels": 4}), Step(method, own))
     smoothing = {"radius_voxels": 3, "update_sigma_voxels": 2.5}
-    assert prepared_module.engine_of(steps).keywords == {**smoothing, "field_sigma_voxels": (1.0, 0.5)}
+    assert prepared_module.engine_of(steps).keywords == {**smoothing, "total_field_sigma_voxels": (1.0, 0.5)}
     levels = (Step(method, {**own, "shrink_factors": (2, 1)}),)
     assert prepared_module.engine_of(levels).keywords == smoothing
     assert prepared_module.engine_of(steps[:1]).keywords == {}

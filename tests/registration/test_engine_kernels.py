@@ -11,7 +11,7 @@ from scipy.linalg import expm
 from atlasseg import similarity
 from atlasseg.registration._engine import bspline, fields, freeform, linear, lncc
 from atlasseg.registration._engine.metrics import Metric, Similarity
-from atlasseg.registration._engine.pyramid import COUNTED, WANTED, Level, refined
+from atlasseg.registration._engine.pyramid import SUPPORT, VALID, Level, refined
 from atlasseg.transforms import Affine
 from atlasseg.volume import Grid
 
@@ -36,11 +36,11 @@ def whole(field: np.ndarray) -> np.ndarray:
     return fields.row_spans(np.ones(field.shape[:3], bool), (0, 0, 0))
 
 
-def level(image: np.ndarray, affine: np.ndarray, counted: np.ndarray | None = None) -> Level:
-    mask = np.full(image.shape, COUNTED, np.uint8)
-    if counted is not None:
-        near = ndimage.binary_dilation(counted, np.ones((3, 3, 3)))
-        mask = np.where(counted, COUNTED, np.where(near, WANTED, 0)).astype(np.uint8)
+def level(image: np.ndarray, affine: np.ndarray, valid: np.ndarray | None = None) -> Level:
+    mask = np.full(image.shape, VALID, np.uint8)
+    if valid is not None:
+        near = ndimage.binary_dilation(valid, np.ones((3, 3, 3)))
+        mask = np.where(valid, VALID, np.where(near, SUPPORT, 0)).astype(np.uint8)
     return Level((image,), affine, mask)
 
 
@@ -71,7 +71,7 @@ def test_warp_is_scipys_linear_interpolation() -> None:
     moving, field = noise((9, 7, 8), 3), noise((6, 9, 7, 3), 4)
     matrix = np.array([[0.9, 0.2, 0, 0.4], [-0.1, 0.8, 0.1, 0.3], [0.1, 0, 1.1, -0.5]])
     warped, weight = np.empty((6, 9, 7), np.float32), np.empty((6, 9, 7), np.float32)
-    fields.warp(moving, EVERYWHERE, np.full(warped.shape, COUNTED, np.uint8), matrix, field, warped, weight)
+    fields.warp(moving, EVERYWHERE, np.full(warped.shape, VALID, np.uint8), matrix, field, warped, weight)
     x = np.moveaxis(np.indices(warped.shape), 0, -1) + field
     at = np.moveaxis(x @ matrix[:, :3].T + matrix[:, 3], -1, 0)
     np.testing.assert_allclose(warped, ndimage.map_coordinates(moving, at, order=1, mode="nearest"), atol=2e-5)
@@ -120,7 +120,7 @@ def test_composition_applies_the_step_first() -> None:
 def test_force_is_the_derivative_for_a_step_before_the_warp() -> None:
     warped, gradient = noise((6, 5, 7), 8), noise((6, 5, 7), 9)
     out = np.empty((6, 5, 7, 3), np.float32)
-    fields.force(gradient, warped, np.array([1.0, 0.5, 2.0]), False, whole(out), out)
+    fields.metric_gradient(gradient, warped, np.array([1.0, 0.5, 2.0]), False, whole(out), out)
     padded = np.pad(warped, 1, mode="edge").astype(float)
     for axis, scale in enumerate((1.0, 0.5, 2.0)):
         inner = [slice(1, -1)] * 3
@@ -129,7 +129,7 @@ def test_force_is_the_derivative_for_a_step_before_the_warp() -> None:
             inner[axis] = slice(2, None) if sign == 1 else slice(0, -2)
             ends.append(padded[tuple(inner)])
         np.testing.assert_allclose(out[..., axis], scale * gradient * (ends[0] - ends[1]) / 2, atol=1e-5)
-    fields.force(gradient, warped, np.array([1.0, 0.5, 2.0]), True, whole(out), twice := out.copy())
+    fields.metric_gradient(gradient, warped, np.array([1.0, 0.5, 2.0]), True, whole(out), twice := out.copy())
     np.testing.assert_allclose(twice, 2 * out, rtol=1e-6)
 
 

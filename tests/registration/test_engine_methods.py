@@ -232,10 +232,10 @@ def test_torch_deforms_as_the_compiled_kernels_do(metric: Metric, masked_pairs: 
 def test_torch_fits_as_the_compiled_kernels_do(metric: Metric, masked_pairs: list[Pair]) -> None:
     level = masked_pairs[0].fixed.level((2, 2, 2))
     others = [pair.moving.level(matching_factors(level, pair.moving)) for pair in masked_pairs]
-    movings = torch_ops.Movings(level, others, [pair.known for pair in masked_pairs], "cpu")
+    batch = torch_ops.MovingBatch(level, others, [pair.known for pair in masked_pairs], "cpu")
     which, matrices = [1, 0, 0], [np.eye(4), known_motion(1.03, 0.05).matrix, known_motion(1, 0).matrix]
     for n, matrix, at in zip(
-        which, matrices, linear_torch.fitted(movings, which, matrices, Similarity(metric)), strict=True
+        which, matrices, linear_torch.fitted(batch, which, matrices, Similarity(metric)), strict=True
     ):
         wanted = linear.fit(level, others[n], matrix, Similarity(metric), known=masked_pairs[n].known)
         assert at.value == pytest.approx(wanted.value, abs=TORCH_VALUE)
@@ -250,9 +250,9 @@ def test_torch_searches_as_the_compiled_kernels_do(masked_pairs: list[Pair]) -> 
     def steps(pair: Pair) -> linear.Search[tuple[np.ndarray, linear.Fit]]:
         return linear.search(pair.fixed, pair.moving, "affine", None, finest=2, iterations=20)
 
-    found = linear_torch.answered(lost, steps, Similarity(), device="cpu", finest=(2, 2, 2))
+    found = linear_torch.run_search(lost, steps, Similarity(), device="cpu", finest=(2, 2, 2))
     for pair, (matrix, fit) in zip(lost, found, strict=True):
-        wanted, reached = linear.answered(pair, steps(pair), Similarity())
+        wanted, reached = linear.run_search(pair, steps(pair), Similarity())
         assert error_mm(Affine(matrix), Affine(wanted), FIXED_GRID) < 0.05  # of some millimetre's voxels
         assert fit.value == pytest.approx(reached.value, abs=1e-3)
 
@@ -276,7 +276,7 @@ def test_batches_cut_for_want_of_memory_give_the_same(engine, masked_pairs, monk
             def steps(pair: Pair) -> linear.Search[tuple[np.ndarray, linear.Fit]]:
                 return linear.search(pair.fixed, pair.moving, "rigid", pair.start_mm, finest=2, iterations=3)
 
-            found = linear_torch.answered(masked_pairs, steps, Similarity(), device="cpu", finest=(2, 2, 2))
+            found = linear_torch.run_search(masked_pairs, steps, Similarity(), device="cpu", finest=(2, 2, 2))
             return [matrix for matrix, _ in found]
         if engine is dense_torch:
             schedule = dense.Schedule((2,), (3,), Similarity(), 1.7, (0.5,), 1.0, 1e-4)
@@ -286,13 +286,13 @@ def test_batches_cut_for_want_of_memory_give_the_same(engine, masked_pairs, monk
 
     wanted = solve()
 
-    class OneAtATime(torch_ops.Movings):
+    class OneAtATime(torch_ops.MovingBatch):
         def __init__(self, fixed, moving, *rest, **options) -> None:  # type: ignore[no-untyped-def]
             if len(moving) > 1:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             super().__init__(fixed, moving, *rest, **options)
 
-    monkeypatch.setattr(engine, "Movings", OneAtATime)
+    monkeypatch.setattr(engine, "MovingBatch", OneAtATime)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     for here, there in zip(solve(), wanted, strict=True):
         assert np.abs(here - there).mean() < TORCH_VOXELS  # torch sums in the order that suits the batch
@@ -499,7 +499,7 @@ def test_real_mouse_brain_of_inverted_contrast(real_data) -> None:  # type: igno
         return dice(resample(labels, fixed.grid, found[0]).array, reference.array)
 
     start = affine.register(fixed, [inverted], metric="mutual_information", **options)
-    smooth = {"iterations": (60, 60, 30, 0), "update_sigma_voxels": 2.5, "field_sigma_voxels": (1.5,) * 4}
+    smooth = {"iterations": (60, 60, 30, 0), "update_sigma_voxels": 2.5, "total_field_sigma_voxels": (1.5,) * 4}
     found = diffeomorphic.register(fixed, [inverted], initial=start, metric="mutual_information", **smooth, **options)
     assert score(found) > max(score(start) + 0.005, 0.86)
     assert score(affine.register(fixed, [inverted], metric="correlation", **options)) < 0.5

@@ -34,41 +34,41 @@ def test_up_to_half_the_library_may_fail_without_hiding_it(failures):
 )
 @settings(max_examples=25, deadline=None)
 def test_order_does_not_matter_and_the_better_half_is_kept_whole(values, order):
-    verdicts = find_failures(values)
-    for value, verdict in zip(values, verdicts, strict=True):
+    checks = find_failures(values)
+    for value, qc in zip(values, checks, strict=True):
         if value >= np.median(values):
-            assert verdict.keep and verdict.weight == 1 and not verdict.reason
-        assert verdict.keep == (verdict.weight > 0 or abs(verdict.z + 3.5) < 1e-12)
+            assert qc.keep and qc.weight == 1 and not qc.reason
+        assert qc.keep == (qc.weight > 0 or abs(qc.z + 3.5) < 1e-12)
     order = [i for i in order if i < len(values)]
-    assert [verdicts[i] for i in order] == find_failures([values[i] for i in order])
+    assert [checks[i] for i in order] == find_failures([values[i] for i in order])
 
 
 def test_the_weight_falls_between_doubt_and_threshold():
     middle, spread = 0.5, 0.025  # all others are alike, so the spread is the least: 5 % of the median
     z = np.array([-2.4, -2.75, -3.0, -3.25, -3.6])
-    verdicts = find_failures([*(middle + z * spread), *([middle] * 20)])
-    np.testing.assert_allclose([v.weight for v in verdicts[:5]], [1, 0.75, 0.5, 0.25, 0], atol=1e-9)
-    assert [v.keep for v in verdicts[:5]] == [True, True, True, True, False]
-    assert "counts 0.50" in verdicts[2].reason and "median 0.5 of 25 atlases" in verdicts[4].reason
+    checks = find_failures([*(middle + z * spread), *([middle] * 20)])
+    np.testing.assert_allclose([v.weight for v in checks[:5]], [1, 0.75, 0.5, 0.25, 0], atol=1e-9)
+    assert [v.keep for v in checks[:5]] == [True, True, True, True, False]
+    assert "counts 0.50" in checks[2].reason and "median 0.5 of 25 atlases" in checks[4].reason
 
 
 def test_a_small_library_is_judged_by_the_floor_alone():
-    verdicts = find_failures([0.6, 0.2, 0.01])
-    assert [v.keep for v in verdicts] == [True, True, False]
-    assert "below the floor 0.05" in verdicts[2].reason
-    assert np.isnan(verdicts[0].z)
+    checks = find_failures([0.6, 0.2, 0.01])
+    assert [v.keep for v in checks] == [True, True, False]
+    assert "below the floor 0.05" in checks[2].reason
+    assert np.isnan(checks[0].z)
 
 
 def test_what_cannot_be_measured_has_failed():
-    verdicts = find_failures([0.5, float("nan"), 0.5, 0.52, 0.49])
-    assert [v.keep for v in verdicts] == [True, False, True, True, True]
-    assert "overlap" in verdicts[1].reason
+    checks = find_failures([0.5, float("nan"), 0.5, 0.52, 0.49])
+    assert [v.keep for v in checks] == [True, False, True, True, True]
+    assert "overlap" in checks[1].reason
 
 
 def test_where_all_fail_none_is_dropped_and_each_says_so():
     for values, best in (([0.01, 0.02], "best, b, 0.02"), ([float("nan")] * 2, "none overlaps")):
-        verdicts = find_failures(values, names=["a", "b"])
-        assert all(v.keep and "no atlas reaches" in v.reason and best in v.reason for v in verdicts)
+        checks = find_failures(values, names=["a", "b"])
+        assert all(v.keep and "no atlas reaches" in v.reason and best in v.reason for v in checks)
 
 
 def test_bad_input_is_named():

@@ -76,7 +76,7 @@ def test_the_second_time_nothing_is_computed_and_the_bits_are_the_same(case):
         assert io.content_hash(result.probabilities) == io.content_hash(bare.probabilities)
         assert result.labels.name == bare.labels.name
         for a, b in zip(result.alignment.candidates, bare.alignment.candidates, strict=True):
-            assert (a.similarity, a.quality, a.verdict.keep) == (b.similarity, b.quality, b.verdict.keep)
+            assert (a.similarity, a.quality, a.qc.keep) == (b.similarity, b.quality, b.qc.keep)
             np.testing.assert_array_equal(a.transform.matrix, b.transform.matrix)
 
 

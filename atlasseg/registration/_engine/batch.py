@@ -14,7 +14,7 @@ import numpy as np
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.registration._engine import fields
-from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, prepare
+from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, prepare
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
 from atlasseg.volume import Float32, Float64, Grid, Image, Mask
 
@@ -64,12 +64,12 @@ class Pair:
         """
         if self.before is None:
             return np.zeros((*level.shape, 3), np.float32)
-        if level.shape == self.fixed.counted.shape:
+        if level.shape == self.fixed.valid.shape:
             grid = Grid(level.shape, level.affine)
             moved_mm = self.before.on_grid(grid) - grid_points(grid)
         else:
             at = np.linalg.inv(self.fixed.affine) @ level.affine
-            last = np.array(self.fixed.counted.shape) - 1
+            last = np.array(self.fixed.valid.shape) - 1
             lines = [np.clip(np.arange(n) * at[a, a] + at[a, 3], 0, last[a]) for a, n in enumerate(level.shape)]
             voxels = np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1)
             points_mm = voxels @ self.fixed.affine[:3, :3].T + self.fixed.affine[:3, 3]
@@ -115,7 +115,7 @@ def pairs(
 
 
 def _check_overlap(fixed: Prepared, moving: Grid, initial: Transform, fixed_name: str, moving_name: str) -> None:
-    where = np.argwhere(fixed.counted)
+    where = np.argwhere(fixed.valid)
     where = where[:: max(1, len(where) // OVERLAP_POINTS)]
     points_mm = where @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
     to_voxels = np.linalg.inv(moving.affine)
@@ -145,13 +145,13 @@ def carried(pair: Pair) -> Pair:
         return pair
     fixed, moving = pair.fixed, pair.moving
     to_moving = (np.linalg.inv(moving.affine) @ pair.matrix_mm @ fixed.affine)[:3]
-    known = moving.counted.astype(np.uint8) if pair.known else np.zeros((0, 0, 0), np.uint8)
-    everywhere = np.full(fixed.counted.shape, COUNTED, np.uint8)
-    weight = np.empty(fixed.counted.shape, np.float32)
+    known = moving.valid.astype(np.uint8) if pair.known else np.zeros((0, 0, 0), np.uint8)
+    everywhere = np.full(fixed.valid.shape, VALID, np.uint8)
+    weight = np.empty(fixed.valid.shape, np.float32)
     displacement_voxels = pair.displacement(fixed.level((1, 1, 1)))
     channels = []
     for channel in moving.channels:
-        warped = np.empty(fixed.counted.shape, np.float32)
+        warped = np.empty(fixed.valid.shape, np.float32)
         fields.warp(channel, known, everywhere, to_moving, displacement_voxels, warped, weight)
         channels.append(warped)
     on_fixed = Prepared(tuple(channels), fixed.affine, weight > 0, fixed.start, moving.name)
@@ -208,7 +208,7 @@ def field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Grid) -
 def each(pairs: Sequence[Pair], solve: Callable[[Pair], Result], *, bytes_needed: int) -> list[Result]:
     """Solve every pair, as many side by side as the memory allows."""
     workers = min(numba.get_num_threads(), max(1, int(MEMORY_SHARE * _free_bytes() / max(bytes_needed, 1))))
-    size = max((pair.fixed.counted.size for pair in pairs), default=0)
+    size = max((pair.fixed.valid.size for pair in pairs), default=0)
     return side_by_side(pairs, solve, workers=workers, size=size)
 
 

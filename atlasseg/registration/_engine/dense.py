@@ -16,7 +16,7 @@ import numpy as np
 from atlasseg.registration._engine import fields
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.metrics import Similarity
-from atlasseg.registration._engine.pyramid import COUNTED, Level, matching_factors, refined
+from atlasseg.registration._engine.pyramid import VALID, Level, matching_factors, refined
 from atlasseg.volume import Float32, Float64
 
 CONVERGENCE_WINDOW = 10
@@ -31,7 +31,7 @@ class Schedule:
     iterations: tuple[int, ...]
     similarity: Similarity
     update_sigma_voxels: float
-    field_sigma_voxels: tuple[float, ...]
+    total_field_sigma_voxels: tuple[float, ...]
     step_voxels: float
     tolerance: float
     mixed: bool = False
@@ -54,20 +54,20 @@ def solve(pair: Pair, schedule: Schedule) -> tuple[Float32, float]:
     field: Float32 | None = None
     before, value = fixed.level((1, 1, 1)), 0.0
     for shrink, iterations, sigma in zip(
-        schedule.shrink_factors, schedule.iterations, schedule.field_sigma_voxels, strict=True
+        schedule.shrink_factors, schedule.iterations, schedule.total_field_sigma_voxels, strict=True
     ):
         if iterations == 0:
             continue
         level = fixed.level(fixed.factors(shrink))
         field = pair.displacement(level) if field is None else refined(field, before, level)
         other = moving.level(matching_factors(level, moving))
-        field, value = _climb(level, other, pair.start_mm, field, iterations, sigma, schedule, pair.known)
+        field, value = _optimise_level(level, other, pair.start_mm, field, iterations, sigma, schedule, pair.known)
         before = level
     full = fixed.level((1, 1, 1))
     return pair.displacement(full) if field is None else refined(field, before, full), value
 
 
-def _climb(
+def _optimise_level(
     fixed: Level,
     moving: Level,
     matrix_mm: Float64,
@@ -79,15 +79,15 @@ def _climb(
 ) -> tuple[Float32, float]:
     shape = fixed.shape
     to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
-    where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
+    where = (moving.mask == VALID).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     warped, weight = np.empty(shape, np.float32), np.empty(shape, np.float32)
     composed, scratch = np.empty_like(field), np.empty_like(field)
     update, update_scratch = np.zeros_like(field), np.zeros_like(field)
     finest = fixed.spacing_mm.min() / fixed.spacing_mm
     update_sigma = tuple(float(s) for s in schedule.update_sigma_voxels * finest)
-    field_sigma = tuple(float(s) for s in sigma_voxels * finest)
+    total_field_sigma = tuple(float(s) for s in sigma_voxels * finest)
     reach = [fields.gaussian_taps(s).size // 2 for s in update_sigma]
-    near, everywhere = (fields.row_spans(m, reach) for m in (fixed.mask == COUNTED, np.ones(shape, bool)))
+    near, everywhere = (fields.row_spans(m, reach) for m in (fixed.mask == VALID, np.ones(shape, bool)))
     values: list[float] = []
     for _ in range(iterations):
         value = 0.0
@@ -95,7 +95,7 @@ def _climb(
             fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
             part, slope, _ = schedule.similarity.measure(f, warped, weight)
             value += part / len(fixed.channels)
-            fields.force(slope, warped, finest**2, c > 0, near, update)
+            fields.metric_gradient(slope, warped, finest**2, c > 0, near, update)
         values.append(value)
         if has_converged(values, schedule.tolerance):
             break
@@ -104,7 +104,7 @@ def _climb(
         if longest == 0:
             break
         fields.compose(field, update, schedule.step_voxels / longest, composed)
-        fields.smooth(composed, field_sigma, field, scratch, everywhere)
+        fields.smooth(composed, total_field_sigma, field, scratch, everywhere)
     return field, values[-1]
 
 

@@ -15,7 +15,15 @@ from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import Schedule, has_converged
 from atlasseg.registration._engine.metrics_torch import measure
 from atlasseg.registration._engine.pyramid import Level, matching_factors, refined
-from atlasseg.registration._engine.torch_ops import Movings, fitting, in_batches, sample, slopes, smooth, smooth_halved
+from atlasseg.registration._engine.torch_ops import (
+    MovingBatch,
+    fitting,
+    in_batches,
+    sample,
+    slopes,
+    smooth,
+    smooth_halved,
+)
 from atlasseg.volume import Float32
 
 
@@ -27,7 +35,7 @@ def solve(pairs: Sequence[Pair], schedule: Schedule, *, device: str) -> list[tup
     InputError
         One pair alone does not fit the GPU's memory.
     """
-    size, each = fitting(pairs[0].fixed.counted.size, len(pairs), device)
+    size, each = fitting(pairs[0].fixed.valid.size, len(pairs), device)
     return in_batches(len(pairs), size, lambda part: _solve([pairs[n] for n in part], schedule, device), each)
 
 
@@ -37,20 +45,20 @@ def _solve(pairs: Sequence[Pair], schedule: Schedule, device: str) -> list[tuple
     found: list[Float32] = []
     values, before = [0.0] * len(pairs), full
     for shrink, iterations, sigma in zip(
-        schedule.shrink_factors, schedule.iterations, schedule.field_sigma_voxels, strict=True
+        schedule.shrink_factors, schedule.iterations, schedule.total_field_sigma_voxels, strict=True
     ):
         if iterations == 0:
             continue
         level = fixed.level(fixed.factors(shrink))
         start = [refined(u, before, level) for u in found] or [pair.displacement(level) for pair in pairs]
-        fields, values = _climb(level, pairs, np.stack(start), iterations, sigma, schedule, device)
+        fields, values = _optimise_level(level, pairs, np.stack(start), iterations, sigma, schedule, device)
         found, before = list(fields), level
     ended = [refined(u, before, full) for u in found] or [pair.displacement(full) for pair in pairs]
     return list(zip(ended, values, strict=True))
 
 
 @torch.no_grad()
-def _climb(
+def _optimise_level(
     fixed: Level,
     pairs: Sequence[Pair],
     start: Float32,
@@ -60,18 +68,18 @@ def _climb(
     device: str,
 ) -> tuple[Float32, list[float]]:
     levels = [pair.moving.level(matching_factors(fixed, pair.moving)) for pair in pairs]
-    movings = Movings(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
-    matrices = movings.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
-    target = movings.target
+    batch = MovingBatch(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
+    matrices = batch.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
+    target = batch.target
     finest = fixed.spacing_mm.min() / fixed.spacing_mm
     scale = torch.tensor(finest**2, dtype=torch.float32, device=device)[None, :, None, None, None]
-    update_sigma, field_sigma = schedule.update_sigma_voxels * finest, sigma_voxels * finest
+    update_sigma, total_field_sigma = schedule.update_sigma_voxels * finest, sigma_voxels * finest
     last = torch.tensor([n - 1 for n in fixed.shape], dtype=torch.float32, device=device)[None, :, None, None, None]
     result = torch.from_numpy(np.ascontiguousarray(np.moveaxis(start, -1, 1))).to(device)
     active, field = torch.arange(len(pairs), device=device), result.clone()
     values: list[list[float]] = [[] for _ in pairs]
     for _ in range(iterations):
-        warped, weight = movings.warp(active, movings.there(matrices[active], field))
+        warped, weight = batch.warp(active, batch.there(matrices[active], field))
         value, update = torch.zeros(len(active), device=device), torch.zeros_like(field)
         for c in range(target.shape[1]):
             part, gradient, _ = measure(schedule.similarity, target[:, c : c + 1], warped[:, c : c + 1], weight)
@@ -92,7 +100,7 @@ def _climb(
             kept = torch.tensor(going, device=device)
             active, field, update, longest = active[kept], field[kept], update[kept], longest[kept]
         step = update * (schedule.step_voxels / longest)[:, None, None, None, None]
-        at = torch.minimum((movings.here + step).clamp_min(0), last)
-        field = smooth(step + sample(field, at), field_sigma.tolist())
+        at = torch.minimum((batch.here + step).clamp_min(0), last)
+        field = smooth(step + sample(field, at), total_field_sigma.tolist())
         result[active] = field
     return result.movedim(1, -1).cpu().numpy(), [v[-1] for v in values]

@@ -78,7 +78,7 @@ def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no
 
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def force(gradient, warped, scale, add, spans, out):  # type: ignore[no-untyped-def]
+def metric_gradient(gradient, warped, scale, add, spans, out):  # type: ignore[no-untyped-def]
     """Out = gradient times the slope of `warped` times `scale` (3,): derivative for a small step before the warp.
 
     With `add` it is added to what `out` holds, as for a further channel. Outside the spans `out` stays as it is.

@@ -1,4 +1,4 @@
-"""Free-form deformation: the coefficients of a B-spline lattice climb a similarity less their energies."""
+"""Free-form deformation: B-spline coefficients that maximise a similarity less their energies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atlasseg.registration._engine import bspline, fields
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import has_converged
 from atlasseg.registration._engine.metrics import Similarity
-from atlasseg.registration._engine.pyramid import COUNTED, Level, matching_factors
+from atlasseg.registration._engine.pyramid import VALID, Level, matching_factors
 from atlasseg.transforms import BSplineField
 from atlasseg.volume import Float32, Float64, Grid
 
@@ -88,14 +88,14 @@ def solve(pair: Pair, schedule: Schedule, grid: Grid) -> tuple[BSplineField, flo
             coefficients = bspline.product([bspline.refinement(c) for c in levels[n - 1].intervals], coefficients)
         level = fixed.level(fixed.factors(shrink))
         other = moving.level(matching_factors(level, moving))
-        coefficients, value = _climb(
+        coefficients, value = _optimise_level(
             level, other, pair.start_mm, coefficients, lattice, iterations, schedule, pair.known
         )
     assert coefficients is not None
     return levels[-1].transform(coefficients), value
 
 
-def _climb(
+def _optimise_level(
     fixed: Level,
     moving: Level,
     matrix_mm: Float64,
@@ -145,7 +145,7 @@ def similarity(
 ) -> tuple[float, Float32]:
     """Similarity under ``matrix_mm (x + field(x))``, and its exact derivative in the field."""
     to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
-    where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
+    where = (moving.mask == VALID).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
     out, value = np.zeros_like(field), 0.0
     for f, m in zip(fixed.channels, moving.channels, strict=True):

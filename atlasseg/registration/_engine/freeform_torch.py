@@ -19,7 +19,7 @@ from atlasseg.registration._engine.freeform import MEMORY, MOMENTUM, Lattice, Sc
 from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.metrics_torch import measure
 from atlasseg.registration._engine.pyramid import Level, matching_factors
-from atlasseg.registration._engine.torch_ops import Movings, fitting, in_batches
+from atlasseg.registration._engine.torch_ops import MovingBatch, fitting, in_batches
 from atlasseg.transforms import BSplineField
 from atlasseg.volume import Float32, Grid
 
@@ -32,7 +32,7 @@ def solve(pairs: Sequence[Pair], schedule: Schedule, grid: Grid, *, device: str)
     InputError
         One pair alone does not fit the GPU's memory.
     """
-    size, each = fitting(pairs[0].fixed.counted.size, len(pairs), device)
+    size, each = fitting(pairs[0].fixed.valid.size, len(pairs), device)
     return in_batches(len(pairs), size, lambda part: _solve([pairs[n] for n in part], schedule, grid, device), each)
 
 
@@ -49,12 +49,12 @@ def _solve(pairs: Sequence[Pair], schedule: Schedule, grid: Grid, device: str) -
             finer = [bspline.refinement(c) for c in levels[n - 1].intervals]
             coefficients = product(_on(device, finer), coefficients)
         level = fixed.level(fixed.factors(shrink))
-        coefficients, values = _climb(level, pairs, coefficients, lattice, iterations, schedule, device)
+        coefficients, values = _optimise_level(level, pairs, coefficients, lattice, iterations, schedule, device)
     out = coefficients.movedim(1, -1).cpu().numpy()
     return [(levels[-1].transform(c), value) for c, value in zip(out, values, strict=True)]
 
 
-def _climb(
+def _optimise_level(
     fixed: Level,
     pairs: Sequence[Pair],
     coefficients: Tensor,
@@ -64,8 +64,8 @@ def _climb(
     device: str,
 ) -> tuple[Tensor, list[float]]:
     levels = [pair.moving.level(matching_factors(fixed, pair.moving)) for pair in pairs]
-    movings = Movings(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
-    to_moving = movings.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
+    batch = MovingBatch(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
+    to_moving = batch.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
     matrices = _on(device, lattice.matrices(fixed))
     finest = lattice.grid.spacing_mm.min()
 
@@ -83,7 +83,7 @@ def _climb(
     values: list[list[float]] = [[] for _ in pairs]
     for n in range(iterations):
         field = product(matrices, coefficients * per_level)
-        value, slope = similarity(movings, active, to_moving[active], field, schedule.similarity)
+        value, slope = similarity(batch, active, to_moving[active], field, schedule.similarity)
         going = []
         for m, (index, v) in enumerate(zip(active.tolist(), value.tolist(), strict=True)):
             values[index].append(v)
@@ -114,18 +114,18 @@ def _climb(
 
 
 def similarity(
-    movings: Movings, active: Tensor, matrix: Tensor, field: Tensor, measured: Similarity
+    batch: MovingBatch, active: Tensor, matrix: Tensor, field: Tensor, measured: Similarity
 ) -> tuple[Tensor, Tensor]:
     """(N,) similarity under ``matrix (x + field(x))``, and its exact derivative in the field, (N, 3, I, J, K)."""
-    there = movings.there(matrix, field)
-    warped, weight = movings.warp(active, there)
+    there = batch.there(matrix, field)
+    warped, weight = batch.warp(active, there)
     channels = warped.shape[1]
     scale = (1 / weight.sum(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1)) / channels
     value, out = torch.zeros(len(active), device=field.device), torch.zeros_like(field)
     for c in range(channels):
-        part, slope, _ = measure(measured, movings.target[:, c : c + 1], warped[:, c : c + 1], weight)
+        part, slope, _ = measure(measured, batch.target[:, c : c + 1], warped[:, c : c + 1], weight)
         value += part / channels
-        out += torch.einsum("nab,naijk->nbijk", matrix[:, :, :3], movings.slope(active, c, there) * (scale * slope))
+        out += torch.einsum("nab,naijk->nbijk", matrix[:, :, :3], batch.slope(active, c, there) * (scale * slope))
     return value, out
 
 

@@ -1,7 +1,7 @@
 """Rigid, similarity and affine registration: Gauss-Newton, from the best of several starts.
 
 The search is a generator: it yields the level and the matrices it wants to know the similarity of, and is sent what
-came out. Here one pair after the other is answered by the compiled kernels; `linear_torch` answers many at once.
+came out. Here one pair after the other is run_search by the compiled kernels; `linear_torch` answers many at once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from atlasseg.errors import GeometryError
 from atlasseg.registration._engine import fields
 from atlasseg.registration._engine.batch import Pair, each, pairs
 from atlasseg.registration._engine.metrics import Similarity
-from atlasseg.registration._engine.pyramid import COUNTED, Level, Prepared, matching_factors
+from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, matching_factors
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Float64, Image, Mask
 
 logger = logging.getLogger(__name__)
 
-Freedom = Literal["rigid", "similarity", "affine"]
+TransformModel = Literal["rigid", "similarity", "affine"]
 
 Factors = tuple[int, int, int]
 Asked = tuple[Factors, list[Float64]]
@@ -34,7 +34,7 @@ Asked = tuple[Factors, list[Float64]]
 
 Result = TypeVar("Result")
 
-STAGES: dict[Freedom, tuple[Freedom, ...]] = {
+STAGES: dict[TransformModel, tuple[TransformModel, ...]] = {
     "rigid": ("rigid",),
     "similarity": ("rigid", "similarity"),
     "affine": ("rigid", "similarity", "affine"),
@@ -74,7 +74,7 @@ Search = Generator[Asked, list[Fit], Result]
 """A search that ends with a result."""
 
 
-def generators(freedom: Freedom) -> Float64:
+def generators(model: TransformModel) -> Float64:
     """(P, 4, 4) infinitesimal motions: translations, rotations, then scaling, or scalings and shears."""
     basis = []
 
@@ -86,13 +86,13 @@ def generators(freedom: Freedom) -> Float64:
 
     for i in range(3):
         unit((i, 3, 1.0))
-    if freedom == "affine":
+    if model == "affine":
         for i, j in itertools.product(range(3), repeat=2):
             unit((i, j, 1.0))
         return np.stack(basis)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         unit((i, j, -1.0), (j, i, 1.0))
-    if freedom == "similarity":
+    if model == "similarity":
         unit(*((i, i, 1.0) for i in range(3)))
     return np.stack(basis)
 
@@ -102,7 +102,7 @@ def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: Similarity,
     to_moving = np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
     nowhere = np.zeros((*fixed.shape, 3), np.float32)
-    where = (moving.mask == COUNTED).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
+    where = (moving.mask == VALID).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     value, sums = 0.0, np.zeros(72)
     for f, m in zip(fixed.channels, moving.channels, strict=True):
         fields.warp(m, where, fixed.mask, to_moving[:3], nowhere, warped, weight)
@@ -119,19 +119,19 @@ def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: Similarity,
         symmetric[e, d] = row
         second[p, q] = second[q, p] = symmetric
     hessian = second.transpose(0, 2, 1, 3).reshape(12, 12)
-    overlap = float(weight.sum() / np.count_nonzero(fixed.mask == COUNTED))
+    overlap = float(weight.sum() / np.count_nonzero(fixed.mask == VALID))
     return Fit(value, sums[:12].reshape(3, 4), hessian, overlap)
 
 
-def climb(
-    fixed: Prepared, factors: Factors, matrix_mm: Float64, freedom: Freedom, *, iterations: int
+def optimise(
+    fixed: Prepared, factors: Factors, matrix_mm: Float64, model: TransformModel, *, iterations: int
 ) -> Search[tuple[Float64, Fit]]:
     """Levenberg-Marquardt from ``matrix_mm``, the motion composed before it: matrix <- matrix exp(step)."""
     level = fixed.level(factors)
     inverse = np.linalg.inv(level.affine)
     centre = np.eye(4)
     centre[:3, 3] = (level.affine @ [*((np.array(level.shape) - 1) / 2), 1])[:3]
-    moves = centre @ generators(freedom) @ np.linalg.inv(centre)
+    moves = centre @ generators(model) @ np.linalg.inv(centre)
     linear = (inverse @ moves @ level.affine)[:, :3].reshape(len(moves), 12)
     (best,) = yield factors, [matrix_mm]
     damping = 1e-2
@@ -207,7 +207,7 @@ def exponential(matrix: Float64) -> Float64:
 
 def centroid(level: Level) -> Float64:
     """(3,) centre of mass of the intensities that count, in RAS+ mm."""
-    mass = np.where(level.mask == COUNTED, sum(level.channels), 0).astype(np.float64)
+    mass = np.where(level.mask == VALID, sum(level.channels), 0).astype(np.float64)
     total = mass.sum()
     mean = [
         float((mass.sum(axis=tuple(b for b in range(3) if b != a)) * np.arange(mass.shape[a])).sum() / total)
@@ -218,7 +218,7 @@ def centroid(level: Level) -> Float64:
 
 def middle(level: Level) -> Float64:
     """(3,) middle of the box of what counts, in RAS+ mm."""
-    where = np.argwhere(level.mask == COUNTED)
+    where = np.argwhere(level.mask == VALID)
     return np.asarray((level.affine @ [*((where.min(axis=0) + where.max(axis=0)) / 2), 1])[:3])
 
 
@@ -235,7 +235,7 @@ def rotation(axis: int, degrees: float) -> Float64:
 
 def principal_axes(level: Level) -> Float64:
     """(3, 3) columns: the axes of the mass about its centre in RAS+ mm, the longest first."""
-    at = np.argwhere(level.mask == COUNTED)
+    at = np.argwhere(level.mask == VALID)
     mass = sum(c[tuple(at.T)].astype(np.float64) for c in level.channels)
     away = at @ level.affine[:3, :3].T + level.affine[:3, 3] - centroid(level)
     return np.asarray(np.linalg.eigh((away * np.asarray(mass)[:, None]).T @ away)[1][:, ::-1])
@@ -250,7 +250,7 @@ def aligning_turns(fixed: Level, moving: Level) -> list[Float64]:
 
 
 def start(fixed: Prepared, moving: Prepared, factors: Factors) -> Search[Float64]:
-    """(4, 4) rigid fixed to moving RAS+ mm: the best of several starts after a short climb.
+    """(4, 4) rigid fixed to moving RAS+ mm: the best of several starts after a short optimisation.
 
     They are world coordinates, and the centres of mass and the middles on each other, each with several rotations; the
     centres of mass also with the principal axes on each other.
@@ -281,10 +281,10 @@ def start(fixed: Prepared, moving: Prepared, factors: Factors) -> Search[Float64
             f"field of view of {moving.name or 'the moving image'}, at best {max(f.overlap for f in fits):.0%}"
         )
     ranked = sorted(able, key=lambda n: -score(fits[n]))[:KEPT_STARTS]
-    climbed = []
+    optimised = []
     for n in ranked:
-        climbed.append((yield from climb(fixed, factors, starts[n], "rigid", iterations=8)))
-    return max(climbed, key=lambda result: score(result[1]))[0]
+        optimised.append((yield from optimise(fixed, factors, starts[n], "rigid", iterations=8)))
+    return max(optimised, key=lambda result: score(result[1]))[0]
 
 
 def score(fit: Fit) -> float:
@@ -296,26 +296,32 @@ def score(fit: Fit) -> float:
 def levels_of(fixed: Prepared, finest: int) -> tuple[Factors, list[Factors]]:
     """The level that starts are compared on, and those of `Prepared.schedule` down to ``finest`` times the voxel."""
     shrinks = [s for s in fixed.schedule() if s >= finest] or fixed.schedule()[:1]
-    first = max(1, round(max(fixed.counted.shape) / START_VOXELS))
+    first = max(1, round(max(fixed.valid.shape) / START_VOXELS))
     return fixed.factors(min(first, shrinks[0])), [fixed.factors(s) for s in shrinks]
 
 
 def search(
-    fixed: Prepared, moving: Prepared, freedom: Freedom, initial: Float64 | None, *, finest: int, iterations: int
+    fixed: Prepared,
+    moving: Prepared,
+    model: TransformModel,
+    initial: Float64 | None,
+    *,
+    finest: int,
+    iterations: int,
 ) -> Search[tuple[Float64, Fit]]:
-    """(4, 4) fixed to moving RAS+ mm, and how well it fits; an affine climbs rigidly and with one scale first."""
+    """(4, 4) fixed to moving RAS+ mm, and how well it fits; an affine begins with a rigid and a similarity search."""
     coarse, levels = levels_of(fixed, finest)
-    stages = STAGES[freedom] if initial is None else STAGES[freedom][-1:]
+    stages = STAGES[model] if initial is None else STAGES[model][-1:]
     matrix = initial
     if matrix is None:
         matrix = yield from start(fixed, moving, coarse)
     for n, factors in enumerate(levels):
         for stage in stages if n == 0 else stages[-1:]:
-            matrix, best = yield from climb(fixed, factors, matrix, stage, iterations=iterations)
+            matrix, best = yield from optimise(fixed, factors, matrix, stage, iterations=iterations)
     return matrix, best
 
 
-def answered(pair: Pair, steps: Search[Result], similarity: Similarity) -> Result:
+def run_search(pair: Pair, steps: Search[Result], similarity: Similarity) -> Result:
     """Run the search of a pair to its end on the compiled kernels."""
     fits: list[Fit] | None = None
     try:
@@ -342,7 +348,7 @@ def as_matrix(pair: Pair) -> Float64 | None:
 
 def matrices(
     prepared: Sequence[Pair],
-    freedom: Freedom,
+    model: TransformModel,
     similarity: Similarity,
     *,
     device: Literal["cpu", "cuda"],
@@ -354,20 +360,20 @@ def matrices(
         return []
 
     def steps(pair: Pair) -> Search[tuple[Float64, Fit]]:
-        return search(pair.fixed, pair.moving, freedom, as_matrix(pair), finest=finest, iterations=iterations)
+        return search(pair.fixed, pair.moving, model, as_matrix(pair), finest=finest, iterations=iterations)
 
     fixed = prepared[0].fixed
     if device == "cuda":
         from atlasseg.registration._engine import linear_torch
 
         at = levels_of(fixed, finest)[1][-1]
-        found = linear_torch.answered(prepared, steps, similarity, device=device, finest=at)
+        found = linear_torch.run_search(prepared, steps, similarity, device=device, finest=at)
     else:
         found = each(
-            prepared, lambda pair: answered(pair, steps(pair), similarity), bytes_needed=64 * fixed.counted.size
+            prepared, lambda pair: run_search(pair, steps(pair), similarity), bytes_needed=64 * fixed.valid.size
         )
     for pair, (_, reached) in zip(prepared, found, strict=True):
-        logger.info("%s: %s, %s %.3f", pair.moving.name or "a moving image", freedom, similarity, reached.value)
+        logger.info("%s: %s, %s %.3f", pair.moving.name or "a moving image", model, similarity, reached.value)
     return [matrix for matrix, _ in found]
 
 
@@ -381,7 +387,7 @@ def begin(prepared: Sequence[Pair], similarity: Similarity, *, device: Literal["
 def register_all(
     fixed: Image,
     moving: Sequence[Image],
-    freedom: Freedom,
+    model: TransformModel,
     *,
     initial: Sequence[Transform] | None,
     fixed_mask: Mask | None,
@@ -394,5 +400,5 @@ def register_all(
     """What :mod:`rigid`, :mod:`similarity` and :mod:`affine` share."""
     machine = resolved(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
-    found = matrices(prepared, freedom, similarity, device=machine, finest=finest, iterations=iterations)
+    found = matrices(prepared, model, similarity, device=machine, finest=finest, iterations=iterations)
     return [Affine(matrix) for matrix in found]

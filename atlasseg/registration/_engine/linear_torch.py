@@ -1,4 +1,4 @@
-"""The searches of `linear` in torch: all pairs of a fixed image in step, what they ask answered in one tensor."""
+"""The searches of `linear` in torch: all pairs of a fixed image in step, what they ask run_search in one tensor."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from atlasseg.registration._engine.linear import Asked, Factors, Fit, Result, Se
 from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.metrics_torch import measure
 from atlasseg.registration._engine.pyramid import matching_factors
-from atlasseg.registration._engine.torch_ops import Movings, fitting, in_batches, slopes
+from atlasseg.registration._engine.torch_ops import MovingBatch, fitting, in_batches, slopes
 from atlasseg.volume import Float64
 
 
-def answered(
+def run_search(
     pairs: Sequence[Pair],
     steps: Callable[[Pair], Search[Result]],
     similarity: Similarity,
@@ -44,7 +44,7 @@ def answered(
 def _together(
     pairs: Sequence[Pair], searches: Sequence[Search[Result]], similarity: Similarity, device: str
 ) -> list[Result]:
-    stacks: dict[Factors, Movings] = {}
+    stacks: dict[Factors, MovingBatch] = {}
     results: dict[int, Result] = {}
     asked: dict[int, Asked] = {n: next(steps) for n, steps in enumerate(searches)}
     while asked:
@@ -53,7 +53,7 @@ def _together(
             if factors not in stacks:
                 level = pairs[0].fixed.level(factors)
                 others = [pair.moving.level(matching_factors(level, pair.moving)) for pair in pairs]
-                stacks[factors] = Movings(level, others, [pair.known for pair in pairs], device)
+                stacks[factors] = MovingBatch(level, others, [pair.known for pair in pairs], device)
             wanted = [(n, m) for n, (at, matrices) in asked.items() if at == factors for m in matrices]
             which, matrices_mm = [n for n, _ in wanted], [m for _, m in wanted]
             for n, fit in zip(which, fitted(stacks[factors], which, matrices_mm, similarity), strict=True):
@@ -68,21 +68,23 @@ def _together(
 
 
 @torch.no_grad()
-def fitted(movings: Movings, which: Sequence[int], matrices_mm: Sequence[Float64], similarity: Similarity) -> list[Fit]:
+def fitted(
+    batch: MovingBatch, which: Sequence[int], matrices_mm: Sequence[Float64], similarity: Similarity
+) -> list[Fit]:
     """As `linear.fit`, of the moving images `which`, each under its (4, 4) matrix."""
-    index = torch.tensor(which, device=movings.stack.device)
-    warped, weight = movings.warp(index, movings.there(movings.matrix(which, matrices_mm), None))
+    index = torch.tensor(which, device=batch.stack.device)
+    warped, weight = batch.warp(index, batch.there(batch.matrix(which, matrices_mm), None))
     channels = warped.shape[1]
     value = torch.zeros(len(which), dtype=torch.float64, device=warped.device)
     gradient, hessian = np.zeros((len(which), 3, 4)), np.zeros((len(which), 12, 12))
     for c in range(channels):
         image = warped[:, c : c + 1]
-        part, first, second = measure(similarity, movings.target[:, c : c + 1], image, weight)
+        part, first, second = measure(similarity, batch.target[:, c : c + 1], image, weight)
         value += part / channels
         of_first, of_second = _moments(first, second, slopes(image))
         gradient += of_first
         hessian += of_second
-    overlap = weight.sum(dim=(1, 2, 3, 4)) / movings.counted.sum()
+    overlap = weight.sum(dim=(1, 2, 3, 4)) / batch.valid.sum()
     return [Fit(*each) for each in zip(value.tolist(), gradient, hessian, overlap.tolist(), strict=True)]
 
 

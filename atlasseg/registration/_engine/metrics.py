@@ -27,7 +27,7 @@ FLAT = 1e-12
 
 @dataclass(frozen=True)
 class Similarity:
-    """What is climbed.
+    """What is optimised.
 
     Attributes
     ----------

@@ -75,11 +75,10 @@ def _local_correlation(
 
 def _information(fixed: Tensor, warped: Tensor, weight: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor, Tensor]:
     count = len(warped)
-    counted = weight.flatten(1) > 0
+    valid = weight.flatten(1) > 0
     f, w = (x.expand_as(weight).flatten(1).double() for x in (fixed, warped))
     ends = [
-        (torch.where(counted, x, torch.inf).amin(dim=1), torch.where(counted, x, -torch.inf).amax(dim=1))
-        for x in (f, w)
+        (torch.where(valid, x, torch.inf).amin(dim=1), torch.where(valid, x, -torch.inf).amax(dim=1)) for x in (f, w)
     ]
     varied = (ends[0][1] > ends[0][0]) & (ends[1][1] > ends[1][0])
     inner = BINS - 2 * PADDING_BINS
@@ -91,18 +90,18 @@ def _information(fixed: Tensor, warped: Tensor, weight: Tensor, *, normalized: b
     t = term - (first + 1)
     splines = (1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6
     joint = torch.zeros((count, BINS * BINS + 1), dtype=torch.int64, device=warped.device)  # the last bin: nowhere
-    bins = [torch.where(counted & (first + n < BINS), row * BINS + first + n, BINS * BINS) for n in range(4)]
+    bins = [torch.where(valid & (first + n < BINS), row * BINS + first + n, BINS * BINS) for n in range(4)]
     for index, share in zip(bins, splines, strict=True):
-        joint.scatter_add_(1, index, torch.where(counted, share * UNITS, 0.0).round().long())
+        joint.scatter_add_(1, index, torch.where(valid, share * UNITS, 0.0).round().long())
     sums = joint[:, :-1].double().div(UNITS).reshape(count, BINS, BINS).cpu().numpy()
     values, table, spread = np.zeros(count), np.zeros((count, BINS * BINS + 1)), np.zeros((count, BINS))
     for n in torch.nonzero(varied).flatten().tolist():
-        values[n], of, spread[n] = tables(sums[n], float(scale_w[n]), float(counted[n].sum()), normalized=normalized)
+        values[n], of, spread[n] = tables(sums[n], float(scale_w[n]), float(valid[n].sum()), normalized=normalized)
         table[n, :-1] = of.ravel()
     look_up, curved = (torch.from_numpy(x).to(warped.device) for x in (table, spread))
     slopes = -((1 - t) ** 2) / 2, 1.5 * t**2 - 2 * t, 0.5 + t - 1.5 * t**2, t**2 / 2
     gradient = sum(slope * look_up.gather(1, index) for slope, index in zip(slopes, bins, strict=True))
-    curvature = curved.gather(1, row) * counted
+    curvature = curved.gather(1, row) * valid
     return (
         _like(values, warped),
         torch.as_tensor(gradient).reshape(warped.shape).float(),

@@ -25,8 +25,8 @@ MARGIN_VOXELS = 4
 COARSEST_VOXELS = 16
 """No level is coarser than this many voxels along the foreground's shortest axis."""
 
-WANTED, COUNTED = 1, 2
-"""In a level's mask: voxels whose value is needed for slopes, and voxels that count in the similarity."""
+SUPPORT, VALID = 1, 2
+"""In a level's mask: voxels needed only for gradients, and voxels over which the similarity is measured."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Level:
     affine : (4, 4) float64
         Voxel to RAS+ mm.
     mask : (I, J, K) uint8
-        0, `WANTED` or `COUNTED`.
+        0, `SUPPORT` or `VALID`.
     """
 
     channels: tuple[Float32, ...]
@@ -63,7 +63,7 @@ class Prepared:
 
     channels: tuple[Float32, ...]
     affine: Float64
-    counted: Bool
+    valid: Bool
     start: tuple[int, int, int]
     """Where the cut begins in the image's own grid, in voxels."""
     name: str
@@ -85,7 +85,7 @@ class Prepared:
         """Shrink factors, coarse to fine, of powers of two, as far as `COARSEST_VOXELS` allows."""
         shrinks = [1]
         while 2 * shrinks[0] <= coarsest:
-            size = [n / f for n, f in zip(self.counted.shape, self.factors(2 * shrinks[0]), strict=True)]
+            size = [n / f for n, f in zip(self.valid.shape, self.factors(2 * shrinks[0]), strict=True)]
             if min(size) < COARSEST_VOXELS:
                 break
             shrinks.insert(0, 2 * shrinks[0])
@@ -100,14 +100,14 @@ class Prepared:
     def _level(self, factors: tuple[int, int, int]) -> Level:
         affine = self.affine @ np.diag([*factors, 1.0])
         affine[:3, 3] += self.affine[:3, :3] @ ((np.array(factors) - 1) / 2)
-        counted = _block_mean(self.counted.astype(np.float32), factors) >= 0.5
-        if not counted.any():
-            counted = _block_mean(self.counted.astype(np.float32), factors) > 0
-        wanted = counted
+        valid = _block_mean(self.valid.astype(np.float32), factors) >= 0.5
+        if not valid.any():
+            valid = _block_mean(self.valid.astype(np.float32), factors) > 0
+        support = valid
         for axis in range(3):
-            wanted = _spread(wanted, (axis,))
-        mask = wanted.astype(np.uint8) * np.uint8(WANTED)
-        mask[counted] = COUNTED
+            support = _spread(support, (axis,))
+        mask = support.astype(np.uint8) * np.uint8(SUPPORT)
+        mask[valid] = VALID
         return Level(tuple(_block_mean(c, factors) for c in self.channels), affine, mask)
 
 
@@ -149,14 +149,14 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
         level = float(image.array.flat[0]) if values.size == 0 else float(values.flat[0])
         where = "" if mask is None else " in its mask"
         raise InputError(f"{who} is constant{where} (every voxel is {level:g}): there is nothing to register")
-    counted = filled
+    valid = filled
     for _ in range(MARGIN_VOXELS if not filled.all() else 0):
-        counted = _spread(counted, (0, 1, 2))
+        valid = _spread(valid, (0, 1, 2))
     if mask is not None:
-        counted = counted & mask.array
+        valid = valid & mask.array
     start, stop = np.zeros(3, int), np.array(image.shape)
     if cut:
-        where_set = np.argwhere(counted)
+        where_set = np.argwhere(valid)
         start = np.maximum(where_set.min(axis=0) - 1, 0)
         stop = np.minimum(where_set.max(axis=0) + 2, image.shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
@@ -169,7 +169,7 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
         channels.append(np.ascontiguousarray(scaled, dtype=np.float32))
     affine = image.grid.cropped(start, stop).affine
     i, j, k = (int(x) for x in start)
-    return Prepared(tuple(channels), affine, counted[box], (i, j, k), image.name)
+    return Prepared(tuple(channels), affine, valid[box], (i, j, k), image.name)
 
 
 def _spread(mask: Bool, axes: tuple[int, ...]) -> Bool:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from atlasseg.errors import InputError
 from atlasseg.registration._engine.fields import EDGE_VOXELS, gaussian_taps
-from atlasseg.registration._engine.pyramid import COUNTED, Level
+from atlasseg.registration._engine.pyramid import VALID, Level
 from atlasseg.volume import Float64
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ MEMORY_SHARE = 0.8
 """Batches are cut to this share of the free memory of the GPU."""
 
 
-class Movings:
+class MovingBatch:
     """A level of many moving images as one tensor, the smaller ones padded, and how they are sampled.
 
     With `mixed` they are held in float16, which keeps 3 digits of intensities from 0 to 1, and sampled in float32.
@@ -47,12 +47,12 @@ class Movings:
             i, j, k = level.shape
             for c, channel in enumerate(level.channels):
                 stack[n, c, :i, :j, :k] = channel
-            stack[n, channels, :i, :j, :k] = (level.mask == COUNTED) if has_mask else 1
+            stack[n, channels, :i, :j, :k] = (level.mask == VALID) if has_mask else 1
         self.stack = torch.from_numpy(stack).to(device, torch.float16 if mixed else torch.float32)
         self.last = torch.tensor([[n - 1 for n in m.shape] for m in moving], dtype=torch.float32, device=device)
         self.target = torch.from_numpy(np.stack(fixed.channels))[None].to(device)
         self.wanted = torch.from_numpy(fixed.mask > 0).to(device)
-        self.counted = torch.from_numpy(fixed.mask == COUNTED)[None, None].to(device)
+        self.valid = torch.from_numpy(fixed.mask == VALID)[None, None].to(device)
         self.here = voxels(fixed.shape, self.target.device)
         self._fixed_affine = fixed.affine
         self._from_mm = [np.linalg.inv(m.affine) for m in moving]
@@ -75,7 +75,7 @@ class Movings:
         at, there = self.stack[which].float(), torch.minimum(there.clamp_min(0), last)
         warped = torch.where(self.wanted, sample(at[:, :-1], there), 0.0)
         nearest = sample(at[:, -1:], torch.floor(there + 0.5)) > 0.5
-        return warped, (self.counted & inside & nearest).to(torch.float32)
+        return warped, (self.valid & inside & nearest).to(torch.float32)
 
     def slope(self, which: Tensor, channel: int, there: Tensor) -> Tensor:
         """(N, 3, I, J, K) derivative of the linearly sampled value in the place, 0 beyond the border's centres."""
