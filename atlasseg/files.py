@@ -18,7 +18,7 @@ from atlasseg.errors import InputError, OutputError
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; on leaving it becomes `path`, unless anything went wrong: then nothing remains.
 
     Raises
@@ -71,7 +71,7 @@ def _host() -> str:
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
+def atomic_directory(final: Path) -> Iterator[Path]:
     """A folder to write into that takes the name `final` when the block ends well, and vanishes when it does not.
 
     A folder of that name from an earlier run is replaced in one step, and kept if the block fails. Two processes may
@@ -116,7 +116,7 @@ def files_together(folder: Path, name: str, *, replaced: Callable[[str], bool], 
     Raises
     ------
     OutputError
-        As of `whole_folder`.
+        As of `atomic_directory`.
     """
     aside = _aside(folder / name)
     try:
@@ -164,7 +164,7 @@ SEAL = "SHA256SUMS"
 def seal(folder: Path, names: Iterable[str]) -> None:
     """Write the SHA-256 of some files of a folder, by their paths in it, into its file `SEAL`."""
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(names)]
-    with written_whole(folder / SEAL) as aside:
+    with atomic_write(folder / SEAL) as aside:
         aside.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 

@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 """Told the name of each stage as it begins."""
 
-Call = Callable[..., Any]
-"""``call(function, *data, **given)`` is what the function returns: computed, or kept from before."""
+Executor = Callable[..., Any]
+"""``executor(function, *data, **given)`` is what the function returns: computed, or kept from before."""
 
 
-def at_once(function: Callable[..., Any], /, *data: Any, **given: Any) -> Any:
+def call_directly(function: Callable[..., Any], /, *data: Any, **given: Any) -> Any:
     """Call it and keep nothing."""
     return function(*data, **given)
 
@@ -66,14 +66,14 @@ class Candidate:
 class Scans:
     """What a registration is given: the preprocessed target and atlases, in the atlases' order.
 
-    `begun` are the transforms of the first registration step, where the choice of atlases needed them.
+    `initial_transforms` are those of the first registration step, where the selection of atlases has computed them.
     """
 
     target: Image
     target_mask: Mask | None
     atlases: tuple[Atlas, ...]
     atlas_masks: tuple[Mask | None, ...]
-    begun: tuple[Transform, ...] | None = None
+    initial_transforms: tuple[Transform, ...] | None = None
 
     @property
     def images(self) -> list[Image]:
@@ -82,7 +82,7 @@ class Scans:
 
 
 @dataclass(frozen=True, eq=False)
-class Registered:
+class RegistrationResult:
     """Transforms from the target's points to each atlas's, and the box of the target's voxels that is worked on."""
 
     transforms: tuple[Transform, ...]
@@ -118,7 +118,7 @@ class Segmentation:
     changes: tuple[Change, ...] = ()
 
 
-Registrar = Callable[[Scans], Registered]
+Registrar = Callable[[Scans], RegistrationResult]
 """Registers the atlases to the target, as `register` does by a recipe's steps."""
 
 
@@ -130,7 +130,7 @@ def segment(
     mask: Mask | None = None,
     progress: Progress | None = None,
     registrar: Registrar | None = None,
-    call: Call = at_once,
+    executor: Executor = call_directly,
 ) -> Segmentation:
     """Segment a scan with a library of atlases.
 
@@ -148,7 +148,7 @@ def segment(
         Told the name of each stage as it begins.
     registrar : callable, optional
         Takes the place of the recipe's registration steps.
-    call : callable
+    executor : callable
         Calls the functions of the stages; one that keeps their results may take its place.
 
     Raises
@@ -156,8 +156,8 @@ def segment(
     InputError
         There is no atlas, or a stage cannot use what it was given; the message names the volume and the cause.
     """
-    made = checked_provenance(atlases, recipe)
-    alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar, call=call)
+    made = check_provenance(atlases, recipe)
+    alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar, executor=executor)
     return fuse(
         alignment,
         recipe.fusion.method,
@@ -165,7 +165,7 @@ def segment(
         provenance=made,
         regions=recipe.regions,
         progress=progress,
-        call=call,
+        executor=executor,
     )
 
 
@@ -177,7 +177,7 @@ def align(
     mask: Mask | None = None,
     progress: Progress | None = None,
     registrar: Registrar | None = None,
-    call: Call = at_once,
+    executor: Executor = call_directly,
 ) -> Alignment:
     """Preprocess, register and propagate: everything that comes before fusion. Parameters as for `segment`."""
     if not atlases:
@@ -185,20 +185,20 @@ def align(
     seconds: dict[str, float] = {}
 
     with _stage("preprocess", seconds, progress):
-        scans = preprocessed_scans(scan, atlases, mask, recipe.preprocessing, call=call)
+        scans = preprocess_scans(scan, atlases, mask, recipe.preprocessing, executor=executor)
 
     if recipe.selection.before is not None:
         with _stage("select", seconds, progress):
-            scans = _selected(scans, recipe, recipe.selection.before, call)
+            scans = _select_atlases(scans, recipe, recipe.selection.before, executor)
 
     with _stage("register", seconds, progress):
-        registered = register(scans, recipe, call=call) if registrar is None else registrar(scans)
+        registered = register(scans, recipe, executor=executor) if registrar is None else registrar(scans)
         target = scans.target.cropped(registered.start, registered.stop)
         target_mask = scans.target_mask and scans.target_mask.cropped(registered.start, registered.stop)
 
     with _stage("propagate", seconds, progress):
         carried = [
-            call(
+            executor(
                 propagate,
                 atlas,
                 transform,
@@ -209,19 +209,21 @@ def align(
             for atlas, transform in zip(scans.atlases, registered.transforms, strict=True)
         ]
         fits = [
-            call(fit, target, target_mask, atlas, transform)
+            executor(fit, target, target_mask, atlas, transform)
             for atlas, transform in zip(carried, registered.transforms, strict=True)
         ]
-        candidates = _judged(target, carried, registered.transforms, fits, drop=recipe.registration.drop_failed)
+        candidates = flag_outliers(target, carried, registered.transforms, fits, drop=recipe.registration.drop_failed)
         if recipe.selection.after is not None:
-            candidates = _best(target, target_mask, candidates, recipe.selection.after, recipe.selection.redundancy)
+            candidates = _keep_most_similar(
+                target, target_mask, candidates, recipe.selection.after, recipe.selection.redundancy
+            )
 
     labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
     values = tuple(int(v) for v in labels)
     return Alignment(target, candidates, scan.grid, registered.start, values, seconds, target_mask)
 
 
-def register(scans: Scans, recipe: Recipe, *, call: Call = at_once) -> Registered:
+def register(scans: Scans, recipe: Recipe, *, executor: Executor = call_directly) -> RegistrationResult:
     """Run the recipe's registration steps one after the other, cropping the target after the first if it says so.
 
     Raises
@@ -234,10 +236,10 @@ def register(scans: Scans, recipe: Recipe, *, call: Call = at_once) -> Registere
     target, target_mask = scans.target, scans.target_mask
     start, stop = (0, 0, 0), target.shape
     margin_mm = recipe.preprocessing.crop_margin_mm
-    transforms: Sequence[Transform] | None = scans.begun
+    transforms: Sequence[Transform] | None = scans.initial_transforms
     for number, step in enumerate(recipe.registration.steps):
         if number > 0 or transforms is None:
-            transforms = call(
+            transforms = executor(
                 step, target, scans.images, initial=transforms, fixed_mask=target_mask, moving_masks=scans.atlas_masks
             )
         if number == 0 and margin_mm is not None:
@@ -246,7 +248,7 @@ def register(scans: Scans, recipe: Recipe, *, call: Call = at_once) -> Registere
             start, stop = (tuple(int(n) for n in corner) for corner in box)  # type: ignore[assignment]
             target = target.cropped(start, stop)
             target_mask = target_mask and target_mask.cropped(start, stop)
-    return Registered(tuple(transforms or ()), start, stop)
+    return RegistrationResult(tuple(transforms or ()), start, stop)
 
 
 def fuse(
@@ -257,7 +259,7 @@ def fuse(
     provenance: Mapping[str, Any] | None = None,
     regions: Regions | None = None,
     progress: Progress | None = None,
-    call: Call = at_once,
+    executor: Executor = call_directly,
 ) -> Segmentation:
     """Fuse the candidates that did not fail, refine and see to regions if asked, and go back onto the scan's own grid.
 
@@ -270,20 +272,20 @@ def fuse(
     provenance : mapping, optional
         How the fused segmentation is made, for a refinement that was trained on such: see `provenance`.
     regions : Regions, optional
-    progress, call
+    progress, executor
         As for `segment`.
     """
     seconds = dict(alignment.seconds)
     with _stage("fuse", seconds, progress):
         voters = [c.atlas for c in alignment.candidates if c.qc.keep]
-        fused: ProbabilityMap = call(method, alignment.target, voters, mask=alignment.target_mask)
+        fused: ProbabilityMap = executor(method, alignment.target, voters, mask=alignment.target_mask)
     if refinement is not None:
         with _stage("refine", seconds, progress):
-            fused = call(refinement, alignment.target, fused, provenance=provenance)
+            fused = executor(refinement, alignment.target, fused, provenance=provenance)
     changes: tuple[Change, ...] = ()
     if regions is not None:
         with _stage("regions", seconds, progress):
-            consistent = call(
+            consistent = executor(
                 make_consistent,
                 alignment.target,
                 fused,
@@ -313,17 +315,17 @@ def provenance(atlases: Sequence[Atlas], recipe: Recipe) -> dict[str, dict[str, 
         (``device``) is left out.
     """
 
-    def said(value: Any) -> Any:
+    def to_json(value: Any) -> Any:
         if isinstance(value, Step):
             parameters = {p.name: value.arguments.get(p.name, p.default) for p in value.method.parameters}
-            return {"method": value.name, **{name: said(v) for name, v in parameters.items() if name != "device"}}
+            return {"method": value.name, **{name: to_json(v) for name, v in parameters.items() if name != "device"}}
         if isinstance(value, tuple | list):
-            return [said(each) for each in value]
+            return [to_json(each) for each in value]
         return str(value) if isinstance(value, Path) else value
 
     stages = ("preprocessing", "selection", "registration", "propagation", "fusion")
     made = {
-        stage: {f.name: said(getattr(getattr(recipe, stage), f.name)) for f in fields(getattr(recipe, stage))}
+        stage: {f.name: to_json(getattr(getattr(recipe, stage), f.name)) for f in fields(getattr(recipe, stage))}
         for stage in stages
     }
     return {
@@ -335,7 +337,7 @@ def provenance(atlases: Sequence[Atlas], recipe: Recipe) -> dict[str, dict[str, 
     }
 
 
-def checked_provenance(atlases: Sequence[Atlas], recipe: Recipe) -> Mapping[str, Any]:
+def check_provenance(atlases: Sequence[Atlas], recipe: Recipe) -> Mapping[str, Any]:
     """The `provenance` that the recipe's refinement asks for, empty where it asks for none.
 
     Raises
@@ -351,29 +353,37 @@ def checked_provenance(atlases: Sequence[Atlas], recipe: Recipe) -> Mapping[str,
     return made
 
 
-def preprocessed_scans(
-    scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing, *, call: Call = at_once
+def preprocess_scans(
+    scan: Image,
+    atlases: Sequence[Atlas],
+    mask: Mask | None,
+    recipe: Preprocessing,
+    *,
+    executor: Executor = call_directly,
 ) -> Scans:
     """Treat target and atlases alike."""
-    target = preprocessed(scan, recipe.steps, call=call)
+    target = preprocess(scan, recipe.steps, executor=executor)
     treated = [
-        replace(atlas, image=preprocessed(atlas.image, recipe.steps, reference=target, call=call)) for atlas in atlases
+        replace(atlas, image=preprocess(atlas.image, recipe.steps, reference=target, executor=executor))
+        for atlas in atlases
     ]
-    masks = [_mask(atlas.image, atlas.mask, recipe, call) for atlas in treated]
-    return Scans(target, _mask(target, mask, recipe, call), tuple(treated), tuple(masks))
+    masks = [_mask(atlas.image, atlas.mask, recipe, executor) for atlas in treated]
+    return Scans(target, _mask(target, mask, recipe, executor), tuple(treated), tuple(masks))
 
 
-def _selected(scans: Scans, recipe: Recipe, count: int, call: Call) -> Scans:
+def _select_atlases(scans: Scans, recipe: Recipe, count: int, executor: Executor) -> Scans:
     """The scans with the `count` atlases that look most like the target, in the library's order."""
-    begun: Sequence[Transform] | None = None
+    initial: Sequence[Transform] | None = None
     if recipe.selection.by == "first_step":
         step = recipe.registration.steps[0]
-        begun = call(step, scans.target, scans.images, fixed_mask=scans.target_mask, moving_masks=scans.atlas_masks)
+        initial = executor(
+            step, scans.target, scans.images, fixed_mask=scans.target_mask, moving_masks=scans.atlas_masks
+        )
     chosen = select(
         scans.target,
         scans.atlases,
         count=count,
-        transforms=begun,
+        transforms=initial,
         redundancy=recipe.selection.redundancy,
         mask=scans.target_mask,
     )
@@ -383,11 +393,11 @@ def _selected(scans: Scans, recipe: Recipe, count: int, call: Call) -> Scans:
         scans,
         atlases=tuple(scans.atlases[n] for n in kept),
         atlas_masks=tuple(scans.atlas_masks[n] for n in kept),
-        begun=None if begun is None else tuple(begun[n] for n in kept),
+        initial_transforms=None if initial is None else tuple(initial[n] for n in kept),
     )
 
 
-def _best(
+def _keep_most_similar(
     target: Image, mask: Mask | None, candidates: Sequence[Candidate], count: int, redundancy: float
 ) -> tuple[Candidate, ...]:
     """Let only the `count` candidates most similar to the target vote, of those whose registration did not fail."""
@@ -403,23 +413,25 @@ def _best(
     )
 
 
-def preprocessed(image: Image, steps: Sequence[Step], *, reference: Image | None = None, call: Call = at_once) -> Image:
+def preprocess(
+    image: Image, steps: Sequence[Step], *, reference: Image | None = None, executor: Executor = call_directly
+) -> Image:
     """Run `steps` in order; one that matches to a reference is for the atlases, whose reference is the target."""
     for step in steps:
         if reference is not None or not step.method.takes("reference"):
-            image = call(step, image, reference=reference)
+            image = executor(step, image, reference=reference)
     return image
 
 
-def _mask(image: Image, given: Mask | None, preprocessing: Preprocessing, call: Call) -> Mask | None:
+def _mask(image: Image, given: Mask | None, preprocessing: Preprocessing, executor: Executor) -> Mask | None:
     """Where similarity is to be measured."""
     if preprocessing.mask == "foreground":
-        mask: Mask = call(foreground, image)
+        mask: Mask = executor(foreground, image)
         return mask
     return given if preprocessing.mask == "given" else None
 
 
-def _judged(
+def flag_outliers(
     target: Image, carried: Sequence[Atlas], transforms: Sequence[Transform], fits: Sequence[Fit], *, drop: bool
 ) -> tuple[Candidate, ...]:
     """Find the candidates whose registration failed, by how they all fit."""

@@ -39,11 +39,12 @@ import pandas as pd  # noqa: E402 - after the threads are set
 import psutil  # noqa: E402
 
 from atlasseg import io, phantoms  # noqa: E402
-from atlasseg.app.run import Given, _segment, opened, run  # noqa: E402
+from atlasseg.app.context import RunContext, load_inputs  # noqa: E402
+from atlasseg.app.run import run, segment_target  # noqa: E402
 from atlasseg.atlases.library import Target, read_targets  # noqa: E402
 from atlasseg.compute.execution import over_targets  # noqa: E402
 from atlasseg.compute.workers import QUIET, Workers  # noqa: E402
-from atlasseg.pipeline import at_once  # noqa: E402
+from atlasseg.pipeline import call_directly  # noqa: E402
 from atlasseg.recipe import Data, Recipe, parse_recipe, read_recipe, with_methods  # noqa: E402
 from atlasseg.store.cache import Cache  # noqa: E402
 
@@ -56,7 +57,7 @@ class KeepsNothing(Cache):
 
     def __call__(self, function: Callable[..., Any], /, *data: Any, **given: Any) -> Any:
         """Call it."""
-        return at_once(function, *data, **given)
+        return call_directly(function, *data, **given)
 
     def get(self, stage: str, key: str) -> Any:
         """Nothing is kept."""
@@ -66,8 +67,8 @@ class KeepsNothing(Cache):
         """Keep nothing."""
 
 
-class Bare(Given):
-    """A run's givens, without a cache."""
+class Bare(RunContext):
+    """A run's context, without a cache."""
 
     @property
     def kept(self) -> Cache:
@@ -141,9 +142,9 @@ def overhead(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]
 
     def bare() -> None:
         own = into(recipe, folder / "bare")
-        library, targets, out = opened(own)
+        library, targets, out = load_inputs(own)
         for target in targets:
-            _segment(target, lambda stage: None, given=Bare(library, own, out, out, None))
+            segment_target(target, lambda stage: None, context=Bare(library, own, out, out, None))
 
     rows = [timed("bare loop", bare)]
     cached = into(recipe, folder / "cached")

@@ -112,17 +112,17 @@ def measured(name: str, plan: Plan, recipe: Recipe, given: argparse.Namespace) -
     else:
         cases = [atlas for atlas in atlases if atlas.id in plan.targets[: given.targets]]
         training = [atlas for atlas in atlases if atlas.id not in plan.targets]
-    call = Cache(given.cache / name)
+    executor = Cache(given.cache / name)
     way = recipe.fusion.method.name
     rows, found = [], []
     for case in cases:
         voters = [atlas for atlas in atlases if atlas.id != case.id]
-        found.append(segmented(case, voters, recipe, call=call))
+        found.append(segmented(case, voters, recipe, executor=executor))
         rows.append(row(found[-1].fused, found[-1], way, library.table))
-    examples = list(leave_one_out(training, recipe, call=call, progress=told))
+    examples = list(leave_one_out(training, recipe, executor=executor, progress=told))
     if plan.cases is not None:
         further = read_library(given.data / plan.cases)
-        examples += [segmented(further.read(id_), atlases, recipe, call=call) for id_ in further.ids]
+        examples += [segmented(further.read(id_), atlases, recipe, executor=executor) for id_ in further.ids]
     samples = given.samples or plan.samples_per_label
     begun = time.perf_counter()
     model: CorrectiveModel = train(examples, samples_per_label=samples, seed=0)

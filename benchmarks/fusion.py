@@ -34,7 +34,7 @@ from scipy import ndimage
 from atlasseg import methods, pipeline
 from atlasseg.atlases.library import read_library
 from atlasseg.evaluation import overlap
-from atlasseg.files import written_whole
+from atlasseg.files import atomic_write
 from atlasseg.fusion._ballots import unanimity
 from atlasseg.recipe import read_recipe
 from atlasseg.store.cache import Cache
@@ -62,10 +62,10 @@ def aligned(root: Path, name: str, target: str, cache: Path) -> Path:
     case = (read_library(own) if own.is_dir() else library).read(target)
     atlases = [library.read(each) for each in library.ids if own.is_dir() or each != target]
     path = cache / f"{name}_{target}.pickle"
-    alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask, call=Cache(cache))
+    alignment = pipeline.align(case.image, atlases, recipe, mask=case.mask, executor=Cache(cache))
     box = np.array(alignment.start), np.array(alignment.start) + alignment.target.shape
     kept = [candidate.atlas for candidate in alignment.candidates if candidate.qc.keep]
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(pickle.dumps((alignment.target, kept, case.segmentation.cropped(*box))))
     print(f"registered {name} {target}: {alignment.seconds['register']:.1f} s", flush=True)
     return path

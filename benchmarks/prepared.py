@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from atlasseg.app.run import registrar
+from atlasseg.app.registrar import make_registrar
 from atlasseg.atlases.library import AtlasLibrary, read_library
 from atlasseg.atlases.prepared import engine_of, prepare, write_prepared
 from atlasseg.evaluation import overlap
-from atlasseg.pipeline import Scans, preprocessed, preprocessed_scans
+from atlasseg.pipeline import Scans, preprocess, preprocess_scans
 from atlasseg.propagation import propagate
 from atlasseg.recipe import Recipe, read_recipe
 from atlasseg.registration import affine, coupled_convex, diffeomorphic
@@ -50,7 +50,7 @@ def make_prepared(library: AtlasLibrary, recipe: Recipe, folder: Path) -> None:
         began = time.perf_counter()
         steps = recipe.preprocessing.steps
         engine = engine_of(recipe.registration.steps)
-        made = prepare(library, preprocess=partial(preprocessed, steps=steps), engine=engine, progress=print)
+        made = prepare(library, preprocess=partial(preprocess, steps=steps), engine=engine, progress=print)
         write_prepared(made, folder)
         print(f"prepared {len(library)} atlases in {time.perf_counter() - began:.1f} s: {folder}", flush=True)
 
@@ -92,7 +92,7 @@ def ways_of(
         return
     make_prepared(library, recipe, cache)
     for way, folder in (("prepared", cache), ("direct", None)):
-        register = registrar(replace(recipe, registration=replace(recipe.registration, prepared=folder)), library)
+        register = make_registrar(replace(recipe, registration=replace(recipe.registration, prepared=folder)), library)
         yield way, timed(lambda register=register: register(scans).transforms)
 
 
@@ -119,7 +119,7 @@ def main() -> None:
             library = whole if own.is_dir() else whole.without(target_id)
             library = library.only(library.ids[: given.atlases])
             atlases = [library.read(each) for each in library.ids]
-            scans = preprocessed_scans(target.image, atlases, target.mask, recipe.preprocessing)
+            scans = preprocess_scans(target.image, atlases, target.mask, recipe.preprocessing)
             cache = given.cache / f"{name}_{'whole' if own.is_dir() else 'without_' + target_id}_{len(library)}"
             for way, (transforms, seconds, cpu_s) in ways_of(scans, library, recipe, cache, given):
                 row = {"set": name, "target": target_id, "way": way, "atlases": len(atlases)}

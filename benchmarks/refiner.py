@@ -55,7 +55,7 @@ def trained(atlases: list[Atlas], recipe: Recipe, folder: Path, device: str, cac
             device=device,
             versions=software_versions(),
             checkpoints=folder.parent / f"{folder.name}.work",
-            call=Cache(cache),
+            executor=Cache(cache),
             progress=partial(print, flush=True),
         )
         write_model(model, folder)
@@ -126,7 +126,7 @@ def main() -> None:
         }
         for id_ in cases.ids[: given.targets]:
             case = cases.read(id_)
-            target = segmented(case, atlases, recipe, call=Cache(given.cache / "kept"))
+            target = segmented(case, atlases, recipe, executor=Cache(given.cache / "kept"))
             rows.append({"atlases": size, "method": "fused", "target": id_, **measured(target, target.fused, 0.0)})
             for name, model in models.items():
                 begun = time.perf_counter()

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from atlasseg import io
-from atlasseg.pipeline import preprocessed_scans
+from atlasseg.pipeline import preprocess_scans
 from atlasseg.pipeline import register as by_steps
 from atlasseg.recipe import read_recipe
 from atlasseg.registration.quality import quality
@@ -77,7 +77,7 @@ def by_recipe(target: Path, atlases: Sequence[Path]) -> tuple[Result, float]:
     """Register all atlases at once as the set's recipe does; preprocessing is not timed."""
     name = next(RECIPES[part] for part in target.parts[::-1] if part in RECIPES)
     recipe = read_recipe(Path(__file__).parents[1] / "pipelines" / f"{name}.toml")
-    scans = preprocessed_scans(
+    scans = preprocess_scans(
         io.read_image(target),
         [Atlas(a.name, io.read_image(a), io.read_label_map(labels_of(a)), mask_of(a)) for a in atlases],
         mask_of(target),

@@ -72,7 +72,7 @@ def test_a_registration_that_failed_does_not_vote(case):
     def astray(scans):
         good = pipeline.register(scans, parse_recipe(TABLES))
         turned = Affine(np.diag([-1.0, 1.0, -1.0, 1.0])) @ good.transforms[1]
-        return pipeline.Registered((good.transforms[0], turned, *good.transforms[2:]), good.start, good.stop)
+        return pipeline.RegistrationResult((good.transforms[0], turned, *good.transforms[2:]), good.start, good.stop)
 
     found = align(scan, more, parse_recipe(TABLES), registrar=astray)
     dropped = [c.atlas.id for c in found.candidates if not c.qc.keep]

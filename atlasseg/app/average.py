@@ -12,9 +12,9 @@ from atlasseg.atlases.library import AtlasLibrary, read_library
 from atlasseg.atlases.prepared import PreparedLibrary, prepare, read_prepared
 from atlasseg.atlases.probabilistic import Average, average
 from atlasseg.errors import InputError
-from atlasseg.files import whole_folder
+from atlasseg.files import atomic_directory
 from atlasseg.labels import LabelTable
-from atlasseg.pipeline import preprocessed
+from atlasseg.pipeline import preprocess
 from atlasseg.recipe import Step
 
 HEADER, NAME = "average.json", "template"
@@ -65,7 +65,7 @@ def average_library(
     if prepared is None:
         made = prepare(
             library,
-            preprocess=lambda image: preprocessed(image, steps),
+            preprocess=lambda image: preprocess(image, steps),
             rounds=rounds,
             shrink=shrink,
             progress=progress,
@@ -93,7 +93,7 @@ def _write(
         "Template": dict(prepared.settings),
         "Libraries": software_versions(),
     }
-    with whole_folder(out) as aside:
+    with atomic_directory(out) as aside:
         io.write_image(prepared.template, aside / "images" / f"{NAME}.nii.gz")
         io.write_probability_map(found.probabilities, aside / "probabilities" / f"{NAME}.nii.gz")
         if prepared.mask is not None:

@@ -1,4 +1,4 @@
-"""Register once, fuse every way, and test the difference."""
+"""Register once, fuse every variant, and test the difference."""
 
 from __future__ import annotations
 
@@ -13,18 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.app import outputs, pages
-from atlasseg.app.run import (
-    CACHE,
-    DEFAULT_LIMIT_BYTES,
-    Given,
-    largest,
-    opened,
-    read_case,
-    register_target,
-    registrar,
-    unusable,
-    write_logs,
-)
+from atlasseg.app.case import largest_voxels, read_case
+from atlasseg.app.context import CACHE, DEFAULT_LIMIT_BYTES, RunContext, load_inputs, unusable_variants
+from atlasseg.app.registrar import make_registrar
+from atlasseg.app.run import register_target, write_logs
 from atlasseg.atlases.library import Target
 from atlasseg.compute import costs
 from atlasseg.compute.execution import Listener, Outcome, Phase, over_targets
@@ -32,8 +24,8 @@ from atlasseg.compute.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
 from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
-from atlasseg.files import discard_partial, whole_folder
-from atlasseg.pipeline import Progress, Segmentation, align, checked_provenance, fuse
+from atlasseg.files import atomic_directory, discard_partial
+from atlasseg.pipeline import Progress, Segmentation, align, check_provenance, fuse
 from atlasseg.recipe import Recipe, with_methods
 
 if TYPE_CHECKING:
@@ -46,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """What a target brings to a comparison: measures of every way, and its line on the cohort's page."""
+    """What a target brings to a comparison: measures of every variant, and its line on the cohort's page."""
 
     metrics: pd.DataFrame
     summary: TargetSummary
@@ -93,7 +85,7 @@ def compare(
         Its targets must come with labels, or be the library itself (leave-one-out). Parameters of a method are those of
         its table ``[fusion.NAME]`` or ``[refinement.NAME]``.
     names : sequence of str
-        Two or more ways: fusion methods, or ``"FUSION+REFINEMENT"`` for one that is refined. Where the recipe has a
+        Two or more variants: fusion methods, or ``"FUSION+REFINEMENT"`` for one that is refined. Where the recipe has a
         [refinement], its own way is compared too, if its fusion is among the names. A way whose refinement cannot be
         used here, since its model is of another fusion or library, is left out, and the log and the page say so.
     workers, listener, limit_bytes
@@ -108,7 +100,7 @@ def compare(
         Also written to the output folder: ``comparison.tsv``, ``comparison_tests.tsv``, ``comparison_ranks.tsv`` and
         ``comparison.html``, and each target's segmentations; where the recipe wants reports, also ``index.html``, the
         page of the cohort by the recipe's own way (the first, where that is not among them), and a page of each target
-        in which all ways can be stepped through.
+        in which all variants can be stepped through.
 
     Raises
     ------
@@ -116,38 +108,42 @@ def compare(
         Fewer than two methods, or that can be used here; an unknown one; a target without labels; no target that could
         be compared, or none that has a Dice of every method (``comparison.tsv`` is written then).
     """
-    own = [recipe.way] if recipe.fusion.method.name in names else []
-    ways = [with_methods(recipe, name) for name in dict.fromkeys([*names, *own])]
-    if len(ways) < 2:
+    own = [recipe.variant] if recipe.fusion.method.name in names else []
+    variants = [with_methods(recipe, name) for name in dict.fromkeys([*names, *own])]
+    if len(variants) < 2:
         raise InputError(f"a comparison needs at least two different methods, got {', '.join(names) or 'none'}")
-    library, targets, out = opened(recipe)
+    library, targets, out = load_inputs(recipe)
     bare = [target.id for target in targets if target.labels is None]
     if bare:
         raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
-    left_out = unusable(ways, library, targets)
-    for way, reason in left_out.items():
-        log.warning("%s is left out of the comparison: %s", way, reason)
-    ways = [each for each in ways if each.way not in left_out]
-    if len(ways) < 2:
-        reasons = "; ".join(f"{way}: {reason}" for way, reason in left_out.items())
+    left_out = unusable_variants(variants, library, targets)
+    for variant, reason in left_out.items():
+        log.warning("%s is left out of the comparison: %s", variant, reason)
+    variants = [each for each in variants if each.variant not in left_out]
+    if len(variants) < 2:
+        reasons = "; ".join(f"{variant}: {reason}" for variant, reason in left_out.items())
         raise InputError(f"fewer than two of these methods can be used here: {reasons}")
-    given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
-    shown = next((each for each in ways if each.way == recipe.way), ways[0])
-    needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
+    context = RunContext(library, recipe, out, cache or out / CACHE, limit_bytes)
+    shown = next((each for each in variants if each.variant == recipe.variant), variants[0])
+    needs = costs.memory(recipe, atlases=len(library), voxels=largest_voxels(library))
     done = over_targets(
-        partial(_fused_every_way, given=given, ways=ways, shown=shown),
+        partial(_fuse_every_variant, context=context, variants=variants, shown=shown),
         targets,
-        before=[Phase("register", partial(register_target, given=given, ways=ways), needs.registering, needs.gpu)],
+        before=[
+            Phase(
+                "register", partial(register_target, context=context, variants=variants), needs.registering, needs.gpu
+            )
+        ],
         memory_bytes=needs.fusing,
-        gpu=any(costs.on_gpu(step) for each in ways for step in costs.steps_of(each)),
+        gpu=any(costs.on_gpu(step) for each in variants for step in costs.steps_of(each)),
         workers=workers,
         listener=listener,
         on_abort=lambda target: discard_partial(out / target.id),
     )
     write_logs(done, out)
-    metrics = measured(done)
+    metrics = collect_metrics(done)
     outputs.write_table(metrics, out / "comparison.tsv")
-    found = compared(metrics, done)
+    found = rank_methods(metrics, done)
     outputs.write_table(found.tests, out / "comparison_tests.tsv")
     outputs.write_table(rank_table(found.ranking), out / "comparison_ranks.tsv")
     from atlasseg.report.comparison import comparison_sections, render_comparison
@@ -170,7 +166,7 @@ def compare(
     return found
 
 
-def measured(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
+def collect_metrics(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
     """The metrics of all targets that did not fail.
 
     Raises
@@ -187,7 +183,7 @@ def measured(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def compared(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> Comparison:
+def rank_methods(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> Comparison:
     """Scores, tests and ranks over the targets on which every method has a Dice.
 
     Raises
@@ -246,35 +242,35 @@ def overview(found: Comparison) -> pd.DataFrame:
     )
 
 
-def _fused_every_way(
-    target: Target, progress: Progress, *, given: Given, ways: Sequence[Recipe], shown: Recipe
+def _fuse_every_variant(
+    target: Target, progress: Progress, *, context: RunContext, variants: Sequence[Recipe], shown: Recipe
 ) -> Fused:
-    """One target: aligned once, segmented in every way, each measured; its page shows the way `shown` first."""
+    """One target: aligned once, segmented in every variant, each measured; its page shows the way `shown` first."""
     import pandas as pd
 
     from atlasseg.report.viewer import Candidate
 
     begun_all = time.perf_counter()
-    library, recipe, out, call = given.library, given.recipe, given.out, given.kept
+    library, recipe, out, executor = context.library, context.recipe, context.out, context.kept
     case = read_case(target, library, progress)
     assert case.reference is not None
-    made = [checked_provenance(case.atlases, each) for each in ways]
+    made = [check_provenance(case.atlases, each) for each in variants]
     alignment = align(
         case.scan,
         case.atlases,
         recipe,
         mask=case.mask,
         progress=progress,
-        registrar=registrar(recipe, library, call),
-        call=call,
+        registrar=make_registrar(recipe, library, executor),
+        executor=executor,
     )
     table = library.table.completed(alignment.label_values)
     found: list[pd.DataFrame] = []
     others: list[Candidate] = []
     first: tuple[Segmentation, pd.DataFrame] | None = None
-    with whole_folder(out / target.id) as results:
-        for each, origin in zip(ways, made, strict=True):
-            way = each.way
+    with atomic_directory(out / target.id) as results:
+        for each, origin in zip(variants, made, strict=True):
+            variant = each.variant
             gc.collect()
             memory = outputs.PeakMemory()
             begun = time.perf_counter()
@@ -284,7 +280,7 @@ def _fused_every_way(
                 refinement=each.refinement.method,
                 provenance=origin,
                 regions=recipe.regions,
-                progress=lambda stage, way=way: progress(f"{stage} {way}"),  # type: ignore[misc]
+                progress=lambda stage, variant=variant: progress(f"{stage} {variant}"),  # type: ignore[misc]
             )
             cost = {"seconds": time.perf_counter() - begun, "peak_memory_mb": memory.megabytes()}
             scores = evaluate(
@@ -295,24 +291,26 @@ def _fused_every_way(
                 surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
             )
             bins = outputs.calibration_table(
-                result.probabilities, case.reference, target=target.id, method=way, not_annotated=case.not_annotated
+                result.probabilities, case.reference, target=target.id, method=variant, not_annotated=case.not_annotated
             )
             cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
-            rows = outputs.metrics_table(scores, target=target.id, method=way)
+            rows = outputs.metrics_table(scores, target=target.id, method=variant)
             extra: list[dict[str, Any]] = [
-                {"target": target.id, "method": way, "name": "all", "metric": metric, "value": value, "note": ""}
+                {"target": target.id, "method": variant, "name": "all", "metric": metric, "value": value, "note": ""}
                 for metric, value in cost.items()
             ]
             found.append(pd.concat([rows, pd.DataFrame(extra).astype({"name": str})], ignore_index=True))
-            outputs.write_segmentation(results, target.id, case.scan, result, each, table, case.sources, way=way)
-            stem = f"{target.id}_desc-{outputs.entity(way)}"
+            outputs.write_segmentation(
+                results, target.id, case.scan, result, each, table, case.sources, variant=variant
+            )
+            stem = f"{target.id}_desc-{outputs.entity(variant)}"
             outputs.write_table(bins, results / f"{stem}_calibration.tsv")
             if each is shown:
                 first = result, rows
             else:
-                others.append(Candidate(way.replace("_", " "), result.labels))
+                others.append(Candidate(variant.replace("_", " "), result.labels))
         assert first is not None
-        summary = pages.summarised(target.id, case, first[0], shown, table, first[1])
+        summary = pages.summarise_target(target.id, case, first[0], shown, table, first[1])
         if recipe.output.report:
             progress("write")
             page = pages.page(summary, case, first[0], shown, table, first[0].seconds, (), others)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from atlasseg.app.context import training_library
 from atlasseg.app.outputs import software_versions
-from atlasseg.app.run import learned_from, registrar
+from atlasseg.app.registrar import make_registrar
 from atlasseg.atlases.library import read_library
-from atlasseg.pipeline import at_once
+from atlasseg.pipeline import call_directly
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, write_model
 from atlasseg.store.cache import Cache
@@ -51,9 +52,9 @@ def correct(
     OutputError
         The model cannot be written.
     """
-    library = learned_from(recipe, without)
+    library = training_library(recipe, without)
     further = None if cases is None else read_library(cases)
-    call = at_once if cache is None else Cache(cache)
+    executor = call_directly if cache is None else Cache(cache)
     model = train_corrective(
         [library.read(id_) for id_ in library.ids],
         recipe,
@@ -61,8 +62,8 @@ def correct(
         samples_per_label=samples_per_label,
         seed=seed,
         versions=software_versions(),
-        registrar=registrar(recipe, library, call),
-        call=call,
+        registrar=make_registrar(recipe, library, executor),
+        executor=executor,
         progress=progress,
     )
     write_model(model, out, table=library.table)

@@ -206,15 +206,15 @@ def write_segmentation(
     table: LabelTable,
     sources: Sequence[str],
     *,
-    way: str | None = None,
+    variant: str | None = None,
 ) -> None:
     """Write labels, label table, sidecar, volumes, atlas table and what else `recipe.output` asks for into `folder`.
 
-    With several segmentations of a target in one folder each has the name of its `way`; by default files are named
+    With several segmentations of a target in one folder each has the name of its `variant`; by default files are named
     after the fusion.
     """
-    stem = f"{target}_desc-{entity(way or recipe.fusion.method.name)}"
-    own = stem if way else target
+    stem = f"{target}_desc-{entity(variant or recipe.fusion.method.name)}"
+    own = stem if variant else target
     io.write_label_map(result.labels, folder / f"{stem}_dseg.nii.gz", like=scan)
     io.write_label_table(table, folder / f"{stem}_dseg.tsv")
     voted = [atlas.id for atlas in voters(result)]

@@ -20,7 +20,7 @@ from atlasseg.volume import LabelMap
 if TYPE_CHECKING:
     import pandas as pd
 
-    from atlasseg.app.run import Case
+    from atlasseg.app.case import Case
     from atlasseg.report.cohort_page import TargetSummary
     from atlasseg.report.viewer import Candidate
 
@@ -55,7 +55,7 @@ def write_index(
     labels = {int(v) for s in told if s.volumes is not None for v in s.volumes["label"]}
     report = CohortReport(
         name=recipe.name,
-        fusion=recipe.way,
+        fusion=recipe.variant,
         targets=told,
         table=library.table.completed(labels),
         atlases=len(library),
@@ -66,7 +66,7 @@ def write_index(
     io.write_text(render_cohort(report), out / "index.html")
 
 
-def summarised(
+def summarise_target(
     id_: str, case: Case, result: Segmentation, recipe: Recipe, table: LabelTable, metrics: pd.DataFrame | None
 ) -> TargetSummary:
     """A target among the others of its run."""

@@ -12,7 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from atlasseg.app.run import CACHE, DEFAULT_LIMIT_BYTES, Given, finished, largest, opened, read_case, registrar
+from atlasseg.app.case import largest_voxels, read_case
+from atlasseg.app.context import CACHE, DEFAULT_LIMIT_BYTES, RunContext, load_inputs
+from atlasseg.app.registrar import make_registrar
+from atlasseg.app.run import finished
 from atlasseg.atlases.library import Target
 from atlasseg.compute import costs
 from atlasseg.compute.workers import Workers
@@ -81,7 +84,7 @@ class _NotKept(Exception):  # noqa: N818 - no error
         self.count = count
 
 
-class _Foreseeing(Cache):
+class _CountingCache(Cache):
     """Counts what is kept, and stops where something would have to be computed."""
 
     def __init__(self, folder: Path) -> None:
@@ -100,7 +103,7 @@ class _Foreseeing(Cache):
         """Keep nothing."""
 
 
-def foreseen(
+def estimate(
     recipe: Recipe,
     *,
     workers: Workers,
@@ -111,22 +114,22 @@ def foreseen(
 
     Where a result is missing, all that comes after it is counted as to be made.
     """
-    library, targets, out = opened(recipe)
-    given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
+    library, targets, out = load_inputs(recipe)
+    context = RunContext(library, recipe, out, cache or out / CACHE, limit_bytes)
     wanted, found, done, broken = Counter[str](), Counter[str](), 0, dict[str, str]()
-    voxels = largest(library)
+    voxels = largest_voxels(library)
     for target in targets:
         try:
-            if finished(target, given)[1] is not None:
+            if finished(target, context)[1] is not None:
                 done += 1
                 continue
-            atlases, kept = _kept(target, given)
+            atlases, kept = _kept(target, context)
         except (AtlasSegError, OSError) as error:
             broken[target.id] = str(error)
             continue
         wanted.update(_wanted(recipe, atlases))
         found.update(kept)
-    known = _measured(given.cache)
+    known = _measured(context.cache)
     stages = []
     for stage, count in wanted.items():
         rough_s = costs.of_stage(costs.SECONDS, stage, 0.5) * voxels / 1e6
@@ -141,7 +144,7 @@ def foreseen(
     open_ = len(targets) - done - len(broken)
     new = sum(stage.kept_bytes for stage in stages)
     if limit_bytes is not None:
-        new = min(new, max(0.0, 1.1 * limit_bytes - sum(entry.size for entry in entries(given.cache))))
+        new = min(new, max(0.0, 1.1 * limit_bytes - sum(entry.size for entry in entries(context.cache))))
     share = min(fitting, max(open_, 1))
     return Plan(
         tuple(stages),
@@ -157,14 +160,14 @@ def foreseen(
     )
 
 
-def _kept(target: Target, given: Given) -> tuple[int, Counter[str]]:
+def _kept(target: Target, context: RunContext) -> tuple[int, Counter[str]]:
     """How many atlases a target has, and of each stage how many results are kept."""
-    case = read_case(target, given.library, lambda stage: None)
-    call = _Foreseeing(given.cache)
+    case = read_case(target, context.library, lambda stage: None)
+    executor = _CountingCache(context.cache)
     with suppress(_NotKept):
-        registers = registrar(given.recipe, given.library, call)
-        segment(case.scan, case.atlases, given.recipe, mask=case.mask, registrar=registers, call=call)
-    return len(case.atlases), call.found
+        registers = make_registrar(context.recipe, context.library, executor)
+        segment(case.scan, case.atlases, context.recipe, mask=case.mask, registrar=registers, executor=executor)
+    return len(case.atlases), executor.found
 
 
 def _wanted(recipe: Recipe, atlases: int) -> Counter[str]:

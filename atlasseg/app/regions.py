@@ -97,7 +97,7 @@ def partition_files(
             drawn["dendrogram"] = figures.dendrogram(_tree(image, graph, step))
         for name, figure in drawn.items():
             path = pictures / f"{io.volume_id(volume)}_{name}.png"
-            with files.written_whole(path) as temporary:
+            with files.atomic_write(path) as temporary:
                 figure.savefig(temporary, format="png", dpi=100)
             written.append(path)
     return Partitioned(regions, graph, tuple(written))

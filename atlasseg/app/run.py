@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from dataclasses import fields, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.app import outputs, pages
-from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
-from atlasseg.atlases.prepared import PreparedLibrary, engine_of, read_prepared, register_prepared
+from atlasseg.app.case import largest_voxels, read_case
+from atlasseg.app.context import CACHE, DEFAULT_LIMIT_BYTES, LOGS, RunContext, load_inputs
+from atlasseg.app.registrar import make_registrar
+from atlasseg.atlases.library import Target
 from atlasseg.compute import costs
-from atlasseg.compute.execution import Listener, Outcome, Phase, heard_of, over_targets
+from atlasseg.compute.execution import Listener, Outcome, Phase, capture_logs, over_targets
 from atlasseg.compute.workers import Workers
-from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
-from atlasseg.files import discard_partial, whole_folder
+from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.labels import format_label_table
-from atlasseg.pipeline import (
-    Call,
-    Progress,
-    Registered,
-    Registrar,
-    Scans,
-    align,
-    at_once,
-    checked_provenance,
-    register,
-    segment,
-)
+from atlasseg.pipeline import Progress, align, check_provenance, segment
 from atlasseg.recipe import Recipe
-from atlasseg.store.cache import Cache, kept_in
 from atlasseg.store.fingerprints import package_version
 from atlasseg.store.serialisation import digest, joined
-from atlasseg.transforms import Transform
-from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,13 +35,6 @@ if TYPE_CHECKING:
     from atlasseg.report.cohort_page import TargetSummary
 
 log = logging.getLogger(__name__)
-
-CACHE, LOGS = ".cache", "logs"
-"""In the output folder: what is kept, where no other place is named; and what was said of targets that failed."""
-
-
-DEFAULT_LIMIT_BYTES = 50_000_000_000
-"""What is kept by a run takes no more than this, unless told otherwise."""
 
 After = Callable[[Target, Path, "TargetSummary"], None]
 """See `run`."""
@@ -109,16 +88,16 @@ def run(
     ClusterError
         The scheduler was lost; what was finished is written and kept.
     """
-    library, targets, out = opened(recipe)
-    given = Given(library, recipe, out, cache or out / CACHE, limit_bytes)
-    needs = costs.memory(recipe, atlases=len(library), voxels=largest(library))
+    library, targets, out = load_inputs(recipe)
+    context = RunContext(library, recipe, out, cache or out / CACHE, limit_bytes)
+    needs = costs.memory(recipe, atlases=len(library), voxels=largest_voxels(library))
     most = max(needs.registering, needs.fusing)
     if workers.memory_bytes is not None and most > workers.memory_bytes:
         log.warning("a step takes about %.1f GB, and it may take %.1f GB", most / 1e9, workers.memory_bytes / 1e9)
     done = over_targets(
-        partial(_segment, given=given) if after is None else partial(_then, given=given, after=after),
+        partial(segment_target, context=context) if after is None else partial(_then, context=context, after=after),
         targets,
-        before=[Phase("register", partial(_register, given=given), needs.registering, needs.gpu)],
+        before=[Phase("register", partial(_register, context=context), needs.registering, needs.gpu)],
         memory_bytes=needs.fusing,
         gpu=needs.gpu,
         workers=workers,
@@ -147,70 +126,16 @@ def write_logs(done: Sequence[Outcome[Any]], out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def learned_from(recipe: Recipe, without: Collection[str] = ()) -> AtlasLibrary:
-    """The recipe's library, but for some atlases: what a refinement is trained on.
-
-    Raises
-    ------
-    InputError
-        There is no library, or no atlas of a name in `without`.
-    """
-    if not recipe.data.atlases:
-        raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
-    library = read_library(*recipe.data.atlases)
-    return library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
-
-
-def opened(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:
-    """Library, targets and output folder of a recipe, found sound before the work begins.
-
-    Raises
-    ------
-    InputError
-        As for `run`.
-    """
-    if recipe.tissue is not None:
-        raise InputError(f"recipe {recipe.name}: its table [tissue] is of atlasseg tissue; give it to that command")
-    if not recipe.data.atlases or not recipe.data.targets or recipe.data.out is None:
-        raise InputError(f"recipe {recipe.name}: [data] must name atlases, targets and out (or give them as options)")
-    library = read_library(*recipe.data.atlases)
-    targets = read_targets(recipe.data.targets)
-    _prepared.cache_clear()
-    _atlas.cache_clear()  # files may have changed since an earlier run in this process
-    for id_ in library.ids:
-        _atlas(library, id_)  # a broken atlas is a wrong request, and is told before the work begins
-    registrar(recipe, library)
-    out = recipe.data.out
-    outputs.ready_folder(out, recipe)
-    return library, targets, out
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """What the work on every target of a run needs, and where results go and are kept."""
-
-    library: AtlasLibrary
-    recipe: Recipe
-    out: Path
-    cache: Path
-    limit_bytes: int | None
-
-    @property
-    def kept(self) -> Cache:
-        """What this process keeps results with."""
-        return kept_in(self.cache, self.limit_bytes)
-
-
-def finished(target: Target, given: Given) -> tuple[str, TargetSummary | None]:
+def finished(target: Target, context: RunContext) -> tuple[str, TargetSummary | None]:
     """The key of all that a target's results depend on, and what was said of them, where they are there and whole."""
     placing = ("data", "name", "text", "base", "device")  # no stage; a step says itself what it was given
-    made_by = {f.name: getattr(given.recipe, f.name) for f in fields(Recipe) if f.name not in placing}
-    paths = [str(path) for path in (target.image, *(files.image for files in given.library.atlases))]
-    labels = format_label_table(given.library.table)
-    content = digest((target, given.library.atlases, labels, made_by, given.recipe.text, paths))
+    made_by = {f.name: getattr(context.recipe, f.name) for f in fields(Recipe) if f.name not in placing}
+    paths = [str(path) for path in (target.image, *(files.image for files in context.library.atlases))]
+    labels = format_label_table(context.library.table)
+    content = digest((target, context.library.atlases, labels, made_by, context.recipe.text, paths))
     key = joined(package_version(), content)
-    known = given.kept.get("target", key)
-    if known is None or known["files"] != file_digests(given.out / target.id):
+    known = context.kept.get("target", key)
+    if known is None or known["files"] != file_digests(context.out / target.id):
         return key, None
     return key, known["summary"]
 
@@ -222,51 +147,43 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def register_target(target: Target, progress: Progress, *, given: Given, ways: Sequence[Recipe]) -> None:
-    """Do what comes before fusion in each of the `ways` alike, so that it is found kept."""
-    kept = given.kept
+def register_target(target: Target, progress: Progress, *, context: RunContext, variants: Sequence[Recipe]) -> None:
+    """Do what comes before fusion in each of the `variants` alike, so that it is found kept."""
+    kept = context.kept
     if kept.writable:
-        case = read_case(target, given.library, progress)
-        for way in ways:
-            checked_provenance(case.atlases, way)
-        registers = registrar(given.recipe, given.library, kept)
-        align(case.scan, case.atlases, given.recipe, mask=case.mask, progress=progress, registrar=registers, call=kept)
+        case = read_case(target, context.library, progress)
+        for variant in variants:
+            check_provenance(case.atlases, variant)
+        registers = make_registrar(context.recipe, context.library, kept)
+        align(
+            case.scan,
+            case.atlases,
+            context.recipe,
+            mask=case.mask,
+            progress=progress,
+            registrar=registers,
+            executor=kept,
+        )
 
 
-def unusable(ways: Sequence[Recipe], library: AtlasLibrary, targets: Sequence[Target]) -> dict[str, str]:
-    """Of those `ways` whose refinement cannot be used on every target, why not: found before anything is computed.
-
-    A model may have been trained for another fusion, or with other atlases than those that vote on a target.
-    """
-    voters = dict.fromkeys(tuple(id_ for id_ in library.ids if id_ != target.id) for target in targets)
-    found: dict[str, str] = {}
-    for each in ways:
-        try:
-            for ids in voters:
-                checked_provenance([_atlas(library, id_) for id_ in ids], each)
-        except InputError as error:
-            found[each.way] = str(error)
-    return found
-
-
-def _register(target: Target, progress: Progress, *, given: Given) -> None:
+def _register(target: Target, progress: Progress, *, context: RunContext) -> None:
     """The same for a target that is not finished."""
     with suppress(OSError):
-        if finished(target, given)[1] is not None:
+        if finished(target, context)[1] is not None:
             return
-    register_target(target, progress, given=given, ways=[given.recipe])
+    register_target(target, progress, context=context, variants=[context.recipe])
 
 
-def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSummary:
+def segment_target(target: Target, progress: Progress, *, context: RunContext) -> TargetSummary:
     """Read, segment, evaluate, report and write one target, unless that is done already."""
-    library, recipe, out = given.library, given.recipe, given.out
+    library, recipe, out = context.library, context.recipe, context.out
     begun = time.perf_counter()
     key = ""
     with suppress(OSError):  # a file that vanished is told by name where it is read
-        key, summary = finished(target, given)
+        key, summary = finished(target, context)
         if summary is not None:
             return summary
-    with heard_of(logging.WARNING, "%(message)s") as heard:
+    with capture_logs(logging.WARNING, "%(message)s") as heard:
         case = read_case(target, library, progress)
         result = segment(
             case.scan,
@@ -274,8 +191,8 @@ def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSumma
             recipe,
             mask=case.mask,
             progress=progress,
-            registrar=registrar(recipe, library, given.kept),
-            call=given.kept,
+            registrar=make_registrar(recipe, library, context.kept),
+            executor=context.kept,
         )
         table = library.table.completed(result.alignment.label_values)
         metrics = None
@@ -298,120 +215,27 @@ def _segment(target: Target, progress: Progress, *, given: Given) -> TargetSumma
                 not_annotated=case.not_annotated,
             )
         progress("write")
-        with whole_folder(out / target.id) as folder:
+        with atomic_directory(out / target.id) as folder:
             outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)
             if metrics is not None:
                 outputs.write_table(metrics, folder / f"{target.id}_metrics.tsv")
                 outputs.write_table(calibration, folder / f"{target.id}_calibration.tsv")
-            summary = pages.summarised(target.id, case, result, recipe, table, metrics)
+            summary = pages.summarise_target(target.id, case, result, recipe, table, metrics)
             if recipe.output.report:
                 seconds = {**result.seconds, "total": time.perf_counter() - begun}
                 page = pages.page(summary, case, result, recipe, table, seconds, heard)
                 io.write_text(page, folder / f"{target.id}.html")
     summary = replace(summary, seconds=time.perf_counter() - begun, warnings=len(heard))
     if key:
-        given.kept.put("target", key, {"summary": summary, "files": file_digests(out / target.id)})
+        context.kept.put("target", key, {"summary": summary, "files": file_digests(out / target.id)})
     return summary
 
 
-def _then(target: Target, progress: Progress, *, given: Given, after: After) -> TargetSummary:
+def _then(target: Target, progress: Progress, *, context: RunContext, after: After) -> TargetSummary:
     """Segment one target, and do what comes after it."""
-    summary = _segment(target, progress, given=given)
-    after(target, given.out / target.id, summary)
+    summary = segment_target(target, progress, context=context)
+    after(target, context.out / target.id, summary)
     return summary
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A target as read, with the atlases that vote on it and what it is measured by."""
-
-    scan: Image
-    mask: Mask | None
-    reference: LabelMap | None
-    atlases: list[Atlas]
-    not_annotated: frozenset[int]
-    sources: list[str]
-
-
-def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case:
-    """Read a target and the atlases of the library that are not the target itself."""
-    progress("read")
-    scan, mask = target.read()
-    reference = target.read_labels(scan)
-    atlases = _without_itself(target, scan, [_atlas(library, id_) for id_ in library.ids])
-    not_annotated = library.files(target.id).not_annotated if target.id in library.ids else frozenset()
-    sources = [str(target.image), *(str(library.files(atlas.id).image) for atlas in atlases)]
-    return Case(scan, mask, reference, atlases, not_annotated, sources)
-
-
-def registrar(recipe: Recipe, library: AtlasLibrary, call: Call = at_once) -> Registrar:
-    """How the recipe registers: by its steps, or by way of the prepared library's template."""
-    folder = recipe.registration.prepared
-    if folder is None:
-        return partial(register, recipe=recipe, call=call)
-    prepared = _prepared(folder, library)
-    engine, refine = engine_of(recipe.registration.steps), recipe.registration.refine_iterations
-
-    def by_template(scans: Scans) -> Registered:
-        ids = [atlas.id for atlas in scans.atlases]
-
-        def found(chosen: Sequence[int]) -> list[Transform]:
-            return register_prepared(
-                scans.target,
-                prepared,
-                [scans.images[n] for n in chosen],
-                ids=[ids[n] for n in chosen],
-                fixed_mask=scans.target_mask,
-                moving_masks=[scans.atlas_masks[n] for n in chosen],
-                engine=engine,
-                refine_iterations=refine,
-            )
-
-        if isinstance(call, Cache):
-            whole = digest(
-                (register_prepared, engine, refine, scans.target, scans.target_mask, prepared.template, prepared.mask)
-            )
-            ways = [prepared.transforms[id_] for id_ in ids]
-            keys = [joined(whole, digest(parts)) for parts in zip(scans.images, scans.atlas_masks, ways, strict=True)]
-            transforms = call.each("registration.prepared", keys, found)
-        else:
-            transforms = found(range(len(ids)))
-        return Registered(tuple(transforms), (0, 0, 0), scans.target.shape)
-
-    return by_template
-
-
-@cache
-def _prepared(folder: Path, library: AtlasLibrary) -> PreparedLibrary:
-    """A prepared library, read and checked once a process."""
-    prepared = read_prepared(folder)
-    prepared.check(library)
-    return prepared
-
-
-def largest(library: AtlasLibrary) -> int:
-    """Voxels of the largest scan of a library."""
-    return max(math.prod(_atlas(library, id_).image.shape) for id_ in library.ids)
-
-
-@cache
-def _atlas(library: AtlasLibrary, id_: str) -> Atlas:
-    """An atlas, read once a process."""
-    return library.read(id_)
-
-
-def _without_itself(target: Target, scan: Image, atlases: Sequence[Atlas]) -> list[Atlas]:
-    """The atlases that are not the target itself, by id or by content: a scan never votes on itself."""
-    others = []
-    content = io.content_hash(scan)
-    for atlas in atlases:
-        if atlas.id == target.id or (atlas.image.shape == scan.shape and io.content_hash(atlas.image) == content):
-            log.info("target %s is atlas %s of the library: left out of its own fusion", target.id, atlas.id)
-        else:
-            others.append(atlas)
-    if not others:
-        raise InputError(f"target {target.id}: the library holds no atlas beside the target itself")
-    return others
 
 
 def summary(done: Sequence[Outcome[TargetSummary]]) -> pd.DataFrame:

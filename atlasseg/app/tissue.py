@@ -16,10 +16,10 @@ from atlasseg import io
 from atlasseg.app import outputs
 from atlasseg.app.priors import Prior, on_scan, read_prior
 from atlasseg.atlases.library import Target, read_targets
-from atlasseg.compute.execution import Listener, Outcome, heard_of, over_targets
+from atlasseg.compute.execution import Listener, Outcome, capture_logs, over_targets
 from atlasseg.compute.workers import Workers
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.files import discard_partial, whole_folder
+from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.labels import Label, LabelTable, default_color
 from atlasseg.pipeline import Progress
 from atlasseg.preprocessing.foreground import foreground
@@ -118,7 +118,7 @@ def _classify(
     method = recipe.tissue.method
     begun = time.perf_counter()
     seconds: dict[str, float] = {}
-    with heard_of(logging.WARNING, "%(message)s") as heard:
+    with capture_logs(logging.WARNING, "%(message)s") as heard:
         progress("read")
         scan = read_scan(target, modalities, mask, recipe)
         seconds["read"] = time.perf_counter() - begun
@@ -134,7 +134,7 @@ def _classify(
         progress("write")
         table = _table(recipe, prior, found.means.shape[0])
         volumes = volume_rows(found, table)
-        with whole_folder(out / target.id) as folder:
+        with atomic_directory(out / target.id) as folder:
             stem = f"{target.id}_desc-{method.name}"
             since = time.perf_counter()
             _write(folder, stem, target.id, scan, found, table, volumes, recipe, prior)

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlasseg import io
+from atlasseg.app.context import training_library
 from atlasseg.app.outputs import software_versions
-from atlasseg.app.run import learned_from, registrar
+from atlasseg.app.registrar import make_registrar
 from atlasseg.atlases.library import read_targets
 from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
-from atlasseg.pipeline import preprocessed
+from atlasseg.pipeline import preprocess
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.examples import patient_spacing_mm
 from atlasseg.store.cache import Cache
@@ -83,13 +84,13 @@ def train(
     from atlasseg.refinement.network.model import check_free, write_model
 
     require_libraries()
-    library = learned_from(recipe, without)
+    library = training_library(recipe, without)
     where = resolved(device)
     check_free(out)
-    recipe, begun = begun_from(recipe, init, freeze_encoder)
+    recipe, begun = load_initial_weights(recipe, init, freeze_encoder)
     work = out.parent / f"{out.name}.work"
-    call = Cache(cache or work / "cache")
-    with polite_stop() as stop:
+    executor = Cache(cache or work / "cache")
+    with graceful_interrupt() as stop:
         model = train_refiner(
             [library.read(id_) for id_ in library.ids],
             recipe,
@@ -99,8 +100,8 @@ def train(
             start=begun,
             versions=software_versions(),
             checkpoints=work,
-            registrar=registrar(recipe, library, call),
-            call=call,
+            registrar=make_registrar(recipe, library, executor),
+            executor=executor,
             progress=progress,
             stop=stop,
         )
@@ -109,7 +110,7 @@ def train(
     return model
 
 
-def begun_from(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple[Recipe, Start | None]:
+def load_initial_weights(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple[Recipe, Start | None]:
     """The weights of a model to begin from, and the recipe with that network's depth and width.
 
     Raises
@@ -136,7 +137,7 @@ def begun_from(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple
 
 
 @contextmanager
-def polite_stop() -> Iterator[Callable[[], bool]]:
+def graceful_interrupt() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C was pressed; pressed again, it interrupts at once. Only the main thread hears it."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -187,7 +188,7 @@ def pretrain(
     where = resolved(device)
     check_free(out)
     targets = read_targets(recipe.data.targets)
-    images = [preprocessed(target.read()[0], recipe.preprocessing.steps) for target in targets]
+    images = [preprocess(target.read()[0], recipe.preprocessing.steps) for target in targets]
     channels = {target.id: image.channels.shape[3] for target, image in zip(targets, images, strict=True)}
     if len(set(channels.values())) > 1:
         raise InputError(f"scans must have the same channels, got {channels}")
@@ -205,7 +206,7 @@ def pretrain(
     )
     progress(f"plan: {planned.text()}")
     work = out.parent / f"{out.name}.work"
-    with polite_stop() as stop:
+    with graceful_interrupt() as stop:
         member = fit_reconstruction(
             scans,
             planned,

@@ -22,7 +22,7 @@ from typing import Any
 
 from atlasseg import io
 from atlasseg.errors import InputError, OutputError
-from atlasseg.files import whole_folder
+from atlasseg.files import atomic_directory
 from atlasseg.labels import Label, LabelTable
 from atlasseg.methods import suggestion
 
@@ -161,7 +161,7 @@ def fetch(dataset: Dataset, folder: Path, *, told: Told | None = None) -> None:
                 f"({dataset.checksum_from}); it was removed: {error}"
             ) from error
         try:
-            with whole_folder(folder) as made:
+            with atomic_directory(folder) as made:
                 _lay_out(archive, dataset, made)
         finally:
             archive.unlink()

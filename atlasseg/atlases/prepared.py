@@ -21,7 +21,7 @@ import numpy as np
 from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import InputError
-from atlasseg.files import check_seal, seal, whole_folder
+from atlasseg.files import atomic_directory, check_seal, seal
 from atlasseg.recipe import Step
 from atlasseg.registration import diffeomorphic
 from atlasseg.registration.template import Engine, Progress, coarser, compose_through_template, groupwise_template
@@ -268,7 +268,7 @@ def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
         "settings": dict(prepared.settings),
         "template": io.content_hash(prepared.template, place=False),
     }
-    with whole_folder(folder) as aside:
+    with atomic_directory(folder) as aside:
         (aside / TRANSFORMS).mkdir()
         io.write_image(prepared.template, aside / TEMPLATE)
         if prepared.mask is not None:

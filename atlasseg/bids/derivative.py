@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.app import outputs
-from atlasseg.app.run import DEFAULT_LIMIT_BYTES, run, write_logs
+from atlasseg.app.context import DEFAULT_LIMIT_BYTES
+from atlasseg.app.run import run, write_logs
 from atlasseg.atlases.library import Target, read_library
 from atlasseg.bids.scans import Scan
 from atlasseg.compute.execution import Listener, Outcome

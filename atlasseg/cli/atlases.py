@@ -65,7 +65,7 @@ def prepare(
     from atlasseg.atlases.library import read_library
     from atlasseg.atlases.prepared import engine_of, write_prepared
     from atlasseg.atlases.prepared import prepare as make
-    from atlasseg.pipeline import preprocessed
+    from atlasseg.pipeline import preprocess
     from atlasseg.recipe import read_recipe
 
     given = None if recipe is None else read_recipe(recipe)
@@ -76,7 +76,7 @@ def prepare(
     with console.status("prepare") as status:
         prepared = make(
             library,
-            preprocess=lambda image: preprocessed(image, steps),
+            preprocess=lambda image: preprocess(image, steps),
             engine=engine,
             rounds=rounds,
             progress=status.update,

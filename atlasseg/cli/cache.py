@@ -14,7 +14,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A --cache folder, o
 
 def _found(folder: Path) -> Path:
     """The cache that is meant."""
-    from atlasseg.app.run import CACHE
+    from atlasseg.app.context import CACHE
     from atlasseg.errors import InputError
 
     inner = folder / CACHE

@@ -99,7 +99,8 @@ def tell_end(done: Sequence[Outcome[TargetSummary]], out: Path) -> None:
     """Print how a run ended, and leave with status 1 where a target failed."""
     from rich.console import Console
 
-    from atlasseg.app.run import LOGS, summary
+    from atlasseg.app.context import LOGS
+    from atlasseg.app.run import summary
     from atlasseg.cli._tables import as_table
 
     Console().print(as_table(summary(done)))
@@ -117,11 +118,11 @@ def tell_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes:
     import pandas as pd
     from rich.console import Console
 
-    from atlasseg.app.plan import foreseen
+    from atlasseg.app.plan import estimate
     from atlasseg.cli._progress import duration
     from atlasseg.cli._tables import as_table
 
-    plan = foreseen(recipe, workers=workers, cache=cache, limit_bytes=limit_bytes)
+    plan = estimate(recipe, workers=workers, cache=cache, limit_bytes=limit_bytes)
     rows = [
         {
             "step": each.stage,

@@ -143,7 +143,7 @@ def over_targets(
 def _attempt(task: Task[T], target: Target, tell: Progress) -> Outcome[T]:
     """Do one target, turning what goes wrong with it into an Outcome."""
     begun = time.perf_counter()
-    with heard_of(logging.NOTSET, "%(levelname)s: %(message)s") as lines:
+    with capture_logs(logging.NOTSET, "%(levelname)s: %(message)s") as lines:
 
         def told(stage: str) -> None:
             lines.append(f"{time.perf_counter() - begun:9.2f} s  {stage}")
@@ -169,7 +169,7 @@ def _stopped(target: Target, *, after: Target) -> Outcome[Any]:
 
 
 @contextmanager
-def heard_of(level: int, form: str) -> Iterator[list[str]]:
+def capture_logs(level: int, form: str) -> Iterator[list[str]]:
     """Collect what the package logs at a level and above, each as `form` of :mod:`logging` says."""
     lines: list[str] = []
     handler = logging.Handler(level)

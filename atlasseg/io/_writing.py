@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.files import written_whole
+from atlasseg.files import atomic_write
 from atlasseg.io._source import Like, Volume
 from atlasseg.io._suffixes import NIFTI_SUFFIXES, WRITTEN_BY_ITK, volume_suffix
 from atlasseg.io.itk_formats import write_with_itk
@@ -43,7 +43,7 @@ def write_volume(
                 f"{like.shape}) that it should be written like: affines {affine.tolist()} and {like.affine.tolist()}"
             )
         affine, source = like.affine, like.source_header
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         if suffix in WRITTEN_BY_ITK:
             assert not isinstance(volume, ProbabilityMap)
             write_with_itk(temporary, replace(volume, affine=affine), dtype)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlasseg.errors import InputError
-from atlasseg.files import written_whole
+from atlasseg.files import atomic_write
 from atlasseg.labels import LabelTable, TableFormat, format_label_table
 
 
@@ -63,5 +63,5 @@ def write_tsv(rows: Iterable[Mapping[str, object]], path: str | Path, *, columns
 
 def write_text(text: str, path: str | Path) -> None:
     """Write UTF-8 text, whole or not at all; raises OutputError where it cannot be written."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atlasseg.errors import InputError, OutputError
-from atlasseg.files import written_whole
+from atlasseg.files import atomic_write
 from atlasseg.itk import (
     array_from_sitk,
     array_to_sitk,
@@ -120,7 +120,7 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
 
 def _write(path: Path, write: Callable[[str], None]) -> None:
     """Let ITK write a file that appears whole or not at all."""
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         try:
             write(str(aside))
         except RuntimeError as error:

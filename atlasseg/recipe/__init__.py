@@ -311,7 +311,7 @@ class Recipe:
     device: str | None = None
 
     @property
-    def way(self) -> str:
+    def variant(self) -> str:
         """Its fusion, or ``fusion+refinement``, as `with_methods` takes it."""
         steps = (self.fusion.method, self.refinement.method)
         return "+".join(step.name for step in steps if step is not None)
@@ -550,13 +550,13 @@ def _checked(hint: Any, value: Any, what: str) -> Any:
         raise InputError(f"{what}: {wanted}, got {value!r}") from None
 
 
-def with_methods(recipe: Recipe, way: str) -> Recipe:
+def with_methods(recipe: Recipe, variant: str) -> Recipe:
     """The recipe with other methods of fusion and refinement.
 
     Parameters
     ----------
     recipe : Recipe
-    way : str
+    variant : str
         ``"joint"`` for a fusion alone, ``"joint+corrective_learning"`` for one that is refined. Parameters are those
         of the recipe's tables ``[fusion.NAME]`` and ``[refinement.NAME]``.
 
@@ -565,7 +565,7 @@ def with_methods(recipe: Recipe, way: str) -> Recipe:
     InputError
         There is no method of that name, or it lacks a parameter.
     """
-    fusion, plus, refinement = way.partition("+")
+    fusion, plus, refinement = variant.partition("+")
     tables = tomllib.loads(recipe.text)
 
     def section(kind: type, title: str, method: str) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.files import check_seal, seal, written_whole
+from atlasseg.files import atomic_write, check_seal, seal
 from atlasseg.labels import LabelTable
 from atlasseg.methods import Data, method
 from atlasseg.refinement._features import Scene, Window
@@ -351,7 +351,7 @@ def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable
     """
     folder = Path(folder)
     arrays, trees, nodes = joined(list(model.classifiers.values()))
-    with written_whole(folder / TREES) as aside, aside.open("wb") as file:
+    with atomic_write(folder / TREES) as aside, aside.open("wb") as file:
         np.savez_compressed(
             file, labels=np.array(list(model.classifiers), np.int64), trees=trees, nodes=nodes, **arrays
         )

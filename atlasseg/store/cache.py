@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.recipe import Step
-from atlasseg.store.serialisation import digest, joined, named_like, note, pack, unpack
+from atlasseg.store.serialisation import digest, joined, memoise_digest, named_like, pack, unpack
 from atlasseg.volume import Image
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Cache:
         else:
             (result,) = self.each(stage_of(function), [key], lambda _: [function(*data, **given)])
             result = named_like(result, next(iter(data), None))
-        note(result, key)
+        memoise_digest(result, key)
         return result
 
     def _registrations(
@@ -157,7 +157,7 @@ class Cache:
             for n in absent:
                 self.put(stage, keys[n], found[n], seconds=seconds)
         for n, key in enumerate(keys):
-            note(found[n], key)
+            memoise_digest(found[n], key)
         return [found[n] for n in range(len(keys))]
 
     def _made(

@@ -104,7 +104,7 @@ def _plain(column: Any) -> list[Any]:
 _known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
-def note(value: Any, digest_: str) -> None:
+def memoise_digest(value: Any, digest_: str) -> None:
     """Let `digest_` stand for a value that is known to be what made it: it need not be looked at again."""
     if isinstance(value, Transform | Image | Mask | LabelMap | ProbabilityMap | Atlas):
         _known[value] = digest_

@@ -2,6 +2,6 @@
 
 from atlasseg.training.corrective import train_corrective
 from atlasseg.training.examples import leave_one_out, segmented
-from atlasseg.training.refiner import dealt, train_refiner
+from atlasseg.training.refiner import split_folds, train_refiner
 
-__all__ = ["dealt", "leave_one_out", "segmented", "train_corrective", "train_refiner"]
+__all__ = ["leave_one_out", "segmented", "split_folds", "train_corrective", "train_refiner"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from atlasseg import io
 from atlasseg.errors import InputError
-from atlasseg.pipeline import Call, Registrar, at_once, provenance
+from atlasseg.pipeline import Executor, Registrar, call_directly, provenance
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, train
 from atlasseg.training.examples import FEWEST_ATLASES, Progress, leave_one_out, segmented
@@ -22,7 +22,7 @@ def train_corrective(
     seed: int = 0,
     versions: Mapping[str, str] | None = None,
     registrar: Registrar | None = None,
-    call: Call = at_once,
+    executor: Executor = call_directly,
     progress: Progress = lambda text: None,
 ) -> CorrectiveModel:
     """Train corrective learning for a recipe on a library.
@@ -37,7 +37,7 @@ def train_corrective(
         Three at least.
     cases : sequence of Atlas, optional
         Further labelled scans, segmented from all atlases as a target is. They are to learn on, and do not vote.
-    recipe, registrar, call, progress
+    recipe, registrar, executor, progress
         As for `leave_one_out`.
     samples_per_label, seed : int
         As for `corrective_learning.train`.
@@ -56,10 +56,10 @@ def train_corrective(
         same = library.get(io.content_hash(case.image, place=False))
         if same is not None:
             raise InputError(f"case {case.id} is atlas {same} of the library: it would vote for itself")
-    examples = list(leave_one_out(atlases, recipe, registrar=registrar, call=call, progress=progress))
+    examples = list(leave_one_out(atlases, recipe, registrar=registrar, executor=executor, progress=progress))
     for number, case in enumerate(cases, 1):
         progress(f"case {case.id} ({number} of {len(cases)})")
-        examples.append(segmented(case, atlases, recipe, registrar=registrar, call=call))
+        examples.append(segmented(case, atlases, recipe, registrar=registrar, executor=executor))
     progress("classifiers")
     return train(
         examples,

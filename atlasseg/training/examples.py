@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from atlasseg import io
 from atlasseg.errors import InputError
-from atlasseg.pipeline import Call, Registrar, align, at_once
+from atlasseg.pipeline import Executor, Registrar, align, call_directly
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.examples import Example
 from atlasseg.volume import Atlas, ProbabilityMap
@@ -23,7 +23,7 @@ def leave_one_out(
     recipe: Recipe,
     *,
     registrar: Registrar | None = None,
-    call: Call = at_once,
+    executor: Executor = call_directly,
     progress: Progress = lambda text: None,
 ) -> Iterator[Example]:
     """Segment every atlas from the others, by the recipe's own registration and fusion.
@@ -36,7 +36,7 @@ def leave_one_out(
     atlases : sequence of Atlas
     recipe : Recipe
         Of its stages those up to fusion are run.
-    registrar, call
+    registrar, executor
         As for `pipeline.align`.
     progress : callable, optional
         Told the atlas's id as its turn comes.
@@ -52,7 +52,7 @@ def leave_one_out(
         if not others:
             raise InputError(f"atlas {atlas.id}: the library holds no other atlas to segment it from")
         progress(f"{atlas.id} ({number} of {len(atlases)}) from {len(others)} others")
-        yield segmented(atlas, others, recipe, registrar=registrar, call=call)
+        yield segmented(atlas, others, recipe, registrar=registrar, executor=executor)
 
 
 def segmented(
@@ -61,12 +61,12 @@ def segmented(
     recipe: Recipe,
     *,
     registrar: Registrar | None = None,
-    call: Call = at_once,
+    executor: Executor = call_directly,
 ) -> Example:
     """An atlas segmented from others, which must not hold it, by a recipe up to fusion. The rest as `leave_one_out`."""
-    alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar, call=call)
+    alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar, executor=executor)
     voters = [candidate.atlas for candidate in alignment.candidates if candidate.qc.keep]
-    fused: ProbabilityMap = call(recipe.fusion.method, alignment.target, voters)
+    fused: ProbabilityMap = executor(recipe.fusion.method, alignment.target, voters, mask=alignment.target_mask)
     start = alignment.start
     stop = tuple(a + n for a, n in zip(start, alignment.target.shape, strict=True))
     return Example(atlas.id, alignment.target, fused, atlas.segmentation.cropped(start, stop), atlas.not_annotated)

@@ -14,7 +14,7 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.errors import InputError
-from atlasseg.pipeline import Call, Registrar, at_once, provenance
+from atlasseg.pipeline import Executor, Registrar, call_directly, provenance
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.examples import Example, patient_spacing_mm, scan_digests
 from atlasseg.training.examples import FEWEST_ATLASES, Progress, leave_one_out
@@ -39,7 +39,7 @@ def train_refiner(
     versions: Mapping[str, str] | None = None,
     checkpoints: Path | None = None,
     registrar: Registrar | None = None,
-    call: Call = at_once,
+    executor: Executor = call_directly,
     progress: Progress = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> RefinerModel:
@@ -68,7 +68,7 @@ def train_refiner(
         Version of each piece of software, for the record.
     checkpoints : path, optional
         Folder where trainings are kept while they run, and found again.
-    registrar, call, progress
+    registrar, executor, progress
         As for `leave_one_out`; `progress` is also told of the plan and of every round of the training.
     stop : callable, optional
         Asked after every atlas and every step; where it says so, what was made is kept and KeyboardInterrupt raised.
@@ -102,12 +102,12 @@ def train_refiner(
         raise InputError(f"the model to begin from was trained on {start.channels} channels, the scans have {count}")
     settings, training = recipe.refiner, recipe.training
     contents = {atlas.id: io.content_hash(atlas.image, place=False) for atlas in atlases}
-    folds = dealt(contents, training.folds, training.seed)
+    folds = split_folds(contents, training.folds, training.seed)
     if training.members > len(folds):
         log.info("%d networks, one a fold, in place of %d", len(folds), training.members)
     if examples is None:
         examples = []
-        for example in leave_one_out(atlases, recipe, registrar=registrar, call=call, progress=progress):
+        for example in leave_one_out(atlases, recipe, registrar=registrar, executor=executor, progress=progress):
             examples.append(example)
             if stop():
                 raise KeyboardInterrupt
@@ -183,7 +183,7 @@ def train_refiner(
     )
 
 
-def dealt(contents: Mapping[str, str], folds: int, seed: int) -> list[frozenset[str]]:
+def split_folds(contents: Mapping[str, str], folds: int, seed: int) -> list[frozenset[str]]:
     """Deal atlases out to folds at random, copies of one scan to the same one; fewer folds where there are fewer scans.
 
     Parameters

@@ -88,7 +88,11 @@ def measured(target, majority, local_weighted):
 
 def test_targets_without_a_dice_are_in_no_test(dataset, monkeypatch, caplog):
     recipe = parse_recipe({**TABLES, "output": {"report": False}}, base=dataset)
-    done = [measured("head3", 0.7, 0.8), measured("head5", np.nan, 0.9), measured("head4", 0.6, 0.5)]
+    done = [
+        measured("head3", 0.7, 0.8),
+        measured("head5", np.nan, 0.9),
+        measured("head4", 0.6, 0.5),
+    ]
     monkeypatch.setattr("atlasseg.app.compare.over_targets", lambda *_, **__: done)
     found = compare(recipe, ["majority", "local_weighted"])
     assert list(found.scores.index) == ["head3", "head4"] and list(found.scores) == ["majority", "local_weighted"]
@@ -127,7 +131,7 @@ def test_with_and_without_refinement(dataset, caplog):
         "output": {"entropy": False},
     }
     recipe = parse_recipe(tables, base=dataset)
-    assert recipe.way == "majority+corrective_learning"
+    assert recipe.variant == "majority+corrective_learning"
     correct(recipe, dataset / "model", samples_per_label=300)
     found = compare(recipe, ["majority", "local_weighted"])
     assert list(found.scores) == ["majority", "local_weighted", "majority+corrective_learning"]

@@ -40,7 +40,7 @@ def command(*arguments):
 
 
 def planned(dataset, **tables):
-    found = plan.foreseen(parse_recipe({**TABLES, **tables}, base=dataset), workers=Workers(), limit_bytes=None)
+    found = plan.estimate(parse_recipe({**TABLES, **tables}, base=dataset), workers=Workers(), limit_bytes=None)
     return found, {stage.stage: (stage.kept, stage.to_do) for stage in found.stages}
 
 

@@ -13,7 +13,7 @@ from atlasseg.app.run import run
 from atlasseg.compute import execution
 from atlasseg.compute.workers import Workers
 from atlasseg.errors import ClusterError
-from atlasseg.files import discard_partial, whole_folder
+from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.recipe import parse_recipe
 
 from ..compute.test_execution import cluster  # noqa: F401 - a fixture
@@ -105,8 +105,8 @@ def test_a_target_that_vanishes_in_mid_run(dataset):
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from atlasseg.files import whole_folder
-with whole_folder(Path(sys.argv[1])) as folder:
+from atlasseg.files import atomic_directory
+with atomic_directory(Path(sys.argv[1])) as folder:
     (folder / "half").touch()
     print("holding", flush=True)
     time.sleep(60)
@@ -123,7 +123,7 @@ def test_what_a_killed_process_left_is_removed_and_what_another_is_writing_is_no
             assert holder.stdout.readline() == "holding\n"
         holders[0].kill()
         holders[0].wait()
-        with whole_folder(final) as folder:
+        with atomic_directory(final) as folder:
             (folder / "whole").touch()
         left = list(tmp_path.glob(".*.partial"))
         assert len(left) == 1 and f"-{holders[1].pid}-" in left[0].name

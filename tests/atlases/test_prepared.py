@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from atlasseg import io, methods
-from atlasseg.app.run import registrar
+from atlasseg.app.registrar import make_registrar
 from atlasseg.atlases import prepared as prepared_module
 from atlasseg.atlases.library import read_library
 from atlasseg.atlases.prepared import PreparedLibrary, prepare, read_prepared, register_prepared, write_prepared
 from atlasseg.errors import InputError, OutputError
 from atlasseg.files import seal
 from atlasseg.phantoms import head, moving_from_fixed, tilted_grid
-from atlasseg.pipeline import preprocessed_scans
+from atlasseg.pipeline import preprocess_scans
 from atlasseg.recipe import Step, parse_recipe
 from atlasseg.registration import template
 from atlasseg.resampling import resample
@@ -243,8 +243,8 @@ def test_a_recipe_says_how_far_the_way_from_the_template_is_refined(prepared, fo
     recipe = parse_recipe({"registration": table, "fusion": {"method": "majority"}})
     library = read_library(folder)
     atlases = [library.read(id_) for id_ in library.ids]
-    scans = preprocessed_scans(heads[0].image, atlases, None, recipe.preprocessing)
-    found = registrar(recipe, library)(scans).transforms
+    scans = preprocess_scans(heads[0].image, atlases, None, recipe.preprocessing)
+    found = make_registrar(recipe, library)(scans).transforms
     composed = register_prepared(heads[0].image, prepared, scans.images, refine_iterations=(0, 0))
     points = grid_points(heads[0].image.grid)[::4, ::4, ::4]
     for one, other in zip(found, composed, strict=True):

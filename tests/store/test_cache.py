@@ -56,7 +56,7 @@ def run(case, tables=TABLES, **options):
     scan, atlases, folder = case
     packing._known.clear()
     kept = Counting(folder, **options)
-    return segment(scan, atlases, parse_recipe(tables), call=kept), kept.made
+    return segment(scan, atlases, parse_recipe(tables), executor=kept), kept.made
 
 
 ALL = [

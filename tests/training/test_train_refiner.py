@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from atlasseg import io, pipeline
-from atlasseg.app.train import polite_stop
+from atlasseg.app.train import graceful_interrupt
 from atlasseg.atlases.library import read_library
 from atlasseg.cli import app
 from atlasseg.errors import InputError
@@ -23,7 +23,7 @@ from atlasseg.evaluation.overlap import count, dice
 from atlasseg.recipe import Refinement, parse_recipe, read_recipe
 from atlasseg.refinement.unet import refined
 from atlasseg.store.cache import Cache
-from atlasseg.training import dealt, fitting, leave_one_out, train_refiner
+from atlasseg.training import fitting, leave_one_out, split_folds, train_refiner
 
 PLAIN = """
 [data]
@@ -171,14 +171,14 @@ def test_no_atlas_votes_for_itself_and_no_validation_case_trains(place, monkeypa
 
 def test_copies_of_a_scan_share_a_fold():
     contents = {f"atlas{n}": f"scan{n // 2}" for n in range(14)}
-    folds = dealt(contents, 3, seed=1)
+    folds = split_folds(contents, 3, seed=1)
     assert sorted(id_ for fold in folds for id_ in fold) == sorted(contents)
     for fold in folds:
         assert all(f"atlas{int(id_[5:]) ^ 1}" in fold for id_ in fold)
-    assert folds == dealt(dict(reversed(contents.items())), 3, seed=1) != dealt(contents, 3, seed=2)
-    assert len(dealt({"a": "x", "b": "y"}, 5, seed=0)) == 2
+    assert folds == split_folds(dict(reversed(contents.items())), 3, seed=1) != split_folds(contents, 3, seed=2)
+    assert len(split_folds({"a": "x", "b": "y"}, 5, seed=0)) == 2
     with pytest.raises(InputError, match="copies of one scan"):
-        dealt({"a": "x", "b": "x"}, 5, seed=0)
+        split_folds({"a": "x", "b": "x"}, 5, seed=0)
 
 
 def test_requests_that_cannot_be_met(place, monkeypatch):
@@ -211,10 +211,10 @@ def test_fused_atlases_are_kept_by_their_content(place):
     library = read_library(place / "atlases")
     atlases = [library.read(id_) for id_ in library.ids]
     cache = place / "cache"
-    first = list(leave_one_out(atlases, recipe, call=Cache(cache)))
+    first = list(leave_one_out(atlases, recipe, executor=Cache(cache)))
     kept = list(cache.glob("fusion.majority/*"))
     assert len(kept) == 3
-    again = list(leave_one_out(atlases, recipe, call=Cache(cache)))
+    again = list(leave_one_out(atlases, recipe, executor=Cache(cache)))
     for mine, theirs in zip(first, again, strict=True):
         assert mine.id == theirs.id and np.array_equal(mine.truth.array, theirs.truth.array)
         assert np.array_equal(mine.fused.values, theirs.fused.values)
@@ -224,13 +224,13 @@ def test_fused_atlases_are_kept_by_their_content(place):
     first_labels = np.array(atlases[0].labels.array)
     first_labels[5, 5, 5] = 901
     atlases[0] = replace(atlases[0], labels=replace(atlases[0].labels, array=first_labels))
-    changed = list(leave_one_out(atlases, recipe, call=Cache(cache)))
+    changed = list(leave_one_out(atlases, recipe, executor=Cache(cache)))
     assert 901 in changed[0].truth.values and len(list(cache.glob("fusion.majority/*"))) == 5
 
 
 def test_ctrl_c_is_heard_once_and_obeyed_twice():
     before = signal.getsignal(signal.SIGINT)
-    with polite_stop() as stop:
+    with graceful_interrupt() as stop:
         assert not stop()
         signal.raise_signal(signal.SIGINT)
         assert stop()

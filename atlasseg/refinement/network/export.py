@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from atlasseg.errors import OutputError
-from atlasseg.files import written_whole
+from atlasseg.files import atomic_write
 from atlasseg.refinement.network.model import RefinerModel
 from atlasseg.refinement.network.networks import build, load_weights
 
@@ -36,7 +36,7 @@ def write_torchscript(model: RefinerModel, folder: Path) -> list[Path]:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # shapes that are fixed by the trace, and TorchScript's age
             traced = torch.jit.trace(network, shown)  # type: ignore[no-untyped-call]
-            with written_whole(path) as aside:
+            with atomic_write(path) as aside:
                 traced.save(str(aside))
                 expected, found = network(other), torch.jit.load(str(aside))(other)  # type: ignore[no-untyped-call]
                 apart = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-6))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.errors import InputError, OutputError
-from atlasseg.files import check_seal, seal, whole_folder
+from atlasseg.files import atomic_directory, check_seal, seal
 from atlasseg.labels import LabelTable
 from atlasseg.refinement.examples import scan_digests
 from atlasseg.refinement.network import require_libraries
@@ -115,7 +115,7 @@ def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | 
     folder = Path(folder)
     check_free(folder)
     completed = (table or LabelTable()).completed(model.coding.labels)
-    with whole_folder(folder) as aside:
+    with atomic_directory(folder) as aside:
         for number, member in enumerate(model.members):
             path = aside / weights_name(number)
             write_tensors(path, member.weights, {"method": METHOD, "member": number})

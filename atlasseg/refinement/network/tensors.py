@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from atlasseg.errors import InputError
-from atlasseg.files import written_whole
+from atlasseg.files import atomic_write
 
 HEADER = "state"
 
@@ -20,7 +20,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
     from safetensors.torch import save
 
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(save(flat, metadata={HEADER: json.dumps(state)}))  # save_file's are for the owner alone
 
 

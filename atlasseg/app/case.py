@@ -1,0 +1,86 @@
+"""A target as read from disk, with the atlases that vote on it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from atlasseg import io
+from atlasseg.atlases.library import AtlasLibrary, Target
+from atlasseg.errors import InputError
+from atlasseg.pipeline import Progress
+from atlasseg.volume import Atlas, Image, LabelMap, Mask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A target as read, the atlases that vote on it, and what it is evaluated against.
+
+    Parameters
+    ----------
+    scan : Image
+    mask : Mask or None
+        Where the scan's intensities count.
+    reference : LabelMap or None
+        The target's own labels, for evaluation.
+    atlases : list of Atlas
+        The library without the target itself.
+    not_annotated : frozenset of int
+        Labels that nobody drew in the reference.
+    sources : list of str
+        Paths of the scan and of the atlases' images.
+    """
+
+    scan: Image
+    mask: Mask | None
+    reference: LabelMap | None
+    atlases: list[Atlas]
+    not_annotated: frozenset[int]
+    sources: list[str]
+
+
+def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case:
+    """Read a target and the atlases of the library that are not the target itself.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or the library holds no atlas but the target.
+    """
+    progress("read")
+    scan, mask = target.read()
+    reference = target.read_labels(scan)
+    atlases = _without_target(target, scan, [read_atlas(library, id_) for id_ in library.ids])
+    not_annotated = library.files(target.id).not_annotated if target.id in library.ids else frozenset()
+    sources = [str(target.image), *(str(library.files(atlas.id).image) for atlas in atlases)]
+    return Case(scan, mask, reference, atlases, not_annotated, sources)
+
+
+@cache
+def read_atlas(library: AtlasLibrary, id_: str) -> Atlas:
+    """Read an atlas once per process; `read_atlas.cache_clear` forgets all of them."""
+    return library.read(id_)
+
+
+def largest_voxels(library: AtlasLibrary) -> int:
+    """Count the voxels of the largest scan of a library."""
+    return max(math.prod(read_atlas(library, id_).image.shape) for id_ in library.ids)
+
+
+def _without_target(target: Target, scan: Image, atlases: Sequence[Atlas]) -> list[Atlas]:
+    """The atlases that are not the target itself, by id or by content: a scan never votes on itself."""
+    others = []
+    content = io.content_hash(scan)
+    for atlas in atlases:
+        if atlas.id == target.id or (atlas.image.shape == scan.shape and io.content_hash(atlas.image) == content):
+            log.info("target %s is atlas %s of the library: left out of its own fusion", target.id, atlas.id)
+        else:
+            others.append(atlas)
+    if not others:
+        raise InputError(f"target {target.id}: the library holds no atlas beside the target itself")
+    return others

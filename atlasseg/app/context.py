@@ -1,0 +1,107 @@
+"""What a run works with: its library, targets, recipe, and where results and intermediate results go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlasseg.app import outputs
+from atlasseg.app.case import read_atlas
+from atlasseg.app.registrar import make_registrar, read_checked
+from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
+from atlasseg.errors import InputError
+from atlasseg.pipeline import check_provenance
+from atlasseg.recipe import Recipe
+from atlasseg.store.cache import Cache, kept_in
+
+CACHE, LOGS = ".cache", "logs"
+"""Folders in the output folder: intermediate results, where no other place is named; and logs of failed targets."""
+
+DEFAULT_LIMIT_BYTES = 50_000_000_000
+"""Size of the cache, unless the user says otherwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunContext:
+    """What the work on every target of a run shares.
+
+    Parameters
+    ----------
+    library : AtlasLibrary
+    recipe : Recipe
+    out : path
+        Folder for the results.
+    cache : path
+        Folder for intermediate results.
+    limit_bytes : int or None
+        Size that the cache may have.
+    """
+
+    library: AtlasLibrary
+    recipe: Recipe
+    out: Path
+    cache: Path
+    limit_bytes: int | None
+
+    @property
+    def kept(self) -> Cache:
+        """The cache of this process."""
+        return kept_in(self.cache, self.limit_bytes)
+
+
+def load_inputs(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:
+    """Load the library, find the targets and make the output folder of a recipe, and check them before work begins.
+
+    Raises
+    ------
+    InputError
+        The recipe names no library, targets or output folder, or is one for tissue classes; an atlas cannot be read; or
+        the prepared library does not fit.
+    OutputError
+        The output folder cannot be written.
+    """
+    if recipe.tissue is not None:
+        raise InputError(f"recipe {recipe.name}: its table [tissue] is of atlasseg tissue; give it to that command")
+    if not recipe.data.atlases or not recipe.data.targets or recipe.data.out is None:
+        raise InputError(f"recipe {recipe.name}: [data] must name atlases, targets and out (or give them as options)")
+    library = read_library(*recipe.data.atlases)
+    targets = read_targets(recipe.data.targets)
+    read_checked.cache_clear()
+    read_atlas.cache_clear()  # files may have changed since an earlier run in this process
+    for id_ in library.ids:
+        read_atlas(library, id_)  # so that a broken atlas is an error of the request, before work begins
+    make_registrar(recipe, library)
+    out = recipe.data.out
+    outputs.ready_folder(out, recipe)
+    return library, targets, out
+
+
+def training_library(recipe: Recipe, without: Collection[str] = ()) -> AtlasLibrary:
+    """Read the recipe's library without some atlases, to train a refinement on it.
+
+    Raises
+    ------
+    InputError
+        The recipe names no library, or it has no atlas of a name in `without`.
+    """
+    if not recipe.data.atlases:
+        raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
+    library = read_library(*recipe.data.atlases)
+    return library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
+
+
+def unusable_variants(variants: Sequence[Recipe], library: AtlasLibrary, targets: Sequence[Target]) -> dict[str, str]:
+    """Find the variants whose refinement cannot be used on every target, and the reason, before work begins.
+
+    A model may have been trained for another fusion, or with other atlases than those that vote on a target.
+    """
+    voters = dict.fromkeys(tuple(id_ for id_ in library.ids if id_ != target.id) for target in targets)
+    found: dict[str, str] = {}
+    for each in variants:
+        try:
+            for ids in voters:
+                check_provenance([read_atlas(library, id_) for id_ in ids], each)
+        except InputError as error:
+            found[each.variant] = str(error)
+    return found
