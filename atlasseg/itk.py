@@ -34,6 +34,13 @@ def is_orthonormal(grid: Grid) -> bool:
     return bool(np.abs(direction.T @ direction - np.eye(3)).max() < ORTHONORMAL_TOLERANCE)
 
 
+def shear_degrees(grid: Grid) -> float:
+    """Measure by how many degrees the angle between two axes of the grid differs most from a right one."""
+    direction = grid.affine[:3, :3] / grid.spacing_mm
+    cosines = np.abs(direction.T @ direction)[np.triu_indices(3, 1)]
+    return float(np.degrees(np.arcsin(min(cosines.max(), 1.0))))
+
+
 def orthonormal_grid(grid: Grid) -> Grid:
     """A grid with perpendicular axes over the same space: `grid` itself where it has no shear.
 

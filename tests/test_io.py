@@ -169,7 +169,7 @@ def test_neither_sform_nor_qform_is_warned_of_and_read_as_nibabel_does(tmp_path,
     scan = io.read_image(path)
     np.testing.assert_array_equal(scan.affine, nib.load(path).affine)
     assert "scan.nii.gz: neither sform nor qform is set" in caplog.text
-    assert "[0.9, 1.25, 2.5]" in caplog.text
+    assert "0.9 x 1.25 x 2.5 mm" in caplog.text
 
 
 def test_a_part_of_a_volume_without_sform_and_qform_is_placed_by_an_sform(tmp_path):
@@ -208,8 +208,8 @@ def test_a_faulty_qform_without_an_sform_is_refused(tmp_path):
         io.read_image(path)
 
 
-def test_a_singular_sform_is_refused_by_name(tmp_path):
-    path = nifti(tmp_path / "scan.nii", SCAN)
+def test_a_singular_sform_without_a_qform_is_refused_by_name(tmp_path):
+    path = nifti(tmp_path / "scan.nii", SCAN, qform=0)
     for row in range(3):
         set_field(path, 280 + 16 * row, "<4f", 0, 0, 0, 0)
     with pytest.raises(GeometryError, match=r"scan\.nii.*invertible"):
@@ -229,13 +229,6 @@ def test_a_volume_of_our_own_is_placed_by_both_forms(tmp_path):
     found = nib.load(tmp_path / "out.nii.gz")
     assert (found.header["sform_code"], found.header["qform_code"]) == (1, 1)
     np.testing.assert_allclose(found.get_qform(), found.get_sform(), atol=1e-5)
-
-
-def test_units_other_than_millimetres_are_warned_of_and_kept(tmp_path, caplog):
-    scan = io.read_image(nifti(tmp_path / "scan.nii", SCAN, unit="micron"))
-    assert "lengths in micron; its numbers are taken as millimetres" in caplog.text
-    io.write_image(scan, tmp_path / "out.nii", like=scan)
-    assert nib.load(tmp_path / "out.nii").header.get_xyzt_units()[0] == "micron"
 
 
 def test_axes_too_long_for_nifti_1_make_nifti_2(tmp_path):
@@ -520,9 +513,12 @@ def test_intensities_that_are_not_finite_are_masked_with_a_warning(tmp_path, cap
     scan, finite = io.read_scan(path)
     assert scan.array[1, 2, 3] == -5  # the lowest there is
     assert finite is not None and not finite.array[1, 2, 3] and finite.array.sum() == array.size - 1
-    assert "scan.nii.gz: 1 of 315 intensities are NaN or infinite, the first at voxel [1, 2, 3]" in caplog.text
+    assert (
+        "scan.nii.gz: 0.32% of the intensities are NaN or infinite (1 of 315, the first at voxel [1, 2, 3])"
+        in caplog.text
+    )
     np.testing.assert_array_equal(io.read_image(path).array, scan.array)
-    with pytest.raises(InputError, match=r"scan\.nii\.gz: 1 of 315 intensities"):
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: .* of the intensities are NaN or infinite \(1 of 315"):
         io.read_image(path, nonfinite="refuse")
 
 
@@ -609,7 +605,9 @@ def test_truncated_files_are_refused_by_name(tmp_path, read, share, suffix):
 def test_a_truncated_file_is_said_to_be_truncated(tmp_path):
     path = nifti(tmp_path / "cut.nii.gz", SCAN)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"cut\.nii\.gz: .*truncated or damaged"):
+    with pytest.raises(
+        InputError, match=r"cut\.nii\.gz: the file is truncated.*expected 1612 bytes by its header, got \d{3,4}\."
+    ):
         io.read_image(path)
 
 
@@ -626,7 +624,7 @@ def test_a_file_whose_checksum_is_wrong_is_refused(tmp_path):
 def test_a_text_file_named_nii_gz_is_refused(tmp_path):
     path = tmp_path / "notes.nii.gz"
     path.write_text("see the other folder")
-    with pytest.raises(InputError, match=r"notes\.nii\.gz: not a NIfTI file: it begins with b'see '"):
+    with pytest.raises(InputError, match=r"notes\.nii\.gz: not a NIfTI file: .* got b'see '"):
         io.read_image(path)
     path.write_bytes(gzip.compress(b"see the other folder"))
     with pytest.raises(InputError, match=r"notes\.nii\.gz: not a NIfTI file"):

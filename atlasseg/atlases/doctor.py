@@ -20,6 +20,7 @@ import numpy as np
 from atlasseg import io
 from atlasseg.atlases.library import grid_difference, read_library
 from atlasseg.errors import InputError
+from atlasseg.itk import is_orthonormal
 from atlasseg.labels import LabelTable, read_label_table
 from atlasseg.volume import Grid, Image, LabelMap, Mask
 
@@ -40,7 +41,6 @@ LEAST_VOLUME_SD = 0.1
 FEWEST_FOR_OUTLIERS = 5
 FRAGMENT_SHARE = 0.01  # of a label's voxels: a loose part below it is a slip of the brush rather than a structure
 OUTSIDE_MASK_SHARE = 0.01
-SHEAR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def examine(folder: str | Path, *, progress: Callable[[str], None] | None = None
     """
     root = Path(folder)
     findings: list[Finding] = []
-    with _io_is_quiet():
+    with _filtered("atlasseg.atlases.library", lambda record: record.levelno > logging.WARNING):
         try:
             for finding in _examine(root, progress or (lambda _: None)):
                 findings.append(finding)
@@ -198,12 +198,12 @@ def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case
     """What there is to remember of a case; what is wrong with it by itself goes to `found`."""
     image: Image | None = None
     try:
-        image, finite = io.read_scan(case.image)
+        with _warnings_as_findings(case.image, found):
+            image, finite = io.read_scan(case.image)
     except InputError as error:
         found.append(Finding("error", case.image, str(error), "replace the file, or take it out of the folder"))
     else:
-        found += _header_flaws(case.image, image)
-        found += _intensity_flaws(case.image, image, finite)
+        found += _image_flaws(case.image, image, finite)
         low, high = np.percentile(image.array, (1, 99))
         case = replace(
             case,
@@ -217,7 +217,8 @@ def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case
     labels: LabelMap | None = None
     if case.labels is not None:
         try:
-            labels = io.read_label_map(case.labels)
+            with _warnings_as_findings(case.labels, found):
+                labels = io.read_label_map(case.labels)
         except InputError as error:
             found.append(
                 Finding("error", case.labels, str(error), "write the labels as whole numbers on the grid of the scan")
@@ -236,7 +237,8 @@ def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case
             )
     if case.mask is not None:
         try:
-            mask = io.read_mask(case.mask)
+            with _warnings_as_findings(case.mask, found):
+                mask = io.read_mask(case.mask)
         except InputError as error:
             found.append(Finding("error", case.mask, str(error), "replace the file, or take it out of the folder"))
         else:
@@ -252,34 +254,10 @@ def _apart(path: Path, volume: LabelMap | Mask, image_path: Path, image: Image |
         yield Finding("error", path, message, "resample it onto the grid of the scan, or copy the right header")
 
 
-def _header_flaws(path: Path, image: Image) -> Iterator[Finding]:
-    source, grid = image.source_header, image.grid
-    if source.sform_code <= 0 and source.qform_code <= 0:
-        message = "neither sform nor qform is set: orientation and place are guessed"
-        yield Finding("warning", path, message, "convert the scan again from its DICOM files")
-    elif source.sform_code > 0 and source.qform is not None:
-        other = Grid(image.shape, np.array(source.qform))
-        if not grid.matches(other):
-            apart_mm = np.linalg.norm(grid.corners_mm - other.corners_mm, axis=1).max()
-            message = (
-                f"sform and qform disagree by up to {apart_mm:.3g} mm: the sform is used, other programs may differ"
-            )
-            yield Finding("warning", path, message, "see which is right, and copy it over the other")
-    if source.unit not in ("mm", "unknown"):
-        message = f"the header gives lengths in {source.unit}: its numbers are taken as millimetres"
-        yield Finding("warning", path, message, "scale the header to millimetres")
-    direction = image.affine[:3, :3] / grid.spacing_mm
-    if np.abs(direction.T @ direction - np.eye(3)).max() > SHEAR_TOLERANCE:
-        yield Finding(
-            "note", path, "the axes are not perpendicular (sheared): handled here, refused by ITK's NIfTI reader"
-        )
-
-
-def _intensity_flaws(path: Path, image: Image, finite: Mask | None) -> Iterator[Finding]:
-    if finite is not None:
-        share = 1 - finite.array.mean()
-        message = f"{share:.2%} of the intensities are NaN or infinite"
-        yield Finding("warning", path, message, "they are masked; better find out where they come from")
+def _image_flaws(path: Path, image: Image, finite: Mask | None) -> Iterator[Finding]:
+    if not is_orthonormal(image.grid):
+        message = "the axes are not perpendicular (sheared): handled here, but ITK, ANTs and Slicer cannot open it"
+        yield Finding("note", path, message, f"for them: atlasseg convert {path} OUT.nii.gz --orthogonal")
     known = image.array if finite is None else image.array[finite.array]
     low, high = float(known.min()), float(known.max())
     if low == high:
@@ -458,8 +436,11 @@ def _volume_outliers(cases: Sequence[_Case], table: LabelTable) -> Iterator[Find
 
 
 def _tried(path: Path, read: Callable[[], object]) -> Iterator[Finding]:
+    found: list[Finding] = []
     try:
-        read()
+        with _warnings_as_findings(path, found):
+            read()
+        yield from found
     except Exception as error:  # a broken file is a finding
         yield Finding("error", path, str(error), "replace the file, or take it out of the folder")
 
@@ -481,17 +462,25 @@ def _some(items: Iterable[object], most: int = 8) -> str:
 
 
 @contextmanager
-def _io_is_quiet() -> Iterator[None]:
-    """Keep what reading warns of out of the log: it is reported as findings here."""
-    loggers = [logging.getLogger(name) for name in ("atlasseg.io", "atlasseg.atlases.library")]
+def _warnings_as_findings(path: Path, found: list[Finding]) -> Iterator[None]:
+    """Add what reading a file warns of to `found`, and keep it out of the log."""
 
-    def refuse(record: logging.LogRecord) -> bool:
+    def keep(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message.startswith(f"{path}: "):
+            severity: Severity = getattr(record, "severity", "warning")
+            found.append(Finding(severity, path, message.removeprefix(f"{path}: ")))
         return record.levelno > logging.WARNING
 
-    for logger in loggers:
-        logger.addFilter(refuse)
+    with _filtered("atlasseg.io", keep):
+        yield
+
+
+@contextmanager
+def _filtered(name: str, keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    logger.addFilter(keep)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeFilter(refuse)
+        logger.removeFilter(keep)

@@ -5,6 +5,7 @@ the file in every error. What is written appears whole or not at all, and the sa
 LPS coordinates and reversed axes end here and in :mod:`atlasseg.itk`.
 """
 
+from atlasseg.io._nifti_header import SpacingSource as SpacingSource
 from atlasseg.io._source import Like as Like
 from atlasseg.io._source import Volume as Volume
 from atlasseg.io._suffixes import VOLUME_SUFFIXES as VOLUME_SUFFIXES

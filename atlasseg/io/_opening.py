@@ -7,16 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atlasseg.errors import InputError
+from atlasseg.io._nifti_header import SpacingSource
 from atlasseg.io._source import Raw, Source
-from atlasseg.io._suffixes import NIBABEL_SUFFIXES, NIFTI_SUFFIXES, volume_suffix
+from atlasseg.io._suffixes import MGH_SUFFIXES, NIFTI_SUFFIXES, PAIR_SUFFIXES, volume_suffix
 from atlasseg.io.dicom import read_series
 from atlasseg.io.itk_formats import read_with_itk
-from atlasseg.io.nibabel_formats import open_with_nibabel
+from atlasseg.io.mgh import open_mgh
 from atlasseg.io.nifti import open_nifti
+from atlasseg.io.pairs import open_pair
 
 
-def read_3d(path: Path, *, channels: bool = False) -> Raw:
-    with open_volume(path) as source:
+def read_3d(path: Path, *, channels: bool = False, spacing_from: SpacingSource = "sform") -> Raw:
+    """Read all values of one volume; with `channels`, of a 4-D one too.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or holds another number of axes. The message names it.
+    """
+    with open_volume(path, spacing_from=spacing_from) as source:
         shape = source.shape
         more = [n for n in shape[3:] if n != 1]
         if len(shape) < 3 or len(more) > channels:
@@ -28,7 +37,7 @@ def read_3d(path: Path, *, channels: bool = False) -> Raw:
 
 
 @contextmanager
-def open_volume(path: Path) -> Iterator[Source]:
+def open_volume(path: Path, *, spacing_from: SpacingSource = "sform") -> Iterator[Source]:
     """Open a volume; whatever goes wrong inside becomes an InputError that names the file."""
     try:
         if not path.exists():
@@ -36,10 +45,13 @@ def open_volume(path: Path) -> Iterator[Source]:
         if path.is_dir():
             yield read_series(path)
         elif volume_suffix(path.name) in NIFTI_SUFFIXES:
-            with open_nifti(path) as source:
+            with open_nifti(path, spacing_from) as source:
                 yield source
-        elif volume_suffix(path.name) in NIBABEL_SUFFIXES:
-            yield open_with_nibabel(path)
+        elif volume_suffix(path.name) in MGH_SUFFIXES:
+            with open_mgh(path) as source:
+                yield source
+        elif volume_suffix(path.name) in PAIR_SUFFIXES:
+            yield open_pair(path, spacing_from)
         else:
             yield read_with_itk(path)
     except InputError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Image, LabelMap, Mask, ProbabilityMap, SourceHeader
 
 log = logging.getLogger("atlasseg.io")
-"""One log for every format: what reads many files filters it as one."""
+"""One log for every format. A record's `severity` (``error`` or ``note``) is how serious `doctor` finds it."""
 
 T = TypeVar("T")
 Volume = Image | LabelMap | Mask | ProbabilityMap
@@ -66,3 +66,8 @@ def name_file(path: Path, make: Callable[[], T]) -> T:
         return make()
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def format_sizes(sizes: NDArray[Any] | Sequence[float]) -> str:
+    """Write lengths along the axes as ``1.2 x 1.5 x 2.5``."""
+    return " x ".join(f"{float(size):.4g}" for size in sizes)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-NIBABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh")
+PAIR_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz")
+MGH_SUFFIXES = (".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz", ".dcm")
 WRITTEN_BY_ITK = (".nrrd", ".mha")
-VOLUME_SUFFIXES = (*(suffix for suffix in NIBABEL_SUFFIXES if not suffix.startswith(".img")), *ITK_SUFFIXES)
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".hdr", ".hdr.gz", *MGH_SUFFIXES, *ITK_SUFFIXES)
 """How the names of files that hold a volume end."""
 
 
@@ -26,5 +27,5 @@ def is_volume(path: str | Path) -> bool:
 
 
 def volume_suffix(name: str) -> str:
-    known = (*NIBABEL_SUFFIXES, *ITK_SUFFIXES)
+    known = (*NIFTI_SUFFIXES, *PAIR_SUFFIXES, *MGH_SUFFIXES, *ITK_SUFFIXES)
     return max((suffix for suffix in known if name.lower().endswith(suffix)), key=len, default="")

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import atomic_write
-from atlasseg.io._source import Like, Volume
+from atlasseg.io._source import Like, Volume, log
 from atlasseg.io._suffixes import NIFTI_SUFFIXES, WRITTEN_BY_ITK, volume_suffix
 from atlasseg.io.itk_formats import write_with_itk
 from atlasseg.io.nifti import write_nifti
-from atlasseg.volume import ProbabilityMap, SourceHeader
+from atlasseg.itk import is_orthonormal, shear_degrees
+from atlasseg.volume import Grid, ProbabilityMap, SourceHeader
 
 
 def write_volume(
@@ -43,6 +44,15 @@ def write_volume(
                 f"{like.shape}) that it should be written like: affines {affine.tolist()} and {like.affine.tolist()}"
             )
         affine, source = like.affine, like.source_header
+    grid = Grid(volume.shape, affine)
+    if suffix in NIFTI_SUFFIXES and not is_orthonormal(grid):
+        log.warning(
+            "%s: the axes are sheared by %.3g degrees, as by a tilted gantry. The file is right, but ITK, ANTs and "
+            "Slicer cannot open it. For a copy that they can open: atlasseg convert %s OUT.nii.gz --orthogonal",
+            path,
+            shear_degrees(grid),
+            path,
+        )
     with atomic_write(path) as temporary:
         if suffix in WRITTEN_BY_ITK:
             assert not isinstance(volume, ProbabilityMap)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atlasseg.errors import InputError
+from atlasseg.io._nifti_header import SpacingSource
 from atlasseg.io._opening import read_3d
 from atlasseg.io._source import Like, log, name_file
 from atlasseg.io._suffixes import volume_id
@@ -17,9 +18,15 @@ from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
 
 _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
 _WHOLE_IN_FLOAT32 = 2**24
+_ROUNDED_LABELS = 1e-3  # what scaling by scl_slope leaves of a whole number, in labels of 16 bits
 
 
-def read_image(path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask") -> Image:
+def read_image(
+    path: str | Path,
+    *,
+    nonfinite: Literal["mask", "refuse"] = "mask",
+    spacing_from: SpacingSource = "sform",
+) -> Image:
     """Read a scan.
 
     Parameters
@@ -29,6 +36,9 @@ def read_image(path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask
     nonfinite : {"mask", "refuse"}
         What becomes of NaN and infinite intensities: replaced by the lowest finite one with a warning
         (:func:`read_scan` says where), or refused.
+    spacing_from : {"sform", "pixdim"}
+        Which voxel size of a NIfTI header to believe where its sform and its pixdim differ by more than 1 %. A warning
+        gives both.
 
     Raises
     ------
@@ -38,18 +48,22 @@ def read_image(path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask
     GeometryError
         Its affine is not finite or not invertible.
     """
-    return read_scan(path, nonfinite=nonfinite)[0]
+    return read_scan(path, nonfinite=nonfinite, spacing_from=spacing_from)[0]
 
 
 def read_scan(
-    path: str | Path, *, nonfinite: Literal["mask", "refuse"] = "mask", channels: bool = False
+    path: str | Path,
+    *,
+    nonfinite: Literal["mask", "refuse"] = "mask",
+    channels: bool = False,
+    spacing_from: SpacingSource = "sform",
 ) -> tuple[Image, Mask | None]:
     """As :func:`read_image`, with a mask of the voxels whose intensities were finite, or None where all were.
 
     With `channels`, a 4-D file is a scan of several channels.
     """
     path = Path(path)
-    raw = read_3d(path, channels=channels)
+    raw = read_3d(path, channels=channels, spacing_from=spacing_from)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dealt with as such
         array = np.asarray(raw.array, dtype=np.float32)
     finite = np.isfinite(array)
@@ -57,7 +71,10 @@ def read_scan(
     mask = None
     if count:
         where = np.argwhere(~finite)[0].tolist()
-        found = f"{count} of {finite.size} intensities are NaN or infinite, the first at voxel {where}"
+        found = (
+            f"{count / finite.size:.2%} of the intensities are NaN or infinite ({count} of {finite.size}, the first at "
+            f"voxel {where})"
+        )
         if nonfinite == "refuse" or count == finite.size:
             raise InputError(f"{path}: {found}")
         lowest = array[finite].min()
@@ -68,8 +85,11 @@ def read_scan(
     return name_file(path, lambda: Image(array, raw.affine, volume_id(path), raw.source_header)), mask
 
 
-def read_label_map(path: str | Path) -> LabelMap:
+def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -> LabelMap:
     """Read a label map; labels are kept exactly, whatever the type on disk.
+
+    Values within 0.001 of a whole number, as scaling by ``scl_slope`` leaves them, are rounded with a warning.
+    `spacing_from` as of :func:`read_image`.
 
     Raises
     ------
@@ -77,16 +97,27 @@ def read_label_map(path: str | Path) -> LabelMap:
         As :func:`read_image`; and a value is not whole or beyond 32 bits. The message names the file.
     """
     path = Path(path)
-    raw = read_3d(path)
+    raw = read_3d(path, spacing_from=spacing_from)
     array = raw.array
     if array.dtype.kind == "f":
-        not_whole = ~(array == np.round(array)) | ~np.isfinite(array)
+        with np.errstate(invalid="ignore"):
+            whole = np.round(array)
+            off = np.abs(array - whole)
+        not_whole = ~(off <= _ROUNDED_LABELS)
         if not_whole.any():
             where = np.argwhere(not_whole)[0].tolist()
             raise InputError(
                 f"{path}: labels must be whole numbers, found {array[tuple(where)]} at voxel {where} "
                 f"({int(not_whole.sum())} voxels in all)"
             )
+        if off.any():
+            log.warning(
+                "%s: %d labels are off whole numbers by up to %.2g, as scaling leaves them; they are rounded",
+                path,
+                int(np.count_nonzero(off)),
+                float(off.max()),
+            )
+            array = whole
         if array.dtype.itemsize <= 4 and np.abs(array).max() > _WHOLE_IN_FLOAT32:
             log.warning(
                 "%s: labels beyond %d are stored as float32, which rounds them: largest found %d; they may have been "
@@ -98,8 +129,8 @@ def read_label_map(path: str | Path) -> LabelMap:
     return name_file(path, lambda: LabelMap(array, raw.affine, volume_id(path), raw.source_header))
 
 
-def read_mask(path: str | Path) -> Mask:
-    """Read a mask: inside is where the value is not 0.
+def read_mask(path: str | Path, *, spacing_from: SpacingSource = "sform") -> Mask:
+    """Read a mask: inside is where the value is not 0. `spacing_from` as of :func:`read_image`.
 
     Raises
     ------
@@ -107,7 +138,7 @@ def read_mask(path: str | Path) -> Mask:
         As :func:`read_image`; and a value is not finite, or none lies inside.
     """
     path = Path(path)
-    raw = read_3d(path)
+    raw = read_3d(path, spacing_from=spacing_from)
     if not np.isfinite(raw.array).all():
         raise InputError(f"{path}: a mask must be finite, found NaN or infinite values")
     inside = raw.array != 0

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.io._nifti_header import SpacingSource
 from atlasseg.io._opening import open_volume
 from atlasseg.io._source import Like, Source, log
 from atlasseg.io._suffixes import NIFTI_SUFFIXES, volume_id, volume_suffix
@@ -23,7 +24,10 @@ _SUM_ROUNDING = 1e-5  # what a sum of some hundred float32 fractions misses 1 by
 
 
 def read_probability_map(
-    path: str | Path | Sequence[str | Path], *, labels: Sequence[int] | Literal["numbered"] | None = None
+    path: str | Path | Sequence[str | Path],
+    *,
+    labels: Sequence[int] | Literal["numbered"] | None = None,
+    spacing_from: SpacingSource = "sform",
 ) -> ProbabilityMap:
     """Read label probabilities from a 4-D volume (I, J, K, L), or from L 3-D volumes.
 
@@ -35,6 +39,8 @@ def read_probability_map(
         The labels in their order; "numbered" is 1 to L. A 4-D file may say them itself, and is believed first: in its
         header, where :func:`write_probability_map` puts them, or in the ``LabelMap`` of its JSON sidecar (BIDS), as
         numbers. Where 0 has no volume, background gets what is left of 1.
+    spacing_from : {"sform", "pixdim"}
+        As of :func:`read_image`.
 
     Returns
     -------
@@ -56,7 +62,7 @@ def read_probability_map(
     values: list[int] = []
     grid: Grid | None = None
     for index, one in enumerate(paths):
-        with open_volume(one) as source:
+        with open_volume(one, spacing_from=spacing_from) as source:
             shape = source.shape if len(source.shape) != 3 else (*source.shape, 1)
             if len(shape) != 4 or 0 in shape or (len(paths) > 1 and shape[3] != 1):
                 wanted = "(I, J, K, labels)" if len(paths) == 1 else "(I, J, K)"

@@ -132,8 +132,8 @@ class SourceHeader:
     """What must be kept of the file that a volume came from, so that a result can be written like it.
 
     `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm) and `version` (1 or 2) are NIfTI's, as is `unit`, the name
-    that the header gives to the length that is taken for the millimetre; `dtype` is the type on disk, named as NumPy
-    names it.
+    of the length in which the header gives its numbers; `dtype` is the type on disk, named as NumPy names it.
+    `pixdim_mm` is the voxel size by pixdim where the sform gives another one.
     """
 
     path: Path | None = None
@@ -143,6 +143,7 @@ class SourceHeader:
     qform: tuple[tuple[float, ...], ...] | None = None
     version: int = 1
     unit: str = "mm"
+    pixdim_mm: tuple[float, float, float] | None = None
 
     def cropped(self, start: ArrayLike) -> SourceHeader:
         """The same for a volume that begins at voxel `start`: its qform moves along."""

@@ -1,5 +1,7 @@
 """Every fault planted in a good folder is found, and a good folder has none."""
 
+import gzip
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -147,7 +149,7 @@ def test_an_unforeseen_failure_is_a_finding(folder, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(doctor, "_intensity_flaws", fail)
+    monkeypatch.setattr(doctor, "_image_flaws", fail)
     findings = examine(folder)
     assert {(finding.severity, finding.message) for finding in findings} == {("error", "ZeroDivisionError: oh")}
     assert len(findings) == len(IDS)
@@ -194,6 +196,20 @@ def test_headers_that_leave_the_place_in_doubt_are_warned_of(folder):
     assert_found(folder, "warning", "images/b.nii.gz", "neither sform nor qform is set")
     nifti(folder / "images" / "c.nii.gz", scan("c"), place("c"), unit="meter")
     assert_found(folder, "warning", "images/c.nii.gz", "lengths in meter")
+
+
+def test_two_voxel_sizes_in_one_header_are_an_error(folder):
+    path = folder / "images" / "a.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<3f", content, 80, 1.25, 1.25, 0.5)
+    path.write_bytes(gzip.compress(content))
+    assert_found(folder, "error", "images/a.nii.gz", "in its sform and 1.25 x 1.25 x 0.5 mm in its pixdim")
+
+
+def test_labels_that_scaling_moved_are_warned_of(folder):
+    path = folder / "labels" / "a.nii.gz"
+    nifti(path, (drawing("a") + np.float32(2e-4) * (drawing("a") > 0)).astype(np.float32), place("a"))
+    assert_found(folder, "warning", "labels/a.nii.gz", "they are rounded")
 
 
 def test_unusual_axes_are_noted(folder):

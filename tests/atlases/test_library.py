@@ -73,7 +73,7 @@ def test_a_folder_among_the_images_is_a_dicom_series(folder):
 
 
 def test_nothing_is_read_before_it_is_asked_for(folder, monkeypatch):
-    monkeypatch.setattr(io, "_reading", None)
+    monkeypatch.setattr("atlasseg.io._opening.open_volume", None)
     assert len(read_library(folder)) == 3
     assert len(read_targets(folder)) == 3
 
