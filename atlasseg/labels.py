@@ -182,7 +182,7 @@ class LabelTable:
         return "background" if value == 0 else f"label {value}"
 
     def color(self, value: int) -> Color:
-        """Colour of `value` as (R, G, B) in 0..255: its own, or :func:`default_color`."""
+        """Colour of `value` as (R, G, B) in 0..255: its own, or `default_color`."""
         listed = self._by_value.get(value)
         return listed.color if listed is not None and listed.color is not None else default_color(value)
 

@@ -39,6 +39,7 @@ default_role = "soft"  # `name` in a docstring: a link where there is such an ob
 # API reference
 autodoc_typehints = "none"  # the types are in the Parameters section
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autosummary_generate = False
 add_module_names = False

@@ -1,9 +1,9 @@
-"""A library prepared once: a groupwise template, and the way from it to every atlas.
+"""Prepared library: a groupwise template, and the transforms from it to every atlas.
 
-What it costs to register N atlases to a target grows with N. Most of that work is the same for every target: how the
-atlases differ from each other does not depend on it. So a template of mean shape and mean intensity is made from the
-library once, with a transform from it to every atlas. A new target is registered to the template alone, the
-transforms are composed, and each is refined in a few iterations at the finest levels.
+The time to register N atlases to a target grows with N. Most of that work is the same for every target, because the
+differences between the atlases do not depend on it. So a template of mean shape and mean intensity is made from the
+library once, with a transform from it to every atlas. A new target is registered to the template alone, the transforms
+are composed, and each is refined in a few iterations at the finest levels.
 """
 
 from __future__ import annotations

@@ -1,17 +1,20 @@
-"""A probabilistic atlas from labelled scans: how probable each label is at each voxel of their template.
+r"""Probabilistic atlas from labelled scans: the probability of each label at each voxel of their template.
 
-Every atlas votes at a voxel x of the template with the share of each label that falls there. The votes of the
-neighbourhood count too, by a Gaussian G of the distance, since neither registration nor a few atlases tell a voxel
-from the next: p_l(x) is the most likely probability under the votes so weighted ([2], local likelihood),
+Every atlas votes at a voxel of the template with the fraction of each label that falls there. Registration is not
+exact and atlases are few, so the votes of neighbouring voxels count too, weighted by a Gaussian :math:`G` of the
+distance. The probabilities :math:`p(x)` are the most likely ones under these weighted votes (local likelihood [2]_):
 
-    p(x) = argmax  sum_y G(x - y) sum_i log ( sum of p_m over the labels m that atlas i may mean at y ).
+.. math::
 
-Where every atlas has drawn every label that is the smoothed mean of their votes. What nobody drew in an atlas is not
-background there: its background means background or any of these labels, and is shared out among them as the other
-atlases say (expectation and maximisation [1]). Where an atlas does not reach it does not vote.
+    p(x) = \operatorname*{argmax}_p \sum_y G(x - y) \sum_i \log \sum_{m \in S_i(y)} p_m
 
-How wide G is, is found on the atlases themselves: each is held out in turn, and the width is taken that makes its
-labels most likely under the probabilities of the others.
+:math:`S_i(y)` is the set of labels that atlas :math:`i` may mean at :math:`y`. Where every atlas annotates every
+label, the result is the smoothed mean of the votes. Where an atlas does not annotate some labels, its background
+means background or any of these labels. It is then divided among them as the other atlases suggest, by expectation
+maximisation [1]_. An atlas does not vote outside its field of view.
+
+The width of :math:`G` is chosen by leave-one-out [3]_: it is the width under which the labels of a left-out atlas are
+most likely given the probabilities of the others.
 
 References
 ----------

@@ -34,7 +34,7 @@ class Reliability:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean over the voxels of |accuracy - confidence| of their bin, 0 to 1; NaN where there is no voxel."""
+        """Mean absolute difference of accuracy and confidence over the voxels, 0 to 1; NaN where there is none."""
         if not self.counts.any():
             return float("nan")
         held = self.counts > 0
@@ -43,7 +43,7 @@ class Reliability:
 
     @property
     def maximum_calibration_error(self) -> float:
-        """Largest |accuracy - confidence| of a bin that is not empty; NaN where all are."""
+        """Largest absolute difference of accuracy and confidence of a bin; NaN where all bins are empty."""
         held = self.counts > 0
         return float(np.abs(self.accuracy - self.confidence)[held].max()) if held.any() else float("nan")
 

@@ -70,19 +70,30 @@ def count(segmentation: NDArray[np.integer], reference: NDArray[np.integer]) -> 
 
 
 def dice(counts: Counts) -> Float64:
-    """(L,) twice what is shared over the sum of both: 2 |S and R| / (|S| + |R|), in 0..1."""
+    r"""(L,) Dice coefficient of each label, from 0 to 1.
+
+    .. math::
+
+        \frac{2 \, |S \cap R|}{|S| + |R|}
+
+    :math:`S` are the voxels of the segmentation and :math:`R` those of the reference.
+    """
     return _ratio(2 * counts.both, counts.segmentation + counts.reference)
 
 
 def jaccard(counts: Counts) -> Float64:
-    """(L,) what is shared over the union, in 0..1."""
+    """(L,) Jaccard index of each label, intersection over union, from 0 to 1."""
     return _ratio(counts.both, counts.segmentation + counts.reference - counts.both)
 
 
 def volume_similarity(counts: Counts) -> Float64:
-    """(L,) 1 - | |S| - |R| | / (|S| + |R|), in 0..1: whether the sizes agree, wherever the voxels lie.
+    r"""(L,) Volume similarity of each label, from 0 to 1: agreement of the sizes, wherever the voxels lie.
 
-    SimpleITK's `GetVolumeSimilarity` is another quantity, 2 (|S| - |R|) / (|S| + |R|), from -2 to 2.
+    .. math::
+
+        1 - \frac{\big|\, |S| - |R| \,\big|}{|S| + |R|}
+
+    `GetVolumeSimilarity` of SimpleITK is another quantity, :math:`2 (|S| - |R|) / (|S| + |R|)`, from -2 to 2.
     """
     total = counts.segmentation + counts.reference
     return _ratio(total - np.abs(counts.segmentation - counts.reference), total)

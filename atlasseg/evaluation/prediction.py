@@ -66,14 +66,18 @@ def atlas_agreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> dict
 
 
 def expected_dice(probabilities: ProbabilityMap) -> dict[int, float]:
-    """Dice that the most probable labels would have, were every voxel's truth drawn from its probabilities.
+    r"""Predict the Dice coefficient of each label from the probabilities alone, without a reference.
 
-    With S_l the voxels whose most probable label is l and p_l the probability of l, the ratio of the expectations in
-    E[2 |T and S| / (|T| + |S|)] of a truth T drawn voxel by voxel::
+    The most probable labels are compared with a true segmentation :math:`T` that is drawn voxel by voxel from the
+    probabilities. With :math:`S_l` the voxels whose most probable label is :math:`l`, and :math:`p_l` the probability
+    of :math:`l`, the expectation of :math:`2 |T \cap S| / (|T| + |S|)` is approximated by the ratio of the
+    expectations:
 
-        e_l = 2 sum over S_l of p_l(x) / (|S_l| + sum over all x of p_l(x))
+    .. math::
 
-    Where the probabilities are calibrated, and the label has many voxels, it is the Dice to be expected.
+        e_l = \frac{2 \sum_{x \in S_l} p_l(x)}{|S_l| + \sum_x p_l(x)}
+
+    This is the Dice coefficient to expect if the probabilities are calibrated and the label has many voxels.
 
     Parameters
     ----------

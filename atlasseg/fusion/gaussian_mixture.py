@@ -35,20 +35,25 @@ def fuse(
     margin_voxels: int = 3,
     max_iterations: int = 30,
 ) -> ProbabilityMap:
-    """Fuse by the votes and a Gaussian mixture of the target's intensities.
+    r"""Fuse by the votes and a Gaussian mixture of the target's intensities.
 
-    Where the candidates disagree, label l has the prior pi_l(x), the mean of their votes, and
+    The prior :math:`\pi_l(x)` of label :math:`l` is the mean of the candidates' votes. Where the candidates disagree,
+    the intensities of the target :math:`T` count as well, over the Gaussians :math:`g` of the label:
 
-        p(l | x) proportional to pi_l(x) (sum_g s_g N(T(x); mu_g, Sigma_g))^power                            (1)
+    .. math::
 
-    over the Gaussians g of the label: `background_gaussians` for the background, one for every other label; labels that
-    look `alike` share theirs, so that intensities say nothing of the border between them. They are found by expectation
-    maximisation [1] on the voxels where the candidates disagree and on those around, up to
-    `margin_voxels` away, whose label is certain. With `power` 1 this is the mixture with an atlas as prior [2]; less
-    trusts intensities less, since neighbouring voxels and partial volume make them tell less than their number says.
-    A candidate that is a probabilistic atlas gives its probabilities as the prior.
+        p(l \mid x) \propto \pi_l(x) \Big( \sum_{g \in l} s_g \, \mathcal{N}(T(x);\, \mu_g, \Sigma_g) \Big)^{\gamma}
 
-    Only labels that have a vote at a voxel are thought of there, so memory grows with votes and not with labels.
+    :math:`\gamma` is `power`. The background has `background_gaussians` Gaussians, every other label has one. Labels
+    that look `alike` share theirs, so that intensities do not decide the border between them. The Gaussians are
+    estimated by expectation maximisation [1]_ on the voxels where the candidates disagree and on the voxels around
+    them, up to `margin_voxels` away, whose label is certain. With `power` 1 this is a Gaussian mixture with an atlas
+    as prior [2]_. A lower power trusts intensities less: neighbouring voxels and partial volume make them less
+    informative than independent samples. A candidate that is a probabilistic atlas gives its probabilities as the
+    prior.
+
+    Only labels that have a vote at a voxel are considered there, so memory grows with the votes and not with the
+    number of labels.
 
     Parameters
     ----------

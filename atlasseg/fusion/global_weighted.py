@@ -25,16 +25,21 @@ SMALLEST_MEAN_SQUARE = 1e-6
 def fuse(
     target: Image, candidates: Sequence[Atlas], *, similarity: Similarity = "correlation", power: float = 8.0
 ) -> ProbabilityMap:
-    """Fuse by global similarity.
+    r"""Fuse by a vote in which each candidate has one weight for the whole volume.
 
-    p(l | x) is proportional to sum_i w_i p(l | L_i, x), with one weight a candidate,
+    The probability of label :math:`l` at voxel :math:`x` is a weighted mean of the candidates' votes [1]_:
 
-        w_i = m(T, A_i)^p,                                                           ([1], global weighted voting)
+    .. math::
 
-    where m is the similarity of target T and candidate A_i in the box around the voxels where the candidates disagree,
-    as far as A_i covers it: `correlation` (0 where negative), `mean_squares` (1 / mean square difference),
-    `mutual_information` or `normalized_mutual_information` (less 1, its value for independent images). Intensities are
-    standardised first, so scans may come on any scale. Where all weights are 0 the vote is equal.
+        p(l \mid x) \propto \sum_i w_i \, p(l \mid L_i, x), \qquad w_i = m(T, A_i)^{p}
+
+    :math:`m` is the similarity of the target :math:`T` and candidate :math:`A_i`. It is measured in the bounding box
+    of the voxels where the candidates disagree, inside the mask of :math:`A_i`. The measures are ``correlation``
+    (negative values count as 0), ``mean_squares`` (1 / mean squared difference), ``mutual_information`` and
+    ``normalized_mutual_information`` (minus 1, its value for independent images).
+
+    Intensities are standardised first, so scans may have any intensity scale. Where all weights are 0, every
+    candidate has the same weight.
 
     Parameters
     ----------

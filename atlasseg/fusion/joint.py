@@ -29,22 +29,30 @@ def fuse(
     nonnegative: bool = True,
     device: Device = "auto",
 ) -> ProbabilityMap:
-    """Fuse by weights that minimise the expected error of the vote, errors shared by candidates included.
+    r"""Fuse by weights that minimise the expected error of the vote, including errors that candidates share.
 
-    For each voxel x and candidate i, the patch of the search window around x that is most like the target's patch
-    N(x) is found first, exhaustively, by correlation (the squared difference of patches scaled to mean 0 and standard
-    deviation 1); of equally good ones, that of smallest offset. From the differences of these patches follows how
-    likely two candidates are to be wrong together,
+    **Patch search.** For each voxel :math:`x` and candidate :math:`i`, all patches of the search window around
+    :math:`x` are compared with the target's patch :math:`N(x)` by correlation (the squared difference of patches
+    scaled to mean 0 and standard deviation 1). The most similar patch is used; of equally similar ones, the one with
+    the smallest offset.
 
-        M(i, j) = [ sum over N(x) of |T - A_i| |T - A_j| / (P - 1) ]^beta,           ([1], estimation of M)
+    **Error model** [1]_. The differences of these patches estimate how likely two candidates are to be wrong
+    together:
 
-    P being the number of voxels of a patch times the number of channels, and from that the weights of least expected
-    error, which sum to 1,
+    .. math::
 
-        w = (M + alpha I)^-1 1 / (1' (M + alpha I)^-1 1).                            ([1], optimal weights)
+        M_x(i, j) = \left[ \frac{1}{P - 1} \sum_{y \in N(x)} |T(y) - A_i(y)| \, |T(y) - A_j(y)| \right]^{\beta}
 
-    Each candidate casts its weighted votes for its whole patch, so that a voxel is decided by all patches that hold
-    it. Only voxels on which the candidates do not all agree are fused; the others keep their label.
+    :math:`P` is the number of voxels of a patch times the number of channels.
+
+    **Weights** [1]_. The weights that sum to 1 and have the least expected error are
+
+    .. math::
+
+        w_x = \frac{(M_x + \alpha I)^{-1} \mathbf{1}}{\mathbf{1}^{\top} (M_x + \alpha I)^{-1} \mathbf{1}}
+
+    **Vote** [2]_. Each candidate casts its weighted votes for its whole patch, so that a voxel is decided by all
+    patches that contain it. Only voxels on which the candidates disagree are fused; the others keep their label.
 
     Parameters
     ----------

@@ -38,20 +38,33 @@ def fuse(
     epsilon: float = 1e-3,
     bins: int = 8,
 ) -> ProbabilityMap:
-    """Fuse by local similarity.
+    r"""Fuse by a vote in which each candidate has a weight at every voxel.
 
-    p(l | x) is proportional to sum_i w_i(x) p(l | L_i, x), the weight of candidate A_i at voxel x of target T being
+    The probability of label :math:`l` at voxel :math:`x` is a weighted mean of the candidates' votes:
 
-        local_correlation          w = max(0, r_G(T, A_i))^p, r_G in a Gaussian window            (1)  [4]
-        rank                       w = 1 for the `top` candidates by r_G, else 0                   (2)  [3]
-        inverse_difference         w = 1 / (G * |T - A_i| + eps)^p                                 (3)  [2], p = 1
-        block_mean_squares         w = 1 / (mean over block of (T - A_i)^2 + eps)^p                (4)  [1]
-        block_correlation          w = max(0, r_block(T, A_i))^p                                   (5)  [1]
-        block_mutual_information   w = I_block(T, A_i)^p                                           (6)  [1]
+    .. math::
 
-    Intensities are standardised first (clipped to percentiles, mean 0, standard deviation 1, around the voxels where
-    the candidates disagree), so scans may come on any scale. Where all weights are 0 the vote is equal. Candidates that
-    tie for the last of the `top` places share them.
+        p(l \mid x) \propto \sum_i w_i(x) \, p(l \mid L_i, x)
+
+    `similarity` chooses the weight of candidate :math:`A_i` at a voxel of the target :math:`T`. :math:`G` is a
+    Gaussian of standard deviation `sigma_voxels`, :math:`B` a block of radius `radius_voxels`, :math:`p` is `power`,
+    :math:`r` the correlation coefficient and :math:`I` the mutual information:
+
+    .. math::
+
+        \text{local_correlation [4]:} \quad & w_i = \max\left(0, r_G(T, A_i)\right)^p \\
+        \text{rank [3]:} \quad & w_i = 1 \text{ for the } \textit{top} \text{ candidates by } r_G,
+        \text{ otherwise } 0 \\
+        \text{inverse_difference [2]:} \quad & w_i = \left(G * |T - A_i| + \epsilon\right)^{-p} \\
+        \text{block_mean_squares [1]:} \quad & w_i = \left(\operatorname{mean}_B (T - A_i)^2 + \epsilon\right)^{-p} \\
+        \text{block_correlation [1]:} \quad & w_i = \max\left(0, r_B(T, A_i)\right)^p \\
+        \text{block_mutual_information [1]:} \quad & w_i = I_B(T, A_i)^p
+
+    The sources are [1]_, [2]_ (where the power is 1), [3]_ and [4]_.
+
+    Intensities are standardised first, around the voxels where the candidates disagree: clipped to percentiles, mean
+    0, standard deviation 1. So scans may have any intensity scale. Where all weights are 0, every candidate has the
+    same weight. Candidates that tie for the last of the `top` places share the place.
 
     Parameters
     ----------

@@ -11,14 +11,18 @@ from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 @method("fusion", compares_intensities=False)
 def fuse(target: Image, candidates: Sequence[Atlas], *, soft: bool = True) -> ProbabilityMap:
-    """Fuse by majority vote.
+    r"""Fuse by majority vote.
 
-    The probability of label l at voxel x is the mean over the N candidates of the fraction that each gives it,
+    The probability of label :math:`l` at voxel :math:`x` is the mean, over the :math:`N` candidates, of the fraction
+    of the voxel that each candidate gives to the label:
 
-        p(l | x) = 1/N sum_i p(l | L_i, x),                                     (1)
+    .. math::
 
-    where p(l | L_i, x) is 1 for the label of a hard candidate. This is the sum rule of classifier combination. On a tie
-    the smallest label value wins, whatever the order of the candidates.
+        p(l \mid x) = \frac{1}{N} \sum_{i=1}^{N} p(l \mid L_i, x)
+
+    A hard candidate gives 1 to its own label and 0 to the others; this is majority voting [1]_. With fractions it is
+    the sum rule of classifier combination [2]_. In a tie the smallest label value wins, whatever the order of the
+    candidates.
 
     Parameters
     ----------

@@ -21,19 +21,23 @@ def fuse(
     stays: float | None = 0.5,
     iterations: int = 10,
 ) -> ProbabilityMap:
-    """Fuse by a hidden Markov chain whose prior are the votes.
+    r"""Fuse by a hidden Markov chain that has the votes as its prior.
 
-    The voxels where candidates disagree, and those near them, are the sites n of chains along a space-filling curve.
-    With p_n(l) the mean vote for label l, the posterior follows by normalised forward-backward from
+    The voxels where candidates disagree, and the voxels near them, are the sites :math:`n` of chains along a
+    space-filling curve. With :math:`p_n(l)` the mean vote for label :math:`l`, the posterior follows from the
+    normalised forward recursion
 
-        alpha_n(l) proportional to p_n(l) N(T_n; mu_l, Sigma_l)^w sum over k of alpha_n-1(k) t_kl
+    .. math::
 
-    and its mirror image ([1]); t is `stays` between equal labels and the same between all others. Mean and covariance
-    of each label are estimated by expectation maximisation. Voxels on which all agree keep their label. MPM decision:
-    the most probable label of each voxel.
+        \alpha_n(l) \propto p_n(l) \, \mathcal{N}(T_n;\, \mu_l, \Sigma_l)^{w} \sum_k \alpha_{n-1}(k) \, t_{kl}
 
-    Candidates err together on neighbouring voxels, which a chain takes for independent evidence: where `stays` is
-    estimated too, its answers are too sure and worse than the votes.
+    and the backward recursion [1]_. :math:`t_{kl}` is `stays` for equal labels and the same value for all other
+    pairs; :math:`w` is `intensity_weight`. Mean and covariance of each label are estimated by expectation
+    maximisation. Each voxel takes its most probable label (MPM). Voxels on which all candidates agree keep their
+    label.
+
+    Candidates make the same errors on neighbouring voxels, which a chain takes for independent evidence. Where
+    `stays` is estimated too, the probabilities are too close to 0 and 1 and the labels are worse than the votes.
 
     Parameters
     ----------

@@ -23,16 +23,20 @@ def fuse(
     solver: Solver = "mean_field",
     iterations: int = 10,
 ) -> ProbabilityMap:
-    """Fuse by a Markov random field whose prior are the votes.
+    r"""Fuse by a Markov random field that has the votes as its prior.
 
-    With p_x(l) the mean vote for label l at voxel x, the labels L minimise, or are distributed as exp(-E) of,
+    With :math:`p_x(l)` the mean vote for label :math:`l` at voxel :math:`x`, a labelling :math:`L` has the
+    probability :math:`\exp(-E(L))` up to a factor, with the energy [1]_
 
-        E(L) = sum over x of (-w log N(T(x); mu_L(x), Sigma_L(x)) - log p_x(L(x)))
-               + beta sum over neighbours x, y of d_min / |x - y| [L(x) != L(y)]                        ([1])
+    .. math::
 
-    where distances are in mm and d_min is the shortest. Mean and covariance of each label are estimated by expectation
-    maximisation under the prior, with a sweep of mean field as expectation ([2]), on the voxels where candidates
-    disagree and those near them. Voxels on which all agree keep their label.
+        E(L) = \sum_x \left( -w \log \mathcal{N}(T(x);\, \mu_{L(x)}, \Sigma_{L(x)}) - \log p_x(L(x)) \right)
+        + \beta \sum_{x \sim y} \frac{d_{\min}}{|x - y|} [L(x) \neq L(y)]
+
+    :math:`x \sim y` are neighbours, distances are in mm, :math:`d_{\min}` is the shortest one, and :math:`w` is
+    `intensity_weight`. Mean and covariance of each label are estimated by expectation maximisation with one sweep of
+    mean field in each E step [2]_, on the voxels where candidates disagree and the voxels near them. Voxels on which
+    all candidates agree keep their label.
 
     Parameters
     ----------

@@ -37,20 +37,23 @@ def fuse(
     iterations: int = 5,
     seed: int = 0,
 ) -> ProbabilityMap:
-    """Fuse by the k nearest patches.
+    r"""Fuse by the votes of the nearest patches.
 
-    For each voxel x, the `count` patches of all candidates within the search window that are nearest to the target's
-    patch P(x) vote, with weights as of non-local means ([1], [2])
+    For each voxel :math:`x`, the `count` patches of all candidates inside the search window that are nearest to the
+    target's patch vote. The weights are those of non-local means [1]_ [2]_:
 
-        w = exp(-(d^2 - d_1^2) / h(x)^2),     h(x)^2 = bandwidth * (d_1^2 + eps)
+    .. math::
 
-    d^2 being the sum of squared differences and d_1^2 that of the nearest patch, whose weight is 1, for the label of
-    their centre ([1]) or, with `whole_patch`, voxel by voxel for the whole patch ([2], multipoint). Intensities are
-    standardised first, so scans may come on any scale.
+        w = \exp\left( -\frac{d^2 - d_1^2}{h(x)^2} \right), \qquad
+        h(x)^2 = \textit{bandwidth} \cdot (d_1^2 + \epsilon)
 
-    The search is exhaustive, or by PatchMatch ([3]): `count` independent runs for each voxel, each from random patches,
-    which take over good offsets from their neighbours and look around them at random. Random numbers depend on `seed`,
-    the voxel, the run and the iteration alone.
+    :math:`d^2` is the sum of squared differences of a patch and the target's patch, and :math:`d_1^2` that of the
+    nearest patch, whose weight is 1. A patch votes for the label of its centre [1]_ or, with `whole_patch`, for all
+    its voxels ([2]_, multipoint). Intensities are standardised first, so scans may have any intensity scale.
+
+    The search is exhaustive (``exact``) or by PatchMatch (``patch_match``, [3]_). PatchMatch makes `count`
+    independent runs for each voxel. Each run starts from random patches, takes over good offsets from its neighbours
+    and samples at random around them. The random numbers depend only on `seed`, the voxel, the run and the iteration.
 
     Parameters
     ----------

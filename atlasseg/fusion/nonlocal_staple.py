@@ -43,24 +43,30 @@ def fuse(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
 ) -> ProbabilityMap:
-    """Fuse by STAPLE with a non-local model of correspondence.
+    r"""Fuse by STAPLE with a non-local model of correspondence.
 
-    What candidate i says at voxel x is a vote spread over the labels of the window S(x) ([1]),
+    The vote of candidate :math:`i` at voxel :math:`x` is spread over the labels of a search window :math:`S(x)`,
+    because registration may be wrong by some voxels [1]_:
 
-        a_i(x, l') = sum over x' in S(x) with L_i(x') = l' of alpha_i(x', x),    sum over x' of alpha_i(x', x) = 1
-        alpha_i(x', x) proportional to exp(-|P_i(x') - P(x)|^2 / 2 sigma_i^2) exp(-|x' - x|^2 / 2 sigma_d^2)
+    .. math::
 
-    with the mean squared difference of the intensities of the patches P, and STAPLE's expectation maximisation
-    runs on these:
+        a_i(x, l') &= \sum_{x' \in S(x):\, L_i(x') = l'} \alpha_i(x', x), \qquad \sum_{x'} \alpha_i(x', x) = 1 \\
+        \alpha_i(x', x) &\propto \exp\left( -\frac{|P_i(x') - P(x)|^2}{2 \sigma_i^2} \right)
+        \exp\left( -\frac{|x' - x|^2}{2 \sigma_d^2} \right)
 
-        W_l(x)         proportional to f_l(x) prod_i sum over l' of theta_i(l', l) a_i(x, l')
-        theta_i(l', l) = sum over x of a_i(x, l') W_l(x) / sum over x of W_l(x)
+    :math:`|P_i(x') - P(x)|^2` is the mean squared difference of the intensities of a patch of the candidate and of
+    the target. The expectation maximisation of STAPLE runs on these votes:
 
-    x runs over the voxels where the candidates disagree; the start is the largest f_l. Intensities are standardised
-    first (clipped to percentiles, mean 0, standard deviation 1), so sigma_i has no unit.
+    .. math::
 
-    Candidates are taken to err independently of each other. They do not quite, so W lies too near 0 and 1: its expected
-    calibration error is several times that of majority.
+        W_l(x) &\propto f_l(x) \prod_i \sum_{l'} \theta_i(l', l) \, a_i(x, l') \\
+        \theta_i(l', l) &= \frac{\sum_x a_i(x, l') \, W_l(x)}{\sum_x W_l(x)}
+
+    :math:`x` runs over the voxels where the candidates disagree. Intensities are standardised first (clipped to
+    percentiles, mean 0, standard deviation 1), so :math:`\sigma_i` has no unit.
+
+    The method assumes that candidates err independently of each other. They do not, so :math:`W` is too close to 0
+    and 1: its expected calibration error is several times that of `majority`.
 
     Parameters
     ----------

@@ -22,16 +22,21 @@ ROUNDING = 1e-9
 def fuse(
     target: Image, candidates: Sequence[Atlas], *, alpha: float = 2.0, power: float = 1.0, max_iterations: int = 20
 ) -> ProbabilityMap:
-    """Fuse by the selective and iterative method for performance level estimation.
+    r"""Fuse by the selective and iterative method for performance level estimation (SIMPLE).
 
-    From all candidates at equal weight, repeat ([1] sec. II)
+    Start from all candidates with equal weights, and repeat ([1]_, section II):
 
-        L  = weighted vote of the candidates kept, weights f_i^p                          (1)
-        f_i = overlap of L_i and L                                                        (2)
-        drop candidate i where f_i < mean(f) - alpha sd(f), over those kept               (3)
+    1. Compute :math:`L`, the vote of the candidates that are left, each weighted by :math:`f_i^{\,p}`.
+    2. Compute the performance :math:`f_i` of each candidate: the overlap of :math:`L_i` and :math:`L`.
+    3. Drop the candidates whose performance is low:
 
-    until none is dropped and L stays. The overlap is Dice's coefficient, mean over the labels, background and labels
-    not annotated in the candidate aside, where the candidate's field of view reaches.
+    .. math::
+
+        f_i < \operatorname{mean}(f) - \alpha \operatorname{sd}(f)
+
+    The iteration ends when no candidate is dropped and :math:`L` does not change. The overlap is the Dice
+    coefficient, averaged over the labels, inside the field of view of the candidate. Background and labels that are
+    not annotated in the candidate are left out.
 
     Parameters
     ----------

@@ -38,23 +38,30 @@ def fuse(
     max_iterations: int = 100,
     tolerance: float = 1e-5,
 ) -> ProbabilityMap:
-    """Fuse by simultaneous truth and performance level estimation.
+    r"""Fuse by simultaneous truth and performance level estimation (STAPLE).
 
-    Expectation maximisation over theta_i(l', l) = p(candidate i says l' | the truth is l), for two labels in [1] and
-    many in [2]:
+    The performance of candidate :math:`i` is its confusion matrix :math:`\theta_i(l', l)`, the probability that it
+    says :math:`l'` where the true label is :math:`l`. Expectation maximisation estimates it together with the
+    probability :math:`W_l(x)` of each true label ([1]_ for two labels, [2]_ for many):
 
-        W_l(x)         proportional to f_l(x) prod_i theta_i(L_i(x), l)                     (E step)
-        theta_i(l', l) = sum over x with L_i(x) = l' of W_l(x) / sum over x of W_l(x)       (M step)
+    .. math::
 
-    from the majority vote (ties to the smallest label), until no theta moves by more than `tolerance`. The prior f_l is
-    the share of label l in all votes, or, local, the Gaussian-smoothed share around x. A Markov random field multiplies
-    it by exp(beta sum_y W_l(y) / |x - y|) over the six neighbours, distances relative to the shortest (mean field,
-    checkerboard sweeps). W is the result.
+        W_l(x) &\propto f_l(x) \prod_i \theta_i(L_i(x), l) && \text{(E step)} \\
+        \theta_i(l', l) &= \frac{\sum_{x:\, L_i(x) = l'} W_l(x)}{\sum_x W_l(x)} && \text{(M step)}
 
-    Where all candidates agree, their label stands. Voxels with the same votes are computed once.
+    It starts from the majority vote (the smallest label in a tie) and ends when no :math:`\theta` changes by more
+    than `tolerance`. The prior :math:`f_l` is the share of label :math:`l` in all votes or, with a local prior, the
+    Gaussian-smoothed share around :math:`x`. A Markov random field multiplies the prior by
 
-    Candidates are taken to err independently of each other. They do not quite, so W lies too near 0 and 1: its expected
-    calibration error is several times that of majority.
+    .. math::
+
+        \exp\Big( \beta \sum_{y} \frac{W_l(y)}{|x - y|} \Big)
+
+    over the six neighbours :math:`y`, with distances relative to the shortest one (mean field, checkerboard sweeps).
+    The result is :math:`W`. Voxels on which all candidates agree keep their label.
+
+    STAPLE assumes that candidates err independently of each other. They do not, so :math:`W` is too close to 0 and 1:
+    its expected calibration error is several times that of `majority`.
 
     Parameters
     ----------

@@ -38,19 +38,23 @@ def fuse(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
 ) -> ProbabilityMap:
-    """Fuse by similarity and truth estimation for propagated segmentations.
+    r"""Fuse by similarity and truth estimation for propagated segmentations (STEPS).
 
-    STAPLE ([2], see the method `staple`) in which, at each voxel, only the `top` candidates by local correlation with
-    the target take part, among the voxels where candidates disagree, with a local prior and a Markov random field
-    ([1] sec. 2):
+    STEPS [1]_ is STAPLE ([2]_, see the method `staple`) in which only some candidates take part at each voxel: the
+    `top` candidates by local correlation with the target, :math:`\mathcal{T}(x)`. It works on the voxels where
+    candidates disagree, with a local prior :math:`f_l` and a Markov random field ([1]_, section 2):
 
-        W_l(x)         proportional to f_l(x) exp(beta sum_y W_l(y) / |x - y|) prod_{i in top(x)} theta_i(L_i(x), l)
-        theta_i(l', l) = sum over x with i in top(x), L_i(x) = l' of W_l(x) / sum over x with i in top(x) of W_l(x)
+    .. math::
+
+        W_l(x) &\propto f_l(x) \exp\Big( \beta \sum_y \frac{W_l(y)}{|x - y|} \Big)
+        \prod_{i \in \mathcal{T}(x)} \theta_i(L_i(x), l) \\
+        \theta_i(l', l) &= \frac{\sum_{x:\, i \in \mathcal{T}(x),\, L_i(x) = l'} W_l(x)}
+        {\sum_{x:\, i \in \mathcal{T}(x)} W_l(x)}
 
     The prior counts the votes of the top candidates. Candidates that tie for the last place all take part.
 
-    Candidates are taken to err independently of each other. They do not quite, so W lies too near 0 and 1: its expected
-    calibration error is several times that of majority.
+    STEPS assumes that candidates err independently of each other. They do not, so :math:`W` is too close to 0 and 1:
+    its expected calibration error is several times that of `majority`.
 
     Parameters
     ----------

@@ -105,17 +105,21 @@ def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
 def refine(
     target: Image, fused: ProbabilityMap, *, model: Path, provenance: Data[Mapping[str, Any] | None] = None
 ) -> ProbabilityMap:
-    """Mend a fused segmentation by classifiers that were trained on the errors of such segmentations.
+    r"""Correct a fused segmentation by classifiers that were trained on the errors of such segmentations.
 
-    Around each label l, dilated by a few voxels, a classifier says from a patch of intensities, a patch of fused
-    probabilities, a coarse view of both around them and the position relative to the label's own centre and extent how
-    probable it is that voxel x is of l: q_l(x) ([1], with gradient boosting [2] in place of AdaBoost, and probabilities
-    in place of labels). The refined probability is
+    Each label :math:`l` has a classifier for the voxels in and near it (dilated by a few voxels). From a patch of
+    intensities, a patch of fused probabilities, a coarse view of both around them, and the position relative to the
+    label's centre and extent, it gives the probability :math:`q_l(x)` that voxel :math:`x` is of label :math:`l`.
+    This is corrective learning [1]_, with gradient boosting [2]_ in place of AdaBoost, and probabilities in place of
+    labels. The refined probability is
 
-        p_l(x) = q_l(x) / sum of q_m(x) over all labels m,
+    .. math::
 
-    where for a label that has no classifier at x (x is too far from it, or it was too rare in training) the fused
-    probability stands for q. Where the fusion is certain all around, nothing changes.
+        p_l(x) = \frac{q_l(x)}{\sum_m q_m(x)}
+
+    Where a label has no classifier at :math:`x` (because :math:`x` is too far from it, or the label was too rare in
+    training), its fused probability takes the place of :math:`q`. Where the fusion is certain all around, nothing
+    changes.
 
     Parameters
     ----------

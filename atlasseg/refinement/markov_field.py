@@ -21,16 +21,19 @@ def refine(
     solver: Solver = "mean_field",
     iterations: int = 10,
 ) -> ProbabilityMap:
-    """Mend a fused segmentation by a Markov random field.
+    r"""Smooth a fused segmentation by a Markov random field.
 
-    With p_x(l) the fused probability of label l at voxel x, the labels L are distributed as exp(-E) of
+    With :math:`p_x(l)` the fused probability of label :math:`l` at voxel :math:`x`, a labelling :math:`L` has the
+    probability :math:`\exp(-E(L))` up to a factor, with the energy [1]_
 
-        E(L) = sum over x of (-w log N(T(x); mu_L(x), Sigma_L(x)) - log p_x(L(x)))
-               + beta sum over neighbours x, y of d_min / |x - y| [L(x) != L(y)]                        ([1])
+    .. math::
 
-    where distances are in mm and d_min is the shortest. Mean and covariance of each label are estimated by expectation
-    maximisation under the prior ([2]), on the uncertain voxels and those near them. Where the fusion is certain nothing
-    changes.
+        E(L) = \sum_x \left( -w \log \mathcal{N}(T(x);\, \mu_{L(x)}, \Sigma_{L(x)}) - \log p_x(L(x)) \right)
+        + \beta \sum_{x \sim y} \frac{d_{\min}}{|x - y|} [L(x) \neq L(y)]
+
+    :math:`x \sim y` are neighbours, distances are in mm, :math:`d_{\min}` is the shortest one, and :math:`w` is
+    `intensity_weight`. Mean and covariance of each label are estimated by expectation maximisation [2]_ on the
+    uncertain voxels and the voxels near them. Where the fusion is certain, nothing changes.
 
     Parameters
     ----------

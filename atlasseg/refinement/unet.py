@@ -108,17 +108,22 @@ def refine(
     device: Device = "auto",
     provenance: Data[Mapping[str, Any] | None] = None,
 ) -> ProbabilityMap:
-    """Correct a fused segmentation by 3-D U-Nets [1]_ that learned where such segmentations are wrong.
+    r"""Correct a fused segmentation by 3-D U-Nets [1]_ that were trained on the errors of such segmentations.
 
-    The networks see the scan and the fused probabilities p_l(x) in overlapping windows along the patient's axes, and
-    say what is to be added to the logarithms:
+    The networks see the scan and the fused probabilities :math:`p_l(x)` in overlapping windows along the patient's
+    axes. Their output :math:`f_l(x)` is added to the logarithms of the probabilities:
 
-        q_l(x) = softmax over l of (log max(p_l(x), 0.02 / (L - 1)) + f_l(x)) / T,
+    .. math::
 
-    with f the network, L the number of labels and T its temperature, fitted on scans that it did not learn from.
-    Windows are blended by Gaussian weights, networks (one a fold, [2]_) and turnings of the axes are averaged. What
-    lies outside the box around all that the fusion does not take for certain background, wider by 8 voxels on each
-    side, stays as it is. Where the model was trained for other labels, everything does, and that is said in the log.
+        q_l(x) = \operatorname*{softmax}_l \frac{\log \max\left(p_l(x),\, 0.02 / (L - 1)\right) + f_l(x)}{T}
+
+    :math:`L` is the number of labels. :math:`T` is the temperature, fitted on scans that the network was not trained
+    on. Windows are blended by Gaussian weights. The results of several networks (one a fold [2]_) and of mirrored
+    inputs are averaged.
+
+    The networks work in the box around all voxels that the fusion does not call certain background, extended by 8
+    voxels on each side. Outside it nothing changes. Where the model was trained for other labels, nothing changes at
+    all, and a warning says so.
 
     Parameters
     ----------

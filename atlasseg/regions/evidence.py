@@ -14,14 +14,21 @@ _LEAST_PROBABILITY = 1e-6  # below this an entry is dropped
 def with_intensity(
     image: Image, probabilities: ProbabilityMap, *, exponent: float = 0.2, sigma_voxels: float = 3.0
 ) -> ProbabilityMap:
-    """Multiply each label's probability with how well its intensities nearby explain the voxel.
+    r"""Update each label's probability by how well the intensities nearby explain the voxel.
 
-    Around every uncertain voxel each label has a normal distribution of intensities, from the voxels nearby weighted
-    with a Gaussian window and the label's own probability. With m the most probable label of the voxel, the probability
-    of label l becomes proportional to p_l [N(x; mu_l, var_l) / N(x; mu_m, var_m)]^(exponent r): one step of expectation
-    maximisation with local parameters [1]_, tempered, since the intensities of neighbouring voxels are not independent,
-    nor of the fusion that has seen them already. r = 1 - exp(-2 B), with B the Bhattacharyya distance [2]_ of the two
-    distributions, is near 0 for labels that intensity does not tell apart. What is certain, or impossible, stays so.
+    Around every uncertain voxel each label has a normal distribution of intensities. It is estimated from the voxels
+    nearby, weighted by a Gaussian window and by the probability of the label. With :math:`m` the most probable label
+    of the voxel, the new probability of label :math:`l` is
+
+    .. math::
+
+        p_l' \propto p_l \left[ \frac{\mathcal{N}(x;\, \mu_l, \sigma_l^2)}{\mathcal{N}(x;\, \mu_m, \sigma_m^2)}
+        \right]^{\textit{exponent} \cdot r}, \qquad r = 1 - \exp(-2 B)
+
+    This is one step of expectation maximisation with local parameters [1]_. It is tempered by `exponent`, because the
+    intensities of neighbouring voxels are not independent, and the fusion has used them already. :math:`B` is the
+    Bhattacharyya distance [2]_ of the two distributions, so :math:`r` is near 0 for labels that intensity does not
+    tell apart. What is certain or impossible does not change.
 
     Parameters
     ----------

@@ -22,16 +22,20 @@ _MOST_ITERATIONS = 200
 def decide(
     graph: AdjacencyGraph, posterior: csc_array, *, weight: float, edge_contrast: float, face_mm2: float
 ) -> Int64:
-    """The label of each region by a random walk with priors.
+    r"""Label each region by a random walk with priors [1]_.
 
-    The field p of label probabilities minimises, one label at a time,
+    The field :math:`p` of label probabilities minimises, for one label at a time,
 
-        sum_r n_r (p_r - q_r)^2 + weight sum_rs A_rs exp(-(d_rs / edge_contrast)^2) (p_r - p_s)^2
+    .. math::
 
-    where n_r is the size of region r in voxels, q_r its mean posterior, A_rs the faces that two regions share, and d_rs
-    the contrast across them: the posterior spreads where intensity is even and stops at edges. Each region takes the
-    label of largest p. At a weight of 0 that is the label of its summed posterior. A label is looked for within four
-    regions of where it has any probability; the label of most mass is what the others leave.
+        \sum_r n_r (p_r - q_r)^2 + \textit{weight} \sum_{r \sim s} A_{rs}
+        \exp\left( -\left( \frac{d_{rs}}{\textit{edge_contrast}} \right)^2 \right) (p_r - p_s)^2
+
+    :math:`n_r` is the size of region :math:`r` in voxels, :math:`q_r` its mean posterior, :math:`A_{rs}` the number
+    of faces that two regions share, and :math:`d_{rs}` the contrast between them. The posterior spreads where
+    intensity is even and stops at edges. Each region takes the label of largest :math:`p`. At a weight of 0 that is
+    the label of its summed posterior. A label is considered within four regions of where it has any probability; the
+    label of most mass gets what the others leave.
 
     Parameters
     ----------

@@ -83,14 +83,19 @@ def merge(
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
 ) -> Merges:
-    """Merge the regions of a graph until the cheapest merge costs more than `threshold`, or `regions` are left.
+    r"""Merge the regions of a graph until the cheapest merge costs more than `threshold`, or `regions` are left.
 
-    With n voxels and mean mu of each region, the cost of merging a and b is
+    With :math:`n` voxels and mean :math:`\mu` of each region, and the area :math:`A` of the boundary that two regions
+    share in mm², the cost of merging :math:`a` and :math:`b` is
 
-    - "mean_difference": ||mu_a - mu_b||;
-    - "ward": n_a n_b / (n_a + n_b) ||mu_a - mu_b||^2, what the sum of squared deviations grows by [1]_;
-    - "mumford_shah": the same over the area of the shared boundary in mm^2: merging lowers the functional "squared
-      deviations + threshold times boundary area" as long as this is below the threshold [2]_.
+    .. math::
+
+        \text{mean_difference:} \quad & \lVert \mu_a - \mu_b \rVert \\
+        \text{ward:} \quad & \frac{n_a n_b}{n_a + n_b} \lVert \mu_a - \mu_b \rVert^2 \\
+        \text{mumford_shah:} \quad & \frac{n_a n_b}{n_a + n_b} \frac{\lVert \mu_a - \mu_b \rVert^2}{A}
+
+    ``ward`` is the increase of the sum of squared deviations [1]_. With ``mumford_shah``, merging lowers the
+    functional "squared deviations + threshold times boundary area" as long as the cost is below the threshold [2]_.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Which registrations failed: those whose similarity to the target falls far below the rest of the library's.
+"""Detection of failed registrations: similarities far below those of the other atlases.
 
-A registration that went to the wrong place still returns a transform. What gives it away is how much less its warped
-atlas looks like the target than the other atlases do, measured with the robust z-score of Iglewicz & Hoaglin: distance
-from the median in units of the median absolute deviation, which one or several failures cannot inflate.
+A registration that ends in a wrong place still returns a transform. Its warped atlas looks much less like the target
+than the other atlases do. This is measured by the modified z-score [1]_: the distance from the median in units of the
+median absolute deviation, which one or several failures cannot inflate.
 
 References
 ----------

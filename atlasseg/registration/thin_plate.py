@@ -1,5 +1,8 @@
 """Thin plate spline through landmarks: given by hand, or found by block matching with trimming.
 
+The spline is that of Bookstein [1]_, with the smoothing of Rohr [2]_. Landmarks are found by block matching [3]_, and
+trimmed by their leave-one-out residuals [4]_.
+
 References
 ----------
 .. [1] Bookstein, F. L. (1989). Principal warps: thin-plate splines and the decomposition of deformations. IEEE PAMI
@@ -51,7 +54,11 @@ FEWEST_LANDMARKS = 8
 
 @dataclass(frozen=True, eq=False)
 class ThinPlateSpline(Transform):
-    """``x -> A x + b + sum_i w_i |x - p_i|``, the interpolant of least bending energy in three dimensions.
+    r"""The interpolant of least bending energy in three dimensions.
+
+    .. math::
+
+        x \mapsto A x + b + \sum_i w_i \, |x - p_i|
 
     Parameters
     ----------
@@ -120,10 +127,14 @@ class InverseThinPlateSpline(Transform):
 
 
 def from_landmarks(fixed_points: ArrayLike, moving_points: ArrayLike, *, smoothing: float = 0.0) -> ThinPlateSpline:
-    """The thin plate spline that takes points of the fixed image to those of the moving image.
+    r"""The thin plate spline that takes points of the fixed image to those of the moving image.
 
-    With ``U(r) = r``, ``K_ij = U(|p_i - p_j|)`` and P the rows ``(1, p_i)``, it solves
-    ``[[K - smoothing I, P], [P', 0]] [w; a] = [q; 0]``.
+    With :math:`U(r) = r`, :math:`K_{ij} = U(|p_i - p_j|)` and :math:`P` the rows :math:`(1, p_i)`, it solves
+
+    .. math::
+
+        \begin{pmatrix} K - \textit{smoothing} \cdot I & P \\ P^{\top} & 0 \end{pmatrix}
+        \begin{pmatrix} w \\ a \end{pmatrix} = \begin{pmatrix} q \\ 0 \end{pmatrix}
 
     Parameters
     ----------

@@ -21,14 +21,19 @@ def solve(
     max_iterations: int = 50,
     tolerance: float = 1e-3,
 ) -> Beliefs:
-    """Marginals (`sum`) or max-marginals (`max`) by message passing ([1]_; [2]_).
+    r"""Marginals (`sum`) or max-marginals (`max`) by message passing ([1]_; [2]_).
 
-        M_nm(b) = log sum (or max) over a of exp(-u_n(a) - w_nm V(a, b) + sum over k other than m of M_kn(a))
-        q_n(a) proportional to exp(-u_n(a) + sum over m of M_mn(a))
+    The log messages and the marginals are
 
-    All messages of an iteration are made from those of the last, then mixed with it: d M + (1 - d) new. On a tree
-    without damping they are exact after as many iterations as it is long; where there are loops neither convergence
-    nor exactness is certain.
+    .. math::
+
+        M_{nm}(b) &= \log \sum_a \exp\Big( -u_n(a) - w_{nm} V(a, b) + \sum_{k \neq m} M_{kn}(a) \Big) \\
+        q_n(a) &\propto \exp\Big( -u_n(a) + \sum_m M_{mn}(a) \Big)
+
+    With `max` the maximum takes the place of the sum over :math:`a`. All messages of an iteration are made from those
+    of the last one, then mixed with them: the share `damping` of the old message stays. On a tree without damping
+    they are exact after as many iterations as the tree is long. Where there are loops, neither convergence nor
+    exactness is guaranteed.
 
     Parameters
     ----------

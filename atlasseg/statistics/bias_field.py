@@ -91,11 +91,18 @@ class Polynomials:
         )  # fmt: skip
 
     def fitted(self, weights: Float64, pull: Float64, penalty: Float64, before: Float64) -> Float64:
-        """Weighted least squares: the (B, C) step from coefficients `before` to those of least cost.
+        r"""Weighted least squares: the (B, C) step from coefficients `before` to those of least cost.
 
-        The field b minimises sum_n d_n' W_n d_n / 2 - p_n' d_n + penalty' s(b) / 2, where d is its change and s its
-        `stiffness`. Without penalty and with one modality, W_n the sum over classes of w_nk / sigma_k^2 and p_n = W_n
-        times the residual, this is the fit of Van Leemput et al. (1999), IEEE TMI 18(10):885-896.
+        The field :math:`b` minimises
+
+        .. math::
+
+            \sum_n \left( \tfrac{1}{2} d_n^{\top} W_n d_n - p_n^{\top} d_n \right)
+            + \tfrac{1}{2} \textit{penalty}^{\top} s(b)
+
+        where :math:`d` is the change of :math:`b` and :math:`s` its `stiffness`. Without penalty and with one
+        modality, with :math:`W_n = \sum_k w_{nk} / \sigma_k^2` and :math:`p_n` = :math:`W_n` times the residual, this
+        is the fit of Van Leemput et al. (1999), IEEE TMI 18(10):885-896.
 
         Parameters
         ----------

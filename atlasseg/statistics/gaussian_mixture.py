@@ -94,33 +94,43 @@ def fit(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
 ) -> Mixture:
-    """Fit a Gaussian mixture by expectation maximisation.
+    r"""Fit a Gaussian mixture by expectation maximisation.
 
-    A voxel of class k has the intensities y_n ~ sum_g s_g N(mu_g, Sigma_g) over the Gaussians g of the class, and
-    the class has the prior probability pi_nk, given for each voxel, or one pi_k for all that is estimated:
+    A voxel of class :math:`k` has intensities :math:`y_n \sim \sum_{g \in k} s_g \mathcal{N}(\mu_g, \Sigma_g)` over
+    the Gaussians :math:`g` of the class. The class has the prior probability :math:`\pi_{nk}`, given for each voxel,
+    or one :math:`\pi_k` for all voxels, which is estimated. The iteration alternates [1]_
 
-        gamma_ng = pi_nk s_g N(y_n; mu_g, Sigma_g) / sum over all classes and Gaussians                  [1]
-        mu_g     = sum_n gamma_ng y_n / sum_n gamma_ng,  Sigma_g likewise, s_g and pi_k their shares     [1]
+    .. math::
 
-    *Bias.* With an `offset`, y_n = x_n - b_n for the scan's values x (as in [1], where x is the logarithm of the
-    scan); with a `gain`, y_n = x_n exp(-b_n), so that noise and partial volume keep their law in the intensities
-    themselves. In both b is a sum of polynomials up to `bias_order`, of mean 0, found by weighted least squares after
-    every iteration ([1]; for the gain on the residual's first order, a Gauss-Newton step [2]). Classes that do
-    not know their place would rather bend b to the anatomy than be noisy, so b has the cost q / 2v times the sum of
-    its square over the voxels, each polynomial multiplied by its order, with q the `bias_stiffness` and v the variance
-    of the values (for a gain, relative to their squared mean); and it is estimated on every second voxel of the scan,
-    lightly smoothed, by iterations of its own. Then it stays, and the mixture is fitted to the corrected scan.
+        \gamma_{ng} = \frac{\pi_{nk} s_g \mathcal{N}(y_n;\, \mu_g, \Sigma_g)}
+        {\sum_{k'} \sum_{g' \in k'} \pi_{nk'} s_{g'} \mathcal{N}(y_n;\, \mu_{g'}, \Sigma_{g'})}, \qquad
+        \mu_g = \frac{\sum_n \gamma_{ng} y_n}{\sum_n \gamma_{ng}}
 
-    *Partial volume.* For a pair (a, b) a voxel may hold the part t of a, at `mixed_levels` values equally spaced and
-    equally likely, with the Gaussian N(t mu_a + (1 - t) mu_b, t Sigma_a + (1 - t) Sigma_b); what comes from a and
-    from b is a hidden variable of the expectation step [3]. The share of each pair is estimated; where
-    a prior is given, one share of all mixed voxels is, and in it a pair has the prior proportional to pi_na pi_nb.
+    and likewise :math:`\Sigma_g`, with :math:`s_g` and :math:`\pi_k` the shares of the :math:`\gamma_{ng}`.
 
-    *Outliers.* In the maximisation gamma_ng is multiplied by 1 / (1 + exp((d_ng^2 - `outlier_distance`^2) / 2)),
-    d the Mahalanobis distance, as if each class had rejected voxels of constant density [4].
+    *Bias field.* With an ``offset``, :math:`y_n = x_n - b_n` for the scan's values :math:`x` (as in [1]_, where
+    :math:`x` is the logarithm of the scan). With a ``gain``, :math:`y_n = x_n \exp(-b_n)`, so that noise and partial
+    volume keep their distribution in the intensities. In both, :math:`b` is a sum of polynomials up to `bias_order`,
+    of mean 0, found by weighted least squares after every iteration ([1]_; for the gain a Gauss-Newton step [2]_).
+    Classes without a spatial prior tend to explain anatomy by the bias field. So :math:`b` has the cost :math:`q /
+    2v` times the sum of its square over the voxels, each polynomial multiplied by its order, with :math:`q` the
+    `bias_stiffness` and :math:`v` the variance of the values (for a gain, relative to their squared mean). It is
+    estimated on every second voxel of the scan, lightly smoothed, in iterations of its own. Then it is kept, and the
+    mixture is fitted to the corrected scan.
 
-    *Relaxation.* Once settled, pi_nk becomes (1 - r) times the given prior and r times the fractions smoothed over
-    the region, and it settles again [5], a few times over.
+    *Partial volume.* A voxel may contain the fraction :math:`t` of class :math:`a` and the rest of class :math:`b`,
+    at `mixed_levels` equally spaced and equally likely values of :math:`t`, with the distribution
+    :math:`\mathcal{N}(t \mu_a + (1 - t) \mu_b,\ t \Sigma_a + (1 - t) \Sigma_b)`. The contributions of :math:`a` and
+    :math:`b` are hidden variables of the expectation step [3]_. The share of each pair is estimated. Where a prior is
+    given, one share of all mixed voxels is estimated, and a pair has a prior proportional to :math:`\pi_{na}
+    \pi_{nb}`.
+
+    *Outliers.* In the maximisation :math:`\gamma_{ng}` is multiplied by :math:`1 / (1 + \exp((d_{ng}^2 - \kappa^2) /
+    2))`, with :math:`d` the Mahalanobis distance and :math:`\kappa` the `outlier_distance`, as if each class had
+    rejected voxels of constant density [4]_.
+
+    *Relaxation.* After convergence :math:`\pi_{nk}` becomes :math:`(1 - r)` times the given prior plus :math:`r`
+    times the fractions smoothed over the region, and the iteration continues [5]_; this is repeated a few times.
 
     Without outliers, relaxation and field the log-likelihood never falls.
 

@@ -53,15 +53,17 @@ def estimate(
     floor: float = VARIANCE_FLOOR,
     before: Gaussians | None = None,
 ) -> Gaussians:
-    """Most likely Gaussians of weighted values.
+    r"""Maximum likelihood estimate of Gaussians from weighted values.
 
-        mu_k    = sum_n w_nk x_n / sum_n w_nk
-        Sigma_k = sum_n w_nk (x_n - mu_k)(x_n - mu_k)' / sum_n w_nk
+    .. math::
+
+        \mu_k = \frac{\sum_n w_{nk} x_n}{\sum_n w_{nk}}, \qquad
+        \Sigma_k = \frac{\sum_n w_{nk} (x_n - \mu_k)(x_n - \mu_k)^{\top}}{\sum_n w_{nk}}
 
     No variance falls below `floor` times the (weighted) variance of all values: with each modality scaled to unit
-    variance, smaller eigenvalues of a covariance are raised to `floor`, which is the most likely covariance under
-    that bound. A modality that does not vary at all counts as if its standard deviation were 1e-6 of its mean (1
-    where that is 0).
+    variance, smaller eigenvalues of a covariance are raised to `floor`. This is the maximum likelihood covariance
+    under that bound. A modality that does not vary at all counts as if its standard deviation were 1e-6 of its mean
+    (1 where that is 0).
 
     Parameters
     ----------

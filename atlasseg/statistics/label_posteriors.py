@@ -131,15 +131,19 @@ def in_field(
     iterations: int,
     name: str = "",
 ) -> ProbabilityMap:
-    """Posterior of the labels in a Markov random field.
+    r"""Posterior of the labels in a Markov random field.
 
     The energy is
 
-        E(x) = sum_n (- w log f_xn(y_n) - log p_n(x_n)) + sum over neighbours n, m of beta d_min / d_nm [x_n != x_m]
+    .. math::
 
-    with the prior p, a Gaussian f_l for each label, and distances d in mm. Expectation maximisation finds q by a sweep
-    of mean field and the Gaussians by q ([1]_); the solver then has the last word. After `icm` and `graph_cut`,
-    which give labels, the result is the conditional probability of each label given the neighbours'.
+        E(x) = \sum_n \left( -w \log f_{x_n}(y_n) - \log p_n(x_n) \right)
+        + \beta \sum_{n \sim m} \frac{d_{\min}}{d_{nm}} [x_n \neq x_m]
+
+    with the prior :math:`p`, a Gaussian :math:`f_l` for each label, and distances :math:`d` in mm. Expectation
+    maximisation finds the posterior :math:`q` by a sweep of mean field, and the Gaussians from :math:`q` [1]_. The
+    solver then computes the result. After `icm` and `graph_cut`, which give labels, the result is the conditional
+    probability of each label given the labels of the neighbours.
 
     Parameters
     ----------

@@ -61,13 +61,15 @@ def posterior(
     prior: NDArray[np.floating[Any]] | None = None,
     starts: Bool | None = None,
 ) -> Smoothed:
-    """Posterior of the classes by normalised forward-backward ([1]_; weights a_n(k) of [2]_).
+    r"""Posterior of the classes by normalised forward-backward ([1]_; weights :math:`a_n(k)` of [2]_).
 
-        alpha_n(k) proportional to a_n(k) f_k(y_n) sum_j alpha_n-1(j) t_jk
-        beta_n(j)  proportional to sum_k t_jk a_n+1(k) f_k(y_n+1) beta_n+1(k)
-        gamma_n(k) proportional to alpha_n(k) beta_n(k)
+    .. math::
 
-    The two recursions run side by side. A missing observation has a density of 1, log density 0.
+        \alpha_n(k) &\propto a_n(k) \, f_k(y_n) \sum_j \alpha_{n-1}(j) \, t_{jk} \\
+        \beta_n(j) &\propto \sum_k t_{jk} \, a_{n+1}(k) \, f_k(y_{n+1}) \, \beta_{n+1}(k) \\
+        \gamma_n(k) &\propto \alpha_n(k) \, \beta_n(k)
+
+    The two recursions run side by side. A missing observation has density 1, log density 0.
 
     Parameters
     ----------

@@ -86,12 +86,15 @@ def fit(
     max_iterations: int = 30,
     tolerance: float = 1e-3,
 ) -> FieldFit:
-    """Fit Gaussians and labels of a Markov random field by expectation maximisation ([1]_; energy of [2]_).
+    r"""Fit Gaussians and labels of a Markov random field by expectation maximisation ([1]_; energy of [2]_).
 
-        E(x) = sum_n (-log f_xn(y_n) - log prior_n(x_n)) + sum over neighbours of beta d_min / d_nm V(x_n, x_m)
+    .. math::
 
-    Each iteration makes one sweep of mean field and then takes the most likely Gaussians; the free energy of
-    independent voxels and parameters never rises. The solver then finds the labels given the last Gaussians.
+        E(x) = \sum_n \left( -\log f_{x_n}(y_n) - \log p_n(x_n) \right)
+        + \beta \sum_{n \sim m} \frac{d_{\min}}{d_{nm}} V(x_n, x_m)
+
+    Each iteration makes one sweep of mean field and then computes the maximum likelihood Gaussians. The free energy
+    of independent voxels and parameters never rises. The solver then finds the labels given the last Gaussians.
 
     Parameters
     ----------

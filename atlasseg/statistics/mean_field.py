@@ -39,12 +39,15 @@ def solve(
     max_iterations: int = 50,
     tolerance: float = 1e-3,
 ) -> Beliefs:
-    """Minimise the free energy over independent voxels ([1]_).
+    r"""Minimise the free energy over independent voxels [1]_.
 
-        q_n(a) = (1 - d) 1/Z exp(-u_n(a) - sum over m of w_nm sum over b of V(a, b) q_m(b)) + d q_n(a)
+    .. math::
 
-    One colour of the checkerboard after the other, two colours for 6 neighbours and eight for 26. Given the other
-    colours the free energy is convex in the q of one, and this is its minimum for d = 0: it never rises.
+        q_n(a) \leftarrow \frac{1 - d}{Z} \exp\Big( -u_n(a) - \sum_m w_{nm} \sum_b V(a, b) \, q_m(b) \Big) + d \, q_n(a)
+
+    :math:`d` is `damping`. One colour of the checkerboard is updated after the other, two colours for 6 neighbours
+    and eight for 26. Given the other colours, the free energy is convex in the :math:`q` of one colour, and this
+    update is its minimum for :math:`d = 0`: it never rises.
 
     Parameters
     ----------

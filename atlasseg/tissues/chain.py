@@ -36,12 +36,13 @@ def classify(
 ) -> Tissues:
     """Classify the voxels of a region by a hidden Markov chain.
 
-    A Gaussian mixture finds the bias field and where to start. Then the voxels of the corrected scan, in the order of a
+    A Gaussian mixture finds the bias field and the start. Then the voxels of the corrected scan, in the order of a
     space-filling curve, are a Markov chain of hidden classes with Gaussian intensities: the probability of a class
-    depends on the class of the voxel before it, and on the prior [1]. Posteriors are exact, by forward and backward
-    recursions. With `partial_volume` what the chain says of a voxel without its own intensity, the posterior over the
-    class's density there, is the prior of a mixture whose voxels may be part one class and part the next [2]; the
-    expected parts then stand for the posteriors.
+    depends on the class of the voxel before it, and on the prior [1]_. The posteriors are exact, by forward and
+    backward recursions.
+
+    With `partial_volume`, the chain's posterior of a voxel without its own intensity is the prior of a mixture whose
+    voxels may be part one class and part the next [2]_; the result is then the expected parts.
 
     Parameters
     ----------

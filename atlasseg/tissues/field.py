@@ -25,12 +25,19 @@ def classify(
     partial_volume: bool = True,
     max_iterations: int = 15,
 ) -> Tissues:
-    """Classify the voxels of a region by a Gaussian mixture whose classes are a Markov random field.
+    r"""Classify the voxels of a region by a Gaussian mixture whose classes are a Markov random field.
 
-    The mixture is that of the model `mixture`, with its bias field [1] and partial volume [2]. In every iteration the
-    log prior of class k at voxel n is raised by ``sum over the 26 neighbours m of w_nm f_mk``, f the expected parts
-    after the last one: the mean field of a Potts model [3]. The weight w is `beta` times the shortest edge of a voxel
-    over the distance of the two. A mixed voxel counts as its parts do.
+    The mixture is that of the model `mixture`, with its bias field [1]_ and partial volume [2]_. In every iteration
+    the log prior of class :math:`k` at voxel :math:`n` is raised by the neighbours' expected parts :math:`f` of the
+    last iteration, the mean field of a Potts model [3]_:
+
+    .. math::
+
+        \log \pi_{nk} \leftarrow \log \pi_{nk} + \sum_{m \sim n} w_{nm} f_{mk}, \qquad
+        w_{nm} = \beta \frac{d_{\min}}{d_{nm}}
+
+    over the 26 neighbours :math:`m`, with :math:`d` the distance of two voxels and :math:`d_{\min}` the shortest edge
+    of a voxel. A mixed voxel counts with its parts.
 
     Parameters
     ----------

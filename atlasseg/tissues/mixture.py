@@ -19,12 +19,18 @@ def classify(
     partial_volume: bool = True,
     max_iterations: int = 15,
 ) -> Tissues:
-    """Classify the voxels of a region by a Gaussian mixture.
+    r"""Classify the voxels of a region by a Gaussian mixture.
 
-    A class has Gaussian intensities z with a mean and a covariance of its own, and the scan is seen through a smooth
-    gain, y(x) = exp(b(x)) z(x) with b a polynomial, found with them by expectation and maximisation [1]. With
-    `partial_volume` a voxel may also hold a part of one class and the rest of the next brighter one [2]. Probabilities
-    are then the expected parts, as of a point of the voxel.
+    Each class has Gaussian intensities :math:`z` with its own mean and covariance. The scan :math:`y` is seen through
+    a smooth gain, the bias field, whose logarithm :math:`b` is a polynomial:
+
+    .. math::
+
+        y(x) = \exp(b(x)) \, z(x)
+
+    Expectation maximisation estimates both [1]_. With `partial_volume` a voxel may also contain a part of one class
+    and the rest of the next brighter one [2]_. Probabilities are then the expected parts: the probability that a
+    point of the voxel is of the class.
 
     Parameters
     ----------

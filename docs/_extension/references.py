@@ -35,13 +35,18 @@ def resolve_elsewhere(app: Sphinx, env: BuildEnvironment, node: pending_xref, co
     """Find an object at the place where it is documented; keep the text of a soft reference that leads nowhere."""
     if node.get("refdomain") != "py":
         return None
+    domain = env.domains.python_domain
     name = documented_name(node)
     if name is not None:
-        domain = env.domains.python_domain
         found = domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, content)
         if found is not None:
             return found
-    return content if node.get("soft") else None
+    if node.get("soft"):
+        return content
+    named_so = [full for full in domain.objects if full.endswith(f".{node['reftarget']}")]
+    if named_so:
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", min(named_so, key=len), node, content)
+    return None
 
 
 def documented_name(node: pending_xref) -> str | None:
