@@ -1,6 +1,6 @@
 """Split and merge: an octree down to homogeneous blocks, then the most alike neighbours merged.
 
-The classical scheme [1]_ on volumes: `octree.split` cuts, `merging.merge` joins along the region adjacency graph.
+The classical scheme on volumes: `octree.split` cuts, `merging.merge` joins along the region adjacency graph.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Coarse search of large deformations on self-similarity descriptors, by coupled convex optimisation.
 
-A start for a deformable registration rather than one in itself: it knows no gradient and no local minimum, sees all
-displacements of a window at once, needs no like contrast in the two images, and ends with a smooth field of coarse
-nodes.
+It serves as the start of a deformable registration rather than as one in itself. The two images need not have the
+same contrast, because they are compared by self-similarity descriptors [3]_. All displacements of a search window are
+tried at coarse nodes, so that it needs no good start. A smooth field of coarse nodes is found by coupled convex
+optimisation [1]_, in both directions [2]_.
 
 References
 ----------

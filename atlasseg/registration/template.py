@@ -1,4 +1,7 @@
-"""A groupwise template: the mean image of several scans on their mean shape.
+"""Groupwise template: the mean image of several scans on their mean shape.
+
+All scans are registered to the current mean image. The next mean image is resampled by the inverse of the mean deformation
+[1]_ [2]_, so that the template has the mean shape as well. Affine transforms are averaged in the log domain [3]_.
 
 All scans are registered to the current mean image. The next mean image is resampled by the inverse of the mean
 deformation ----------

@@ -73,6 +73,7 @@ def top_page() -> str:
 def room_page(package: ModuleType) -> str:
     """The page of one subpackage or module; empty where it offers nothing."""
     parts, chosen = [], list(method_links(package))
+    on_method_pages = {method.module for method in methods.list_methods()}
     seen = {id(getattr(atlasseg, name)) for name in atlasseg.__all__}
     for module in (package, *submodules(package)):
         names = {name: thing for name, thing in public_names(module).items() if id(thing) not in seen}
@@ -82,7 +83,9 @@ def room_page(package: ModuleType) -> str:
         path = module.__name__
         if module is not package:
             hidden = getattr(package, path.rpartition(".")[2], module) is not module  # by a function of the same name
-            parts += [rst.title(path, "-"), module_text(path, ":no-index:" if hidden else "")]
+            parts.append(rst.title(path, "-"))
+            if path not in on_method_pages:
+                parts.append(module_text(path, ":no-index:" if hidden else ""))
         parts += [rst.directive("currentmodule", path), summary_table(list(names))]
         parts += [described(path, name, thing) for name, thing in names.items()]
     moved = [name for name, thing in public_names(package).items() if getattr(atlasseg, name, None) is thing]
@@ -97,11 +100,10 @@ def room_page(package: ModuleType) -> str:
 
 
 def method_links(package: ModuleType) -> Iterator[str]:
-    """Links to the pages of the methods of a stage."""
-    stage = package.__name__.rpartition(".")[2]
-    if stage in methods.STAGES:
-        for name in methods.names(stage):
-            yield f":doc:`{name} </generated/methods/{stage}/{name}>`"
+    """Links to the pages of the methods in a package."""
+    for method in methods.list_methods():
+        if method.module.startswith(f"{package.__name__}."):
+            yield f":doc:`{method.name} </generated/methods/{method.stage}/{method.name}>`"
 
 
 def described(module: str, name: str, thing: Any) -> str:
@@ -137,24 +139,23 @@ def public_modules(package: ModuleType) -> list[str]:
 
 
 def submodules(package: ModuleType) -> Iterator[ModuleType]:
-    """The public modules in a package that are not methods."""
+    """The public modules in a package and in its subpackages."""
     if not hasattr(package, "__path__"):
         return
-    stage = package.__name__.rpartition(".")[2]
-    method_modules = set()
-    if stage in methods.STAGES:
-        method_modules = {methods.get(stage, name).module for name in methods.names(stage)}
     for name in public_modules(package):
-        path = f"{package.__name__}.{name}"
-        module = importlib.import_module(path)
-        if path not in method_modules:
-            yield module
-        if hasattr(module, "__path__"):
-            yield from submodules(module)
+        module = importlib.import_module(f"{package.__name__}.{name}")
+        yield module
+        yield from submodules(module)
 
 
 def public_names(module: ModuleType) -> dict[str, Any]:
-    """What a module offers: its ``__all__``, or the functions and classes that are defined in it."""
+    """What a module offers besides methods: its ``__all__``, or the functions and classes that are defined in it."""
+    of_methods = {id(method.function) for method in methods.list_methods()}
+    return {name: thing for name, thing in offered(module).items() if id(thing) not in of_methods}
+
+
+def offered(module: ModuleType) -> dict[str, Any]:
+    """The ``__all__`` of a module, or the functions and classes that are defined in it."""
     listed = getattr(module, "__all__", None)
     if listed is not None:
         return {name: getattr(module, name) for name in listed if not inspect.ismodule(getattr(module, name))}

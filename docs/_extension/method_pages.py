@@ -74,10 +74,11 @@ def stage_page(stage: str, names: typing.Sequence[str]) -> str:
 
 def method_page(method: methods.Method) -> str:
     """The page of one method."""
+    alone = sum(other.module == method.module for other in methods.list_methods()) == 1
     parts = [
         f".. _method-{method.stage}-{method.name}:\n",
         rst.title(method.name),
-        rst.escape(method.summary) + "\n",
+        rst.directive("automodule", method.module, ":no-members:") if alone else rst.escape(method.summary) + "\n",
         "In a recipe, with the default values:\n",
         rst.code(recipe_snippet(method), "toml"),
         rst.directive("currentmodule", method.module),
