@@ -1,10 +1,11 @@
 """Groupwise template: the mean image of several scans on their mean shape.
 
-All scans are registered to the current mean image. The next mean image is resampled by the inverse of the mean deformation
-[1]_ [2]_, so that the template has the mean shape as well. Affine transforms are averaged in the log domain [3]_.
-
 All scans are registered to the current mean image. The next mean image is resampled by the inverse of the mean
-deformation ----------
+deformation [1]_ [2]_, so that the template has the mean shape as well. Affine transforms are averaged in the log domain
+[3]_.
+
+References
+----------
 .. [1] Guimond, A., Meunier, J., Thirion, J.-P. (2000). Average brain models: a convergence study. Computer Vision and
    Image Understanding 77(2), 192-210 (mean intensity on the inverse of the mean deformation).
 .. [2] Avants, B. B., et al. (2010). The optimal template effect in hippocampus studies of diseased populations.

@@ -182,12 +182,18 @@ class Affine(Transform):
 
 @dataclass(frozen=True, eq=False)
 class Inverse(Transform):
-    """The inverse of a transform that has none in closed form, found point by point by fixed-point iteration.
+    r"""The inverse of a transform that has no inverse in closed form, found point by point by fixed-point iteration.
 
-    For y, x <- x - s (t(x) - y) from x = y, until ``|t(x) - y| <= INVERSE_TOLERANCE_MM``; the step s begins at 1
-    and is halved for a point whose distance grew. A point that has not converged after `INVERSE_MAX_ITERATIONS`
-    steps, because the transform folds or jumps there, keeps the nearest x that was found, and a warning in the
-    log says how many there were and how far off.
+    For a point :math:`y` it starts from :math:`x = y` and repeats
+
+    .. math::
+
+        x \leftarrow x - s \, (t(x) - y)
+
+    until ``|t(x) - y| <= INVERSE_TOLERANCE_MM``. The step :math:`s` begins at 1 and is halved for a point whose
+    distance grew. A point that has not converged after `INVERSE_MAX_ITERATIONS` steps, because the transform folds or
+    jumps there, keeps the nearest :math:`x` that was found, and a warning in the log says how many there were and how
+    far off.
 
     References
     ----------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -86,7 +87,10 @@ def room_page(package: ModuleType) -> str:
             parts.append(rst.title(path, "-"))
             if path not in on_method_pages:
                 parts.append(module_text(path, ":no-index:" if hidden else ""))
-        parts += [rst.directive("currentmodule", path), summary_table(list(names))]
+        parts += [
+            rst.directive("currentmodule", path),
+            summary_table([name for name in names if has_docstring(names[name])]),
+        ]
         parts += [described(path, name, thing) for name, thing in names.items()]
     moved = [name for name, thing in public_names(package).items() if getattr(atlasseg, name, None) is thing]
     if not parts and not chosen and not moved:
@@ -118,6 +122,16 @@ def described(module: str, name: str, thing: Any) -> str:
     return rst.directive("py:data", name, f":type: {type(thing).__name__}")
 
 
+def is_alias(thing: Any) -> bool:
+    """Whether a name stands for a type with parameters, ``NDArray[np.float32]``."""
+    return isinstance(thing, types.GenericAlias)
+
+
+def has_docstring(thing: Any) -> bool:
+    """Whether it is a class or a function, and not data."""
+    return not is_alias(thing) and (inspect.isclass(thing) or callable(thing))
+
+
 def module_text(path: str, *options: str) -> str:
     """The directive that inserts the docstring of a module."""
     return rst.directive("automodule", path, ":no-members:", *filter(None, options))
@@ -125,6 +139,8 @@ def module_text(path: str, *options: str) -> str:
 
 def summary_table(names: list[str]) -> str:
     """Names in the current module, with the first sentence of each."""
+    if not names:
+        return ""
     return rst.directive("autosummary", "", ":nosignatures:", body="\n".join(names))
 
 
