@@ -42,7 +42,9 @@ def register(
 
     Each iteration takes the derivative of the similarity for a small step before the present warp,
     smooths it by a Gaussian, scales its longest vector to `step_voxels`, composes it with the field, and smooths the
-    field a little. Deterministic: the same bits for any number of threads and whatever other images are registered.
+    field a little. After every level the Jacobian determinant is checked at every corner of every voxel; where it is
+    below 0.01 the field has folded, and is smoothed around the fold until it no longer does. Deterministic: the same
+    bits for any number of threads and whatever other images are registered.
 
     Parameters
     ----------
@@ -132,7 +134,10 @@ def register(
         needed = dense.bytes_needed(prepared[0].fixed.valid.size, len(prepared[0].fixed.channels))
         solved = each(begun, lambda pair: dense.solve(pair, schedule), bytes_needed=needed)
     out: list[Transform] = []
-    for pair, (field, value) in zip(begun, solved, strict=True):
-        logger.info("%s: %s %.3f", pair.moving.name or "a moving image", similarity, value)
-        out.append(Affine(pair.start_mm) @ field_transform(field, pair.fixed, fixed.grid))
+    for pair, solution in zip(begun, solved, strict=True):
+        name = pair.moving.name or "a moving image"
+        logger.info("%s: %s %.3f", name, similarity, solution.similarity)
+        if solution.repaired:
+            logger.info("%s: %d folded voxels repaired", name, solution.repaired)
+        out.append(Affine(pair.start_mm) @ field_transform(solution.field, pair.fixed, fixed.grid))
     return out

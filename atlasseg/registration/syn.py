@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from atlasseg.volume import Image, Mask
 
 logger = logging.getLogger(__name__)
 
+Metric = Literal["mattes", "CC", "meansquares", "demons", "GC"]
+
 THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 
 
@@ -37,7 +39,7 @@ def register(
     fixed_mask: Data[Mask | None] = None,
     moving_masks: Data[Sequence[Mask | None] | None] = None,
     type_of_transform: str = "SyN",
-    metric: str = "mattes",
+    metric: Metric = "mattes",
     metric_parameter: int = 32,
     iterations: tuple[int, ...] = (40, 20, 0),
     gradient_step: float = 0.2,
@@ -64,9 +66,10 @@ def register(
     type_of_transform : str
         As ANTsPy names it: "SyN", "SyNRA", "SyNOnly", "SyNCC", "antsRegistrationSyNQuick[s]", "Affine", "Rigid", ...
     metric : {"mattes", "CC", "meansquares", "demons", "GC"}
-        Of the deformable part.
+        Similarity metric of the deformable part, named as ANTs names it: mutual information, local correlation, mean
+        squares, demons and global correlation.
     metric_parameter : int
-        Its number of bins ("mattes") or its radius in voxels ("CC").
+        Number of bins of "mattes", radius in voxels of "CC"; at least 1.
     iterations : tuple of int
         Of the deformable part, at each level from coarse to fine; 0 leaves a level out.
     gradient_step, flow_sigma, total_sigma : float
@@ -84,7 +87,8 @@ def register(
     MissingLibraryError
         antspyx is not installed.
     InputError
-        An image is constant or has several channels, a mask is empty, or ANTs failed.
+        The metric is unknown or its parameter below 1, an image is constant or has several channels, a mask is empty,
+        or ANTs failed.
     GeometryError
         A mask is not on its image's grid, or the images do not overlap.
 
@@ -92,6 +96,13 @@ def register(
     ----------
     Avants et al. 2008, Symmetric diffeomorphic image registration with cross-correlation, MedIA 12(1).
     """
+    if metric not in get_args(Metric):
+        raise InputError(f"metric: expected one of {', '.join(get_args(Metric))}, got {metric!r}. Choose one of these.")
+    if metric_parameter < 1:
+        raise InputError(
+            f"metric_parameter: expected 1 or more, got {metric_parameter}. "
+            "Give the number of bins of mattes (such as 32), or the radius of CC in voxels (such as 4)."
+        )
     target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
     ants = _ants()
     found = []

@@ -266,6 +266,19 @@ def test_syn_finds_a_bent_truth_each_time_the_same_and_leaves_nothing_behind():
     assert set(Path(tempfile.gettempdir()).glob("atlasseg-syn*")) <= temporary
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metric": "local_correlation"}, "metric: expected one of mattes, CC, .* got 'local_correlation'"),
+        ({"metric": "cc"}, "metric: expected one of .* got 'cc'"),
+        ({"metric_parameter": 0}, "metric_parameter: expected 1 or more, got 0"),
+    ],
+)
+def test_syn_refuses_a_metric_that_ants_does_not_have(given, message):
+    with pytest.raises(InputError, match=message):
+        syn.register(picture(FIXED), [picture(MOVING)], **given)
+
+
 def test_syn_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ants", None)
     with pytest.raises(MissingLibraryError, match=r"atlasseg\[syn\]"):

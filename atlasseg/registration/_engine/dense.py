@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlasseg.registration._engine import fields
+from atlasseg.registration._engine import fields, folds
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.pyramid import VALID, Level, matching_factors, refined
@@ -43,16 +43,30 @@ def bytes_needed(voxels: int, channels: int) -> int:
     return voxels * (5 * 12 + 4 * (8 + 3 * channels) + 2)
 
 
-def solve(pair: Pair, schedule: Schedule) -> tuple[Float32, float]:
-    """Displacement that improves ``matrix_mm @ (x + u(x))`` of a pair, and the similarity it reached.
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a pair's optimisation ends with.
 
-    Returns
-    -------
-    (I, J, K, 3) float32, in voxels of the fixed image; and a float
+    Parameters
+    ----------
+    field : (I, J, K, 3) float32
+        Displacement in voxels of the fixed image, without folds.
+    similarity : float
+        What it reached at the finest level.
+    repaired : int
+        Voxels that were folded after a level, of that level's grid, and were smoothed until they were not.
     """
+
+    field: Float32
+    similarity: float
+    repaired: int
+
+
+def solve(pair: Pair, schedule: Schedule) -> Solution:
+    """Displacement that improves ``matrix_mm @ (x + u(x))`` of a pair; folds are repaired after every level."""
     fixed, moving = pair.fixed, pair.moving
     field: Float32 | None = None
-    before, value = fixed.level((1, 1, 1)), 0.0
+    before, value, repaired = fixed.level((1, 1, 1)), 0.0, 0
     for shrink, iterations, sigma in zip(
         schedule.shrink_factors, schedule.iterations, schedule.total_field_sigma_voxels, strict=True
     ):
@@ -62,9 +76,11 @@ def solve(pair: Pair, schedule: Schedule) -> tuple[Float32, float]:
         field = pair.displacement(level) if field is None else refined(field, before, level)
         other = moving.level(matching_factors(level, moving))
         field, value = _optimise_level(level, other, pair.start_mm, field, iterations, sigma, schedule, pair.known)
-        before = level
+        field, count = folds.repair(field)
+        before, repaired = level, repaired + count
     full = fixed.level((1, 1, 1))
-    return pair.displacement(full) if field is None else refined(field, before, full), value
+    field, count = folds.repair(pair.displacement(full) if field is None else refined(field, before, full))
+    return Solution(field, value, repaired + count)
 
 
 def _optimise_level(

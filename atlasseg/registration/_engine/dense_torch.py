@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from atlasseg.registration._engine import folds
 from atlasseg.registration._engine.batch import Pair
-from atlasseg.registration._engine.dense import Schedule, has_converged
+from atlasseg.registration._engine.dense import Schedule, Solution, has_converged
 from atlasseg.registration._engine.metrics_torch import measure
 from atlasseg.registration._engine.pyramid import Level, matching_factors, refined
 from atlasseg.registration._engine.torch_ops import (
@@ -27,7 +28,7 @@ from atlasseg.registration._engine.torch_ops import (
 from atlasseg.volume import Float32
 
 
-def solve(pairs: Sequence[Pair], schedule: Schedule, *, device: str) -> list[tuple[Float32, float]]:
+def solve(pairs: Sequence[Pair], schedule: Schedule, *, device: str) -> list[Solution]:
     """As `dense.solve`, for all pairs of one fixed image at once.
 
     Raises
@@ -39,11 +40,11 @@ def solve(pairs: Sequence[Pair], schedule: Schedule, *, device: str) -> list[tup
     return in_batches(len(pairs), size, lambda part: _solve([pairs[n] for n in part], schedule, device), each)
 
 
-def _solve(pairs: Sequence[Pair], schedule: Schedule, device: str) -> list[tuple[Float32, float]]:
+def _solve(pairs: Sequence[Pair], schedule: Schedule, device: str) -> list[Solution]:
     fixed = pairs[0].fixed
     full = fixed.level((1, 1, 1))
     found: list[Float32] = []
-    values, before = [0.0] * len(pairs), full
+    values, before, repaired = [0.0] * len(pairs), full, [0] * len(pairs)
     for shrink, iterations, sigma in zip(
         schedule.shrink_factors, schedule.iterations, schedule.total_field_sigma_voxels, strict=True
     ):
@@ -52,9 +53,12 @@ def _solve(pairs: Sequence[Pair], schedule: Schedule, device: str) -> list[tuple
         level = fixed.level(fixed.factors(shrink))
         start = [refined(u, before, level) for u in found] or [pair.displacement(level) for pair in pairs]
         fields, values = _optimise_level(level, pairs, np.stack(start), iterations, sigma, schedule, device)
-        found, before = list(fields), level
+        whole = [folds.repair(field) for field in fields]
+        found, before = [field for field, _ in whole], level
+        repaired = [n + count for n, (_, count) in zip(repaired, whole, strict=True)]
     ended = [refined(u, before, full) for u in found] or [pair.displacement(full) for pair in pairs]
-    return list(zip(ended, values, strict=True))
+    whole = [folds.repair(field) for field in ended]
+    return [Solution(field, value, n + count) for (field, count), value, n in zip(whole, values, repaired, strict=True)]
 
 
 @torch.no_grad()

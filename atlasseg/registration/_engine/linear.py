@@ -22,7 +22,7 @@ from atlasseg.registration._engine.batch import Pair, each, pairs
 from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, matching_factors
 from atlasseg.transforms import Affine, Transform
-from atlasseg.volume import Float64, Image, Mask
+from atlasseg.volume import Float64, Grid, Image, Mask
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,9 @@ STAGES: dict[TransformModel, tuple[TransformModel, ...]] = {
 START_VOXELS = 20
 """Starts are compared on a level of about this many voxels along the longest axis."""
 
+NEARLY_COARSE = 1.5
+"""The coarsest level of the schedule serves for that as long as its voxels are no more than this factor too small."""
+
 START_ANGLES_DEGREES = (-25.0, 25.0)
 """Rotations about each axis that are tried beside none."""
 
@@ -52,6 +55,22 @@ LEAST_OVERLAP = 0.3
 
 KEPT_STARTS = 3
 """So many of the best starts are registered rigidly before one is chosen."""
+
+EXTENT_DIFFERENCE = 0.15
+"""Along an axis where the foregrounds' extents differ by more than this share of the larger one, the smaller may be cut
+off at either end: their low and their high edges are brought together as well as their middles."""
+
+ADVANTAGE = 0.02
+"""The header's alignment, and those of edges, take the place of a usual start where they gain this share ..."""
+
+ELSEWHERE_VOXELS = 1.5
+"""... and end this far from it, on average over the corners of the level's grid."""
+
+ROTATION_COST = 0.1
+"""Share of the similarity that a turn by 180 degrees away from the header's orientation must gain ..."""
+
+FREE_COSINE = 0.5
+"""... falling to none for a turn by 60 degrees, whose cosine this is."""
 
 CONVERGED = 1e-4
 """Gauss-Newton ends when a step gains less than this in the similarity."""
@@ -249,11 +268,36 @@ def aligning_turns(fixed: Level, moving: Level) -> list[Float64]:
     return [turn for turn in turns if np.linalg.det(turn) > 0]
 
 
+def edge_alignments(fixed: Level, moving: Level) -> list[Float64]:
+    """Translations (4, 4) that bring edges of the foregrounds' boxes together where their extents differ.
+
+    A foreground that is cut off by the field of view has its centre elsewhere than the whole one, but its other end in
+    the same place. Along each RAS axis with extents that differ by `EXTENT_DIFFERENCE` the low edges, the middles and
+    the high edges are brought together, in all combinations but that of all middles.
+    """
+    boxes = []
+    for level in (fixed, moving):
+        points_mm = np.argwhere(level.mask == VALID) @ level.affine[:3, :3].T + level.affine[:3, 3]
+        boxes.append((points_mm.min(axis=0), points_mm.max(axis=0)))
+    (low_f, high_f), (low_m, high_m) = boxes
+    extent_f, extent_m = high_f - low_f, high_m - low_m
+    differ = np.abs(extent_f - extent_m) > EXTENT_DIFFERENCE * np.maximum(extent_f, extent_m)
+    out = []
+    for share in itertools.product(*((0.5, 0.0, 1.0) if d else (0.5,) for d in differ)):
+        if set(share) != {0.5}:
+            matrix = np.eye(4)
+            matrix[:3, 3] = low_m + extent_m * share - (low_f + extent_f * share)
+            out.append(matrix)
+    return out
+
+
 def start(fixed: Prepared, moving: Prepared, factors: Factors) -> Search[Float64]:
     """(4, 4) rigid fixed to moving RAS+ mm: the best of several starts after a short optimisation.
 
-    They are world coordinates, and the centres of mass and the middles on each other, each with several rotations; the
-    centres of mass also with the principal axes on each other.
+    The usual starts are the header's alignment, and the centres of mass and the middles on each other, each with
+    several rotations; the centres of mass also with the principal axes on each other. The best of them are optimised.
+    So are, whatever their similarity before, the header's alignment and the best `edge_alignments`; one of those is
+    taken where it ends clearly better, as it does where one of the images shows a part of the other.
 
     Raises
     ------
@@ -273,31 +317,64 @@ def start(fixed: Prepared, moving: Prepared, factors: Factors) -> Search[Float64
         matrix[:3, :3] = turn
         matrix[:3, 3] = there - turn @ here
         starts.append(matrix)
+    usual = len(starts)
+    starts += edge_alignments(level, other)
     fits = yield factors, starts
-    able = [n for n, f in enumerate(fits) if f.overlap >= LEAST_OVERLAP]
+    able = [n for n, fit in enumerate(fits) if fit.overlap >= LEAST_OVERLAP]
     if not able:
         raise GeometryError(
             f"the images do not overlap: no start brings {LEAST_OVERLAP:.0%} of the fixed image's foreground into the "
             f"field of view of {moving.name or 'the moving image'}, at best {max(f.overlap for f in fits):.0%}"
         )
-    ranked = sorted(able, key=lambda n: -score(fits[n]))[:KEPT_STARTS]
-    optimised = []
-    for n in ranked:
-        optimised.append((yield from optimise(fixed, factors, starts[n], "rigid", iterations=8)))
-    return max(optimised, key=lambda result: score(result[1]))[0]
+    ranked = sorted(able, key=lambda n: -score(fits[n], starts[n]))
+    likely = [n for n in ranked if n < usual][:KEPT_STARTS]
+    further = [n for n in ranked if n == 0 and n not in likely] + [n for n in ranked if n >= usual][:KEPT_STARTS]
+    best, best_score = starts[ranked[0]], -np.inf
+    least_mm = ELSEWHERE_VOXELS * float(level.spacing_mm.min())
+    for n in [*likely, *further]:
+        matrix, reached = yield from optimise(fixed, factors, starts[n], "rigid", iterations=8)
+        value = score(reached, matrix)
+        needed = best_score
+        if n in further and np.isfinite(best_score):
+            needed += ADVANTAGE * abs(best_score)
+            if distance_mm(matrix, best, level) < least_mm:
+                continue
+        if value > needed:
+            best, best_score = matrix, value
+    return best
 
 
-def score(fit: Fit) -> float:
-    """What starts are ranked by: the similarity, less where the fields of view overlap little."""
-    share = min(1.0, 0.5 + fit.overlap / 2)
-    return fit.value * share if fit.value > 0 else fit.value / share
+def distance_mm(one: Float64, other: Float64, level: Level) -> float:
+    """Mean distance between where two (4, 4) matrices take the corners of a level's grid."""
+    corners_mm = np.c_[Grid(level.shape, level.affine).corners_mm, np.ones(8)]
+    return float(np.linalg.norm(corners_mm @ (one - other)[:3].T, axis=1).mean())
+
+
+def score(fit: Fit, matrix_mm: Float64) -> float:
+    """What starts are ranked by: the similarity, less for little overlap and for a turn away from the headers' axes."""
+    cosine = (np.trace(nearest_rotation(matrix_mm)) - 1) / 2
+    turned = max(0.0, FREE_COSINE - cosine) / (FREE_COSINE + 1)
+    share = min(1.0, 0.5 + fit.overlap / 2) * (1 - ROTATION_COST * turned)
+    return float(fit.value * share if fit.value > 0 else fit.value / share)
+
+
+def nearest_rotation(matrix: Float64) -> Float64:
+    """(3, 3) rotation nearest to the linear part of a (4, 4) matrix."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    return np.asarray(left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right)
 
 
 def levels_of(fixed: Prepared, finest: int) -> tuple[Factors, list[Factors]]:
-    """The level that starts are compared on, and those of `Prepared.schedule` down to ``finest`` times the voxel."""
+    """The level that starts are compared on, and those of `Prepared.schedule` down to ``finest`` times the voxel.
+
+    Starts far from the truth only tell apart on coarse voxels: where the schedule has none that are coarse enough, as
+    for a slab that is thin along one axis, the level of the starts is coarser than all of its levels.
+    """
     shrinks = [s for s in fixed.schedule() if s >= finest] or fixed.schedule()[:1]
     first = max(1, round(max(fixed.valid.shape) / START_VOXELS))
-    return fixed.factors(min(first, shrinks[0])), [fixed.factors(s) for s in shrinks]
+    if first <= NEARLY_COARSE * shrinks[0]:
+        first = min(first, shrinks[0])
+    return fixed.factors(first), [fixed.factors(s) for s in shrinks]
 
 
 def search(
