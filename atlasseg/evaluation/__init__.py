@@ -1,5 +1,6 @@
-"""How good a segmentation is: overlap, surface distances, and both as a table."""
+"""How good a segmentation is: overlap, surface distances, calibration, and tests of one method against another."""
 
-from atlasseg.evaluation.table import FOREGROUND, Score, evaluate, mean_over_labels
+from atlasseg.evaluation.result import FOREGROUND, EvaluationResult, Score, mean_over_labels
+from atlasseg.evaluation.table import evaluate
 
-__all__ = ["FOREGROUND", "Score", "evaluate", "mean_over_labels"]
+__all__ = ["FOREGROUND", "EvaluationResult", "Score", "evaluate", "mean_over_labels"]

@@ -68,6 +68,47 @@ class _Volume:
         affine = self.grid.cropped(start, stop).affine
         return replace(self, array=self.array[box], affine=affine, source_header=self.source_header.cropped(start))
 
+    def stored_as(self, grid: Grid) -> Self:
+        """The same volume with its axes in the order and direction of `grid`: no value is changed or resampled.
+
+        Raises
+        ------
+        GeometryError
+            The voxels of `grid` are not the voxels of this volume in another order.
+
+        Examples
+        --------
+        >>> from_right = [[-1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+        >>> LabelMap(np.array([[[1]], [[2]]]), from_right).stored_as(Grid((2, 1, 1), np.eye(4))).array.ravel()
+        array([2, 1], dtype=int32)
+        """
+        if self.grid.matches(grid):
+            return self
+        steps = np.linalg.inv(self.affine) @ grid.affine  # voxel of `grid` to voxel of this one
+        turn = np.round(steps[:3, :3]).astype(int)
+        if (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all():
+            axes = np.abs(turn).argmax(axis=0)  # the axis of this one that each axis of `grid` runs along
+            array = np.moveaxis(self.array, axes.tolist(), (0, 1, 2))
+            flipped = [n for n in range(3) if turn[axes[n], n] < 0]
+            array = np.ascontiguousarray(np.flip(array, flipped))
+            if Grid(array.shape[:3], self._stored_affine(axes, turn)).matches(grid):
+                return replace(
+                    self, array=array, affine=grid.affine, source_header=replace(self.source_header, qform=None)
+                )
+        raise GeometryError(
+            f"{self.name or type(self).__name__}: expected the voxels of the other grid in any order of axes, got "
+            f"{self.grid.described()} and {grid.described()}"
+        )
+
+    def _stored_affine(self, axes: Int32, turn: Int32) -> Float64:
+        """Affine of the volume once its axes are those of `turn`, (3, 3) of -1, 0 and 1."""
+        affine = self.affine.copy()
+        affine[:3, :3] = self.affine[:3, :3] @ turn
+        for n, axis in enumerate(axes):
+            if turn[axis, n] < 0:
+                affine[:3, 3] += self.affine[:3, axis] * (self.shape[axis] - 1)
+        return affine
+
     @classmethod
     def from_nibabel(cls, image: Any, *, name: str = "") -> Self:
         """From an image of nibabel, its values scaled as its header says; a fourth axis holds channels.

@@ -1,4 +1,6 @@
+import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -104,15 +106,69 @@ def test_measures_are_those_of_the_masks():
     )
 
 
-def test_nothing_in_either():
+def test_two_empty_maps_are_told_and_have_no_value():
     empty = label_map(np.zeros(SHAPE))
-    assert evaluate(empty, empty) == [] and mean_over_labels([]) == {}
+    result = evaluate(empty, empty)
+    assert {(s.name, s.note) for s in result} == {(FOREGROUND, "empty in both")}
+    assert all(math.isnan(s.value) for s in result) and result.mean() == mean_over_labels([]) == {}
+    assert result.metrics == evaluate(REFERENCE, REFERENCE).metrics
+    assert "no measure is defined" in repr(result)
+    one_empty = evaluate(empty, REFERENCE)
+    assert one_empty["dice"].tolist() == [0, 0, 0] and one_empty["dice", FOREGROUND] == 0
+
+
+def test_axes_in_another_order_or_direction_are_brought_into_line():
+    table = LabelTable((Label(3, "left"), Label(7, "behind"), Label(40, "right")))
+    found = label_map(np.where(REFERENCE.array == 7, 3, REFERENCE.array))
+    straight = evaluate(found, REFERENCE, table=table)
+    for order in itertools.permutations(range(3)):
+        for flips in itertools.product((1, -1), repeat=3):
+            turn = np.zeros((4, 4))
+            turn[3, 3] = 1
+            for n, (axis, flip) in enumerate(zip(order, flips, strict=True)):
+                turn[axis, n] = flip
+                turn[axis, 3] = 0 if flip > 0 else SHAPE[axis] - 1
+            array = np.flip(found.array.transpose(order), [n for n in range(3) if flips[n] < 0])
+            turned = evaluate(LabelMap(array, GRID.affine @ turn), REFERENCE, table=table)
+            assert turned == straight
+            assert ("another order or direction" in repr(turned)) == (order != (0, 1, 2) or min(flips) < 0)
+
+
+def test_a_result_is_read_by_name_as_a_table_and_as_text():
+    table = LabelTable((Label(3, "left", group="pair"), Label(40, "right", group="pair"), Label(7, "behind")))
+    found = label_map(np.where(REFERENCE.array == 7, 0, REFERENCE.array))
+    result = evaluate(found, REFERENCE, table=table)
+    assert result["dice"].to_dict() == {"left": 1, "behind": 0, "right": 1}
+    assert result["dice"].mean() == result.mean()["dice"] == pytest.approx(2 / 3)
+    assert result["dice", "behind"] == result["dice", 7] == 0 and result["dice", "pair"] == 1
+    assert result[0] is result.scores[0] and list(result) == list(result.scores) and len(result[:3]) == 3
+    long = result.to_frame()
+    assert list(long.columns) == ["label", "name", "metric", "value", "note"] and len(long) == len(result)
+    wide = result.to_frame(wide=True)
+    assert list(wide["name"]) == ["left", "behind", "right", "pair", FOREGROUND]
+    assert wide.set_index("name")["dice"].to_dict() == {
+        "left": 1,
+        "behind": 0,
+        "right": 1,
+        "pair": 1,
+        FOREGROUND: 2 * 60 / 140,
+    }
+    text = repr(result)
+    assert text.startswith("segmentation against reference\n") and "note: missed: behind" in text
+    assert re.search(r"mean over labels +0\.6667", text) and re.search(r"behind +0 ", text)
+    assert "<table" in result._repr_html_() and "missed: behind" in result._repr_html_()
+    with pytest.raises(InputError, match=r"there is no measure 'dcie'. There are: dice, jaccard"):
+        result["dcie"]
+    with pytest.raises(InputError, match=r"there is no label or group 'nowhere'. There are: left, behind, right, pair"):
+        result["dice", "nowhere"]
+    with pytest.raises(InputError, match="expected result"):
+        result[None]
 
 
 def test_a_reference_on_another_grid_is_refused():
     moved = GRID.affine.copy()
     moved[0, 3] += 0.5
-    with pytest.raises(GeometryError, match="'ours' and reference 'theirs' must lie on one grid"):
+    with pytest.raises(GeometryError, match=r"'ours' and reference 'theirs': expected one grid.* 0.5 mm apart"):
         evaluate(LabelMap(REFERENCE.array, GRID.affine, "ours"), LabelMap(REFERENCE.array, moved, "theirs"))
     nearly = GRID.affine + 1e-7
     nearly[3] = GRID.affine[3]
@@ -120,7 +176,7 @@ def test_a_reference_on_another_grid_is_refused():
 
 
 def test_bad_requests():
-    with pytest.raises(InputError, match="tolerance of 0 mm or more is wanted, got -1"):
+    with pytest.raises(InputError, match="tolerance of 0 mm or more, got -1"):
         evaluate(REFERENCE, REFERENCE, surface_tolerance_mm=-1)
     with pytest.raises(InputError, match="may not be called 'foreground'"):
         evaluate(REFERENCE, REFERENCE, groups={FOREGROUND: (3,)})
