@@ -112,6 +112,8 @@ def method_links(package: ModuleType) -> Iterator[str]:
 
 def described(module: str, name: str, thing: Any) -> str:
     """The directive that documents one object."""
+    if is_alias(thing):
+        return rst.directive("py:data", name, body=f"Alias of ``{thing!r}``.")
     if inspect.isclass(thing):
         public = [
             base for base in thing.__bases__ if base.__module__.startswith("atlasseg") and base.__name__[0] != "_"
