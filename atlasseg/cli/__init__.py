@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +26,7 @@ from atlasseg.cli import (
     train,
     view,
 )
+from atlasseg.cli._logging import flush_log, set_up_logging
 from atlasseg.errors import AtlasSegError
 from atlasseg.version import __version__
 
@@ -38,9 +38,11 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except AtlasSegError as error:
+            flush_log()
             typer.echo(f"atlasseg: error: {error}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
+            flush_log()
             typer.echo("atlasseg: interrupted; what was finished is kept, nothing is half-written", err=True)
             raise typer.Exit(130) from None
 
@@ -89,6 +91,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def atlasseg(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
@@ -96,9 +99,7 @@ def atlasseg(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
 ) -> None:
     """Atlas-based 3-D segmentation: from labelled scans and a new one to a segmentation with its uncertainty."""
-    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", force=True)
-    logging.captureWarnings(True)
+    ctx.call_on_close(set_up_logging(verbose=verbose, quiet=quiet).flush)
 
 
 def main() -> None:

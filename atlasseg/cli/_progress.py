@@ -1,109 +1,137 @@
-"""How far a cohort is: bars on a terminal, a line now and then elsewhere."""
+"""Tell how far a command is, from its first moment to its end."""
 
 from __future__ import annotations
 
+import json
+import logging
+import queue
+import subprocess
+import sys
+import threading
 import time
-from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from atlasseg.cli import _display
 
-STAGES = (
-    "waiting",
-    "read",
-    "preprocess",
-    "select",
-    "register",
-    "propagate",
-    "fuse",
-    "refine",
-    "regions",
-    "classify",
-    "evaluate",
-    "write",
-)
-ENDS = ("done", "failed")
+CLOSE_S = 5.0
+"""Seconds that the display has to remove its rows before it is ended."""
 
 
-MOST_ROWS = 8
-"""Beyond so many targets under way they have no bars of their own, and are counted by stage alone."""
+def announce(text: str) -> None:
+    """Print the first line of a command to standard error, before anything large is imported."""
+    if not is_quiet():
+        print(text, file=sys.stderr, flush=True)
 
-EVERY_S = 60.0
-"""Where there is no terminal, a line is written so often at most."""
+
+def is_quiet() -> bool:
+    """Whether only errors are wanted."""
+    return logging.getLogger().level >= logging.ERROR
 
 
-class TargetProgress:
-    """A bar over the targets with the time left, how many are at which stage, and a bar for each that is under way."""
+class Progress:
+    """Show how far a command is, at least every ten seconds, until the block ends.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("[dim]{task.fields[stage]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._all = self._bars.add_task("[bold]targets", total=0, stage="")
-        self._rows: dict[str, TaskID] = {}
-        self._at: dict[str, str] = {}
-        self._count = self._ended = self._failed = 0
-        self._begun = self._told = time.monotonic()
+    It is called with (target, stage) as work on several targets goes on, or told by `text` what is done now.
+
+    Parameters
+    ----------
+    text : str
+        What the command does first.
+
+    Examples
+    --------
+    >>> with Progress("read the library") as progress:
+    ...     progress.text("register")
+    """
+
+    def __init__(self, text: str = "") -> None:
+        self._first = text
+        self._child: subprocess.Popen[bytes] | None = None
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def __call__(self, target: str, stage: str) -> None:
-        """Take in that `target` has come to `stage`."""
-        if stage == "waiting":
-            self._count += 1
-            self._bars.update(self._all, total=self._count)
-            return
-        if stage in ENDS:
-            self._ended += 1
-            self._failed += stage == "failed"
-            self._at.pop(target, None)
-            self._bars.advance(self._all)
-            row = self._rows.pop(target, None)
-            if row is not None:
-                self._bars.remove_task(row)
-        else:
-            self._at[target] = stage
-            if target not in self._rows and len(self._rows) < MOST_ROWS:
-                self._rows[target] = self._bars.add_task(target, total=len(STAGES) - 1, stage=stage)
-            if target in self._rows:
-                at = STAGES.index(stage.partition(" ")[0])
-                self._bars.update(self._rows[target], completed=at, stage=stage)
-        self._bars.update(self._all, stage=self.told())
-        if not self._console.is_terminal and time.monotonic() - self._told > EVERY_S:
-            self._told = time.monotonic()
-            self._console.print(f"{self._ended} of {self._count} targets, {self.told()}", highlight=False)
+        """Show that `target` has come to `stage`; see `compute.execution.Listener`."""
+        self._send({"target": target, "stage": stage})
 
-    def told(self) -> str:
-        """How many are at which stage, how many failed, and the time left."""
-        stages = Counter(stage.partition(" ")[0] for stage in self._at.values())
-        parts = [f"{count} {stage}" for stage, count in sorted(stages.items(), key=lambda item: STAGES.index(item[0]))]
-        if self._failed:
-            parts.append(f"{self._failed} failed")
-        if self._ended:
-            left = (self._count - self._ended) * (time.monotonic() - self._begun) / self._ended
-            parts.append(f"{duration(left)} left")
-        return ", ".join(parts)
+    def text(self, text: str) -> None:
+        """Show what is done now."""
+        self._send({"text": text})
+
+    def note(self, text: str) -> None:
+        """Show what is done now, and let it stay on the screen; a text that ends in ``...`` gives way to the next."""
+        if not text.endswith("..."):
+            self.say(text)
+        self.text(text.removesuffix("...").rstrip())
+
+    def say(self, text: str) -> bool:
+        """Print a line that stays; False where nothing is shown now."""
+        return self._send({"say": text})
+
+    def _send(self, message: dict[str, Any]) -> bool:
+        if self._child is not None and self._child.stdin is not None:
+            with suppress(OSError, ValueError):
+                self._child.stdin.write(json.dumps(message).encode() + b"\n")
+                self._child.stdin.flush()
+                return True
+        elif self._thread is not None:
+            self._messages.put(message)
+            return True
+        return False
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        global _shown
+        if is_quiet():
+            return self
+        try:
+            stream = sys.stderr.fileno()
+        except (OSError, ValueError, AttributeError):
+            view = _display.Lines(sys.stderr, time.monotonic())
+            self._thread = threading.Thread(
+                target=_display.show, args=(self._messages, view), kwargs={"tick_s": 0.25}, daemon=True
+            )
+            self._thread.start()
+        else:
+            # -P: the modules beside the script are not for it to import
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", str(Path(_display.__file__))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=stream,
+            )
+        _shown = self
+        if self._first:
+            self.text(self._first)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        global _shown
+        _shown = None
+        if self._child is not None:
+            with suppress(OSError, ValueError):
+                if self._child.stdin is not None:
+                    self._child.stdin.close()
+            try:
+                self._child.wait(CLOSE_S)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+        elif self._thread is not None:
+            self._messages.put(None)
+            self._thread.join(CLOSE_S)
+        self._child = self._thread = None
 
 
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours in words."""
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+_shown: Progress | None = None
+"""The progress that is on the screen now."""
+
+
+def print_line(text: str) -> None:
+    """Print a line to standard error, above the rows of a progress that is on the screen."""
+    if _shown is None or not _shown.say(text):
+        print(text, file=sys.stderr, flush=True)

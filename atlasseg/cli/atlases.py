@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from atlasseg.cli._options import Device, DeviceName, RecipeFile, Settings
-from atlasseg.cli.run import Atlases, located
+from atlasseg.cli.run import Atlases, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at an atlas library, prepare it once for many targets, average it, or learn on it."
@@ -19,10 +19,9 @@ app = typer.Typer(
 def list_atlases(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the library.")]) -> None:
     """List the atlases of a library with their grids and labels."""
     import pandas as pd
-    from rich.console import Console
 
     from atlasseg.atlases.library import read_library
-    from atlasseg.cli._tables import as_table
+    from atlasseg.cli._tables import print_table
 
     library = read_library(folder)
     rows = []
@@ -37,7 +36,7 @@ def list_atlases(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Fol
                 "not annotated": ", ".join(map(str, sorted(atlas.not_annotated))),
             }
         )
-    Console().print(as_table(pd.DataFrame(rows), title=f"{folder}: {library.kind} library"))
+    print_table(pd.DataFrame(rows), title=f"{folder}: {library.kind} library")
 
 
 @app.command("prepare")
@@ -60,8 +59,9 @@ def prepare(
     - `atlasseg atlases prepare my_atlases --out my_atlases_prepared --recipe human_brain_t1`
     - `atlasseg run human_brain_t1 --atlases my_atlases --prepared my_atlases_prepared --targets scan.nii.gz`
     """
-    from rich.console import Console
+    from atlasseg.cli._progress import Progress, announce
 
+    announce(f"atlases prepare: read the library {folder}")
     from atlasseg.atlases.library import read_library
     from atlasseg.atlases.prepared import engine_of, write_prepared
     from atlasseg.atlases.prepared import prepare as make
@@ -72,14 +72,13 @@ def prepare(
     steps = given.preprocessing.steps if given else ()
     engine = engine_of(given.registration.steps if given else ())
     library = read_library(folder)
-    console = Console(stderr=True)
-    with console.status("prepare") as status:
+    with Progress("read the atlases") as progress:
         prepared = make(
             library,
             preprocess=lambda image: preprocess(image, steps),
             engine=engine,
             rounds=rounds,
-            progress=status.update,
+            progress=progress.text,
         )
     write_prepared(prepared, out)
     typer.echo(f"wrote {out}: a template of {len(library)} atlases")
@@ -115,13 +114,14 @@ def average(
     - `atlasseg atlases average my_atlases --out my_probabilities --recipe human_brain_t1`
     - `atlasseg run human_brain_t1 --atlases my_probabilities --targets scan.nii.gz --out results`
     """
-    from rich.console import Console
+    from atlasseg.cli._progress import Progress, announce
 
+    announce(f"atlases average: read the library {folder}")
     from atlasseg.app.average import average_library
     from atlasseg.recipe import read_recipe
 
     steps = () if recipe is None else read_recipe(recipe).preprocessing.steps
-    with Console(stderr=True).status("average") as status:
+    with Progress("read the atlases") as progress:
         made = average_library(
             folder,
             out,
@@ -130,7 +130,7 @@ def average(
             rounds=rounds,
             shrink=shrink,
             smoothing_mm=smoothing_mm,
-            progress=status.update,
+            progress=progress.text,
         )
     chosen = "given" if smoothing_mm is not None else "most likely for atlases held out"
     typer.echo(f"smoothed by {made.smoothing_mm:.3g} mm ({chosen})")
@@ -175,12 +175,13 @@ def correct(
     - `[refinement]` `method = "corrective_learning"`
     - `[refinement.corrective_learning]` `model = "my_atlases_corrective"`
     """
-    from rich.console import Console
+    from atlasseg.cli._progress import Progress, announce
 
+    announce(f"atlases correct: read the recipe {recipe}")
     from atlasseg.app.corrective import correct as train
 
-    checked = located(recipe, settings, device, targets=None, atlases=atlases, out=None, prepared=None)
-    with Console(stderr=True).status("correct") as status:
+    checked = load_recipe(recipe, settings, device, targets=None, atlases=atlases, out=None, prepared=None)
+    with Progress("read the atlases") as progress:
         model = train(
             checked,
             out,
@@ -189,6 +190,6 @@ def correct(
             samples_per_label=samples,
             seed=seed,
             cache=cache,
-            progress=status.update,
+            progress=progress.text,
         )
     typer.echo(f"wrote {out}: classifiers of {len(model.classifiers)} of {len(model.labels)} labels")

@@ -23,7 +23,7 @@ from atlasseg.cli._options import (
     Settings,
     workers_of,
 )
-from atlasseg.cli.run import located, tell_end, tell_plan
+from atlasseg.cli.run import load_recipe, report_outcomes, report_plan
 from atlasseg.version import __version__
 
 if TYPE_CHECKING:
@@ -159,14 +159,18 @@ def bids(
     - `atlasseg bids study study/derivatives/atlasseg participant --recipe recipe.toml --participant-label 01 02`
     - `atlasseg bids study study/derivatives/atlasseg group`
     """
+    from atlasseg.cli._progress import Progress, announce
+
+    announce(f"bids: read the dataset {bids_dir}")
     from atlasseg.bids.scans import find_scans, validate
 
-    scans = find_scans(
-        bids_dir,
-        participants=participant_label or (),
-        sessions=session_id or (),
-        filter_file=bids_filter_file,
-    )
+    with Progress("find the scans"):
+        scans = find_scans(
+            bids_dir,
+            participants=participant_label or (),
+            sessions=session_id or (),
+            filter_file=bids_filter_file,
+        )
     if level is Level.group:
         _group(bids_dir, out_dir, scans)
         return
@@ -176,25 +180,23 @@ def bids(
     if recipe is None:
         raise typer.BadParameter("the participant level needs a recipe", param_hint="--recipe")
     if not skip_bids_validation:
-        validate(bids_dir)
+        with Progress("validate the dataset"):
+            validate(bids_dir)
     asked = {"output.probabilities": probseg, "output.transforms": xfm}
     changed = [*(settings or ()), *(f"{key}={str(value).lower()}" for key, value in asked.items() if value is not None)]
-    checked = located(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=prepared)
+    checked = load_recipe(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=prepared)
     workers = workers_of(nprocs, [scan.path for scan in scans], scheduler, cluster, cluster_settings, certificates)
     workers = replace(workers, memory_bytes=None if mem_gb is None else 1e9 * mem_gb)
     limit_bytes = int(1e9 * cache_limit)
     if dry_run:
         from atlasseg.bids.derivative import planned
 
-        tell_plan(planned(bids_dir, out_dir, scans, checked, work=work_dir), workers, None, limit_bytes)
+        report_plan(planned(bids_dir, out_dir, scans, checked, work=work_dir), workers, None, limit_bytes)
         return
 
-    from rich.console import Console
-
     from atlasseg.bids.derivative import participant_level
-    from atlasseg.cli._progress import TargetProgress
 
-    with TargetProgress(Console(stderr=True)) as progress:
+    with Progress("read the atlases") as progress:
         done = participant_level(
             bids_dir,
             out_dir,
@@ -206,7 +208,7 @@ def bids(
             limit_bytes=limit_bytes,
             stop_on_failure=stop_on_first_crash,
         )
-    tell_end(done, out_dir)
+    report_outcomes(done, out_dir)
 
 
 def _group(bids_dir: Path, out_dir: Path, scans: Sequence[Scan]) -> None:

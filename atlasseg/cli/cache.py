@@ -29,10 +29,9 @@ def ls(folder: Folder) -> None:
     import time
 
     import pandas as pd
-    from rich.console import Console
 
-    from atlasseg.cli._progress import duration
-    from atlasseg.cli._tables import as_table
+    from atlasseg.cli._display import duration
+    from atlasseg.cli._tables import print_table
     from atlasseg.store.cache import entries
 
     table = pd.DataFrame([vars(entry) for entry in entries(_found(folder))])
@@ -43,7 +42,7 @@ def ls(folder: Folder) -> None:
     stages = stages.reset_index()
     stages["MB"] /= 1e6
     stages["used"] = [f"{duration(max(0.0, time.time() - used))} ago" for used in stages["used"]]
-    Console().print(as_table(stages, title=f"{len(table)} results, {table['size'].sum() / 1e9:.3g} GB"))
+    print_table(stages, title=f"{len(table)} results, {table['size'].sum() / 1e9:.3g} GB")
 
 
 @app.command("clear")

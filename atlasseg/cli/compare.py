@@ -23,7 +23,7 @@ from atlasseg.cli._options import (
     Settings,
     workers_of,
 )
-from atlasseg.cli.run import Atlases, Out, Targets, located
+from atlasseg.cli.run import Atlases, Out, Targets, load_recipe, report_failures
 
 
 def add_to(app: typer.Typer) -> None:
@@ -67,32 +67,27 @@ def compare(
     - `atlasseg compare refined.toml --methods majority,joint,joint+corrective_learning`
     - `atlasseg compare mouse_brain --atlases my_atlases --leave-one-out --set fusion.joint.beta=4`
     """
-    from rich.console import Console
+    from atlasseg.cli._progress import Progress, announce
 
+    announce(f"compare: read the recipe {recipe}")
     from atlasseg import methods
     from atlasseg.app.compare import compare as compare_methods
     from atlasseg.app.compare import overview
-    from atlasseg.cli._progress import TargetProgress
-    from atlasseg.cli._tables import as_table
+    from atlasseg.cli._tables import print_table
 
-    checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
-    if leave_one_out:
-        checked = replace(checked, data=replace(checked.data, targets=checked.data.atlases))
-    chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]
-    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
-    console = Console()
-    with TargetProgress(Console(stderr=True)) as progress:
+    with Progress("read the atlases and the targets") as progress:
+        checked = load_recipe(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
+        if leave_one_out:
+            checked = replace(checked, data=replace(checked.data, targets=checked.data.atlases))
+        chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]
+        workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
         found = compare_methods(
             checked, chosen, workers=workers, listener=progress, cache=cache, limit_bytes=int(1e9 * cache_limit)
         )
-    console.print(as_table(overview(found), title=f"mean over {len(found.scores)} targets"))
-    console.print(as_table(found.tests.drop(columns="median_difference"), title="mean Dice, every two methods"))
+    print_table(overview(found), title=f"mean over {len(found.scores)} targets")
+    print_table(found.tests.drop(columns="median_difference"), title="mean Dice, every two methods")
     typer.echo(
         f"mean ranks differ where they lie {found.ranking.critical_difference:.2f} or more apart (Nemenyi, 0.05)"
     )
     typer.echo(f"results in {checked.data.out}")
-    failed = [outcome for outcome in found.outcomes if outcome.error]
-    for outcome in failed:
-        typer.echo(f"failed: {outcome.target}: {outcome.error}", err=True)
-    if failed:
-        raise typer.Exit(1)
+    report_failures(found.outcomes)

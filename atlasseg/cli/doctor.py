@@ -24,25 +24,27 @@ def doctor(
 
     - `atlasseg doctor sample_data/atlases`
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    import pandas as pd
 
     from atlasseg.atlases.doctor import examine
+    from atlasseg.cli._progress import Progress, announce
+    from atlasseg.cli._tables import print_table
 
-    colors = {"error": "red", "warning": "yellow", "note": "cyan"}
-    findings = examine(folder)
-    table = Table(header_style="bold", show_lines=False)
-    for column in ("severity", "file", "what", "remedy"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        color = colors[finding.severity]
-        file = finding.file.relative_to(folder) if finding.file.is_relative_to(folder) else finding.file
-        table.add_row(f"[{color}]{finding.severity}[/]", *map(escape, (str(file), finding.message, finding.remedy)))
-    console = Console()
-    if findings:
-        console.print(table)
-    counts = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in colors)
-    console.print(f"{folder}: {counts}")
+    announce(f"doctor: read {folder}")
+    with Progress() as progress:
+        findings = examine(folder, progress=progress.text)
+    rows = [
+        {
+            "severity": finding.severity,
+            "file": str(finding.file.relative_to(folder) if finding.file.is_relative_to(folder) else finding.file),
+            "what": finding.message,
+            "remedy": finding.remedy,
+        }
+        for finding in findings
+    ]
+    if rows:
+        print_table(pd.DataFrame(rows))
+    counts = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in ("error", "warning", "note"))
+    typer.echo(f"{folder}: {counts}")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)

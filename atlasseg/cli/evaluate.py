@@ -30,11 +30,9 @@ def evaluate(
 
     - `atlasseg evaluate out/t1/t1_desc-joint_dseg.nii.gz targets/labels/t1.nii.gz --out t1.tsv`
     """
-    from rich.console import Console
-
     from atlasseg import io
     from atlasseg.app.outputs import metrics_table, write_table
-    from atlasseg.cli._tables import as_table
+    from atlasseg.cli._tables import print_table
     from atlasseg.evaluation import evaluate as measure
     from atlasseg.labels import read_label_table
 
@@ -47,4 +45,4 @@ def evaluate(
         write_table(rows, out)
     shown = rows.assign(label=rows["label"].astype("object").where(rows["label"].notna(), ""))
     wide = shown.pivot_table(index=["label", "name"], columns="metric", values="value", sort=False)
-    Console().print(as_table(wide.reset_index()))
+    print_table(wide.reset_index())

@@ -34,13 +34,13 @@ def fetch(
     if name is None:
         import pandas as pd
 
-        from atlasseg.cli._tables import as_table
+        from atlasseg.cli._tables import print_table
 
         rows = [
             {"name": each.name, "what": each.about, "MB": each.megabytes, "licence": each.licence}
             for each in fetching.DATASETS.values()
         ]
-        Console().print(as_table(pd.DataFrame(rows)))
+        print_table(pd.DataFrame(rows))
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -75,10 +75,8 @@ def regions(
     - `atlasseg regions scan.nii.gz --method growing --seeds seeds.nii.gz --set global_difference=2 --out grown.nii.gz`
     - `atlasseg regions scan.nii.gz --segmentation joint.nii.gz --fill-holes all --table changes.tsv --out fit.nii.gz`
     """
-    from rich.console import Console
-
     from atlasseg.app import regions as files
-    from atlasseg.cli._tables import as_table
+    from atlasseg.cli._tables import print_table
     from atlasseg.errors import InputError
 
     if segmentation is None:
@@ -112,7 +110,7 @@ def regions(
     )
     import pandas as pd
 
-    Console().print(as_table(pd.DataFrame(result.rows()), title=f"{result.voxels_changed} voxels changed their label"))
+    print_table(pd.DataFrame(result.rows()), title=f"{result.voxels_changed} voxels changed their label")
     typer.echo(f"wrote {out}")
     if instances is not None:
         count = files.instance_files(out, instances, by=instances_by.value, masks=masks)

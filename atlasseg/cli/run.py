@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,51 +78,62 @@ def run(
     - `atlasseg run hippocampus --atlases my_atlases --targets scan.nii.gz --out results`
     - `atlasseg run recipe.toml --set fusion.method=joint --set registration.ffd.spacing_voxels=4`
     """
-    from rich.console import Console
+    from atlasseg.cli._progress import Progress, announce
 
+    announce(f"run: read the recipe {recipe}")
     from atlasseg.app.run import run as run_recipe
-    from atlasseg.cli._progress import TargetProgress
 
-    checked = located(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
-    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
-    limit_bytes = int(1e9 * cache_limit)
+    with Progress("read the atlases and the targets") as progress:
+        checked = load_recipe(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
+        workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
+        limit_bytes = int(1e9 * cache_limit)
+        if not dry_run:
+            done = run_recipe(checked, workers=workers, listener=progress, cache=cache, limit_bytes=limit_bytes)
     if dry_run:
-        tell_plan(checked, workers, cache, limit_bytes)
+        report_plan(checked, workers, cache, limit_bytes)
         return
-    with TargetProgress(Console(stderr=True)) as progress:
-        done = run_recipe(checked, workers=workers, listener=progress, cache=cache, limit_bytes=limit_bytes)
     assert checked.data.out is not None
-    tell_end(done, checked.data.out)
+    report_outcomes(done, checked.data.out)
 
 
-def tell_end(done: Sequence[Outcome[TargetSummary]], out: Path) -> None:
+def report_outcomes(done: Sequence[Outcome[TargetSummary]], out: Path) -> None:
     """Print how a run ended, and leave with status 1 where a target failed."""
-    from rich.console import Console
-
     from atlasseg.app.context import LOGS
     from atlasseg.app.run import summary
-    from atlasseg.cli._tables import as_table
+    from atlasseg.cli._tables import print_table
 
-    Console().print(as_table(summary(done)))
+    print_table(summary(done))
     typer.echo(f"results in {out}")
-    failed = [outcome for outcome in done if outcome.error]
-    for outcome in failed:
-        typer.echo(f"failed: {outcome.target}: {outcome.error}", err=True)
-        typer.echo(f"  its log: {out / LOGS / outcome.target}.log", err=True)
-    if failed:
+    report_failures(done, logs=out / LOGS)
+
+
+def report_failures(done: Sequence[Outcome[Any]], *, logs: Path | None = None) -> None:
+    """Name the targets that failed, those of one reason together, and leave with status 1 where there are any."""
+    from atlasseg.cli._logging import described
+
+    reasons: dict[str, list[str]] = {}
+    for outcome in done:
+        if outcome.error:
+            reasons.setdefault(outcome.error, []).append(outcome.target)
+    for reason, targets in reasons.items():
+        typer.echo(f"failed: {described(targets, reason, noun='targets')}", err=True)
+    if reasons and logs is not None:
+        typer.echo(f"logs of what failed: {logs}", err=True)
+    if reasons:
         raise typer.Exit(1)
 
 
-def tell_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes: int) -> None:
+def report_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes: int) -> None:
     """Print what a run would do; refuse it where the disk cannot hold it."""
     import pandas as pd
-    from rich.console import Console
 
     from atlasseg.app.plan import estimate
-    from atlasseg.cli._progress import duration
-    from atlasseg.cli._tables import as_table
+    from atlasseg.cli._display import duration
+    from atlasseg.cli._progress import Progress
+    from atlasseg.cli._tables import print_table
 
-    plan = estimate(recipe, workers=workers, cache=cache, limit_bytes=limit_bytes)
+    with Progress("look at what is kept, and estimate the rest"):
+        plan = estimate(recipe, workers=workers, cache=cache, limit_bytes=limit_bytes)
     rows = [
         {
             "step": each.stage,
@@ -134,7 +145,7 @@ def tell_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes:
         }
         for each in plan.stages
     ]
-    Console().print(as_table(pd.DataFrame(rows), title=f"{plan.targets} targets, {plan.finished} finished"))
+    print_table(pd.DataFrame(rows), title=f"{plan.targets} targets, {plan.finished} finished")
     for target, error in plan.broken.items():
         typer.echo(f"cannot be read: {target}: {error}", err=True)
     typer.echo(f"about {duration(plan.seconds)} with {plan.workers} at once")
@@ -147,7 +158,7 @@ def tell_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes:
     plan.check()
 
 
-def located(
+def load_recipe(
     path: Path,
     settings: list[str] | None,
     device: DeviceName,

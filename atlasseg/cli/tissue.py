@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from atlasseg.cli._options import Certificates, Cluster, ClusterSettings, Jobs, Scheduler, workers_of
+from atlasseg.cli.run import report_failures
 
 
 class Model(StrEnum):
@@ -70,11 +71,11 @@ def tissue(
     - `atlasseg tissue t1.nii.gz --with t2.nii.gz --mask brain_mask.nii.gz --model chain --out tissues`
     - `atlasseg tissue scan.nii.gz --prior csf.nii.gz --prior gm.nii.gz --prior wm.nii.gz --out tissues`
     """
-    from rich.console import Console
+    from atlasseg.cli._progress import Progress, announce
 
+    announce("tissue: read the scans")
     from atlasseg.app.tissue import tissue as classify
-    from atlasseg.cli._progress import TargetProgress
-    from atlasseg.cli._tables import as_table
+    from atlasseg.cli._tables import print_table
     from atlasseg.errors import InputError
     from atlasseg.recipe import parse_recipe, read_recipe
 
@@ -98,15 +99,11 @@ def tissue(
     data = replace(checked.data, targets=tuple(scans or checked.data.targets), out=out or checked.data.out)
     checked = replace(checked, data=data)
     workers = workers_of(jobs, data.targets, scheduler, cluster, cluster_settings, certificates)
-    with TargetProgress(Console(stderr=True)) as progress:
+    with Progress("read the scans") as progress:
         done = classify(checked, modalities=modalities or (), mask=mask, workers=workers, listener=progress)
     for outcome in done:
         if outcome.result is not None:
             shown = outcome.result[["name", "volume_mm3", "fraction_volume_mm3"]]
-            Console().print(as_table(shown, title=f"{outcome.target}, {outcome.seconds:.1f} s"))
+            print_table(shown, title=f"{outcome.target}, {outcome.seconds:.1f} s")
     typer.echo(f"results in {checked.data.out}")
-    failed = [outcome for outcome in done if outcome.error]
-    for outcome in failed:
-        typer.echo(f"failed: {outcome.target}: {outcome.error}", err=True)
-    if failed:
-        raise typer.Exit(1)
+    report_failures(done)

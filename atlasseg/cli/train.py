@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from atlasseg.cli._options import Device, DeviceName, RecipeFile, Settings
-from atlasseg.cli.run import Atlases, located
+from atlasseg.cli.run import Atlases, load_recipe
 
 ModelOut = Annotated[Path, typer.Option("--out", metavar="MODEL_DIR", help="Folder for the model.")]
 Memory = Annotated[
@@ -74,28 +74,29 @@ def train(
     - `[refinement]` `method = "unet"`
     - `[refinement.unet]` `model = "my_refiner"`
     """
-    from rich.console import Console
+    from atlasseg.cli._progress import Progress, announce
 
+    announce(f"train: read the recipe {recipe}")
     from atlasseg.app.train import train as train_on
     from atlasseg.training.budget import parse_bytes
 
-    console = Console(stderr=True)
     changed = [*(settings or ())]
     changed += [f"training.minutes={minutes}"] if minutes is not None else []
     changed += [f"training.learning_rate={rate}"] if rate is not None else []
-    checked = located(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=None)
-    model = train_on(
-        checked,
-        out,
-        without=without or (),
-        init=init,
-        freeze_encoder=freeze is not None,
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        step_flops=None if gflop is None else gflop * 1e9,
-        cache=cache,
-        device=device.value,
-        progress=lambda text: console.print(text, highlight=False),
-    )
+    checked = load_recipe(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=None)
+    with Progress("read the scans") as progress:
+        model = train_on(
+            checked,
+            out,
+            without=without or (),
+            init=init,
+            freeze_encoder=freeze is not None,
+            memory_bytes=None if memory is None else parse_bytes(memory),
+            step_flops=None if gflop is None else gflop * 1e9,
+            cache=cache,
+            device=device.value,
+            progress=progress.note,
+        )
     if torchscript:
         from atlasseg.refinement.network.export import write_torchscript
 
@@ -125,21 +126,22 @@ def pretrain(
     - `atlasseg pretrain recipe.toml --scans unlabelled --out pretrained`
     - `atlasseg train recipe.toml --init pretrained --out my_refiner`
     """
-    from rich.console import Console
+    from atlasseg.cli._progress import Progress, announce
 
+    announce(f"pretrain: read the recipe {recipe}")
     from atlasseg.app.train import pretrain as pretrain_on
     from atlasseg.training.budget import parse_bytes
 
-    console = Console(stderr=True)
     changed = [*(settings or ()), *([f"training.minutes={minutes}"] if minutes is not None else [])]
-    checked = located(recipe, changed, device, targets=scans, atlases=None, out=None, prepared=None)
-    model = pretrain_on(
-        checked,
-        out,
-        memory_bytes=None if memory is None else parse_bytes(memory),
-        step_flops=None if gflop is None else gflop * 1e9,
-        device=device.value,
-        progress=lambda text: console.print(text, highlight=False),
-    )
+    checked = load_recipe(recipe, changed, device, targets=scans, atlases=None, out=None, prepared=None)
+    with Progress("read the scans") as progress:
+        model = pretrain_on(
+            checked,
+            out,
+            memory_bytes=None if memory is None else parse_bytes(memory),
+            step_flops=None if gflop is None else gflop * 1e9,
+            device=device.value,
+            progress=progress.note,
+        )
     scores = model.members[0].scores
     typer.echo(f"wrote {out}: what is hidden is filled in with a squared error of {scores['validation_loss']:.4f}")

@@ -15,7 +15,7 @@ import secrets
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -192,11 +192,35 @@ def _on_worker(task: Task[Any], target: Target, before: Outcome[Any] | None, lev
 
     if before is not None and before.error:
         return before
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    root = logging.getLogger()
+    root.setLevel(level)
+    if not any(isinstance(handler, _Forwarding) for handler in root.handlers):
+        root.addHandler(_Forwarding())
     worker = get_worker()
     outcome = _attempt(task, target, lambda stage: worker.log_event(TOPIC, (target.id, stage)))
     return outcome if before is None else _added(before, outcome)
+
+
+class _Forwarding(logging.Handler):
+    """Hands what atlasseg logs in a worker, and Python's warnings, to the driver, which logs it as its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record as plain values, with its template and its first argument, by which records are grouped."""
+        from distributed import get_worker
+
+        if record.name.partition(".")[0] not in ("atlasseg", "py"):
+            return
+        about_first = isinstance(record.args, tuple) and record.args and str(record.msg).startswith("%s: ")
+        sent = {
+            "name": record.name,
+            "levelno": record.levelno,
+            "levelname": record.levelname,
+            "msg": record.getMessage(),
+            "template": str(record.msg),
+            "subject": str(record.args[0]) if about_first else "",  # type: ignore[index]
+        }
+        with suppress(Exception):  # a worker that is being ended has nobody to tell
+            get_worker().log_event(TOPIC, sent)
 
 
 def _added(before: Outcome[Any], outcome: Outcome[T]) -> Outcome[T]:
@@ -286,7 +310,11 @@ class _Driver(Generic[T]):
         self.under_way[target.id], self.chains[target.id] = target, futures
         futures[-1].add_done_callback(lambda future: self.news.put(lambda: self._on_end(target, future)))
 
-    def _on_event(self, event: tuple[float, tuple[str, str]]) -> None:
+    def _on_event(self, event: tuple[float, Any]) -> None:
+        if isinstance(event[1], Mapping):
+            record = logging.makeLogRecord(dict(event[1]))
+            logging.getLogger(record.name).handle(record)
+            return
         target, stage = event[1]
         self.news.put(lambda: self.tell(target, stage) if target in self.chains else None)
 

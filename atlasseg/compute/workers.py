@@ -136,6 +136,7 @@ def connected(workers: Workers, *, memory_bytes: float, gpu: bool) -> Iterator[C
     import dask
     from distributed import Client
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # what matters of it is told in our own words
     with dask.config.set(CONFIGURATION):
         if workers.scheduler is not None:
             try:

@@ -26,6 +26,9 @@ from atlasseg.training.planning import Plan
 
 log = logging.getLogger(__name__)
 
+TELL_EVERY_S = 5.0
+"""Seconds after which the step that the training is at is told anew."""
+
 KEEP_EVERY_STEPS = 100
 """A checkpoint is written at the end of every round, and within a longer one every so many steps."""
 
@@ -184,6 +187,7 @@ def _fitted(state: _State, task: Task, checkpoint: Path | None, progress: Callab
             state.write(checkpoint, key)
 
     numbers, training = state.numbers, task.training
+    told = time.perf_counter()
     while not numbers["done"]:
         begun = time.perf_counter()
         t = numbers["step"] / training.steps
@@ -208,6 +212,9 @@ def _fitted(state: _State, task: Task, checkpoint: Path | None, progress: Callab
             keep()
         elif numbers["step"] % KEEP_EVERY_STEPS == 0:
             keep()
+        if time.perf_counter() - told > TELL_EVERY_S and not numbers["done"]:
+            told = time.perf_counter()
+            progress(f"{task.name}: step {numbers['step']} of {training.steps} ...")
         if not numbers["done"] and stop():
             keep()
             raise KeyboardInterrupt
