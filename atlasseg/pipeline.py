@@ -223,8 +223,23 @@ def align(
     return Alignment(target, candidates, scan.grid, registered.start, values, seconds, target_mask)
 
 
-def register(scans: Scans, recipe: Recipe, *, executor: Executor = call_directly) -> RegistrationResult:
+def register(
+    scans: Scans,
+    recipe: Recipe,
+    *,
+    initial: Mapping[str, Transform] | None = None,
+    executor: Executor = call_directly,
+) -> RegistrationResult:
     """Run the recipe's registration steps one after the other, cropping the target after the first if it says so.
+
+    Parameters
+    ----------
+    scans : Scans
+    recipe : Recipe
+    initial : mapping of str to Transform, optional
+        Of every atlas, by its id: from points of the target to points of the atlas, where the first step starts.
+    executor : callable
+        As for `segment`.
 
     Raises
     ------
@@ -237,10 +252,16 @@ def register(scans: Scans, recipe: Recipe, *, executor: Executor = call_directly
     start, stop = (0, 0, 0), target.shape
     margin_mm = recipe.preprocessing.crop_margin_mm
     transforms: Sequence[Transform] | None = scans.initial_transforms
+    given = None if initial is None else [initial[atlas.id] for atlas in scans.atlases]
     for number, step in enumerate(recipe.registration.steps):
         if number > 0 or transforms is None:
             transforms = executor(
-                step, target, scans.images, initial=transforms, fixed_mask=target_mask, moving_masks=scans.atlas_masks
+                step,
+                target,
+                scans.images,
+                initial=given if transforms is None else transforms,
+                fixed_mask=target_mask,
+                moving_masks=scans.atlas_masks,
             )
         if number == 0 and margin_mm is not None:
             labels = [atlas.segmentation for atlas in scans.atlases]

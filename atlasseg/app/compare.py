@@ -261,7 +261,7 @@ def _fuse_every_variant(
         recipe,
         mask=case.mask,
         progress=progress,
-        registrar=make_registrar(recipe, library, executor),
+        registrar=make_registrar(recipe, library, executor, target=target.id),
         executor=executor,
     )
     table = library.table.completed(alignment.label_values)

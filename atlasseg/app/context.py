@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atlasseg.app import outputs
 from atlasseg.app.case import read_atlas
-from atlasseg.app.registrar import make_registrar, read_checked
+from atlasseg.app.registrar import check_initial_files, make_registrar, read_checked
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.errors import InputError
 from atlasseg.pipeline import check_provenance
@@ -71,7 +71,9 @@ def load_inputs(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]
     read_atlas.cache_clear()  # files may have changed since an earlier run in this process
     for id_ in library.ids:
         read_atlas(library, id_)  # so that a broken atlas is an error of the request, before work begins
-    make_registrar(recipe, library)
+    check_initial_files(recipe, library, [target.id for target in targets])
+    if targets:
+        make_registrar(recipe, library, target=targets[0].id)
     out = recipe.data.out
     outputs.ready_folder(out, recipe)
     return library, targets, out

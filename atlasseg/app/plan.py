@@ -165,7 +165,7 @@ def _kept(target: Target, context: RunContext) -> tuple[int, Counter[str]]:
     case = read_case(target, context.library, lambda stage: None)
     executor = _CountingCache(context.cache)
     with suppress(_NotKept):
-        registers = make_registrar(context.recipe, context.library, executor)
+        registers = make_registrar(context.recipe, context.library, executor, target=target.id)
         segment(case.scan, case.atlases, context.recipe, mask=case.mask, registrar=registers, executor=executor)
     return len(case.atlases), executor.found
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
+from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.atlases.prepared import PreparedLibrary, engine_of, read_prepared, register_prepared
+from atlasseg.errors import InputError
 from atlasseg.pipeline import Executor, Registrar, RegistrationResult, Scans, call_directly, register
 from atlasseg.recipe import Recipe
 from atlasseg.store.cache import Cache
@@ -15,7 +17,9 @@ from atlasseg.store.serialisation import digest, joined
 from atlasseg.transforms import Transform
 
 
-def make_registrar(recipe: Recipe, library: AtlasLibrary, executor: Executor = call_directly) -> Registrar:
+def make_registrar(
+    recipe: Recipe, library: AtlasLibrary, executor: Executor = call_directly, *, target: str | None = None
+) -> Registrar:
     """Make the function that registers atlases to a target as the recipe says.
 
     Parameters
@@ -25,13 +29,28 @@ def make_registrar(recipe: Recipe, library: AtlasLibrary, executor: Executor = c
         A prepared library, if the recipe names one, must have been made from it.
     executor : callable
         As for `pipeline.segment`. A `Cache` keeps the result of each atlas on its own.
+    target : str, optional
+        Id of the target, for recipes with initial transforms.
 
     Raises
     ------
     InputError
-        The prepared library cannot be read, or does not fit `library`.
+        The prepared library cannot be read, or does not fit `library`. The recipe has initial transforms, and no target
+        is given or the registrar is asked for an atlas whose file is missing or cannot be read.
     """
-    folder = recipe.registration.prepared
+    folder, pattern = recipe.registration.prepared, recipe.registration.initial
+    if pattern is not None:
+        if target is None:
+            raise InputError(
+                f"recipe {recipe.name}: [registration] initial: expected a target, got the atlases of a training. "
+                "Remove `initial` to train."
+            )
+
+        def from_initial(scans: Scans) -> RegistrationResult:
+            initial = {atlas.id: io.read_transform(initial_file(pattern, target, atlas.id)) for atlas in scans.atlases}
+            return register(scans, recipe, initial=initial, executor=executor)
+
+        return from_initial
     if folder is None:
         return partial(register, recipe=recipe, executor=executor)
     prepared = read_checked(folder, library)
@@ -64,6 +83,31 @@ def make_registrar(recipe: Recipe, library: AtlasLibrary, executor: Executor = c
         return RegistrationResult(tuple(transforms), (0, 0, 0), scans.target.shape)
 
     return by_template
+
+
+def initial_file(pattern: str, target: str, atlas: str) -> Path:
+    """Path of the initial transform from a target to an atlas."""
+    return Path(pattern.format(target=target, atlas=atlas))
+
+
+def check_initial_files(recipe: Recipe, library: AtlasLibrary, targets: Sequence[str]) -> None:
+    """Check that every initial transform of a run is there, before work begins.
+
+    Raises
+    ------
+    InputError
+        A file is missing.
+    """
+    pattern = recipe.registration.initial
+    if pattern is None:
+        return
+    pairs = [(target, atlas) for target in targets for atlas in library.ids if atlas != target]
+    missing = [path for path in (initial_file(pattern, *pair) for pair in pairs) if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: expected the initial transform of a target and an atlas, got no such file "
+            f"({len(missing)} of {len(pairs)} are missing). Write the files, or remove [registration] initial."
+        )
 
 
 @cache

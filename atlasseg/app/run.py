@@ -16,7 +16,7 @@ from atlasseg import io
 from atlasseg.app import outputs, pages
 from atlasseg.app.case import largest_voxels, read_case
 from atlasseg.app.context import CACHE, DEFAULT_LIMIT_BYTES, LOGS, RunContext, load_inputs
-from atlasseg.app.registrar import make_registrar
+from atlasseg.app.registrar import initial_file, make_registrar
 from atlasseg.atlases.library import Target
 from atlasseg.compute import costs
 from atlasseg.compute.execution import Listener, Outcome, Phase, capture_logs, over_targets
@@ -132,12 +132,22 @@ def finished(target: Target, context: RunContext) -> tuple[str, TargetSummary | 
     made_by = {f.name: getattr(context.recipe, f.name) for f in fields(Recipe) if f.name not in placing}
     paths = [str(path) for path in (target.image, *(files.image for files in context.library.atlases))]
     labels = format_label_table(context.library.table)
-    content = digest((target, context.library.atlases, labels, made_by, context.recipe.text, paths))
+    starts = initial_digests(target, context)
+    content = digest((target, context.library.atlases, labels, made_by, context.recipe.text, paths, *starts))
     key = joined(package_version(), content)
     known = context.kept.get("target", key)
     if known is None or known["files"] != file_digests(context.out / target.id):
         return key, None
     return key, known["summary"]
+
+
+def initial_digests(target: Target, context: RunContext) -> list[str]:
+    """The SHA-256 of every initial transform that the recipe names for a target, in the atlases' order."""
+    pattern = context.recipe.registration.initial
+    if pattern is None:
+        return []
+    files = [initial_file(pattern, target.id, id_) for id_ in context.library.ids if id_ != target.id]
+    return [sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -154,7 +164,7 @@ def register_target(target: Target, progress: Progress, *, context: RunContext, 
         case = read_case(target, context.library, progress)
         for variant in variants:
             check_provenance(case.atlases, variant)
-        registers = make_registrar(context.recipe, context.library, kept)
+        registers = make_registrar(context.recipe, context.library, kept, target=target.id)
         align(
             case.scan,
             case.atlases,
@@ -191,7 +201,7 @@ def segment_target(target: Target, progress: Progress, *, context: RunContext) -
             recipe,
             mask=case.mask,
             progress=progress,
-            registrar=make_registrar(recipe, library, context.kept),
+            registrar=make_registrar(recipe, library, context.kept, target=target.id),
             executor=context.kept,
         )
         table = library.table.completed(result.alignment.label_values)

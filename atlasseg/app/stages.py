@@ -28,6 +28,7 @@ def register_files(
     warped: Path | None = None,
     labels: Path | None = None,
     warped_labels: Path | None = None,
+    initial: Path | None = None,
     device: str = "auto",
 ) -> tuple[RegistrationQuality, float]:
     """Register `moving` to `fixed` and write the transform to `out`.
@@ -48,6 +49,8 @@ def register_files(
         Where the moving scan on the fixed scan's grid is written.
     labels, warped_labels : path, optional
         A label map of the moving scan, and where it is written on the fixed scan's grid.
+    initial : path, optional
+        Transform file, from points of the fixed scan to points of the moving one, where the first step starts.
     device : str
         "auto", "cpu" or "cuda".
 
@@ -61,10 +64,10 @@ def register_files(
     recipe = _recipe({"registration": {"steps": list(steps)}}, [f"registration.{s}" for s in settings], device)
     (target, known), (source, source_known) = io.read_scan(fixed), io.read_scan(moving)
     masks = [_mask(fixed_mask, known), _mask(moving_mask, source_known)]
-    transforms: Sequence[Transform] | None = None
+    transforms: Sequence[Transform] | None = None if initial is None else [io.read_transform(initial)]
     for step in recipe.registration.steps:
         transforms = step(target, [source], initial=transforms, fixed_mask=masks[0], moving_masks=[masks[1]])
-    if transforms is None:
+    if transforms is None or not recipe.registration.steps:
         raise InputError("--steps names no method")
     transform = transforms[0]
     write_transform(transform, out, grid=target.grid)

@@ -32,6 +32,13 @@ def register(
     warped: Annotated[Path | None, typer.Option(help="Also write the moving scan on the fixed scan's grid.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Label map of the moving scan, to be carried over ...")] = None,
     warped_labels: Annotated[Path | None, typer.Option(help="... and written here.")] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from this transform, from points of FIXED to points of MOVING: .h5, .tfm, .txt, .mat or a "
+            "displacement field."
+        ),
+    ] = None,
     device: Device = DeviceName.auto,
 ) -> None:
     """Register MOVING to FIXED and write the transform, in ITK's format, which ANTs and Slicer apply as well.
@@ -56,6 +63,7 @@ def register(
         warped=warped,
         labels=labels,
         warped_labels=warped_labels,
+        initial=initial,
         device=device.value,
     )
     typer.echo(f"local correlation {similarity:.4f}; {quality}")

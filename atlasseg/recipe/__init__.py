@@ -132,12 +132,17 @@ class Registration:
         Iterations of that refinement at each level, from coarse to fine (see `atlases.prepared.register_prepared`).
     drop_failed : bool
         Leave out atlases whose registration failed, judged by the distribution over the library.
+    initial : str, optional
+        File of the transform that the first step starts from, ``{target}`` and ``{atlas}`` standing for their ids, as
+        ``transforms/{target}_{atlas}.h5``. It takes points of the target to points of the atlas; any format of
+        `io.read_transform`.
     """
 
     steps: tuple[Step, ...] = ()
     prepared: Path | None = None
     refine_iterations: tuple[int, ...] = (30, 30, 8)
     drop_failed: bool = True
+    initial: str | None = None
 
 
 @dataclass(frozen=True)
@@ -438,12 +443,42 @@ def parse_recipe(
     if base is not None and "registration" in sections and sections["registration"].prepared is not None:
         registration = sections["registration"]
         sections["registration"] = replace(registration, prepared=base / registration.prepared)
+    if "registration" in sections and sections["registration"].initial is not None:
+        sections["registration"] = _check_initial(sections["registration"], sections.get("selection"), base, where)
     if base is not None and "tissue" in sections:
         tissue = sections["tissue"]
         sections["tissue"] = replace(tissue, prior=tuple(base / file for file in tissue.prior))
     if "refinement" in sections:
         sections["refinement"] = _placed(sections["refinement"], base)
     return Recipe(**sections, name=name, text=tomli_w.dumps(merged), base=base)
+
+
+def _check_initial(
+    registration: Registration, selection: Selection | None, base: Path | None, where: str
+) -> Registration:
+    """The registration with its initial transforms relative to the folder `base`.
+
+    Raises
+    ------
+    InputError
+        The pattern has other fields than ``{target}`` and ``{atlas}``, or is combined with what does not use it.
+    """
+    pattern = registration.initial or ""
+    try:
+        pattern.format(target="", atlas="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"{where}: [registration] initial: expected a file name with {{target}} and {{atlas}}, got {pattern!r}. "
+            "Remove other braces."
+        ) from error
+    if registration.prepared is not None:
+        raise InputError(f"{where}: [registration] initial and prepared exclude each other. Remove one of them.")
+    if selection is not None and selection.by == "first_step":
+        raise InputError(
+            f'{where}: [registration] initial cannot be combined with [selection] by = "first_step". '
+            'Set by = "thumbnails".'
+        )
+    return registration if base is None else replace(registration, initial=str(base / pattern))
 
 
 def _placed(refinement: Refinement, base: Path | None) -> Refinement:
