@@ -2,5 +2,6 @@
 
 from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
 from atlasseg.report.page import TargetReport, render
+from atlasseg.report.plotting import plot_slices
 
-__all__ = ["CohortReport", "TargetReport", "TargetSummary", "render", "render_cohort"]
+__all__ = ["CohortReport", "TargetReport", "TargetSummary", "plot_slices", "render", "render_cohort"]
