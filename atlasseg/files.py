@@ -27,7 +27,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         For any OSError inside (disk full, read-only folder): the message names `path` and the reason.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    temporary = path.with_name(f".{_owner()}.partial.{path.name}")  # its suffixes tell writers the format
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -43,16 +43,30 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 def discard_partial(final: Path) -> None:
     """Remove what processes that are gone have left beside `final`: of this machine, or for longer than a day."""
+    for path in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
+        _discard_abandoned(path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove all files and folders in `folder` that processes which are gone were writing there when they ended."""
+    for path in folder.glob(".*.partial*"):
+        _discard_abandoned(path)
+
+
+def _discard_abandoned(path: Path) -> None:
     import psutil
 
-    for path in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
-        owner = re.fullmatch(r"([\w-]*)-(\d+)-[0-9a-f]+", path.name[len(final.name) + 2 : -len(".partial")])
-        if owner is None:
-            continue
-        with suppress(OSError):
-            here = owner[1] == _host()
-            if not (psutil.pid_exists(int(owner[2])) if here else time.time() - path.stat().st_mtime < ABANDONED_S):
-                shutil.rmtree(path, ignore_errors=True)
+    owner = re.search(r"\.([\w-]*)-(\d+)-[0-9a-f]{8}\.partial", path.name)
+    if owner is None:
+        return
+    with suppress(OSError):
+        here = owner[1] == _host()
+        if psutil.pid_exists(int(owner[2])) if here else time.time() - path.stat().st_mtime < ABANDONED_S:
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 ABANDONED_S = 24 * 3600
@@ -62,8 +76,14 @@ ATTEMPTS = 100
 """So often a folder is put in its place anew, where another process keeps being faster."""
 
 
-def _aside(final: Path) -> Path:
-    return final.parent / f".{final.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial"
+def partial_path(final: Path) -> Path:
+    """A path beside `final` that this process alone writes to, and that `sweep` removes once the process is gone."""
+    return final.parent / f".{final.name}.{_owner()}.partial"
+
+
+def _owner() -> str:
+    """Name this process, and what it writes, so that no other has the name."""
+    return f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _host() -> str:
@@ -82,7 +102,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     OutputError
         The folder cannot be made or written; the message names it and the cause.
     """
-    aside = _aside(final)
+    aside = partial_path(final)
     try:
         discard_partial(final)
         aside.mkdir(parents=True)
@@ -118,7 +138,7 @@ def files_together(folder: Path, name: str, *, replaced: Callable[[str], bool], 
     OutputError
         As of `atomic_directory`.
     """
-    aside = _aside(folder / name)
+    aside = partial_path(folder / name)
     try:
         aside.mkdir(parents=True)
         discard_partial(folder / name)
@@ -140,7 +160,7 @@ def files_together(folder: Path, name: str, *, replaced: Callable[[str], bool], 
 
 def _put_in_place(aside: Path, final: Path) -> None:
     """Let `aside` take the name `final`; a folder of that name makes way, and comes back if that fails."""
-    old = _aside(final)
+    old = partial_path(final)
     for attempt in range(ATTEMPTS):
         with suppress(FileNotFoundError):
             final.rename(old)

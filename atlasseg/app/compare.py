@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atlasseg import io
 from atlasseg.app import outputs, pages
 from atlasseg.app.case import largest_voxels, read_case
-from atlasseg.app.context import CACHE, DEFAULT_LIMIT_BYTES, RunContext, load_inputs, unusable_variants
+from atlasseg.app.context import DEFAULT_LIMIT_BYTES, RunContext, begin_run, load_inputs, unusable_variants
 from atlasseg.app.registrar import make_registrar
 from atlasseg.app.run import register_target, write_logs
 from atlasseg.atlases.library import Target
@@ -123,7 +123,7 @@ def compare(
     if len(variants) < 2:
         reasons = "; ".join(f"{variant}: {reason}" for variant, reason in left_out.items())
         raise InputError(f"fewer than two of these methods can be used here: {reasons}")
-    context = RunContext(library, recipe, out, cache or out / CACHE, limit_bytes)
+    context = begin_run(recipe, library, targets, cache=cache, limit_bytes=limit_bytes)
     shown = next((each for each in variants if each.variant == recipe.variant), variants[0])
     needs = costs.memory(recipe, atlases=len(library), voxels=largest_voxels(library))
     done = over_targets(
@@ -158,6 +158,7 @@ def compare(
         left_out=left_out,
     )
     io.write_text(page, out / "comparison.html")
+    context.earlier.set_aside("metrics.tsv")
     if recipe.output.report:
         sections = comparison_sections(found.metrics, found.scores, found.tests, found.ranking)
         pages.write_index(
@@ -268,6 +269,7 @@ def _fuse_every_variant(
     found: list[pd.DataFrame] = []
     others: list[Candidate] = []
     first: tuple[Segmentation, pd.DataFrame] | None = None
+    context.earlier.set_aside(target.id)
     with atomic_directory(out / target.id) as results:
         for each, origin in zip(variants, made, strict=True):
             variant = each.variant
@@ -315,5 +317,6 @@ def _fuse_every_variant(
             progress("write")
             page = pages.page(summary, case, first[0], shown, table, first[0].seconds, (), others)
             io.write_text(page, results / f"{target.id}.html")
+    context.earlier.discard(target.id)
     seconds = time.perf_counter() - begun_all
     return Fused(pd.concat(found, ignore_index=True), replace(summary, seconds=seconds))

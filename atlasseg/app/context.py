@@ -6,14 +6,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atlasseg import io
 from atlasseg.app import outputs
 from atlasseg.app.case import read_atlas
+from atlasseg.app.earlier import EarlierResults
 from atlasseg.app.registrar import check_initial_files, make_registrar, read_checked
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.errors import InputError
+from atlasseg.files import sweep
 from atlasseg.pipeline import check_provenance
 from atlasseg.recipe import Recipe
-from atlasseg.store.cache import Cache, kept_in
+from atlasseg.store.cache import PARTIAL, Cache, kept_in
 
 CACHE, LOGS = ".cache", "logs"
 """Folders in the output folder: intermediate results, where no other place is named; and logs of failed targets."""
@@ -36,6 +39,8 @@ class RunContext:
         Folder for intermediate results.
     limit_bytes : int or None
         Size that the cache may have.
+    earlier : EarlierResults
+        Where results of earlier runs in `out` go.
     """
 
     library: AtlasLibrary
@@ -43,6 +48,7 @@ class RunContext:
     out: Path
     cache: Path
     limit_bytes: int | None
+    earlier: EarlierResults
 
     @property
     def kept(self) -> Cache:
@@ -75,8 +81,46 @@ def load_inputs(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]
     if targets:
         make_registrar(recipe, library, target=targets[0].id)
     out = recipe.data.out
-    outputs.ready_folder(out, recipe)
+    outputs.check_writable(out)
     return library, targets, out
+
+
+def begin_run(
+    recipe: Recipe,
+    library: AtlasLibrary,
+    targets: Sequence[Target],
+    *,
+    cache: Path | None,
+    limit_bytes: int | None,
+    keep_others: bool = False,
+) -> RunContext:
+    """Set aside what earlier runs left in the output folder, and describe there the run that begins.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    library, targets
+        As `load_inputs` gives them.
+    cache, limit_bytes
+        As of `RunContext`; by default the cache is in the output folder.
+    keep_others : bool
+        Leave the results of targets that this run knows nothing of in place: several runs share the folder.
+
+    Raises
+    ------
+    OutputError
+        The output folder cannot be written.
+    """
+    out = recipe.data.out
+    assert out is not None
+    cache = cache or out / CACHE
+    sweep(cache / PARTIAL)
+    context = RunContext(library, recipe, out, cache, limit_bytes, EarlierResults.now(out))
+    description = outputs.dataset_description(recipe)
+    if not keep_others:
+        context.earlier.begin(description, {target.id for target in targets})
+    io.write_json(description, out / outputs.DESCRIPTION)
+    return context
 
 
 def training_library(recipe: Recipe, without: Collection[str] = ()) -> AtlasLibrary:

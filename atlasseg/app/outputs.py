@@ -19,6 +19,7 @@ from atlasseg.evaluation import Score
 from atlasseg.evaluation.calibration import reliability
 from atlasseg.evaluation.disagreement import disagreement
 from atlasseg.evaluation.prediction import atlas_agreement, expected_dice
+from atlasseg.files import sweep
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Alignment, Segmentation
 from atlasseg.recipe import Recipe
@@ -56,6 +57,9 @@ def dataset_description(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+DESCRIPTION = "dataset_description.json"
+
+
 def ready_folder(out: Path, recipe: Recipe) -> None:
     """Make sure that results can be written into `out`, and describe there what makes them.
 
@@ -64,13 +68,25 @@ def ready_folder(out: Path, recipe: Recipe) -> None:
     OutputError
         They cannot.
     """
+    check_writable(out)
+    io.write_json(dataset_description(recipe), out / DESCRIPTION)
+
+
+def check_writable(out: Path) -> None:
+    """Make a folder for results, remove from it what a killed run had half-written, and try to write into it.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made or written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
         raise OutputError(f"output folder {out} cannot be written: {error.strerror or error}") from error
-    io.write_json(dataset_description(recipe), out / "dataset_description.json")
+    sweep(out)
 
 
 def volumes(labels: LabelMap, table: LabelTable) -> pd.DataFrame:

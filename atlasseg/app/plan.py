@@ -14,6 +14,7 @@ from typing import Any
 
 from atlasseg.app.case import largest_voxels, read_case
 from atlasseg.app.context import CACHE, DEFAULT_LIMIT_BYTES, RunContext, load_inputs
+from atlasseg.app.earlier import EarlierResults
 from atlasseg.app.registrar import make_registrar
 from atlasseg.app.run import finished
 from atlasseg.atlases.library import Target
@@ -115,7 +116,7 @@ def estimate(
     Where a result is missing, all that comes after it is counted as to be made.
     """
     library, targets, out = load_inputs(recipe)
-    context = RunContext(library, recipe, out, cache or out / CACHE, limit_bytes)
+    context = RunContext(library, recipe, out, cache or out / CACHE, limit_bytes, EarlierResults.now(out))
     wanted, found, done, broken = Counter[str](), Counter[str](), 0, dict[str, str]()
     voxels = largest_voxels(library)
     for target in targets:

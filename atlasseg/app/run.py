@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from atlasseg import io
 from atlasseg.app import outputs, pages
 from atlasseg.app.case import largest_voxels, read_case
-from atlasseg.app.context import CACHE, DEFAULT_LIMIT_BYTES, LOGS, RunContext, load_inputs
+from atlasseg.app.context import DEFAULT_LIMIT_BYTES, LOGS, RunContext, begin_run, load_inputs
 from atlasseg.app.registrar import initial_file, make_registrar
 from atlasseg.atlases.library import Target
 from atlasseg.compute import costs
@@ -49,11 +49,13 @@ def run(
     limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
     after: After | None = None,
     stop_on_failure: bool = False,
+    keep_others: bool = False,
 ) -> list[Outcome[TargetSummary]]:
     """Segment every target of `recipe` and write the results into its output folder.
 
     What is computed on the way is kept, and a target whose results are there and whose making has not changed is not
-    done again: a run that was interrupted goes on where it was.
+    done again: a run that was interrupted goes on where it was. Other results of earlier runs in the output folder are
+    replaced, or moved into its folder ``earlier``.
 
     Parameters
     ----------
@@ -72,6 +74,8 @@ def run(
         the work is done, so it must be picklable. What it raises is the target's failure.
     stop_on_failure : bool
         Begin no further target once one failed.
+    keep_others : bool
+        Leave earlier results of targets that are not among this run's in their place.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def run(
         The scheduler was lost; what was finished is written and kept.
     """
     library, targets, out = load_inputs(recipe)
-    context = RunContext(library, recipe, out, cache or out / CACHE, limit_bytes)
+    context = begin_run(recipe, library, targets, cache=cache, limit_bytes=limit_bytes, keep_others=keep_others)
     needs = costs.memory(recipe, atlases=len(library), voxels=largest_voxels(library))
     most = max(needs.registering, needs.fusing)
     if workers.memory_bytes is not None and most > workers.memory_bytes:
@@ -111,8 +115,13 @@ def run(
         import pandas as pd
 
         outputs.write_table(pd.concat(tables), out / "metrics.tsv")
+    elif not keep_others:
+        context.earlier.set_aside("metrics.tsv")
     if recipe.output.report:
         pages.write_index(done, [o.result for o in done], library, recipe, out)
+    elif not keep_others:
+        context.earlier.set_aside("index.html")
+    context.earlier.discard_replaced()
     return done
 
 
@@ -193,6 +202,7 @@ def segment_target(target: Target, progress: Progress, *, context: RunContext) -
         key, summary = finished(target, context)
         if summary is not None:
             return summary
+    context.earlier.set_aside(target.id)
     with capture_logs(logging.WARNING, "%(message)s") as heard:
         case = read_case(target, library, progress)
         result = segment(
@@ -235,6 +245,7 @@ def segment_target(target: Target, progress: Progress, *, context: RunContext) -
                 seconds = {**result.seconds, "total": time.perf_counter() - begun}
                 page = pages.page(summary, case, result, recipe, table, seconds, heard)
                 io.write_text(page, folder / f"{target.id}.html")
+    context.earlier.discard(target.id)
     summary = replace(summary, seconds=time.perf_counter() - begun, warnings=len(heard))
     if key:
         context.kept.put("target", key, {"summary": summary, "files": file_digests(out / target.id)})

@@ -21,7 +21,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from atlasseg.compute.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.files import files_together
 from atlasseg.labels import LabelTable, read_label_table
-from atlasseg.recipe import Recipe
+from atlasseg.recipe import Recipe, with_paths
 from atlasseg.version import __version__
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def participant_level(
         limit_bytes=limit_bytes,
         after=partial(_publish, derivative=derivative),
         stop_on_failure=stop_on_failure,
+        keep_others=True,
     )
     write_logs(done, out)
     return done
@@ -180,7 +181,7 @@ def planned(dataset: Path, out: Path, scans: Sequence[Scan], recipe: Recipe, *, 
                 raise InputError(
                     f"the transforms of atlases {other!r} and {atlas!r} would have one name in BIDS; rename one"
                 )
-    return replace(recipe, data=replace(recipe.data, targets=tuple(scan.path for scan in scans), out=work))
+    return with_paths(recipe, targets=[scan.path for scan in scans], out=work)
 
 
 def write_description(derivative: Derivative, recipe: Recipe) -> None:

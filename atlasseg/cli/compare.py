@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -74,11 +73,12 @@ def compare(
     from atlasseg.app.compare import compare as compare_methods
     from atlasseg.app.compare import overview
     from atlasseg.cli._tables import print_table
+    from atlasseg.recipe import with_paths
 
     with Progress("read the atlases and the targets") as progress:
         checked = load_recipe(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
         if leave_one_out:
-            checked = replace(checked, data=replace(checked.data, targets=checked.data.atlases))
+            checked = with_paths(checked, targets=checked.data.atlases)
         chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]
         workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
         found = compare_methods(

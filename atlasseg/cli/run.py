@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,14 +168,7 @@ def load_recipe(
     prepared: Path | None,
 ) -> Recipe:
     """Read a recipe; paths given as options take the place of its own."""
-    from atlasseg.recipe import read_recipe, with_device
+    from atlasseg.recipe import read_recipe, with_device, with_paths
 
     recipe = with_device(read_recipe(path, overrides=settings or ()), device.value)
-    data = recipe.data
-    return replace(
-        recipe,
-        data=replace(
-            data, atlases=tuple(atlases or data.atlases), targets=tuple(targets or data.targets), out=out or data.out
-        ),
-        registration=replace(recipe.registration, prepared=prepared or recipe.registration.prepared),
-    )
+    return with_paths(recipe, targets=targets or (), atlases=atlases or (), out=out, prepared=prepared)

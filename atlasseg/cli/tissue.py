@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -77,7 +76,7 @@ def tissue(
     from atlasseg.app.tissue import tissue as classify
     from atlasseg.cli._tables import print_table
     from atlasseg.errors import InputError
-    from atlasseg.recipe import parse_recipe, read_recipe
+    from atlasseg.recipe import parse_recipe, read_recipe, with_paths
 
     asked = []
     if model is not None:
@@ -96,9 +95,8 @@ def tissue(
         checked = parse_recipe({"tissue": {"method": chosen}}, overrides=asked, where="--set", name="tissue")
     if checked.tissue is None:
         raise InputError(f"{recipe}: a recipe with a table [tissue] is wanted")
-    data = replace(checked.data, targets=tuple(scans or checked.data.targets), out=out or checked.data.out)
-    checked = replace(checked, data=data)
-    workers = workers_of(jobs, data.targets, scheduler, cluster, cluster_settings, certificates)
+    checked = with_paths(checked, targets=scans or (), out=out)
+    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
     with Progress("read the scans") as progress:
         done = classify(checked, modalities=modalities or (), mask=mask, workers=workers, listener=progress)
     for outcome in done:

@@ -614,6 +614,41 @@ def with_methods(recipe: Recipe, variant: str) -> Recipe:
     return made if recipe.device is None else with_device(made, recipe.device)
 
 
+def with_paths(
+    recipe: Recipe,
+    *,
+    targets: Sequence[Path] = (),
+    atlases: Sequence[Path] = (),
+    out: Path | None = None,
+    prepared: Path | None = None,
+) -> Recipe:
+    """The recipe with other scans, atlases, output folder or prepared library; its text names what is used.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    targets, atlases : sequence of path
+        Empty to keep the recipe's own.
+    out, prepared : path, optional
+    """
+    import tomli_w
+
+    data = recipe.data
+    data = replace(
+        data, targets=tuple(targets) or data.targets, atlases=tuple(atlases) or data.atlases, out=out or data.out
+    )
+    tables = tomllib.loads(recipe.text)
+    named = {"targets": [*map(str, data.targets)], "atlases": [*map(str, data.atlases)]}
+    tables["data"] = {**tables.get("data", {}), **{key: paths for key, paths in named.items() if paths}}
+    if out is not None:
+        tables["data"].pop("out", None)  # results do not depend on where they go
+    registration = recipe.registration
+    if prepared is not None:
+        registration = replace(registration, prepared=prepared)
+        tables["registration"] = {**tables.get("registration", {}), "prepared": str(prepared)}
+    return replace(recipe, data=data, registration=registration, text=tomli_w.dumps(tables))
+
+
 def with_device(recipe: Recipe, device: str) -> Recipe:
     """The recipe with `device` ("auto", "cpu" or "cuda") given to every method that asks for one and was not told."""
 

@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlasseg.files import partial_path, sweep
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.recipe import Step
 from atlasseg.store.serialisation import digest, joined, memoise_digest, named_like, pack, unpack
@@ -57,8 +57,8 @@ UNREADABLE = (DamagedEntryError, OSError, KeyError, TypeError, ValueError)
 SLACK = 0.1
 """Removal goes on until this share of the limit is free again; it is looked at after every half of it was written."""
 
-ABANDONED_S = 24 * 3600
-"""A file written aside that is older than this belongs to a process that is gone."""
+PARTIAL = ".partial"
+"""Folder of a cache in which entries are written before they get their names."""
 
 HEADER = "header"
 
@@ -191,9 +191,10 @@ class Cache:
         arrays: dict[str, NDArray[Any]] = {}
         header = json.dumps({"stage": stage, "seconds": seconds, "value": pack(value, arrays)}).encode()
         path = self._path(stage, key)
-        aside = path.with_name(f".{key}.{secrets.token_hex(4)}.aside")
+        aside = partial_path(self.folder / PARTIAL / "entry")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (path.parent, aside.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             with aside.open("w+b") as file:
                 size = write_entry(file, path, header, arrays)
             aside.replace(path)
@@ -269,11 +270,7 @@ def entries(folder: Path) -> Iterator[Entry]:
 
 def shrink(folder: Path, limit_bytes: int) -> int:
     """Remove what was used longest ago until a cache is below its limit again; returns the number removed."""
-    now = time.time()
-    for aside in folder.glob("*/.*.aside"):
-        with contextlib.suppress(OSError):
-            if now - aside.stat().st_mtime > ABANDONED_S:
-                aside.unlink()
+    sweep(folder / PARTIAL)
     kept = sorted(entries(folder), key=lambda entry: entry.used)
     total, removed = sum(entry.size for entry in kept), 0
     if total <= limit_bytes:
@@ -290,15 +287,16 @@ def shrink(folder: Path, limit_bytes: int) -> int:
 
 
 def clear(folder: Path, stages: Sequence[str] = ()) -> int:
-    """Remove every entry, or those of some stages, and what was left aside; returns the number of entries removed."""
+    """Remove every entry, or those of some stages, and what killed processes left; returns how many entries."""
     removed = 0
+    sweep(folder / PARTIAL)
     for stage in _folders(folder):
         if stages and not any(stage.name == name or stage.name.startswith(f"{name}.") for name in stages):
             continue
-        for path in [*stage.glob(f"*{SUFFIX}"), *stage.glob(".*.aside")]:
+        for path in stage.glob(f"*{SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-                removed += path.suffix == SUFFIX
+                removed += 1
         with contextlib.suppress(OSError):
             stage.rmdir()
     return removed
