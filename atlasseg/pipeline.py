@@ -311,15 +311,7 @@ def fuse(
                 alignment.target,
                 fused,
                 method=regions.method and voting(regions.method),
-                intensity_exponent=regions.intensity_exponent,
-                window_voxels=regions.window_voxels,
-                posterior_weight=regions.posterior_weight,
-                field_weight=regions.field_weight,
-                edge_contrast=regions.edge_contrast,
-                island_share=regions.island_share,
-                largest_part=regions.largest_part,
-                fill_holes=regions.fill_holes,
-                may_vanish=regions.may_vanish,
+                **{f.name: getattr(regions, f.name) for f in fields(regions) if f.name != "method"},
             )
             fused, changes = consistent.probabilities, consistent.changes
     probabilities = fused.padded_to(alignment.grid, alignment.start)

@@ -89,7 +89,7 @@ def main() -> None:
         small = case_of(few.target, few.fused, coding, candidates=4, example=few)
         spent = []
         for steps in (3, 3, 3 + given.steps):  # the first warms up
-            training = Training(steps=steps, round_steps=steps)
+            training = Training(steps=steps, validate_every=steps)
             member = fit(Job(0, planned, coding, "residual", training, Augmentation(), (case,), (small,), given.device))
             spent.append(member.scores["seconds"])
         share = 100 * member.scores["loading_share"]

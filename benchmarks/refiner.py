@@ -42,7 +42,7 @@ TABLES = {
     "registration": {"steps": ["affine", "diffeomorphic"], "diffeomorphic": {"radius_voxels": 3}},
     "fusion": {"method": "joint"},
     "refiner": {"levels": 4, "width": 16, "patch_voxels": [24, 40, 32]},
-    "training": {"steps": 100_000, "round_steps": 500, "patience": 1000, "learning_rate": 2e-3},
+    "training": {"steps": 100_000, "validate_every": 500, "patience": 1000, "learning_rate": 2e-3},
 }
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     library, cases = read_library(root / "atlases", root / "more_atlases"), read_library(root / "targets")
     first = list(read_library(root / "atlases").ids)
     order = first + [id_ for id_ in library.ids if id_ not in first]
-    budget = {"members": given.members, "minutes": given.minutes / given.members}
+    budget = {"n_models": given.members, "minutes": given.minutes / given.members}
     tables = {**TABLES, "training": {**TABLES["training"], **budget}}
     recipe = parse_recipe(tables)
     digest = hashlib.sha256(json.dumps(tables).encode()).hexdigest()[:8]

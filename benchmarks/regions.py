@@ -206,7 +206,7 @@ def stage(data: Path, sets: list[str], targets: int | None, cache: Path) -> None
             begun = time.perf_counter()
             results = [
                 make_consistent(
-                    i, f, method=method, intensity_exponent=exponent, field_weight=weight, island_share=share
+                    i, f, method=method, intensity_exponent=exponent, field_weight=weight, min_component_fraction=share
                 )
                 for i, f, _ in cases
             ]

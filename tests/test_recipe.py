@@ -1,12 +1,13 @@
 """Recipes: what is wrong is named, with the file, the key, what was given and what there is."""
 
 import pickle
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from atlasseg.errors import InputError
-from atlasseg.recipe import parse_recipe, read_recipe, with_device
+from atlasseg.recipe import RENAMED_KEYS, SECTIONS, parse_recipe, read_recipe, with_device
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 LEAST = {"fusion": {"method": "majority"}}
@@ -142,3 +143,16 @@ def test_paths_set_for_a_recipe_that_is_read_by_name_start_from_the_current_fold
 def test_a_name_that_is_no_recipe():
     with pytest.raises(InputError, match=r"quikstart: expected a recipe file .*did you mean 'quickstart'"):
         read_recipe("quikstart")
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new"), [(t, o, n) for t, keys in RENAMED_KEYS.items() for o, n in keys.items()]
+)
+def test_a_former_key_is_an_error_that_names_the_present_one(table, old, new):
+    names = {field.name for field in fields(SECTIONS[table])}
+    assert new in names and old not in names
+    message = rf"^my.toml: \[{table}\] {old} is now called {new}\. Rename the key$"
+    with pytest.raises(InputError, match=message):
+        parse_recipe({**LEAST, table: {old: 1}}, where="my.toml")
+    with pytest.raises(InputError, match=message):
+        parse_recipe(LEAST, overrides=[f"{table}.{old}=1"], where="my.toml")

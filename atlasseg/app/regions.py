@@ -126,10 +126,10 @@ def consistent_files(
     method: str | None,
     settings: Sequence[str] = (),
     field_weight: float,
-    island_share: float,
+    min_component_fraction: float,
     largest_part: LabelChoice,
     fill_holes: LabelChoice,
-    may_vanish: LabelChoice,
+    removable_labels: LabelChoice,
     changes: Path | None = None,
 ) -> Consistent:
     """Make a segmentation consistent with the regions of its scan and write it to `out`.
@@ -144,7 +144,7 @@ def consistent_files(
         Label map to write.
     method, settings
         As for `partition_files`; no region votes where `method` is None.
-    field_weight, island_share, largest_part, fill_holes, may_vanish
+    field_weight, min_component_fraction, largest_part, fill_holes, removable_labels
         As for `regions.make_consistent`.
     changes : path, optional
         TSV to write: what happened to each label.
@@ -157,10 +157,10 @@ def consistent_files(
         given,
         method=None if step is None else partial(step.method.function, **step.arguments),
         field_weight=field_weight,
-        island_share=island_share,
+        min_component_fraction=min_component_fraction,
         largest_part=largest_part,
         fill_holes=fill_holes,
-        may_vanish=may_vanish,
+        removable_labels=removable_labels,
     )
     io.write_label_map(result.labels, out, like=image)
     if changes is not None:

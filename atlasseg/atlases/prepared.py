@@ -22,7 +22,7 @@ from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import InputError
 from atlasseg.files import atomic_directory, check_seal, seal
-from atlasseg.recipe import Step
+from atlasseg.recipe.tables import Registration, Step
 from atlasseg.registration import diffeomorphic
 from atlasseg.registration.template import Engine, Progress, coarser, compose_through_template, groupwise_template
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform
@@ -181,7 +181,7 @@ def register_prepared(
     fixed_mask: Mask | None = None,
     moving_masks: Sequence[Mask | None] | None = None,
     engine: Engine = diffeomorphic.register,
-    refine_iterations: tuple[int, ...] = (30, 30, 8),
+    refine_iterations: tuple[int, ...] = Registration.refine_iterations,
 ) -> list[Transform]:
     """Register atlases to a target by way of their template, then refine each.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from atlasseg.recipe.tables import Evaluation
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -19,7 +21,9 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option("--labels", help="Label table: names, and groups that are measured as one.")
     ] = None,
-    tolerance_mm: Annotated[float, typer.Option("--tolerance", min=0, help="Of the surface Dice, in mm.")] = 1.0,
+    tolerance_mm: Annotated[
+        float, typer.Option("--tolerance", min=0, help="Tolerance of the surface Dice in mm.")
+    ] = Evaluation.surface_tolerance_mm,
     out: Annotated[Path | None, typer.Option("--out", help="Write the long table (label, metric, value) here.")] = None,
 ) -> None:
     """Measure a segmentation: overlap, surface distances, volumes.

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from atlasseg.recipe.tables import Regions
+
 
 class Method(StrEnum):
     """How regions are found."""
@@ -51,16 +53,20 @@ def regions(
     ] = None,
     votes: Annotated[bool, typer.Option(help="Whether regions vote on the segmentation's labels.")] = True,
     field_weight: Annotated[
-        float, typer.Option(min=0, help="How much neighbours count when a region decides; at 0 each decides alone.")
-    ] = 0.0,
-    island_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Parts below this share of their label's largest are absorbed.")
-    ] = 0.02,
+        float,
+        typer.Option(min=0, help="Weight of the neighbours in a region's vote; at 0 each region votes on its own."),
+    ] = Regions.field_weight,
+    min_component_fraction: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Components below this fraction of their label's largest go to a neighbour."),
+    ] = Regions.min_component_fraction,
     largest_part: Annotated[
         str, typer.Option(help="Labels of which only the largest part stays: 1,2 or all.", metavar="LABELS")
     ] = "",
     fill_holes: Annotated[str, typer.Option(help="Labels whose holes are filled.", metavar="LABELS")] = "",
-    may_vanish: Annotated[str, typer.Option(help="Labels that may lose all voxels.", metavar="LABELS")] = "",
+    removable_labels: Annotated[
+        str, typer.Option(help="Labels that the votes may remove: 1,2 or all.", metavar="LABELS")
+    ] = "",
     instances: Annotated[
         Path | None, typer.Option(help="Also write the number of each voxel's instance of its label (panoptic).")
     ] = None,
@@ -102,10 +108,10 @@ def regions(
         method=method.value if votes else None,
         settings=settings or (),
         field_weight=field_weight,
-        island_share=island_share,
+        min_component_fraction=min_component_fraction,
         largest_part=files.label_choice(largest_part, "--largest-part"),
         fill_holes=files.label_choice(fill_holes, "--fill-holes"),
-        may_vanish=files.label_choice(may_vanish, "--may-vanish"),
+        removable_labels=files.label_choice(removable_labels, "--removable-labels"),
         changes=table,
     )
     import pandas as pd

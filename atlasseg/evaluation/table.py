@@ -11,6 +11,7 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.evaluation import overlap, surface
 from atlasseg.evaluation.result import FOREGROUND, EvaluationResult, Note, Score
 from atlasseg.labels import LabelTable
+from atlasseg.recipe.tables import Evaluation
 from atlasseg.volume import Int64, LabelMap
 
 
@@ -21,7 +22,7 @@ def evaluate(
     table: LabelTable | None = None,
     groups: Mapping[str, Collection[int]] | None = None,
     not_annotated: Collection[int] = (),
-    surface_tolerance_mm: float = 1.0,
+    surface_tolerance_mm: float = Evaluation.surface_tolerance_mm,
 ) -> EvaluationResult:
     """Evaluate a segmentation against a reference.
 

@@ -1,7 +1,4 @@
-"""What a recipe says of the network that refines: its form, its training, and how its examples are varied.
-
-These are the tables [refiner], [training] and [augmentation] of a recipe.
-"""
+"""The tables [refiner], [training] and [augmentation] of a recipe: the network that refines, and how it is trained."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ Axis = Literal["R", "A", "S"]
 
 @dataclass(frozen=True)
 class Refiner:
-    """The network.
+    """Architecture of the network that refines.
 
     Parameters
     ----------
@@ -30,22 +27,23 @@ class Refiner:
         One of MONAI's networks: "dynunet", "residual_dynunet", "basic_unet", "residual_unet", "attention_unet" or
         "swin_unetr".
     levels : int, optional
-        Resolutions; what is not given is chosen under the budget.
+        Number of resolution levels. Levels, width and patch that are not given are chosen to fit the budget.
     width : int, optional
-        Channels at the finest resolution, doubled from each to the next.
+        Number of channels at the finest level; it doubles from level to level.
     patch_voxels : three ints, optional
-        What it sees at once along the axes R, A and S.
+        Size of the input patch along the axes R, A and S, in voxels.
     prior : str
-        "residual": the network sees the fused probabilities and corrects their logarithm; "input": it sees them and
-        speaks for itself; "none": it sees the scan alone.
+        How the fused probabilities enter: "residual": as input, and the output is added to their logarithm; "input": as
+        input alone; "none": not at all, the network sees the scan alone.
     prior_channels : int
-        With more labels than this, labels that are never in doubt with each other share an input channel.
+        Maximum number of input channels for the fused probabilities. With more labels, labels that the fusion never
+        confuses share a channel.
     candidates : int
-        So many of the most probable labels of a voxel are kept.
+        Number of most probable labels that are kept in each voxel.
     deep_supervision : int
-        So many coarser resolutions are trained too, by an architecture that can: the DynUNets.
+        Number of coarser levels whose outputs enter the loss (DynUNets only).
     dropout : float
-        Share of the activations left out in training.
+        Dropout rate.
     """
 
     architecture: Architecture = "dynunet"
@@ -61,71 +59,73 @@ class Refiner:
 
 @dataclass(frozen=True)
 class Training:
-    """How it learns.
+    """Training of the network.
 
     Parameters
     ----------
     folds : int
-        The atlases are dealt out to so many folds.
-    members : int
-        So many networks are trained, at most one a fold, each without the fold that it is validated on.
+        Number of cross-validation folds that the atlases are split into.
+    n_models : int
+        Number of networks to train, at most one for each fold. Each is validated on its own fold and learns from the
+        others.
     steps : int
-        Of the optimiser, for each network at most.
+        Maximum number of optimiser steps for each network.
     minutes : float, optional
-        For each network at most; the learning rate then falls by whichever ends first.
-    round_steps : int
-        Validated every so many steps.
+        Maximum training time for each network. The learning rate then follows whichever limit comes first.
+    validate_every : int
+        Number of steps between validations.
     patience : int
-        Stopped after so many rounds that were no better than the best.
+        Number of validations without improvement after which training stops.
     batch : int
-        Patches at once.
+        Number of patches in a batch.
     accumulation : int
-        Batches to a step.
+        Number of batches whose gradients are accumulated for one step.
     optimiser : str
-        "sgd" (with Nesterov's momentum), "rmsprop", "adam" or "adamw".
+        "sgd" (with Nesterov momentum), "rmsprop", "adam" or "adamw".
     learning_rate : float
-        At its highest.
+        Maximum learning rate.
     momentum : float
-        Of the gradient's running mean.
+        Momentum (beta1 of Adam).
     decay : str
-        With t from 0 to 1 over the training the rate is multiplied, "inverse": by 1 / (1 + rate t); "exponential": by
-        exp(-rate t); "step": by that at the beginning of each of even stages; "cosine": by (1 + cos pi t) / 2; "poly":
-        by (1 - t)^power; "none": by 1.
+        Factor on the learning rate, with t from 0 to 1 over the training. "inverse": 1 / (1 + rate t); "exponential":
+        exp(-rate t); "step": the same, held constant over each of several equal stages; "cosine": (1 + cos pi t) / 2;
+        "poly": (1 - t)^power; "none": 1.
     decay_rate : float
-        The rate of "inverse", "exponential" and "step".
+        Rate of "inverse", "exponential" and "step".
     decay_stages : int
-        Stages of "step".
+        Number of stages of "step".
     decay_power : float
-        The power of "poly".
-    warm_up : float
-        Share of the training over which the rate rises linearly.
+        Power of "poly".
+    warmup_fraction : float
+        Fraction of the training over which the learning rate rises linearly.
     l1 : float
-        Weight of the sum of absolute weights in the loss.
-    l2 : float
+        Weight of the L1 norm of the weights in the loss.
+    weight_decay : float
         Weight decay of the optimiser.
-    clip : float
-        Gradients longer than this are shortened.
-    averaging : float
-        What is validated and kept is the running mean of the weights with this memory; 0 takes the last weights.
+    grad_clip_norm : float
+        Maximum norm of the gradient; longer gradients are scaled to it.
+    ema_decay : float
+        Decay of the exponential moving average of the weights, which is what is validated and kept; 0 keeps the last
+        weights.
     cross_entropy : float
         Weight of the cross-entropy in the loss.
     dice : float
-        Weight of the soft Dice.
+        Weight of the soft Dice in the loss.
     foreground : float
-        Share of the patches around a voxel of a label, each label alike.
+        Fraction of the patches that are centred on a labelled voxel; each label is drawn equally often.
     uncertainty : float
-        Share of the patches around a voxel where the fusion is unsure.
+        Fraction of the patches that are centred on a voxel where the fusion is uncertain.
     mixed_precision : bool
-        Compute in 16 bits where that is enough, on a GPU and on processors that multiply so faster.
+        Use bfloat16 where the hardware is faster with it and the precision suffices.
     seed : int
-        Of all draws.
+        Seed of all random draws.
     """
 
     folds: Annotated[int, Ge(2)] = 5
-    members: Count = 5
+    n_models: Count = 5
     steps: Count = 2000
     minutes: Annotated[float, Gt(0)] | None = None
-    round_steps: Count = 100
+    validate_every: Count = 100
     patience: Count = 10
     batch: Count = 2
     accumulation: Count = 1
@@ -136,11 +136,11 @@ class Training:
     decay_rate: Amount = 5.0
     decay_stages: Count = 4
     decay_power: Amount = 0.9
-    warm_up: Annotated[float, Ge(0), Lt(1)] = 0.02
+    warmup_fraction: Annotated[float, Ge(0), Lt(1)] = 0.02
     l1: Amount = 0.0
-    l2: Amount = 1e-4
-    clip: Annotated[float, Gt(0)] = 12.0
-    averaging: Annotated[float, Ge(0), Lt(1)] = 0.99
+    weight_decay: Amount = 1e-4
+    grad_clip_norm: Annotated[float, Gt(0)] = 12.0
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
     cross_entropy: Amount = 1.0
     dice: Amount = 1.0
     foreground: Share = 0.4
@@ -151,33 +151,33 @@ class Training:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How patches are varied: scan, fused probabilities and labels alike in space, the scan alone in intensity.
+    """Augmentation of the training patches: in space of scan, prior and labels alike, in intensity of the scan alone.
 
     Parameters
     ----------
     rotation_degrees : float
-        Largest turn about each axis.
+        Maximum rotation about each axis in degrees.
     scaling : float
-        Largest change of size along each axis, as a share.
+        Maximum change of size along each axis, as a fraction.
     shear : float
-        Largest shear between axes.
+        Maximum shear between two axes.
     elastic_voxels : float
-        Standard deviation of a smooth random displacement.
+        Standard deviation of the elastic displacement in voxels.
     elastic_spacing_voxels : float
-        Distance of its knots.
+        Spacing of the knots of the elastic displacement in voxels.
     contrast : float
-        Largest change of scale, gamma and offset.
+        Maximum change of scale, gamma and offset of the intensities.
     bias : float
-        Standard deviation of the logarithm of a smooth field.
+        Standard deviation of the logarithm of the bias field.
     noise : float
-        Largest standard deviation of noise, in standard deviations of the scan.
+        Maximum standard deviation of the noise, in standard deviations of the scan.
     synthesis : float
-        Share of the patches whose scan is painted anew from the labels, with random intensities.
-    often : float
-        Share of the patches that each of the others is applied to.
+        Fraction of the patches whose scan is synthesised from the labels with random intensities.
+    probability : float
+        Probability with which each of the other augmentations is applied to a patch.
     flips : sequence of str
-        Axes, of "R", "A" and "S", along which patches are turned around at random, and in use too; not those across
-        which labels differ, such as left and right.
+        Axes ("R", "A", "S") along which patches are flipped at random, in training and at test time. Leave out axes
+        across which labels differ, such as left and right.
     """
 
     rotation_degrees: Amount = 15.0
@@ -189,5 +189,5 @@ class Augmentation:
     bias: Amount = 0.3
     noise: Amount = 0.15
     synthesis: Share = 0.05
-    often: Share = 0.5
+    probability: Share = 0.5
     flips: tuple[Axis, ...] = ()

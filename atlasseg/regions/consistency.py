@@ -16,20 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.recipe.tables import Regions, Step
 from atlasseg.regions.adjacency_graph import adjacency_graph, face_areas_mm2
 from atlasseg.regions.evidence import with_intensity
 from atlasseg.regions.label_field import check, decide
 from atlasseg.regions.noise import noise_sd
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
-
-if TYPE_CHECKING:
-    from atlasseg.recipe import Step
 
 Partition = Callable[..., LabelMap]
 """A method of this stage: cuts an Image into regions 1..R (0: no region), given `noise_sd` by keyword."""
@@ -114,15 +112,15 @@ def make_consistent(
     segmentation: ProbabilityMap | LabelMap,
     *,
     method: Partition | None = None,
-    intensity_exponent: float = 0.2,
-    window_voxels: float = 3.0,
-    posterior_weight: float = 60.0,
-    field_weight: float = 0.0,
-    edge_contrast: float = 4.0,
-    island_share: float = 0.02,
-    largest_part: LabelChoice = (),
-    fill_holes: LabelChoice = (),
-    may_vanish: LabelChoice = (),
+    intensity_exponent: float = Regions.intensity_exponent,
+    window_voxels: float = Regions.window_voxels,
+    posterior_weight: float = Regions.posterior_weight,
+    field_weight: float = Regions.field_weight,
+    edge_contrast: float = Regions.edge_contrast,
+    min_component_fraction: float = Regions.min_component_fraction,
+    largest_part: LabelChoice = Regions.largest_part,
+    fill_holes: LabelChoice = Regions.fill_holes,
+    removable_labels: LabelChoice = Regions.removable_labels,
 ) -> Consistent:
     """Make a segmentation consistent with the regions of its scan.
 
@@ -146,15 +144,15 @@ def make_consistent(
         deviations, that parts them: `weight` and `edge_contrast` of `label_field.decide`. At a weight of 0 each region
         decides alone, which is best for structures of few voxels' thickness: the field shrinks them. 0.3 serves those
         of ten and more, such as hippocampi at 1 mm.
-    island_share : float
-        A part of a label is an island where it has fewer voxels than this share of the label's largest part; 0 to 1,
-        and 0 leaves all parts where they are. Background has islands too.
+    min_component_fraction : float
+        Smallest size of a connected component, as a fraction of its label's largest component; 0 to 1. Smaller ones,
+        of background too, go to the neighbouring label that explains them best. 0 keeps all components.
     largest_part : tuple of int, or "all"
         Labels of which only the largest part stays, whatever the size of the others.
     fill_holes : tuple of int, or "all"
         Labels whose holes, background that they enclose, become theirs.
-    may_vanish : tuple of int, or "all"
-        Labels that need not be put back where the votes leave nothing of them.
+    removable_labels : tuple of int, or "all"
+        Labels that the votes may remove. Every other label that they remove is put back.
 
     Returns
     -------
@@ -176,8 +174,8 @@ def make_consistent(
     if not posterior_weight >= 0:
         raise InputError(f"posterior_weight: 0 or more is wanted, got {posterior_weight}")
     check(weight=field_weight, edge_contrast=edge_contrast)
-    if not 0 <= island_share <= 1:
-        raise InputError(f"island_share: 0 to 1 is wanted, got {island_share}")
+    if not 0 <= min_component_fraction <= 1:
+        raise InputError(f"min_component_fraction: expected 0 to 1, got {min_component_fraction}")
     given = (
         ProbabilityMap.from_labels(segmentation, label_values=(0,))
         if isinstance(segmentation, LabelMap)
@@ -185,9 +183,13 @@ def make_consistent(
     )
     updated = with_intensity(image, given, exponent=intensity_exponent, sigma_voxels=window_voxels)
     known = [int(v) for v in given.label_values if v != 0]
-    only, filled, mortal = (
+    only, filled, removable = (
         _chosen(choice, known, name)
-        for choice, name in ((largest_part, "largest_part"), (fill_holes, "fill_holes"), (may_vanish, "may_vanish"))
+        for choice, name in (
+            (largest_part, "largest_part"),
+            (fill_holes, "fill_holes"),
+            (removable_labels, "removable_labels"),
+        )
     )
     before = given.mode
     voted = (
@@ -196,12 +198,12 @@ def make_consistent(
         else _voted(image, updated, method, posterior_weight, field_weight, edge_contrast)
     )
     regained = dict(zip(*np.unique(voted[voted != before], return_counts=True), strict=True))
-    labels, restored = _restored(before, voted, mortal)
-    labels, islands = _without_islands(image, updated, labels, island_share, only)
+    labels, restored = _restored(before, voted, removable)
+    labels, islands = _without_islands(image, updated, labels, min_component_fraction, only)
     holes = {}
     for label in filled:
         labels, holes[label] = _filled(labels, label)
-    labels, again = _restored(before, labels, mortal)
+    labels, again = _restored(before, labels, removable)
     restored |= again
     every = np.union1d(given.label_values, 0)
     sizes = [_sizes(m, every) for m in (before, labels)]
@@ -231,7 +233,9 @@ def voting(step: Step) -> Step:
     return replace(step, arguments={**step.arguments, "merge_threshold": VOTING_THRESHOLD})
 
 
-def region_channels(image: Image, probabilities: ProbabilityMap, *, posterior_weight: float = 60.0) -> Image:
+def region_channels(
+    image: Image, probabilities: ProbabilityMap, *, posterior_weight: float = Regions.posterior_weight
+) -> Image:
     """Intensity and posterior as the channels of one image, in units of the intensities' noise.
 
     Labels that meet, in one uncertain voxel or across a face, get different channels; labels that never meet may share
@@ -470,12 +474,12 @@ def _filled(labels: Int32, label: int) -> tuple[Int32, int]:
     return out, int(hole.sum())
 
 
-def _restored(before: Int32, labels: Int32, mortal: Sequence[int]) -> tuple[Int32, dict[int, int]]:
+def _restored(before: Int32, labels: Int32, removable: Sequence[int]) -> tuple[Int32, dict[int, int]]:
     """Put back every label that vanished, where it was largest; returns the labels and the voxels by label."""
     restored: dict[int, int] = {}
     out = labels
     while True:
-        lost = [int(v) for v in np.setdiff1d(before, out) if v != 0 and int(v) not in mortal]
+        lost = [int(v) for v in np.setdiff1d(before, out) if v != 0 and int(v) not in removable]
         if not lost:
             return out, restored
         out = out.copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from atlasseg.errors import InputError
+from atlasseg.recipe.tables import Regions
 from atlasseg.volume import Float64, Image, ProbabilityMap
 
 _LEAST_VARIANCE = 1e-3  # of the image's own: a label of one flat intensity does not rule out all others
@@ -12,7 +13,11 @@ _LEAST_PROBABILITY = 1e-6  # below this an entry is dropped
 
 
 def with_intensity(
-    image: Image, probabilities: ProbabilityMap, *, exponent: float = 0.2, sigma_voxels: float = 3.0
+    image: Image,
+    probabilities: ProbabilityMap,
+    *,
+    exponent: float = Regions.intensity_exponent,
+    sigma_voxels: float = Regions.window_voxels,
 ) -> ProbabilityMap:
     r"""Update each label's probability by how well the intensities nearby explain the voxel.
 

@@ -83,7 +83,7 @@ class Job:
     @property
     def key(self) -> str:
         """Digest of all that the training depends on, but the device and how many others there are."""
-        training = {k: v for k, v in asdict(self.training).items() if k != "members"}
+        training = {k: v for k, v in asdict(self.training).items() if k != "n_models"}
         weights = hashlib.sha256()
         for name, tensor in sorted(self.start.weights.items()):
             weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())

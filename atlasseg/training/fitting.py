@@ -195,7 +195,7 @@ def _fitted(state: _State, task: Task, checkpoint: Path | None, progress: Callab
             t = max(t, numbers["seconds"] / (60 * training.minutes))
         rate = learning_rate(training, t)
         value, loading = _step(state, task, rate)
-        numbers["losses"] = [*numbers["losses"], value][-training.round_steps :]
+        numbers["losses"] = [*numbers["losses"], value][-training.validate_every :]
         numbers["step"] += 1
         numbers["loading"] += loading
         numbers["stepping"] += time.perf_counter() - begun
@@ -203,7 +203,7 @@ def _fitted(state: _State, task: Task, checkpoint: Path | None, progress: Callab
         over = numbers["step"] >= training.steps or (
             training.minutes is not None and numbers["seconds"] >= 60 * training.minutes
         )
-        if over or numbers["step"] % training.round_steps == 0:
+        if over or numbers["step"] % training.validate_every == 0:
             begun = time.perf_counter()
             _round(state, task, rate, progress)
             waited = len(numbers["curve"]) - numbers["best_round"]
@@ -277,11 +277,11 @@ def _attempt(state: _State, task: Task, rate: float) -> tuple[float, float]:
         if not math.isfinite(total):
             raise TrainingError(f"{task.name}: the loss is {total} at step {step + 1}, of {', '.join(found.names)}")
         value.backward()
-    length = float(nn.utils.clip_grad_norm_(state.learned, training.clip))
+    length = float(nn.utils.clip_grad_norm_(state.learned, training.grad_clip_norm))
     if not math.isfinite(length):
         raise TrainingError(f"{task.name}: the gradient is {length} at step {step + 1}, of {', '.join(names)}")
     state.optimiser.step()
-    share = min(training.averaging, (1 + step) / (10 + step)) if training.averaging else 0.0
+    share = min(training.ema_decay, (1 + step) / (10 + step)) if training.ema_decay else 0.0
     for name, tensor in weights_of(state.network).items():
         if tensor.is_floating_point():
             state.mean[name].lerp_(tensor, 1 - share)

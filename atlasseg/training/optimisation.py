@@ -11,8 +11,8 @@ from atlasseg.recipe.training import Training
 
 
 def optimiser_of(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    """The optimiser that a recipe asks for; `l2` is its weight decay, decoupled in AdamW."""
-    rate, decay = training.learning_rate, training.l2
+    """Make the optimiser of a recipe; its weight decay is decoupled in AdamW."""
+    rate, decay = training.learning_rate, training.weight_decay
     match training.optimiser:
         case "sgd":
             nesterov = training.momentum > 0
@@ -32,7 +32,8 @@ def learning_rate(training: Training, t: float) -> float:
 
     Examples
     --------
-    >>> [round(learning_rate(Training(decay="cosine", learning_rate=1.0, warm_up=0.0), t), 3) for t in (0, 0.5, 1)]
+    >>> training = Training(decay="cosine", learning_rate=1.0, warmup_fraction=0.0)
+    >>> [round(learning_rate(training, t), 3) for t in (0, 0.5, 1)]
     [1.0, 0.5, 0.0]
     """
     t = min(max(t, 0.0), 1.0)
@@ -50,7 +51,7 @@ def learning_rate(training: Training, t: float) -> float:
             factor = (1 + math.cos(math.pi * t)) / 2
         case "poly":
             factor = (1 - t) ** training.decay_power
-    rising = min(1.0, (t + 1e-3) / training.warm_up) if training.warm_up else 1.0
+    rising = min(1.0, (t + 1e-3) / training.warmup_fraction) if training.warmup_fraction else 1.0
     return training.learning_rate * factor * rising
 
 

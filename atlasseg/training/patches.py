@@ -151,7 +151,7 @@ def _taken(
     size, extent = torch.tensor(shown.truth.shape), torch.tensor(patch)
     low, high = (extent - 1) / 2, size - 1 - (extent - 1) / 2
     middle = torch.where(high > low, torch.minimum(torch.maximum(centre.float(), low), high), (size - 1) / 2)
-    bent = _chance(source, augmentation.often), _chance(source, augmentation.often)
+    bent = _chance(source, augmentation.probability), _chance(source, augmentation.probability)
     if not any(bent):
         middle = torch.floor(middle - low) + low  # whole voxels
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in patch]
@@ -201,17 +201,17 @@ def _varied(scan: Tensor, truth: Tensor, coding: Coding, augmentation: Augmentat
     noise = torch.Generator(scan.device).manual_seed(_whole(source, 2**62))
     if _chance(source, augmentation.synthesis):
         scan = _painted(scan, truth, coding, source, noise)
-    if augmentation.bias and _chance(source, augmentation.often):
+    if augmentation.bias and _chance(source, augmentation.probability):
         knots = torch.randn((1, 1, 4, 4, 4), generator=source).to(scan.device) * augmentation.bias
         smooth = functional.interpolate(knots, size=scan.shape[1:], mode="trilinear", align_corners=True)[0]
         least = scan.amin(dim=(1, 2, 3), keepdim=True)
         scan = (scan - least) * smooth.exp() + least
-    if augmentation.contrast and _chance(source, augmentation.often):
+    if augmentation.contrast and _chance(source, augmentation.probability):
         scale, gamma, shift = (float(v) for v in _spread(source, augmentation.contrast, 3))
         least, most = scan.amin(dim=(1, 2, 3), keepdim=True), scan.amax(dim=(1, 2, 3), keepdim=True)
         span = (most - least).clamp(min=1e-6)
         scan = ((scan - least) / span) ** (1 + gamma) * span * (1 + scale) + least + shift
-    if augmentation.noise and _chance(source, augmentation.often):
+    if augmentation.noise and _chance(source, augmentation.probability):
         sd = augmentation.noise * float(torch.rand(1, generator=source))
         scan = scan + sd * torch.randn(scan.shape, generator=noise, device=scan.device)
     return scan

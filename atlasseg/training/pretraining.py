@@ -45,7 +45,7 @@ def fit_reconstruction(
     plan : Plan
         A network of C inputs and C outputs.
     training : Training
-        All of it holds but folds, members, and what speaks of labels: cross_entropy, dice, foreground, uncertainty.
+        All settings apply but folds and n_models, and those about labels: cross_entropy, dice, foreground, uncertainty.
     device, checkpoint, progress, stop
         As for `fitting.fit`, and so are the errors.
 

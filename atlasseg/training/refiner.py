@@ -103,8 +103,8 @@ def train_refiner(
     settings, training = recipe.refiner, recipe.training
     contents = {atlas.id: io.content_hash(atlas.image, place=False) for atlas in atlases}
     folds = split_folds(contents, training.folds, training.seed)
-    if training.members > len(folds):
-        log.info("%d networks, one a fold, in place of %d", len(folds), training.members)
+    if training.n_models > len(folds):
+        log.info("%d networks, one a fold, in place of %d", len(folds), training.n_models)
     if examples is None:
         examples = []
         for example in leave_one_out(atlases, recipe, registrar=registrar, executor=executor, progress=progress):
@@ -133,7 +133,7 @@ def train_refiner(
     progress(f"plan: {planned.text()}")
     members = []
     of = [made, settings.candidates, {atlas.id: sorted(atlas.not_annotated) for atlas in atlases}]
-    for number, fold in enumerate(folds[: training.members]):
+    for number, fold in enumerate(folds[: training.n_models]):
         met = sorted(id_ for id_ in fold if scans[id_] in known)
         if met:
             log.warning(

@@ -39,7 +39,7 @@ FORMS = {
     "attention_unet": (3, 4, (8, 12, 16)),
     "swin_unetr": (4, 12, (64, 64, 64)),
 }
-STILL = Augmentation(often=0.0, synthesis=0.0)
+STILL = Augmentation(probability=0.0, synthesis=0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -280,7 +280,9 @@ def test_a_larger_budget_gives_a_larger_network():
 
 def test_learning_rates_fall_as_they_are_said_to():
     def rates(decay, **more):
-        return [learning_rate(Training(decay=decay, learning_rate=2.0, warm_up=0.0, **more), t) for t in (0, 0.5, 1)]
+        return [
+            learning_rate(Training(decay=decay, learning_rate=2.0, warmup_fraction=0.0, **more), t) for t in (0, 0.5, 1)
+        ]
 
     assert rates("none") == [2, 2, 2]
     assert rates("inverse", decay_rate=3.0) == pytest.approx([2, 2 / 2.5, 0.5])
@@ -288,13 +290,15 @@ def test_learning_rates_fall_as_they_are_said_to():
     assert rates("step", decay_rate=2.0, decay_stages=2) == pytest.approx([2, 2 * np.exp(-1), 2 * np.exp(-1)])
     assert rates("cosine") == pytest.approx([2, 1, 0])
     assert rates("poly", decay_power=2.0) == pytest.approx([2, 0.5, 0])
-    assert learning_rate(Training(warm_up=0.5, decay="none", learning_rate=1.0), 0.25) == pytest.approx(0.5, abs=0.01)
+    assert learning_rate(Training(warmup_fraction=0.5, decay="none", learning_rate=1.0), 0.25) == pytest.approx(
+        0.5, abs=0.01
+    )
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
 def test_optimisers_go_down(name):
     weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
-    optimiser = optimiser_of([weight], Training(optimiser=name, learning_rate=0.05, l2=0.01))
+    optimiser = optimiser_of([weight], Training(optimiser=name, learning_rate=0.05, weight_decay=0.01))
     assert optimiser.param_groups[0]["weight_decay"] == 0.01 and type(optimiser).__name__.lower() == name
     for _ in range(60):
         optimiser.zero_grad()
@@ -379,7 +383,7 @@ def test_varied_patches_move_scan_prior_and_labels_together(made):
     codes = coding.codes(each.truth.array).astype(np.float32)
     target = each.target.with_array(codes)
     case = case_of(target, certain, coding, candidates=3, example=each._replace(target=target, fused=certain))
-    bent = Augmentation(often=1.0, synthesis=0.0, contrast=0.0, bias=0.0, noise=0.0, flips=("A",))
+    bent = Augmentation(probability=1.0, synthesis=0.0, contrast=0.0, bias=0.0, noise=0.0, flips=("A",))
     batch = draw([Shown.of(case, coding)], coding, (16, 16, 12), Training(), bent, seed=(9,), batch=4)
     known = batch.truth != IGNORED
     agree = (batch.prior.argmax(1) == batch.truth)[known].float().mean()
@@ -387,7 +391,7 @@ def test_varied_patches_move_scan_prior_and_labels_together(made):
     for code in (0, 1, 2):
         seen = batch.scan[:, 0][(batch.truth == code) & (batch.prior[:, code] > 0.99)]
         assert seen.numel() and seen.std() < 0.05
-    loud = Augmentation(often=1.0, synthesis=1.0)
+    loud = Augmentation(probability=1.0, synthesis=1.0)
     painted = draw([Shown.of(case, coding)], coding, (16, 16, 12), Training(), loud, seed=(9,), batch=4)
     assert torch.isfinite(painted.scan).all() and not torch.equal(painted.scan, batch.scan)
 

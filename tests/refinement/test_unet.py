@@ -29,7 +29,7 @@ from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 MADE = {"fusion": {"method": {"method": "joint", "beta": 2.0}}, "atlases": {"a": ["1f"], "b": ["2e"]}}
 SMALL = Refiner(levels=3, width=4, patch_voxels=(12, 8, 8), deep_supervision=1)
-QUICK = Training(steps=45, round_steps=15, learning_rate=1e-2, averaging=0.8, seed=1)
+QUICK = Training(steps=45, validate_every=15, learning_rate=1e-2, ema_decay=0.8, seed=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +48,7 @@ def job(made):
     planned = plan(
         SMALL, inputs=4, outputs=3, sizes=[c.frame.size for c in cases], batch=2, memory_bytes=1e9, flops=1e12
     )
-    return Job(0, planned, coding, "residual", QUICK, Augmentation(often=0.3), tuple(cases[:2]), tuple(cases[2:]))
+    return Job(0, planned, coding, "residual", QUICK, Augmentation(probability=0.3), tuple(cases[:2]), tuple(cases[2:]))
 
 
 @pytest.fixture(scope="module")
@@ -246,14 +246,14 @@ def test_a_training_that_was_stopped_goes_on_to_the_last_digit(job, member, tmp_
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam"])
 def test_every_optimiser_goes_on_where_it_stopped(job, name, tmp_path):
-    short = replace(job, training=replace(QUICK, steps=4, round_steps=4, batch=1, optimiser=name, l1=1e-5))
+    short = replace(job, training=replace(QUICK, steps=4, validate_every=4, batch=1, optimiser=name, l1=1e-5))
     with pytest.raises(KeyboardInterrupt):
         fit(short, checkpoint=tmp_path / name, stop=Stopped(2))
     assert fit(short, checkpoint=tmp_path / name).curve == fit(short).curve
 
 
 def test_seeds_and_accumulation(job):
-    short = replace(job, training=replace(QUICK, steps=2, round_steps=2, batch=2))
+    short = replace(job, training=replace(QUICK, steps=2, validate_every=2, batch=2))
     other = replace(short, training=replace(short.training, seed=2))
     assert fit(short).curve == fit(short).curve != fit(other).curve
     twice = replace(short, training=replace(short.training, accumulation=2))
@@ -261,7 +261,7 @@ def test_seeds_and_accumulation(job):
 
 
 def test_early_stopping_and_time(job):
-    patient = replace(job, training=replace(QUICK, steps=30, round_steps=1, patience=2, learning_rate=1e-12))
+    patient = replace(job, training=replace(QUICK, steps=30, validate_every=1, patience=2, learning_rate=1e-12))
     assert len(fit(patient).curve) <= 4
     late = replace(job, training=replace(QUICK, steps=10**6, minutes=1e-3))
     assert fit(late).scores["steps"] < 30
@@ -316,14 +316,14 @@ def test_labels_that_were_not_drawn_do_not_teach_background(job, made):
 
 def test_a_frozen_encoder_stays_and_the_rest_learns(job, member):
     start = Start(member.weights, freeze=True, coding=job.coding)
-    tuned = fit(replace(job, start=start, training=replace(QUICK, steps=2, round_steps=2, averaging=0.0)))
+    tuned = fit(replace(job, start=start, training=replace(QUICK, steps=2, validate_every=2, ema_decay=0.0)))
     moved = {name for name, tensor in member.weights.items() if not torch.equal(tensor, tuned.weights[name])}
     assert moved and not any(is_encoder(job.plan.form, name) for name in moved)
 
 
 def test_a_frozen_encoder_keeps_its_running_means(job, tmp_path):
     form = replace(job.plan.form, architecture="attention_unet", deep_supervision=0)
-    short = replace(QUICK, steps=2, round_steps=1, averaging=0.0)
+    short = replace(QUICK, steps=2, validate_every=1, ema_decay=0.0)
     attentive = replace(job, plan=replace(job.plan, form=form), training=short)
     first = fit(attentive)
     tuned = fit(
@@ -338,7 +338,7 @@ def test_pretraining_learns_to_fill_in_and_is_begun_from(job, tmp_path, made):
     scans = [case.scan for case in (*job.learn, *job.validate)]
     wide = replace(SMALL, patch_voxels=(16, 16, 16))
     planned = plan(wide, inputs=1, outputs=1, sizes=[s.shape[1:] for s in scans], batch=2, memory_bytes=1e9, flops=1e12)
-    settings = replace(QUICK, steps=60, round_steps=20, learning_rate=4e-3)
+    settings = replace(QUICK, steps=60, validate_every=20, learning_rate=4e-3)
     found = fit_reconstruction(scans, planned, settings)
     errors = [row["validation_loss"] for row in found.curve]
     assert found.scores["validation_loss"] == min(errors) < 0.8  # 1 is the error of saying the mean

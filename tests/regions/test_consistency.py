@@ -80,12 +80,12 @@ def test_islands_go_to_the_neighbour_that_explains_them_best():
     dense[2, 3, 3] = (0.1, 0.3, 0.6)  # in the middle of 3
     dense[8, 9, 6] = (0.45, 0.0, 0.55)  # out in the background
     fused = ProbabilityMap.from_dense(dense, (0, 3, 70), OBLIQUE)
-    result = make_consistent(image_of(labels), fused, intensity_exponent=0.0, island_share=0.1)
+    result = make_consistent(image_of(labels), fused, intensity_exponent=0.0, min_component_fraction=0.1)
     assert (result.labels.array[4, 4, 3], result.labels.array[2, 3, 3], result.labels.array[8, 9, 6]) == (70, 3, 0)
     assert by(result, 70).islands == 2 and by(result, 70).parts_before == 3 and by(result, 70).parts_after == 1
     assert result.voxels_changed == 2
     entries_are_sound(result.probabilities)
-    kept = make_consistent(image_of(labels), fused, intensity_exponent=0.0, island_share=0.0)
+    kept = make_consistent(image_of(labels), fused, intensity_exponent=0.0, min_component_fraction=0.0)
     assert kept.voxels_changed == 0
 
 
@@ -99,7 +99,7 @@ def test_where_no_neighbour_has_probability_intensity_decides():
     labels[7, 4, 1] = 9
     array = np.where(labels == 3, 60.0, np.where(labels == 70, 90.0, 10.0))
     array[4, 1, 2] = 88
-    result = make_consistent(Image(array, OBLIQUE), LabelMap(labels, OBLIQUE), island_share=0.2)
+    result = make_consistent(Image(array, OBLIQUE), LabelMap(labels, OBLIQUE), min_component_fraction=0.2)
     assert result.labels.array[4, 1, 2] == 70
 
 
@@ -109,15 +109,17 @@ def test_topology_is_seen_to_only_where_asked_for():
     labels[6, 4, 3] = 0  # and in 70
     labels[8, 10, 0:3] = 70  # a second part
     image = image_of(labels)
-    nothing = make_consistent(image, LabelMap(labels, OBLIQUE), island_share=0.0)
+    nothing = make_consistent(image, LabelMap(labels, OBLIQUE), min_component_fraction=0.0)
     assert nothing.voxels_changed == 0
-    result = make_consistent(image, LabelMap(labels, OBLIQUE), island_share=0.0, fill_holes=(3,), largest_part=(70,))
+    result = make_consistent(
+        image, LabelMap(labels, OBLIQUE), min_component_fraction=0.0, fill_holes=(3,), largest_part=(70,)
+    )
     expected = labels.copy()
     expected[2:4, 3:5, 2:4] = 3
     expected[8, 10, 0:3] = 0
     np.testing.assert_array_equal(result.labels.array, expected)
     assert by(result, 3).holes == 8 and by(result, 70).islands == 1 and by(result, 70).holes == 0
-    everything = make_consistent(image, LabelMap(labels, OBLIQUE), island_share=0.0, fill_holes="all")
+    everything = make_consistent(image, LabelMap(labels, OBLIQUE), min_component_fraction=0.0, fill_holes="all")
     assert by(everything, 70).holes == 1
 
 
@@ -126,7 +128,7 @@ def test_holes_of_a_slice_are_filled():
     ring[1:6, :, 1:5] = 4
     ring[3, 0, 2] = 0
     result = make_consistent(
-        Image(np.zeros(ring.shape), OBLIQUE), LabelMap(ring, OBLIQUE), fill_holes="all", island_share=0
+        Image(np.zeros(ring.shape), OBLIQUE), LabelMap(ring, OBLIQUE), fill_holes="all", min_component_fraction=0
     )
     assert result.labels.array[3, 0, 2] == 4 and result.labels.array[0, 0, 0] == 0
 
@@ -140,7 +142,7 @@ def test_no_label_vanishes_unasked():
     result = make_consistent(image, LabelMap(labels, OBLIQUE), method=everything)
     assert set(np.unique(result.labels.array)) == {0, 3, 5, 12, 70}
     assert by(result, 12).restored == by(result, 5).restored == 1 and by(result, 70).restored == (labels == 70).sum()
-    asked = make_consistent(image, LabelMap(labels, OBLIQUE), method=everything, may_vanish=(5, 70))
+    asked = make_consistent(image, LabelMap(labels, OBLIQUE), method=everything, removable_labels=(5, 70))
     assert set(np.unique(asked.labels.array)) == {0, 3, 12}
     assert by(asked, 70).voxels_after == 0
 
@@ -155,7 +157,7 @@ def test_report_probabilities_and_labels_agree(seed, count, votes):
     fused = ProbabilityMap.from_dense(dense, (0, *values), OBLIQUE)
     image = Image(rng.normal(0, 1, (6, 5, 7, 2)), OBLIQUE)
     method = partial(split_and_merge.partition, merge_threshold=2.0) if votes else None
-    result = make_consistent(image, fused, method=method, island_share=0.3, posterior_weight=4.0)
+    result = make_consistent(image, fused, method=method, min_component_fraction=0.3, posterior_weight=4.0)
     entries_are_sound(result.probabilities)
     after = result.labels.array
     assert result.voxels_changed == (after != fused.mode).sum()
@@ -214,8 +216,8 @@ def test_what_cannot_be_used_is_refused():
         make_consistent(Image(image.array, np.eye(4)), labels)
     with pytest.raises(InputError, match="fill_holes: the segmentation has no label 8; it has 3, 70"):
         make_consistent(image, labels, fill_holes=(8,))
-    with pytest.raises(InputError, match="island_share"):
-        make_consistent(image, labels, island_share=1.5)
+    with pytest.raises(InputError, match="min_component_fraction"):
+        make_consistent(image, labels, min_component_fraction=1.5)
     with pytest.raises(InputError, match="posterior_weight"):
         make_consistent(image, labels, posterior_weight=-1.0)
     with pytest.raises(InputError, match="exponent"):

@@ -43,12 +43,12 @@ patch_voxels = [16, 16, 8]
 prior_channels = 4
 [training]
 folds = 3
-members = 1
+n_models = 1
 steps = 24
-round_steps = 4
+validate_every = 4
 learning_rate = 1e-2
 [augmentation]
-often = 0.3
+probability = 0.3
 """
 REFINED = '[refinement]\nmethod = "unet"\n[refinement.unet]\nmodel = "model"\n'
 
@@ -153,7 +153,7 @@ def test_no_atlas_votes_for_itself_and_no_validation_case_trains(place, monkeypa
 
     real = fitting.fit
     monkeypatch.setattr(fitting, "fit", caught)
-    tables = PLAIN.replace("members = 1", "members = 3").replace("steps = 24", "steps = 1")
+    tables = PLAIN.replace("n_models = 1", "n_models = 3").replace("steps = 24", "steps = 1")
     (place / "recipe.toml").write_text(tables)
     recipe = read_recipe(place / "recipe.toml")
     model = train_refiner(atlases, recipe)
@@ -259,7 +259,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_model(place, monkeypatch):
 
 def test_pretrained_on_scans_without_labels(place):
     recipe = place / "recipe.toml"
-    settings = ("--set", "training.steps=6", "--set", "training.round_steps=3")
+    settings = ("--set", "training.steps=6", "--set", "training.validate_every=3")
     done = called("pretrain", recipe, "--scans", place / "targets", "--out", place / "pretrained", *settings)
     assert done.exit_code == 0, done.output
     assert "what is hidden is filled in with a squared error of" in done.output
@@ -280,7 +280,7 @@ def test_hippocampi_are_better_after_a_short_training(real_data):
         "registration": {"steps": ["affine"]},
         "fusion": {"method": "majority"},
         "refiner": {"levels": 3, "width": 8, "patch_voxels": [16, 32, 24]},
-        "training": {"members": 1, "steps": 60, "round_steps": 20, "learning_rate": 1e-2, "averaging": 0.9},
+        "training": {"n_models": 1, "steps": 60, "validate_every": 20, "learning_rate": 1e-2, "ema_decay": 0.9},
     }
     recipe = parse_recipe(tables)
     model = train_refiner(atlases, recipe)

@@ -1,0 +1,352 @@
+"""Read recipes and check them: TOML to the dataclasses of `atlasseg.recipe.tables`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any
+
+from atlasseg import methods, resources
+from atlasseg.errors import InputError
+from atlasseg.recipe.tables import (
+    RENAMED_KEYS,
+    SECTIONS,
+    Data,
+    Fusion,
+    Recipe,
+    Refinement,
+    Registration,
+    Selection,
+    Step,
+)
+
+_ONE_OR_MORE = {("data", "atlases"), ("data", "targets"), ("tissue", "prior")}
+"""Keys whose list may be one string."""
+
+
+def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a TOML recipe.
+
+    Parameters
+    ----------
+    path : path or str
+        The TOML file; or the name of a recipe that comes with atlasseg, such as ``"quickstart"``. Such a recipe writes
+        into ``out/NAME`` of the current folder, and its folders of scans count where they are there.
+    overrides : sequence of str
+        ``"stage.key=value"`` or ``"stage.method.key=value"``, the value as TOML writes it (a bare word is a string).
+        ``"fusion.beta=3"`` sets `beta` of the chosen fusion method.
+
+    Raises
+    ------
+    InputError
+        The file is absent or no TOML; a table, key, method or value is not what it should be. The message names
+        the file, the key, what was given and what was wanted.
+    """
+    file = Path(path)
+    if not file.suffix and file.parent == Path() and not file.exists():
+        return _read_shipped(file.name, overrides)
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: there is no such recipe") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as a TOML recipe: {error}") from error
+    return parse_recipe(tables, overrides=overrides, where=str(file), base=file.parent, name=file.stem)
+
+
+def _read_shipped(name: str, overrides: Sequence[str]) -> Recipe:
+    """Read a recipe that comes with atlasseg: its results go into the current folder, never beside the package."""
+    shipped = resources.shipped_recipes()
+    if name not in shipped:
+        raise InputError(
+            f"{name}: expected a recipe file (.toml) or a recipe's name{methods.suggestion(name, shipped)}"
+        )
+    tables = tomllib.loads(shipped[name].read_text(encoding="utf-8"))
+    data = tables["data"]
+    for key in {"atlases", "targets"} & data.keys():
+        named = [data[key]] if isinstance(data[key], str) else data[key]
+        folders = [(shipped[name].parent / folder).resolve() for folder in named]
+        data[key] = [str(folder) for folder in folders] if all(folder.exists() for folder in folders) else []
+    data["out"] = f"out/{name}"
+    for parameters in filter(lambda value: isinstance(value, dict), tables.get("refinement", {}).values()):
+        parameters |= {key: value.removeprefix("../") for key, value in parameters.items() if key == "model"}
+    return parse_recipe(tables, overrides=overrides, where=f"recipe {name}", base=Path(), name=name)
+
+
+def parse_recipe(
+    tables: Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    where: str = "recipe",
+    base: Path | None = None,
+    name: str = "recipe",
+) -> Recipe:
+    """Check a recipe given as nested tables, as TOML or a dictionary holds them.
+
+    Parameters
+    ----------
+    tables : mapping
+        Section name to its table.
+    overrides : sequence of str
+        As for `read_recipe`.
+    where : str
+        What messages call it.
+    base : path, optional
+        Folder that its relative paths start from; the current one where None.
+    name : str
+        The recipe's name in results.
+    """
+    import tomli_w
+
+    merged = _overridden(tables, overrides, where)
+    sections = {}
+    for title, table in merged.items():
+        if title not in SECTIONS:
+            raise InputError(f"{where}: there is no table [{title}]{methods.suggestion(title, SECTIONS)}")
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {title} must be a table [{title}], got {table!r}")
+        sections[title] = _section(SECTIONS[title], title, table, where)
+    if "tissue" in sections:
+        apart = [title for title in ("selection", "fusion", "refinement", "regions") if title in sections]
+        if apart:
+            raise InputError(f"{where}: [tissue] is a recipe of its own, and has no use for [{'] and ['.join(apart)}]")
+        sections["fusion"] = _section(Fusion, "fusion", {"method": "majority"}, where)  # of a prior's atlases
+    if "fusion" not in sections:
+        raise InputError(f'{where}: the table [fusion] with method = "..." is missing')
+    if base is not None and "data" in sections:
+        data = sections["data"]
+        sections["data"] = Data(
+            tuple(base / folder for folder in data.atlases),
+            tuple(base / target for target in data.targets),
+            None if data.out is None else base / data.out,
+        )
+    if base is not None and "registration" in sections and sections["registration"].prepared is not None:
+        registration = sections["registration"]
+        sections["registration"] = replace(registration, prepared=base / registration.prepared)
+    if "registration" in sections and sections["registration"].initial is not None:
+        sections["registration"] = _check_initial(sections["registration"], sections.get("selection"), base, where)
+    if base is not None and "tissue" in sections:
+        tissue = sections["tissue"]
+        sections["tissue"] = replace(tissue, prior=tuple(base / file for file in tissue.prior))
+    if "refinement" in sections:
+        sections["refinement"] = _placed(sections["refinement"], base)
+    return Recipe(**sections, name=name, text=tomli_w.dumps(merged), base=base)
+
+
+def _check_initial(
+    registration: Registration, selection: Selection | None, base: Path | None, where: str
+) -> Registration:
+    """The registration with its initial transforms relative to the folder `base`.
+
+    Raises
+    ------
+    InputError
+        The pattern has other fields than ``{target}`` and ``{atlas}``, or is combined with what does not use it.
+    """
+    pattern = registration.initial or ""
+    try:
+        pattern.format(target="", atlas="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"{where}: [registration] initial: expected a file name with {{target}} and {{atlas}}, got {pattern!r}. "
+            "Remove other braces."
+        ) from error
+    if registration.prepared is not None:
+        raise InputError(f"{where}: [registration] initial and prepared exclude each other. Remove one of them.")
+    if selection is not None and selection.by == "first_step":
+        raise InputError(
+            f'{where}: [registration] initial cannot be combined with [selection] by = "first_step". '
+            'Set by = "thumbnails".'
+        )
+    return registration if base is None else replace(registration, initial=str(base / pattern))
+
+
+def _placed(refinement: Refinement, base: Path | None) -> Refinement:
+    """With the paths among its parameters, which are relative to the folder `base`."""
+    step = refinement.method
+    if step is None or base is None:
+        return refinement
+    placed = {name: base / value if isinstance(value, Path) else value for name, value in step.arguments.items()}
+    return Refinement(Step(step.method, placed))
+
+
+def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """A deep copy of `tables` with the overrides in it."""
+    merged: dict[str, Any] = json.loads(json.dumps(tables, default=str))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = key.strip().split(".")
+        if not equals or len(path) not in (2, 3) or not all(path):
+            raise InputError(f"--set {override}: write it as stage.key=value or stage.method.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        if path[0] not in SECTIONS:
+            raise InputError(f"--set {override}: there is no stage {path[0]!r}{methods.suggestion(path[0], SECTIONS)}")
+        table = merged.setdefault(path[0], {})
+        of_method = path[0] in ("fusion", "refinement", "tissue") and "method" in table
+        if len(path) == 2 and of_method and path[1] not in (f.name for f in fields(SECTIONS[path[0]])):
+            path.insert(1, table["method"])
+        if len(path) == 3:
+            table = table.setdefault(path[1], {})
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {path[0]}.{path[1]} is no table, so --set {override} cannot set a key in it")
+        table[path[-1]] = value
+    return merged
+
+
+def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
+    """One dataclass from its table."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    has_methods = title in methods.STAGES
+    arguments: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in hints:
+            if hints[key] in (Step, Step | None):
+                arguments[key] = _step(title, key, value, table, where)
+            elif hints[key] == tuple[Step, ...]:
+                chosen = _checked(tuple[str, ...], value, f"{where}: [{title}] {key}")
+                arguments[key] = tuple(_step(title, key, method, table, where) for method in chosen)
+            else:
+                if (title, key) in _ONE_OR_MORE and isinstance(value, str):
+                    value = [value]
+                arguments[key] = _checked(hints[key], value, f"{where}: [{title}] {key}")
+        elif has_methods and isinstance(value, dict):
+            _step(title, key, key, table, where)  # also checked where the method is not in use
+        elif key in RENAMED_KEYS.get(title, {}):
+            raise InputError(f"{where}: [{title}] {key} is now called {RENAMED_KEYS[title][key]}. Rename the key")
+        else:
+            known = [*hints, *(methods.names(title) if has_methods else ())]
+            raise InputError(f"{where}: [{title}] has no key {key!r}{methods.suggestion(key, known)}")
+    missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    for name in missing:
+        if name not in arguments:
+            raise InputError(f"{where}: [{title}] lacks the key {name!r}")
+    return kind(**arguments)
+
+
+def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) -> Step:
+    """A method with its own table of parameters checked against its signature."""
+    if not isinstance(name, str):
+        raise InputError(f"{where}: [{stage}] {key}: the name of a method is wanted, got {name!r}")
+    try:
+        method = methods.get(stage, name)
+    except InputError as error:
+        raise InputError(f"{where}: [{stage}] {key}: {error}") from None
+    given = table.get(name, {})
+    parameters = {p.name: p for p in method.parameters}
+    arguments = {}
+    for parameter, value in given.items():
+        if parameter in method.needs.renamed:
+            raise InputError(
+                f"{where}: [{stage}.{name}] {parameter} is now called {method.needs.renamed[parameter]}. Rename the key"
+            )
+        if parameter not in parameters:
+            raise InputError(
+                f"{where}: [{stage}.{name}] has no parameter {parameter!r}{methods.suggestion(parameter, parameters)}"
+            )
+        hint = parameters[parameter].annotation
+        arguments[parameter] = _checked(hint, value, f"{where}: [{stage}.{name}] {parameter}")
+    lacking = [p.name for p in method.parameters if p.required and p.name not in arguments]
+    if lacking and key != name:
+        raise InputError(f"{where}: [{stage}.{name}] lacks the parameter {lacking[0]!r}")
+    return Step(method, arguments)
+
+
+def _checked(hint: Any, value: Any, what: str) -> Any:
+    """`value` as the type that `hint` asks for, strictly: a number in quotes is no number."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    config = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=config)
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        wanted = "; or ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
+        raise InputError(f"{what}: {wanted}, got {value!r}") from None
+
+
+def with_methods(recipe: Recipe, variant: str) -> Recipe:
+    """The recipe with other methods of fusion and refinement.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    variant : str
+        ``"joint"`` for a fusion alone, ``"joint+corrective_learning"`` for one that is refined. Parameters are those
+        of the recipe's tables ``[fusion.NAME]`` and ``[refinement.NAME]``.
+
+    Raises
+    ------
+    InputError
+        There is no method of that name, or it lacks a parameter.
+    """
+    fusion, plus, refinement = variant.partition("+")
+    tables = tomllib.loads(recipe.text)
+
+    def section(kind: type, title: str, method: str) -> Any:
+        return _section(kind, title, {**tables.get(title, {}), "method": method}, recipe.name)
+
+    made = replace(
+        recipe,
+        fusion=section(Fusion, "fusion", fusion),
+        refinement=_placed(section(Refinement, "refinement", refinement), recipe.base) if plus else Refinement(),
+    )
+    return made if recipe.device is None else with_device(made, recipe.device)
+
+
+def with_paths(
+    recipe: Recipe,
+    *,
+    targets: Sequence[Path] = (),
+    atlases: Sequence[Path] = (),
+    out: Path | None = None,
+    prepared: Path | None = None,
+) -> Recipe:
+    """The recipe with other scans, atlases, output folder or prepared library; its text names what is used.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    targets, atlases : sequence of path
+        Empty to keep the recipe's own.
+    out, prepared : path, optional
+    """
+    import tomli_w
+
+    data = recipe.data
+    data = replace(
+        data, targets=tuple(targets) or data.targets, atlases=tuple(atlases) or data.atlases, out=out or data.out
+    )
+    tables = tomllib.loads(recipe.text)
+    named = {"targets": [*map(str, data.targets)], "atlases": [*map(str, data.atlases)]}
+    tables["data"] = {**tables.get("data", {}), **{key: paths for key, paths in named.items() if paths}}
+    if out is not None:
+        tables["data"].pop("out", None)  # results do not depend on where they go
+    registration = recipe.registration
+    if prepared is not None:
+        registration = replace(registration, prepared=prepared)
+        tables["registration"] = {**tables.get("registration", {}), "prepared": str(prepared)}
+    return replace(recipe, data=data, registration=registration, text=tomli_w.dumps(tables))
+
+
+def with_device(recipe: Recipe, device: str) -> Recipe:
+    """The recipe with `device` ("auto", "cpu" or "cuda") given to every method that asks for one and was not told."""
+
+    def told(step: Step) -> Step:
+        if step.method.has_device and "device" not in step.arguments:
+            return Step(step.method, {**step.arguments, "device": device})
+        return step
+
+    return replace(
+        recipe,
+        registration=replace(recipe.registration, steps=tuple(map(told, recipe.registration.steps))),
+        fusion=Fusion(told(recipe.fusion.method)),
+        refinement=Refinement(recipe.refinement.method and told(recipe.refinement.method)),
+        device=device,
+    )

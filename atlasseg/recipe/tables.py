@@ -1,0 +1,337 @@
+"""The tables of a recipe, one dataclass each: their keys, types, meanings and defaults.
+
+Functions that have the same parameters take their defaults from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from atlasseg import methods
+from atlasseg.recipe.training import Augmentation, Refiner, Training
+
+
+@dataclass(frozen=True)
+class Step:
+    """A method of a stage with the parameters that the recipe gives it; the others keep their defaults."""
+
+    method: methods.Method
+    arguments: Mapping[str, Any]
+
+    def __call__(self, *data: Any, **given: Any) -> Any:
+        """Call the method; of the data in `given`, what it does not take is left out."""
+        taken = {name: value for name, value in given.items() if self.method.takes(name)}
+        return self.method.function(*data, **self.arguments, **taken)
+
+    def check(self, **given: Any) -> None:
+        """Ask the method whether it can be used so, where it declares a check: before hours are spent."""
+        if self.method.needs.check is not None:
+            self.method.needs.check(**self.arguments, **given)
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method.name
+
+
+@dataclass(frozen=True)
+class Data:
+    """Input and output paths; several folders of atlases form one library.
+
+    Parameters
+    ----------
+    atlases : paths
+        Folder, or list of folders, of the atlas library: ``images/ID.nii.gz`` with ``labels/ID.nii.gz``.
+    targets : paths
+        Scans to segment: files, or folders with ``images/`` and, to evaluate, ``labels/``.
+    out : path, optional
+        Folder for the results.
+    """
+
+    atlases: tuple[Path, ...] = ()
+    targets: tuple[Path, ...] = ()
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Preprocessing of the scans, target and atlases alike, before registration.
+
+    Parameters
+    ----------
+    steps : methods
+        Methods of preprocessing, in order.
+    mask : str
+        Region in which similarity is measured: "given" uses the masks beside the scans where there are any,
+        "foreground" a foreground found in each scan, "none" every voxel.
+    crop_margin_mm : float, optional
+        Crop the target, after the first registration step, to where the atlases' labels land plus this margin in mm.
+        Without it the target is not cropped.
+    """
+
+    steps: tuple[Step, ...] = ()
+    mask: Literal["given", "foreground", "none"] = "given"
+    crop_margin_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Selection of the atlases that are used for a target; without it all are used.
+
+    Parameters
+    ----------
+    before : int, optional
+        Number of atlases to keep before the deformable registration, by similarity of coarse thumbnails.
+    by : str
+        How the thumbnails are aligned: "thumbnails" by their centres, "first_step" by the first registration step.
+    after : int, optional
+        Number of atlases to keep after registration, by similarity.
+    redundancy : float
+        Above 0, atlases that resemble those already chosen count less.
+    """
+
+    before: int | None = None
+    by: Literal["thumbnails", "first_step"] = "thumbnails"
+    after: int | None = None
+    redundancy: float = 0.0
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Registration of the atlases to the target: each step starts from the result of the one before it.
+
+    Parameters
+    ----------
+    steps : methods
+        Methods of registration, in order.
+    prepared : path, optional
+        Folder of a library prepared by ``atlasseg atlases prepare``. The target is then registered to its template
+        alone, and the transform from there to each atlas is refined, in place of the steps.
+    refine_iterations : ints
+        Iterations of that refinement at each level, from coarse to fine (see `atlases.prepared.register_prepared`).
+    drop_failed : bool
+        Leave out atlases whose registration failed, judged by the distribution over the library.
+    initial : str, optional
+        File of the transform that the first step starts from, ``{target}`` and ``{atlas}`` standing for their ids, as
+        ``transforms/{target}_{atlas}.h5``. It takes points of the target to points of the atlas; any format of
+        `io.read_transform`.
+    """
+
+    steps: tuple[Step, ...] = ()
+    prepared: Path | None = None
+    refine_iterations: tuple[int, ...] = (30, 30, 8)
+    drop_failed: bool = True
+    initial: str | None = None
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Propagation of the labels to the target's grid.
+
+    Parameters
+    ----------
+    interpolation : str
+        Interpolation of the labels, each label on its own: "linear", "gaussian" or "nearest".
+    fractions : bool
+        Pass on the fraction of each label in a voxel; otherwise one label a voxel.
+    """
+
+    interpolation: Literal["linear", "gaussian", "nearest"] = "linear"
+    fractions: bool = True
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Fusion of the candidates into one segmentation.
+
+    Parameters
+    ----------
+    method : method
+        Method of fusion.
+    """
+
+    method: Step
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Post-processing of the fused segmentation; without a method there is none.
+
+    Parameters
+    ----------
+    method : method, optional
+        Method of refinement.
+    """
+
+    method: Step | None = None
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Consistency of the fused labels with the regions of the scan; done only where the recipe has this table.
+
+    Parameters
+    ----------
+    method : method, optional
+        Method that partitions the scan into regions, which then vote on the labels; without it no region votes.
+    intensity_exponent : float
+        Weight of the intensity where the labels are uncertain; 0 leaves the probabilities as they are.
+    window_voxels : float
+        Window over which the labels' intensities are measured, in voxels (sd of a Gaussian).
+    posterior_weight : float
+        Weight of a difference in label probability of 1 when regions are cut, in noise standard deviations.
+    field_weight : float
+        Weight of the neighbouring regions in a region's vote; 0 lets each region vote on its own.
+    edge_contrast : float
+        With `field_weight`, contrast between two regions, in noise standard deviations, above which they hardly
+        influence each other.
+    min_component_fraction : float
+        Smallest size of a connected component, as a fraction of the label's largest component (0 to 1). Smaller ones go
+        to a neighbouring label.
+    largest_part : labels or "all"
+        Labels that keep their largest component alone.
+    fill_holes : labels or "all"
+        Labels whose holes, which are background that they enclose, are filled.
+    removable_labels : labels or "all"
+        Labels that the votes may remove from the segmentation. Every other label that they remove is put back.
+    """
+
+    method: Step | None = None
+    intensity_exponent: float = 0.2
+    window_voxels: float = 3.0
+    posterior_weight: float = 60.0
+    field_weight: float = 0.0
+    edge_contrast: float = 4.0
+    min_component_fraction: float = 0.02
+    largest_part: tuple[int, ...] | Literal["all"] = ()
+    fill_holes: tuple[int, ...] | Literal["all"] = ()
+    removable_labels: tuple[int, ...] | Literal["all"] = ()
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Tissue classification by ``atlasseg tissue``; a recipe has this table or those of ``atlasseg run``, not both.
+
+    Parameters
+    ----------
+    method : method
+        Model of the classes.
+    prior : paths
+        Files of class probabilities, or the folder of a probabilistic library.
+    names : strings
+        Names of the classes, ascending by intensity or in the order of the prior.
+    """
+
+    method: Step
+    prior: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluation of the results where a target has a reference.
+
+    Parameters
+    ----------
+    surface_tolerance_mm : float
+        Tolerance of the surface Dice in mm.
+    """
+
+    surface_tolerance_mm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """Files that are written beside segmentation, label table and volumes.
+
+    Parameters
+    ----------
+    entropy : bool
+        Entropy of the label probabilities, in bits.
+    disagreement : bool
+        Share of the atlases that disagree with the result.
+    probabilities : bool
+        Probability of each label, 4-D.
+    transforms : bool
+        Transform to each atlas.
+    report : bool
+        Report of each target and of the cohort.
+    viewer : bool
+        Put the scan into the report, to be viewed in three planes; a 1 mm brain with all its labels takes 10 MB.
+    """
+
+    entropy: bool = True
+    disagreement: bool = False
+    probabilities: bool = False
+    transforms: bool = False
+    report: bool = True
+    viewer: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    `text` is what it says, overrides included, as TOML; `base` the folder that its relative paths start from (the
+    current one where None); `device` where its methods were told to compute, see `with_device`.
+    """
+
+    fusion: Fusion
+    data: Data = field(default_factory=Data)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    selection: Selection = field(default_factory=Selection)
+    registration: Registration = field(default_factory=Registration)
+    propagation: Propagation = field(default_factory=Propagation)
+    refinement: Refinement = field(default_factory=Refinement)
+    regions: Regions | None = None
+    tissue: Tissue | None = None
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    output: Output = field(default_factory=Output)
+    refiner: Refiner = field(default_factory=Refiner)
+    training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    name: str = "recipe"
+    text: str = ""
+    base: Path | None = None
+    device: str | None = None
+
+    @property
+    def variant(self) -> str:
+        """Its fusion, or ``fusion+refinement``, as `with_methods` takes it."""
+        steps = (self.fusion.method, self.refinement.method)
+        return "+".join(step.name for step in steps if step is not None)
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "preprocessing": Preprocessing,
+    "selection": Selection,
+    "registration": Registration,
+    "propagation": Propagation,
+    "fusion": Fusion,
+    "refinement": Refinement,
+    "regions": Regions,
+    "tissue": Tissue,
+    "evaluation": Evaluation,
+    "output": Output,
+    "refiner": Refiner,
+    "training": Training,
+    "augmentation": Augmentation,
+}
+
+RENAMED_KEYS: dict[str, dict[str, str]] = {
+    "regions": {"island_share": "min_component_fraction", "may_vanish": "removable_labels"},
+    "training": {
+        "members": "n_models",
+        "round_steps": "validate_every",
+        "warm_up": "warmup_fraction",
+        "l2": "weight_decay",
+        "clip": "grad_clip_norm",
+        "averaging": "ema_decay",
+    },
+    "augmentation": {"often": "probability"},
+}
+"""Table to former key to present key. A recipe with a former key is an error that names the present one."""
