@@ -35,7 +35,7 @@ from atlasseg import methods, pipeline
 from atlasseg.atlases.library import read_library
 from atlasseg.evaluation import overlap
 from atlasseg.files import atomic_write
-from atlasseg.fusion._ballots import unanimity
+from atlasseg.fusion._encoded_votes import find_disagreement
 from atlasseg.recipe import read_recipe
 from atlasseg.store.cache import Cache
 from atlasseg.volume import Atlas, Image, LabelMap
@@ -75,8 +75,8 @@ def ants_joint(target: Image, candidates: Sequence[Atlas]) -> np.ndarray:
     """Labels by antspyx."""
     import ants
 
-    certain, disputed = unanimity(candidates)
-    mask = ndimage.binary_dilation(disputed, np.ones((5, 5, 5), bool))
+    certain, disagreement = find_disagreement(candidates)
+    mask = ndimage.binary_dilation(disagreement, np.ones((5, 5, 5), bool))
 
     def image(array: np.ndarray) -> object:
         return ants.from_numpy(np.ascontiguousarray(array, np.float32))
@@ -98,7 +98,7 @@ def ants_joint(target: Image, candidates: Sequence[Atlas]) -> np.ndarray:
     labels = np.array([0, *(int(label) for label in fused["segmentation_numbers"])])
     background = np.maximum(1 - votes.sum(axis=0), 0)  # it gives no probability of background
     best = labels[np.argmax(np.concatenate([background[None], votes]), axis=0)]
-    return np.where(disputed, best, certain)
+    return np.where(disagreement, best, certain)
 
 
 def itk_staple(target: Image, candidates: Sequence[Atlas]) -> np.ndarray:

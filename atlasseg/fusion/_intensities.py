@@ -100,7 +100,7 @@ def standardise(channels: Float32, mask: Bool | None) -> Float32:
     return out
 
 
-def smoothed(values: Float64, sigma_voxels: float) -> Float64:
+def gaussian_mean(values: Float64, sigma_voxels: float) -> Float64:
     """Gaussian means over the first three axes; beyond the border counts as 0."""
     for axis in range(3):
         if sigma_voxels > 0:
@@ -108,14 +108,14 @@ def smoothed(values: Float64, sigma_voxels: float) -> Float64:
     return values
 
 
-def boxed(values: Float64, radius_voxels: int) -> Float64:
+def box_mean(values: Float64, radius_voxels: int) -> Float64:
     """Box means over the first three axes; beyond the border counts as 0."""
     for axis in range(3):
         values = uniform_filter1d(values, 2 * radius_voxels + 1, axis=axis, mode="constant")
     return values
 
 
-def local_correlations(images: Standardised, *, sigma_voxels: float) -> Float32:
+def correlate_locally(images: Standardised, *, sigma_voxels: float) -> Float32:
     """Correlation of target and candidate in a Gaussian window around each of the given voxels.
 
     Windows are cut at the border of the box and of the candidate's mask. Flat windows correlate with nothing (0).
@@ -144,7 +144,7 @@ def local_correlations(images: Standardised, *, sigma_voxels: float) -> Float32:
         weight, mean_t, var_t = everywhere if mask is None else _statistics(target, mask, sigma_voxels)
         _, mean_a, var_a = _statistics(moving, mask, sigma_voxels, weight)
         inside = target * moving if mask is None else target * moving * mask[..., None]
-        covariance = smoothed(inside, sigma_voxels) / weight - mean_t * mean_a
+        covariance = gaussian_mean(inside, sigma_voxels) / weight - mean_t * mean_a
         varied = (var_t > FLAT_WINDOW) & (var_a > FLAT_WINDOW)
         r = np.where(varied, covariance / np.sqrt(np.where(varied, var_t * var_a, 1)), 0).mean(axis=-1)
         out[i] = np.clip(r.reshape(-1)[images.inside], -1, 1)
@@ -157,6 +157,6 @@ def _statistics(
     """Weight of the window inside the mask, mean and variance in the window."""
     known = np.ones((*values.shape[:3], 1)) if mask is None else mask[..., None].astype(np.float64)
     if weight is None:
-        weight = np.maximum(smoothed(known, sigma), 1e-9)
-    mean = smoothed(values * known, sigma) / weight
-    return weight, mean, smoothed(values**2 * known, sigma) / weight - mean**2
+        weight = np.maximum(gaussian_mean(known, sigma), 1e-9)
+    mean = gaussian_mean(values * known, sigma) / weight
+    return weight, mean, gaussian_mean(values**2 * known, sigma) / weight - mean**2

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from atlasseg.fusion._ballots import Ballots
-from atlasseg.fusion._patches import Box, PatchSearch, each_tile, tiles
+from atlasseg.fusion._encoded_votes import EncodedVotes
+from atlasseg.fusion._patches import Box, PatchSearch, map_tiles, split_into_tiles
 from atlasseg.volume import Bool, Float32, Float64, Int32, Int64
 
 CHUNK = 4096
@@ -77,7 +77,7 @@ def joint_weights(
             weights,
         )
 
-    each_tile(solve, tiles(search.where))
+    map_tiles(solve, split_into_tiles(search.where))
     return chosen, weights
 
 
@@ -261,7 +261,7 @@ def _solve(matrix: Float64, rows: Int64, size: int, factor: Float64, out: Float6
 
 
 def count_votes(
-    search: PatchSearch, chosen: Int32, weights: Float32, ballots: Ballots, voxels: Int64
+    search: PatchSearch, chosen: Int32, weights: Float32, encoded: EncodedVotes, voxels: Int64
 ) -> tuple[Int64, Int32, Float32]:
     """Votes at each of the M `voxels`, from all patches that hold it.
 
@@ -270,7 +270,7 @@ def count_votes(
     counts : (M,) int64
         Labels that have votes at each voxel; 0 where nobody voted.
     labels : (E,) int32
-        Indices into ``ballots.label_values``, ascending within a voxel.
+        Indices into ``encoded.label_values``, ascending within a voxel.
     values : (E,) float32
         Their share of the votes, above 0; the sum within a voxel is 1.
     """
@@ -278,13 +278,13 @@ def count_votes(
     number = np.pad(search.number, [(p, p) for p in search.patch], constant_values=-1).astype(np.int32)
     window = np.argwhere(np.ones(2 * search.patch + 1, bool)) - search.patch
     strides = np.array([number.shape[1] * number.shape[2], number.shape[2], 1])
-    box = ballots.codes.shape[1:]
+    box = encoded.codes.shape[1:]
     box_strides = np.array([box[1] * box[2], box[2], 1])
     index = np.stack(np.unravel_index(voxels, shape), axis=-1)
     at_number = (index + search.patch) @ strides
-    at_code = (index - ballots.start) @ box_strides
-    codes = ballots.codes.reshape(len(ballots.codes), -1)
-    background = int(np.searchsorted(ballots.label_values, 0))
+    at_code = (index - encoded.start) @ box_strides
+    codes = encoded.codes.reshape(len(encoded.codes), -1)
+    background = int(np.searchsorted(encoded.label_values, 0))
 
     def count(first: int) -> tuple[Int64, Int32, Float32]:
         part = slice(first, first + CHUNK)
@@ -297,15 +297,15 @@ def count_votes(
             chosen,
             weights,
             codes,
-            ballots.list_offsets,
-            ballots.list_slots,
-            ballots.list_fractions,
-            ballots.unknown,
+            encoded.list_offsets,
+            encoded.list_slots,
+            encoded.list_fractions,
+            encoded.unknown,
             background,
         )
         return found
 
-    parts = each_tile(count, range(0, voxels.size, CHUNK))
+    parts = map_tiles(count, range(0, voxels.size, CHUNK))
     return (
         np.concatenate([part[0] for part in parts]),
         np.concatenate([part[1] for part in parts]),

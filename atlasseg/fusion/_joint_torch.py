@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from atlasseg.fusion._ballots import Ballots
+from atlasseg.fusion._encoded_votes import EncodedVotes
 from atlasseg.fusion._patches import CONSTANT, TIE, PatchSearch
 from atlasseg.volume import Bool, Float32, Int32, Int64
 
@@ -136,14 +136,14 @@ class _Slab:
         offsets = torch.as_tensor(self.offsets, device=self.device)
         centre = at[:, None, :] + offsets[moves.clamp(min=0)] + window  # (V, N, 3)
         candidate = torch.arange(len(self.values), device=self.device)[None, :]
-        own = self._normalised(
+        own = self._normalise(
             self.target[None], self.target_mean[None], self.target_scale[None], 0 * at[:, :1], at[:, None]
         )
-        other = self._normalised(self.values, self.mean, self.scale, candidate.expand(len(at), -1), centre)
+        other = self._normalise(self.values, self.mean, self.scale, candidate.expand(len(at), -1), centre)
         errors = (other - own).abs() * (moves >= 0)[..., None]
         return errors @ errors.transpose(1, 2) / max(self.patch_numbers - 1, 1)
 
-    def _normalised(
+    def _normalise(
         self, values: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, which: torch.Tensor, at: torch.Tensor
     ) -> torch.Tensor:
         """(V, M, C P) patches, of mean 0 and standard deviation 1, of volume `which` (V, M) that begin at (V, M, 3)."""
@@ -214,14 +214,14 @@ def _active_set(matrix: torch.Tensor, used: torch.Tensor, weights: torch.Tensor)
 
 
 def count_votes(
-    search: PatchSearch, chosen: Int32, weights: Float32, ballots: Ballots, voxels: Int64, *, device: str = "cuda"
+    search: PatchSearch, chosen: Int32, weights: Float32, encoded: EncodedVotes, voxels: Int64, *, device: str = "cuda"
 ) -> tuple[Int64, Int32, Float32]:
     """Votes at each voxel: see `atlasseg.fusion._joint_numba.count_votes`."""
-    groups, labels = ballots.unknown.shape
+    groups, labels = encoded.unknown.shape
     number = np.pad(search.number, [(p, p) for p in search.patch], constant_values=-1)
     window = np.argwhere(np.ones(2 * search.patch + 1, bool)) - search.patch
     strides = np.array([number.shape[1] * number.shape[2], number.shape[2], 1])
-    box = ballots.codes.shape[1:]
+    box = encoded.codes.shape[1:]
     box_strides = np.array([box[1] * box[2], box[2], 1])
     index = np.stack(np.unravel_index(voxels, search.where.shape), axis=-1)
 
@@ -229,14 +229,14 @@ def count_votes(
         return torch.as_tensor(np.ascontiguousarray(array), device=device)
 
     numbers, near = tensor(number.reshape(-1)), (window @ strides).tolist()
-    codes = tensor(ballots.codes.reshape(len(ballots.codes), -1))
+    codes = tensor(encoded.codes.reshape(len(encoded.codes), -1))
     moves, weight_of = tensor(search.offsets @ box_strides)[tensor(chosen).long()], tensor(weights).double()
-    lists = tensor(ballots.list_offsets), tensor(ballots.list_slots).long(), tensor(ballots.list_fractions).double()
+    lists = tensor(encoded.list_offsets), tensor(encoded.list_slots).long(), tensor(encoded.list_fractions).double()
     counts, slots, values = [], [], []
     size = max(1, HELD // (2 * groups * labels))
     for first in range(0, voxels.size, size):
         part = index[first : first + size]
-        at_number, at_code = tensor((part + search.patch) @ strides), tensor((part - ballots.start) @ box_strides)
+        at_number, at_code = tensor((part + search.patch) @ strides), tensor((part - encoded.start) @ box_strides)
         votes = torch.zeros((len(part), groups * labels), dtype=torch.float64, device=device)
         for step in near:
             row = numbers[at_number + step]
@@ -246,8 +246,8 @@ def count_votes(
                 weight = torch.where(row >= 0, weight_of[row, n], 0.0)
                 code = codes[n][torch.where(weight > 0, at_code + moves[row, n], 0)].long()
                 _cast(votes, torch.where(code >= 0, weight, 0.0), code.clamp(min=0), lists)
-        if ballots.unknown.any():
-            votes = _share_out(votes, ballots)
+        if encoded.unknown.any():
+            votes = _share_out(votes, encoded)
         total = votes.sum(dim=1, keepdim=True)
         share = (votes / torch.where(total > 0, total, 1)).float()
         entry = torch.nonzero(share > 0)
@@ -278,16 +278,16 @@ def _cast(
         votes[of_list, list_slots[begin + e]] += weight[of_list] * fractions[begin + e]
 
 
-def _share_out(votes: torch.Tensor, ballots: Ballots) -> torch.Tensor:
+def _share_out(votes: torch.Tensor, encoded: EncodedVotes) -> torch.Tensor:
     """(V, L) votes of all groups, background that may be more shared out: see the CPU's `_share_out`."""
-    groups, labels = ballots.unknown.shape
-    background = int(np.searchsorted(ballots.label_values, 0))
+    groups, labels = encoded.unknown.shape
+    background = int(np.searchsorted(encoded.label_values, 0))
     of_group = votes.reshape(-1, groups, labels)
     shared = of_group.sum(dim=1)
-    for group in np.flatnonzero(ballots.unknown.any(axis=1)):
-        open_to = ballots.unknown[group].copy()
+    for group in np.flatnonzero(encoded.unknown.any(axis=1)):
+        open_to = encoded.unknown[group].copy()
         open_to[background] = True
-        knowing = ~(ballots.unknown & ballots.unknown[group]).any(axis=1)
+        knowing = ~(encoded.unknown & encoded.unknown[group]).any(axis=1)
         known = of_group[:, torch.as_tensor(knowing, device=votes.device)].sum(dim=1)
         known = known * torch.as_tensor(open_to, device=votes.device)
         total = known.sum(dim=1, keepdim=True)

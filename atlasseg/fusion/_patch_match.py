@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit, prange
 
-from atlasseg.fusion._patches import NearestPatches, offsets_by_length
+from atlasseg.fusion._patches import NearestPatches, list_offsets
 from atlasseg.volume import Bool, Float32
 
 
-def patch_match(
+def run_patch_match(
     target: Float32,
     candidates: Sequence[Float32],
     where: Bool,
@@ -47,7 +47,7 @@ def patch_match(
         Nearest first; the same patch may be there several times.
     """
     radius = patch_radius_voxels
-    offsets = offsets_by_length(search_radius_voxels)
+    offsets = list_offsets(search_radius_voxels)
     row_of = np.empty([2 * search_radius_voxels + 1] * 3, np.int32)
     row_of[tuple((offsets + search_radius_voxels).T)] = np.arange(len(offsets))
     margin = [(0, 0)] + [(radius, radius)] * 3

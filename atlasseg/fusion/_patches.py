@@ -27,7 +27,7 @@ Measure = Literal["correlation", "ssd"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LARGEST_TILE = np.array([24, 12, 48])
+MAX_TILE = np.array([24, 12, 48])
 """Voxels of a tile at most: the planes that are worked on stay in the first cache, a tile in the second."""
 
 TILE_MARGIN = np.array([4, 4, 8])
@@ -68,7 +68,7 @@ class NearestPatches:
     scores: Float64
 
 
-def nearest_patches(
+def find_nearest_patches(
     target: Float32,
     candidates: Sequence[Float32],
     where: Bool,
@@ -110,7 +110,7 @@ def nearest_patches(
     search = PatchSearch(target, where, patch_radius_voxels, search_radius_voxels, measure)
     codes = np.full((search.voxels.size, count), -1, np.int32)
     scores = np.full((search.voxels.size, count), -np.inf)
-    known = covered(inside, len(candidates), where.shape)
+    known = expand_masks(inside, len(candidates), where.shape)
 
     def find(box: Box) -> None:
         rows, width = search.rows(box), box[1][2] - box[0][2]
@@ -120,16 +120,16 @@ def nearest_patches(
             search.run(box, tile, candidate, known[n], n * len(search.offsets), score, code)
         for m in range(count):
             codes[rows[1], m] = code[m, ..., :width][rows[0]]
-            scores[rows[1], m] = search.true_score(tile, score[m])[..., :width][rows[0]]
+            scores[rows[1], m] = search.unscale(tile, score[m])[..., :width][rows[0]]
 
-    each_tile(find, tiles(where))
+    map_tiles(find, split_into_tiles(where))
     number = len(search.offsets)
     found = codes >= 0
     which, offset = np.where(found, codes // number, -1), np.where(found, codes % number, -1)
     return NearestPatches(search.voxels, search.offsets, which.astype(np.int32), offset.astype(np.int32), scores)
 
 
-def reached(where: Bool, patch: Int64) -> Bool:
+def dilate(where: Bool, patch: Int64) -> Bool:
     """(I, J, K) the voxels whose patch, of radius `patch` (3,) along the axes, holds one of `where`."""
     out: Bool = maximum_filter(where.view(np.uint8), tuple(2 * patch + 1), mode="constant").astype(bool)
     return out
@@ -139,7 +139,7 @@ Box = tuple[Int64, Int64]
 """Start and stop of a tile, each (3,)."""
 
 Tile = tuple[Float64, Float64, Float64]
-"""Intensities of a scan around a tile, and the two arrays of `statistics`."""
+"""Intensities of a scan around a tile, and the two arrays of `compute_statistics`."""
 
 
 class PatchSearch:
@@ -169,9 +169,9 @@ class PatchSearch:
             raise InputError(f"measure must be 'correlation' or 'ssd', got {measure!r}")
         self.target = np.ascontiguousarray(target, np.float32)
         self.where = where
-        self.patch = radius_of(patch_radius_voxels, "patch_radius_voxels")
-        self.window = radius_of(search_radius_voxels, "search_radius_voxels")
-        self.offsets = offsets_by_length(search_radius_voxels)
+        self.patch = as_radius(patch_radius_voxels, "patch_radius_voxels")
+        self.window = as_radius(search_radius_voxels, "search_radius_voxels")
+        self.offsets = list_offsets(search_radius_voxels)
         self.correlation = measure == "correlation"
         self.voxels = np.flatnonzero(where)
         self.number = np.full(where.shape, -1, np.int64)
@@ -185,7 +185,7 @@ class PatchSearch:
     def target_tile(self, box: Box) -> Tile:
         """Intensities and statistics of the target, which every candidate is compared with."""
         values = load_tile(self.target, box[0] - self.patch, box[1] + self.patch + [0, 0, 2 * self.window[2]])
-        return values, *statistics(values, self.patch, self.correlation, True)
+        return values, *compute_statistics(values, self.patch, self.correlation, True)
 
     def empty(self, box: Box, count: int) -> tuple[Float64, Int64]:
         """Scores and codes of a tile that nothing was found for yet, (count, i, j, w)."""
@@ -198,20 +198,20 @@ class PatchSearch:
         """Search one candidate around a tile, keeping the best in `score` and `codes` as `search_tile` does."""
         margin = self.patch + self.window
         values = load_tile(np.ascontiguousarray(candidate, np.float32), box[0] - margin, box[1] + margin)
-        centre, scale = statistics(values, self.patch, self.correlation, False)
+        centre, scale = compute_statistics(values, self.patch, self.correlation, False)
         forbid_outside(scale, covered, box[0] - self.window)
         search_tile(*tile, values, centre, scale, self.offsets + self.window, self.patch, code, score, codes)
         return values, centre, scale
 
-    def true_score(self, tile: Tile, score: Float64) -> Float64:
+    def unscale(self, tile: Tile, score: Float64) -> Float64:
         """From the kernel's scale, in which ties are judged, to correlation or ``-SSD``."""
         if self.correlation:
             return score
-        energy = np.sum([box_sums(channel**2, self.patch) for channel in tile[0]], axis=0)
+        energy = np.sum([sum_boxes(channel**2, self.patch) for channel in tile[0]], axis=0)
         return np.where(energy > 0, (score - 1) * np.where(energy > 0, energy, 1), score)
 
 
-def radius_of(radius: Radius, name: str) -> Int64:
+def as_radius(radius: Radius, name: str) -> Int64:
     """(3,) a radius in voxels, given as one number or three.
 
     Raises
@@ -225,14 +225,14 @@ def radius_of(radius: Radius, name: str) -> Int64:
     return np.broadcast_to(given.astype(np.int64), (3,)).copy()
 
 
-def offsets_by_length(radius: Radius) -> Int64:
+def list_offsets(radius: Radius) -> Int64:
     """(O, 3) every offset within a radius along each axis, by growing length, then in lexicographic order."""
-    reach = radius_of(radius, "search_radius_voxels")
+    reach = as_radius(radius, "search_radius_voxels")
     window = np.stack(np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij"), -1).reshape(-1, 3)
     return window[np.argsort((window**2).sum(axis=1), kind="stable")]
 
 
-def tiles(where: Bool) -> list[Box]:
+def split_into_tiles(where: Bool) -> list[Box]:
     """Boxes that hold every voxel of `where` once, small enough for the cache, with few other voxels inside.
 
     A box is cut in two where that saves work, the margin that each part needs counted in.
@@ -241,15 +241,15 @@ def tiles(where: Bool) -> list[Box]:
     waiting = [(np.zeros(3, np.int64), np.array(where.shape))] if where.any() else []
     while waiting:
         start, stop = waiting.pop()
-        start, stop = shrunk(where, start, stop)
+        start, stop = shrink_box(where, start, stop)
         size = stop - start
-        parts, least = None, np.inf if (size > LARGEST_TILE).any() else _work(size)
+        parts, least = None, np.inf if (size > MAX_TILE).any() else _estimate_work(size)
         for axis in range(3):
-            for cut in _cuts(int(size[axis]), int(LARGEST_TILE[axis])):
+            for cut in _list_cuts(int(size[axis]), int(MAX_TILE[axis])):
                 below, above = stop.copy(), start.copy()
                 below[axis] = above[axis] = start[axis] + cut
-                halves = shrunk(where, start, below), shrunk(where, above, stop)
-                work = sum(_work(b - a) for a, b in halves)
+                halves = shrink_box(where, start, below), shrink_box(where, above, stop)
+                work = sum(_estimate_work(b - a) for a, b in halves)
                 if work < least:
                     parts, least = halves, work
         if parts is None:
@@ -259,18 +259,18 @@ def tiles(where: Bool) -> list[Box]:
     return boxes
 
 
-def _cuts(size: int, largest: int) -> range | list[int]:
+def _list_cuts(size: int, largest: int) -> range | list[int]:
     """Where a box may be cut: in the middle while it is far too large, else every few voxels."""
     return [size // 2] if size > 2 * largest else range(TILE_STEP, size - TILE_STEP + 1, TILE_STEP)
 
 
-def _work(size: Int64) -> float:
+def _estimate_work(size: Int64) -> float:
     """Numbers to go through for a box of voxels with the usual margins."""
     return float(np.prod(size + TILE_MARGIN)) if (size > 0).all() else 0.0
 
 
 @njit(cache=True, nogil=True)
-def shrunk(where: Bool, start: Int64, stop: Int64) -> tuple[Int64, Int64]:
+def shrink_box(where: Bool, start: Int64, stop: Int64) -> tuple[Int64, Int64]:
     """The smallest box that holds what a box of `where` holds; empty if that is nothing."""
     first, last = stop.copy(), start.copy()
     for i in range(start[0], stop[0]):
@@ -283,13 +283,13 @@ def shrunk(where: Bool, start: Int64, stop: Int64) -> tuple[Int64, Int64]:
     return first, last
 
 
-def each_tile(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def map_tiles(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Run a task that releases the interpreter's lock on every item, on as many threads as numba may use, in order."""
     with ThreadPoolExecutor(max_workers=numba.get_num_threads()) as pool:
         return list(pool.map(task, items))
 
 
-def covered(inside: Sequence[Bool | None] | None, count: int, shape: tuple[int, ...]) -> list[Bool]:
+def expand_masks(inside: Sequence[Bool | None] | None, count: int, shape: tuple[int, ...]) -> list[Bool]:
     """N arrays (I, J, K) bool: where the patches of each candidate may be centred."""
     everywhere = np.ones(shape, bool)
     given = [None] * count if inside is None else inside
@@ -327,7 +327,7 @@ def forbid_outside(scale: Float64, inside: Bool, start: Int64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def box_sums(values: Float64, patch: Int64) -> Float64:
+def sum_boxes(values: Float64, patch: Int64) -> Float64:
     """(i, j, k) sums of a (i + 2 p0, j + 2 p1, k) array over boxes of radius p; along k, each box begins at k."""
     n0, n1, width = values.shape[0] - 2 * patch[0], values.shape[1] - 2 * patch[1], values.shape[2]
     n2 = width - 2 * patch[2]
@@ -348,7 +348,7 @@ def box_sums(values: Float64, patch: Int64) -> Float64:
 
 
 @njit(cache=True, nogil=True)
-def statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool) -> tuple[Float64, Float64]:
+def compute_statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool) -> tuple[Float64, Float64]:
     """The two arrays (C, i, j, k) by which `search_tile` turns a sum of products into a score.
 
     With products summed to s, the score is ``(s - centre_T centre_A) scale_T scale_A``. For a correlation, centre_T is
@@ -361,8 +361,8 @@ def statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool
     centre = np.empty((channels, n0, n1, width))
     scale = np.empty((channels, n0, n1, width))
     for c in range(channels):
-        total = box_sums(values[c], patch)
-        squares = box_sums(values[c] * values[c], patch)
+        total = sum_boxes(values[c], patch)
+        squares = sum_boxes(values[c] * values[c], patch)
         if correlation:
             centre[c] = total / count if of_target else total
             for i in range(n0):
@@ -451,14 +451,14 @@ def search_tile(
                 a = planes[c, i + d0, along : along + taller]
                 for e in range(taller):
                     product[e] = t[e] * a[e]
-                window_sums(product, width, rows, sums[c, first : first + used])
+                sum_windows(product, width, rows, sums[c, first : first + used])
             x = i - 2 * patch[0]
             if x < 0:
                 continue
             value[:] = 0.0
             for c in range(channels):
-                window_sums(sums[c], used, depth, column)
-                window_sums(column, 1, 2 * patch[2] + 1, total)
+                sum_windows(sums[c], used, depth, column)
+                sum_windows(column, 1, 2 * patch[2] + 1, total)
                 tc = target_centres[c, x]
                 ts = target_scales[c, x]
                 ac = centres[c, x + d0, along : along + length]
@@ -485,7 +485,7 @@ def search_tile(
 
 
 @njit(cache=True, nogil=True)
-def window_sums(values: Float64, step: int, count: int, out: Float64) -> None:
+def sum_windows(values: Float64, step: int, count: int, out: Float64) -> None:
     """Sums of `count` numbers that lie `step` apart, from every position on."""
     n = out.size
     if count == 5:  # the usual patch, in one pass

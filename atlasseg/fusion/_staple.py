@@ -19,15 +19,15 @@ from scipy.ndimage import gaussian_filter
 from atlasseg.fusion._votes import Votes
 from atlasseg.volume import Atlas, Bool, Float64, Int32, Int64
 
-ONE_BUFFER_BYTES = 1 << 26
-MOST_BUFFERS = 16
+BUFFER_BYTES = 1 << 26
+MAX_BUFFERS = 16
 """Confusion counts are summed in up to this many parts, in order: the same for any number of threads."""
 NEGLIGIBLE = 1e-7
 """Probabilities below this are left out of the result."""
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RaterVotes:
     """What raters say: R rows, each with its entries and its possible labels, as in CSR matrices.
 
     Parameters
@@ -57,7 +57,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
+class NeighbourRows:
     """Which rows are next to each other, for the Markov random field.
 
     Parameters
@@ -81,12 +81,12 @@ class Neighbours:
 OUTSIDE = np.iinfo(np.int64).min
 
 
-def confusion_of(rows: Rows, weights: Float64, raters: int, labels: int) -> Float64:
+def estimate_confusion(rows: RaterVotes, weights: Float64, raters: int, labels: int) -> Float64:
     """(N, L, L) confusion matrices theta[i, said, true] that maximise the likelihood given `weights` (P,): the M step.
 
     A rater that never meets a true label says nothing about it: its column is 0.
     """
-    parts = int(np.clip(ONE_BUFFER_BYTES // max(raters * labels**2 * 8, 1), 1, MOST_BUFFERS))
+    parts = int(np.clip(BUFFER_BYTES // max(raters * labels**2 * 8, 1), 1, MAX_BUFFERS))
     counts = _count(
         np.linspace(0, rows.counts.size, parts + 1).astype(np.int64), rows.counts, rows.entry_offsets,
         rows.entry_raters, rows.entry_labels, rows.entry_fractions, rows.offsets, rows.labels, weights, raters, labels,
@@ -95,27 +95,27 @@ def confusion_of(rows: Rows, weights: Float64, raters: int, labels: int) -> Floa
     return np.asarray(np.divide(counts, total, out=np.zeros_like(counts), where=total > 0))
 
 
-def maximise(
-    rows: Rows,
+def run_em(
+    rows: RaterVotes,
     confusion: Float64,
     *,
-    most_iterations: int,
+    max_iterations: int,
     tolerance: float,
-    neighbours: Neighbours | None = None,
+    neighbours: NeighbourRows | None = None,
 ) -> tuple[Float64, Float64]:
     """Iterate E and M steps until no confusion probability moves by more than `tolerance`.
 
     Parameters
     ----------
-    rows : Rows
+    rows : RaterVotes
         The votes.
     confusion : (N, L, L) float64
         Where to start.
-    most_iterations : int
+    max_iterations : int
         At most so many.
     tolerance : float
         When to stop.
-    neighbours : Neighbours, optional
+    neighbours : NeighbourRows, optional
         Adds exp(beta sum of the neighbours' posteriors) to the prior: one mean field sweep an iteration.
 
     Returns
@@ -126,18 +126,18 @@ def maximise(
         What it is estimated with.
     """
     raters, labels = confusion.shape[:2]
-    weights = _expected(rows, confusion, rows.prior.copy(), neighbours)
-    for _ in range(most_iterations):
-        new = confusion_of(rows, weights, raters, labels)
+    weights = _run_e_step(rows, confusion, rows.prior.copy(), neighbours)
+    for _ in range(max_iterations):
+        new = estimate_confusion(rows, weights, raters, labels)
         moved = float(np.abs(new - confusion).max(initial=0))
         confusion = new
-        weights = _expected(rows, confusion, weights, neighbours)
+        weights = _run_e_step(rows, confusion, weights, neighbours)
         if moved < tolerance:
             break
     return weights, confusion
 
 
-def possible_labels(rows: Rows, confusion: Float64, prior: Float64) -> Rows:
+def list_possible_labels(rows: RaterVotes, confusion: Float64, prior: Float64) -> RaterVotes:
     """The rows with every label that no rater's `confusion` rules out, and its global `prior` (L,)."""
     allowed = (confusion > 0) & (prior > 0)
     some = allowed.reshape(-1, allowed.shape[-1])
@@ -147,20 +147,20 @@ def possible_labels(rows: Rows, confusion: Float64, prior: Float64) -> Rows:
     counts, _ = _possible(*args, np.zeros(0, np.int64))
     offsets = np.concatenate(([0], np.cumsum(counts)))
     _, labels = _possible(*args, offsets)
-    return Rows(
+    return RaterVotes(
         rows.counts, rows.entry_offsets, rows.entry_raters, rows.entry_labels, rows.entry_fractions,
         offsets, labels, prior[labels],
     )  # fmt: skip
 
 
-def same_votes(votes: Votes) -> tuple[Int64, Int64, Int64]:
+def group_by_votes(votes: Votes) -> tuple[Int64, Int64, Int64]:
     """Active voxels grouped by their votes: first voxel of each group, group of each voxel, size of each group."""
     keys = _hash(votes.entry_offsets, votes.entry_candidates, votes.entry_labels)
     _, first, group, size = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     return first, group, size
 
 
-def unanimous(votes: Votes, candidates: Sequence[Atlas]) -> tuple[Float64, Int64, Int32, Int32]:
+def group_unanimous(votes: Votes, candidates: Sequence[Atlas]) -> tuple[Float64, Int64, Int32, Int32]:
     """The voxels on which all that see them agree, grouped by label and by who sees them.
 
     Returns
@@ -186,7 +186,7 @@ def unanimous(votes: Votes, candidates: Sequence[Atlas]) -> tuple[Float64, Int64
     return size[seen].astype(np.float64), offsets, rater.astype(np.int32), label[first][seen][row].astype(np.int32)
 
 
-def spread(rows: Rows, weights: Float64, group: Int64) -> tuple[Float64, Int64, Int32]:
+def expand_to_voxels(rows: RaterVotes, weights: Float64, group: Int64) -> tuple[Float64, Int64, Int32]:
     """Weights, offsets and labels for each of many voxels, `group` (M,) being their rows; negligible ones left out."""
     keep = weights >= NEGLIGIBLE
     kept = np.concatenate(([0], np.cumsum(keep)))
@@ -198,26 +198,26 @@ def spread(rows: Rows, weights: Float64, group: Int64) -> tuple[Float64, Int64, 
     return values[index], offsets, labels[index]
 
 
-def part_of(offsets: Int64, rows: Int64) -> tuple[Int64, Int64]:
+def slice_rows(offsets: Int64, rows: Int64) -> tuple[Int64, Int64]:
     """Of some rows of a CSR matrix: their offsets, and the index of each of their entries among all entries."""
     sizes = np.diff(offsets)[rows]
     new = np.concatenate(([0], np.cumsum(sizes)))
     return new, np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], sizes)
 
 
-def voted(votes: Votes, first: Int64, counts: Float64) -> Rows:
-    """Rows of the active voxels `first`: possible are the labels that have a vote, their prior is the share of it."""
-    entry_offsets, entries = part_of(votes.entry_offsets, first)
-    offsets, slots = part_of(votes.slot_offsets, first)
+def tabulate_votes(votes: Votes, first: Int64, counts: Float64) -> RaterVotes:
+    """Rater votes at the active voxels `first`. A label is possible if it has a vote; its prior is its share."""
+    entry_offsets, entries = slice_rows(votes.entry_offsets, first)
+    offsets, slots = slice_rows(votes.slot_offsets, first)
     tally = votes.tally()[slots]
     total = np.add.reduceat(tally, offsets[:-1])
-    return Rows(
+    return RaterVotes(
         counts, entry_offsets, votes.entry_candidates[entries], votes.entry_labels[entries],
         votes.entry_fractions[entries], offsets, votes.slot_labels[slots], tally / np.repeat(total, np.diff(offsets)),
     )  # fmt: skip
 
 
-def winners(rows: Rows) -> Float64:
+def select_winners(rows: RaterVotes) -> Float64:
     """(P,) 1 for the possible label of highest prior in each row, on a tie the smallest, 0 for the others."""
     sizes = np.diff(rows.offsets)
     best = np.flatnonzero(rows.prior == np.repeat(np.maximum.reduceat(rows.prior, rows.offsets[:-1]), sizes))
@@ -227,10 +227,10 @@ def winners(rows: Rows) -> Float64:
     return out
 
 
-def with_unanimous(rows: Rows, votes: Votes, candidates: Sequence[Atlas]) -> Rows:
+def append_unanimous(rows: RaterVotes, votes: Votes, candidates: Sequence[Atlas]) -> RaterVotes:
     """The rows, and further ones for the voxels on which all agree, of prior 1 for the label they agree on."""
-    counts, entry_offsets, raters, labels = unanimous(votes, candidates)
-    return Rows(
+    counts, entry_offsets, raters, labels = group_unanimous(votes, candidates)
+    return RaterVotes(
         np.concatenate((rows.counts, counts)),
         np.concatenate((rows.entry_offsets, rows.entry_offsets[-1] + entry_offsets[1:])),
         np.concatenate((rows.entry_raters, raters)),
@@ -242,7 +242,7 @@ def with_unanimous(rows: Rows, votes: Votes, candidates: Sequence[Atlas]) -> Row
     )
 
 
-def local_prior(votes: Votes, sigma_voxels: float) -> Float64:
+def smooth_prior(votes: Votes, sigma_voxels: float) -> Float64:
     """(S,) share of each slot's label in the votes around its voxel, by a Gaussian window cut at the grid's border."""
     map_ = votes.cast()
     slot_voxels = np.repeat(votes.voxels, np.diff(votes.slot_offsets))
@@ -264,7 +264,7 @@ def local_prior(votes: Votes, sigma_voxels: float) -> Float64:
     return out
 
 
-def adjacency(votes: Votes, beta: float) -> Neighbours:
+def find_neighbours(votes: Votes, beta: float) -> NeighbourRows:
     """The six neighbours of every active voxel, weighted by 1 / distance relative to the nearest one's."""
     shape = votes.grid.shape
     row = np.full(votes.certain.size, OUTSIDE, np.int64)
@@ -279,10 +279,10 @@ def adjacency(votes: Votes, beta: float) -> Neighbours:
         stride = int(np.prod(shape[axis + 1 :]))
         neighbours[inside, n] = row[votes.voxels[inside] + (2 * step - 1) * stride]
     spacing = votes.grid.spacing_mm
-    return Neighbours(neighbours, np.repeat(spacing.min() / spacing, 2), index.sum(axis=0) % 2 == 1, beta)
+    return NeighbourRows(neighbours, np.repeat(spacing.min() / spacing, 2), index.sum(axis=0) % 2 == 1, beta)
 
 
-def _expected(rows: Rows, confusion: Float64, weights: Float64, neighbours: Neighbours | None) -> Float64:
+def _run_e_step(rows: RaterVotes, confusion: Float64, weights: Float64, neighbours: NeighbourRows | None) -> Float64:
     """Posterior of each possible label: the E step."""
     shared = (
         rows.entry_offsets, rows.entry_raters, rows.entry_labels, rows.entry_fractions,

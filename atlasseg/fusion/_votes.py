@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Int32, Int64, LabelMap, ProbabilityMap
 
-MOST_CANDIDATES = 1 << 16
+MAX_CANDIDATES = 1 << 16
 
 
 def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
@@ -32,8 +32,8 @@ def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
     """
     if not candidates:
         raise InputError("a fusion needs at least one candidate, got none")
-    if len(candidates) > MOST_CANDIDATES:
-        raise InputError(f"a fusion takes at most {MOST_CANDIDATES} candidates, got {len(candidates)}")
+    if len(candidates) > MAX_CANDIDATES:
+        raise InputError(f"a fusion takes at most {MAX_CANDIDATES} candidates, got {len(candidates)}")
     for atlas in candidates:
         if not target.grid.matches(atlas.image.grid):
             raise GeometryError(
@@ -118,7 +118,7 @@ class Votes:
         masks = [
             None if atlas.mask is None else np.ascontiguousarray(atlas.mask.array).reshape(-1) for atlas in candidates
         ]
-        modes = [_mode(volume) for volume in volumes]
+        modes = [_most_probable(volume) for volume in volumes]
 
         certain = np.zeros(size, np.int32)
         covered = np.zeros(size, np.bool_)
@@ -165,21 +165,21 @@ class Votes:
                 index, np.searchsorted(label_values, mode[voxels]), count, first,
                 np.searchsorted(label_values, labels), values, filled, entry_candidates, entry_labels, entry_fractions,
             )  # fmt: skip
-        slot_counts, slots = slots_of_entries(entry_offsets, entry_labels)
+        slot_counts, slots = index_slots(entry_offsets, entry_labels)
         slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))
-        slot_labels = labels_of_slots(entry_offsets, entry_labels, slots, slot_offsets)
+        slot_labels = label_slots(entry_offsets, entry_labels, slots, slot_offsets)
         return cls(
             grid, certain.reshape(grid.shape), voxels, entry_offsets, entry_candidates, slots, entry_fractions,
             slot_offsets, slot_labels, label_values, unknown,
         )  # fmt: skip
 
-    def only(self, chosen: Bool) -> Votes:
+    def restrict(self, chosen: Bool) -> Votes:
         """The votes of the `chosen` (N, M) candidates at each active voxel, which may now be of one mind."""
         row = np.repeat(np.arange(self.voxels.size), np.diff(self.entry_offsets))
         keep = chosen[self.entry_candidates, row]
         offsets = np.concatenate(([0], np.cumsum(np.bincount(row[keep], minlength=self.voxels.size))))
         labels = self.entry_labels[keep]
-        slot_counts, slots = slots_of_entries(offsets, labels)
+        slot_counts, slots = index_slots(offsets, labels)
         slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))
         return replace(
             self,
@@ -188,12 +188,12 @@ class Votes:
             entry_slots=slots,
             entry_fractions=self.entry_fractions[keep],
             slot_offsets=slot_offsets,
-            slot_labels=labels_of_slots(offsets, labels, slots, slot_offsets),
+            slot_labels=label_slots(offsets, labels, slots, slot_offsets),
         )
 
     def cast(self, weights: NDArray[np.floating] | None = None, *, name: str = "") -> ProbabilityMap:
         """The map that the candidates' votes make, see `tally`."""
-        return self.map_of(self.tally(weights), name=name)
+        return self.to_map(self.tally(weights), name=name)
 
     def tally(self, weights: NDArray[np.floating] | None = None) -> Float64:
         """Count the votes.
@@ -228,7 +228,7 @@ class Votes:
         )  # fmt: skip
         return np.asarray(sums)
 
-    def map_of(
+    def to_map(
         self,
         weights: NDArray[np.floating],
         offsets: Int64 | None = None,
@@ -251,7 +251,7 @@ class Votes:
         """
         offsets = self.slot_offsets if offsets is None else offsets
         labels = self.slot_labels if labels is None else labels
-        mode, probability, kept = _normalised(np.asarray(weights, np.float64), offsets, labels, self.label_values)
+        mode, probability, kept = _normalise(np.asarray(weights, np.float64), offsets, labels, self.label_values)
         whole = self.certain.reshape(-1).copy()
         whole[self.voxels] = mode
         listed = kept > 1
@@ -268,7 +268,7 @@ class Votes:
         )
 
 
-def _mode(volume: LabelMap | ProbabilityMap) -> Int32:
+def _most_probable(volume: LabelMap | ProbabilityMap) -> Int32:
     array = volume.array if isinstance(volume, LabelMap) else volume.mode
     return np.ascontiguousarray(array).reshape(-1)
 
@@ -299,7 +299,7 @@ def fill_entries(index, mode, count, first, labels, values, filled, entry_candid
 
 
 @njit(cache=True, parallel=True)
-def slots_of_entries(entry_offsets, entry_labels):  # type: ignore[no-untyped-def]
+def index_slots(entry_offsets, entry_labels):  # type: ignore[no-untyped-def]
     """Number of different labels at each voxel, and the rank of each entry's label among them."""
     counts = np.zeros(entry_offsets.size - 1, np.int64)
     slots = np.zeros(entry_labels.size, np.int32)
@@ -325,7 +325,7 @@ def slots_of_entries(entry_offsets, entry_labels):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, parallel=True)
-def labels_of_slots(entry_offsets, entry_labels, slots, slot_offsets):  # type: ignore[no-untyped-def]
+def label_slots(entry_offsets, entry_labels, slots, slot_offsets):  # type: ignore[no-untyped-def]
     labels = np.empty(slot_offsets[-1], np.int32)
     for m in prange(slot_offsets.size - 1):
         for e in range(entry_offsets[m], entry_offsets[m + 1]):
@@ -343,7 +343,7 @@ def _tally(  # type: ignore[no-untyped-def]
     slot_offsets,
     slot_labels,
     background,
-    ignorant,
+    has_missing_labels,
     knows,
     unknown,
 ):
@@ -360,7 +360,7 @@ def _tally(  # type: ignore[no-untyped-def]
             i = entry_candidates[e]
             weight = entry_fractions[e] * (1.0 if equal else weights[i, column])
             label = slot_labels[slot + entry_slots[e]]
-            if not ignorant[i] or label != background:
+            if not has_missing_labels[i] or label != background:
                 sums[slot + entry_slots[e]] += weight
                 continue
             known = 0.0
@@ -382,7 +382,7 @@ def _tally(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def _normalised(sums, slot_offsets, slot_labels, label_values):  # type: ignore[no-untyped-def]
+def _normalise(sums, slot_offsets, slot_labels, label_values):  # type: ignore[no-untyped-def]
     """Most probable label (ties to the smallest), probabilities, and how many are above 0, at each voxel."""
     count = slot_offsets.size - 1
     mode = np.empty(count, np.int32)

@@ -20,7 +20,7 @@ from atlasseg.volume import Atlas, Float64, Image, Int64, ProbabilityMap
 
 FLOOR = 1e-2
 """Least variance of a label, as a share of that of all intensities: a label of a few voxels says little about it."""
-SETTLED = 1e-5
+TOLERANCE = 1e-5
 """Change of the log-likelihood, in parts of itself, at which the iterations stop."""
 
 
@@ -30,7 +30,7 @@ def fuse(
     candidates: Sequence[Atlas],
     *,
     power: float = 0.2,
-    alike: float = 0.1,
+    merge_distance: float = 0.1,
     background_gaussians: int = 3,
     margin_voxels: int = 3,
     max_iterations: int = 30,
@@ -45,7 +45,7 @@ def fuse(
         p(l \mid x) \propto \pi_l(x) \Big( \sum_{g \in l} s_g \, \mathcal{N}(T(x);\, \mu_g, \Sigma_g) \Big)^{\gamma}
 
     :math:`\gamma` is `power`. The background has `background_gaussians` Gaussians, every other label has one. Labels
-    that look `alike` share theirs, so that intensities do not decide the border between them. The Gaussians are
+    closer than `merge_distance` share theirs: intensities do not decide the border between them. The Gaussians are
     estimated by expectation maximisation [1]_ on the voxels where the candidates disagree and on the voxels around
     them, up to `margin_voxels` away, whose label is certain. With `power` 1 this is a Gaussian mixture with an atlas
     as prior [2]_. A lower power trusts intensities less: neighbouring voxels and partial volume make them less
@@ -63,7 +63,7 @@ def fuse(
         On the target's grid; their intensities are not used. Outside its mask a candidate does not vote.
     power : float
         How much intensities count against the votes; 0 gives the majority vote, 1 is the plain mixture.
-    alike : float
+    merge_distance : float
         Labels share a Gaussian whose Bhattacharyya distances, by the votes alone, are below this in the mean (average
         linkage): 0 is for equal ones, 1 for means 2.8 standard deviations apart. 0: every label has its own.
     background_gaussians : int
@@ -92,22 +92,24 @@ def fuse(
     .. [2] Ledig et al. (2015), Robust whole-brain segmentation: application to traumatic brain injury, Medical Image
        Analysis 21(1):40-58.
     """
-    if not (power >= 0 and alike >= 0 and background_gaussians >= 1 and margin_voxels >= 0 and max_iterations >= 1):
+    if not (
+        power >= 0 and merge_distance >= 0 and background_gaussians >= 1 and margin_voxels >= 0 and max_iterations >= 1
+    ):
         raise InputError(
-            "gaussian_mixture needs power, alike and margin_voxels of 0 or more, background_gaussians and "
-            f"max_iterations of at least 1, got {power}, {alike}, {margin_voxels}, {background_gaussians} and "
+            "gaussian_mixture needs power, merge_distance and margin_voxels of 0 or more, background_gaussians and "
+            f"max_iterations of at least 1, got {power}, {merge_distance}, {margin_voxels}, {background_gaussians} and "
             f"{max_iterations}"
         )
     votes = Votes.gather(target, candidates)
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)
-    known = _Evidence.around(target, votes, margin_voxels)
-    posterior = known.posterior(power, alike, background_gaussians, max_iterations)
-    return votes.map_of(posterior[: votes.slot_labels.size], name=target.name)
+    known = _MixtureData.around(target, votes, margin_voxels)
+    posterior = known.posterior(power, merge_distance, background_gaussians, max_iterations)
+    return votes.to_map(posterior[: votes.slot_labels.size], name=target.name)
 
 
 @dataclass(frozen=True, eq=False)
-class _Evidence:
+class _MixtureData:
     """Intensities and prior at R voxels: those where the candidates disagree, then certain ones around them.
 
     Parameters
@@ -131,7 +133,7 @@ class _Evidence:
     background: int
 
     @classmethod
-    def around(cls, target: Image, votes: Votes, margin_voxels: int) -> _Evidence:
+    def around(cls, target: Image, votes: Votes, margin_voxels: int) -> _MixtureData:
         place = np.stack(np.unravel_index(votes.voxels, target.shape))
         start = np.maximum(place.min(axis=1) - margin_voxels, 0)
         stop = np.minimum(place.max(axis=1) + 1 + margin_voxels, target.shape)
@@ -155,15 +157,17 @@ class _Evidence:
             int(zero[0]) if zero.size else -1,
         )  # fmt: skip
 
-    def posterior(self, power: float, alike: float, background_gaussians: int, max_iterations: int) -> Float64:
+    def posterior(self, power: float, merge_distance: float, background_gaussians: int, max_iterations: int) -> Float64:
         """(S,) posterior of each label at each voxel, not normalised."""
         centre = self.values.mean(axis=0)
         number = int(self.labels.max()) + 1
         each = np.arange(number)
         flat = Gaussians(np.tile(centre, (number, 1)), np.tile(np.eye(centre.size), (number, 1, 1)))
-        _, _, mass, sums = self._swept(flat, np.ones(number), each, each, 0.0, centre)
-        of_label = _groups(
-            from_moments(*unpacked(sums, centre.size), centre, floor=FLOOR, before=flat), alike, self.background
+        _, _, mass, sums = self._sweep_once(flat, np.ones(number), each, each, 0.0, centre)
+        of_label = _merge_labels(
+            from_moments(*unpacked(sums, centre.size), centre, floor=FLOOR, before=flat),
+            merge_distance,
+            self.background,
         )
         classes = int(of_label.max()) + 1
         grouped = np.zeros((classes, sums.shape[1]))
@@ -177,8 +181,10 @@ class _Evidence:
         gaussians, shares = split(single, of_class), (1 / counts)[of_class]
         before = -np.inf
         for _ in range(max_iterations):
-            posterior, log_likelihood, mass, sums = self._swept(gaussians, shares, of_label, of_class, power, centre)
-            if abs(log_likelihood - before) <= SETTLED * max(abs(log_likelihood), len(self.values)):
+            posterior, log_likelihood, mass, sums = self._sweep_once(
+                gaussians, shares, of_label, of_class, power, centre
+            )
+            if abs(log_likelihood - before) <= TOLERANCE * max(abs(log_likelihood), len(self.values)):
                 break
             before = log_likelihood
             gaussians = from_moments(*unpacked(sums, centre.size), centre, floor=FLOOR, before=gaussians)
@@ -186,7 +192,7 @@ class _Evidence:
             shares = np.where(whole > 0, mass / np.where(whole > 0, whole, 1), (1 / counts)[of_class])
         return posterior
 
-    def _swept(
+    def _sweep_once(
         self, gaussians: Gaussians, shares: Float64, of_label: Int64, of_class: Int64, power: float, centre: Float64
     ) -> tuple[Float64, float, Float64, Float64]:
         """Posterior (S,), log-likelihood, and mass (Q,) and moments of each Gaussian."""
@@ -200,12 +206,12 @@ class _Evidence:
         return posterior, float(total[0, 0]), total[:, 1], total[:, 1:]
 
 
-def _groups(gaussians: Gaussians, alike: float, background: int) -> Int64:
+def _merge_labels(gaussians: Gaussians, merge_distance: float, background: int) -> Int64:
     """(K,) group of each label, the background alone in its own."""
     number = len(gaussians.means)
     rest = np.delete(np.arange(number), background) if background >= 0 else np.arange(number)
     out = np.arange(number)
-    if alike > 0 and rest.size > 1:
+    if merge_distance > 0 and rest.size > 1:
         mu, sigma = gaussians.means[rest], gaussians.covariances[rest]
         apart = mu[:, None] - mu[None]
         middle = (sigma[:, None] + sigma[None]) / 2
@@ -213,7 +219,7 @@ def _groups(gaussians: Gaussians, alike: float, background: int) -> Int64:
         distance = np.einsum("ijc,ijcd,ijd->ij", apart, np.linalg.inv(middle), apart) / 8
         distance += (np.linalg.slogdet(middle)[1] - half[:, None] - half[None]) / 2
         condensed = squareform(np.maximum(distance, 0), checks=False)
-        out[rest] = rest[0] + number + fcluster(linkage(condensed, "average"), alike, "distance")
+        out[rest] = rest[0] + number + fcluster(linkage(condensed, "average"), merge_distance, "distance")
     return np.asarray(np.unique(out, return_inverse=True)[1], np.int64)
 
 

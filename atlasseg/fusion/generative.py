@@ -10,13 +10,13 @@ from numba import njit, prange
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
-from atlasseg.fusion._staple import adjacency
+from atlasseg.fusion._staple import find_neighbours
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float64, Image, Int64, ProbabilityMap
 
 MARGIN_VOXELS = 2
-SETTLED = 1e-3
+TOLERANCE = 1e-3
 """Largest change of a membership probability at which the iterations stop."""
 REACH = 4.0
 """Distances to a label's border are exact up to here, in voxels; beyond, they are taken to be this."""
@@ -117,21 +117,21 @@ def fuse(
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)
     images = Standardised.around(target, candidates, votes.voxels, margin_voxels=MARGIN_VOXELS)
-    intensity = log_likelihood(images, sigma)
+    intensity = compute_log_likelihood(images, sigma)
     covered = images.covered
-    labels = label_probabilities(votes, candidates, covered, rho)
+    labels = compute_label_probabilities(votes, candidates, covered, rho)
     slots = np.repeat(np.arange(votes.voxels.size), np.diff(votes.slot_offsets))
     if mode == "local":
         weight = np.exp(intensity - intensity.max(axis=0))
-        return votes.map_of((weight[:, slots] * labels).sum(axis=0), name=target.name)
+        return votes.to_map((weight[:, slots] * labels).sum(axis=0), name=target.name)
     log_labels = np.log(labels)
     membership = np.exp(intensity - intensity.max(axis=0))
     membership /= membership.sum(axis=0)
     best = np.full(votes.voxels.size, -1, np.int64)
-    near = adjacency(votes, beta)
+    near = find_neighbours(votes, beta)
     for _ in range(max_iterations):
         evidence = (membership[:, slots] * log_labels).sum(axis=0)
-        before, best = best, _first_largest(evidence, votes.slot_offsets)
+        before, best = best, _find_first_largest(evidence, votes.slot_offsets)
         held = membership
         agreement = intensity + log_labels[:, best]
         if mode == "global":
@@ -143,13 +143,13 @@ def fuse(
         else:
             for colour in (False, True):
                 membership = _mean_field(agreement, membership, near.rows, near.odd == colour, beta)
-        if np.array_equal(before, best) and np.abs(membership - held).max() < SETTLED:
+        if np.array_equal(before, best) and np.abs(membership - held).max() < TOLERANCE:
             break
     level = np.maximum.reduceat(evidence, votes.slot_offsets[:-1])
-    return votes.map_of(np.exp(evidence - level[slots]), name=target.name)
+    return votes.to_map(np.exp(evidence - level[slots]), name=target.name)
 
 
-def log_likelihood(images: Standardised, sigma: float) -> Float64:
+def compute_log_likelihood(images: Standardised, sigma: float) -> Float64:
     """(N, M) log of p(T(x) | A_i) but for a constant, -inf where a candidate does not cover the voxel."""
     target = images.target.reshape(-1, images.target.shape[-1])[images.inside].astype(np.float64)
     out = np.empty((len(images.candidates), images.inside.size))
@@ -159,14 +159,14 @@ def log_likelihood(images: Standardised, sigma: float) -> Float64:
     return np.where(images.covered, out, -np.inf)
 
 
-def label_probabilities(votes: Votes, candidates: Sequence[Atlas], covered: Bool, rho: float) -> Float64:
+def compute_label_probabilities(votes: Votes, candidates: Sequence[Atlas], covered: Bool, rho: float) -> Float64:
     """(N, S) p(l | L_i) of every slot's label, by the signed distance to its border in each candidate's field of view.
 
     The background of a candidate in which some labels were not annotated is shared out between it and these labels as
     the candidates that know them all, and whose field of view reaches the voxel (`covered`, (N, M)), have it.
     """
     spacing = votes.grid.spacing_mm / votes.grid.spacing_mm.prod() ** (1 / 3)
-    offsets, distances = _ball(spacing)
+    offsets, distances = _list_ball_offsets(spacing)
     place = np.stack(np.unravel_index(votes.voxels, votes.grid.shape), axis=1)
     out = np.empty((len(candidates), votes.slot_labels.size))
     slot_values = votes.label_values[votes.slot_labels]
@@ -174,10 +174,10 @@ def label_probabilities(votes: Votes, candidates: Sequence[Atlas], covered: Bool
         said = np.ascontiguousarray(atlas.segmentation.array)
         seen = np.ones(said.shape, bool) if atlas.mask is None else np.ascontiguousarray(atlas.mask.array)
         out[i] = _log_odds(said, seen, place, offsets, distances, votes.slot_offsets, slot_values, rho, REACH)
-    return _annotated(out, votes, covered)
+    return _share_missing_labels(out, votes, covered)
 
 
-def _annotated(given: Float64, votes: Votes, covered: Bool) -> Float64:
+def _share_missing_labels(given: Float64, votes: Votes, covered: Bool) -> Float64:
     out = given.copy()
     begin = votes.slot_offsets[:-1]
     slots = np.repeat(np.arange(votes.voxels.size), np.diff(votes.slot_offsets))
@@ -193,7 +193,7 @@ def _annotated(given: Float64, votes: Votes, covered: Bool) -> Float64:
     return np.maximum(out, np.finfo(np.float64).tiny)
 
 
-def _ball(spacing: Float64) -> tuple[Int64, Float64]:
+def _list_ball_offsets(spacing: Float64) -> tuple[Int64, Float64]:
     """Offsets (O, 3) within `REACH`, but for 0, by growing distance; and the distances."""
     most = np.floor(REACH / spacing).astype(int)
     grid = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in most], indexing="ij"), -1).reshape(-1, 3)
@@ -203,7 +203,7 @@ def _ball(spacing: Float64) -> tuple[Int64, Float64]:
     return grid[order], length[order]
 
 
-def _first_largest(values: Float64, offsets: Int64) -> Int64:
+def _find_first_largest(values: Float64, offsets: Int64) -> Int64:
     """Index of the first largest value of each voxel."""
     slots = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
     at = np.flatnonzero(values == np.maximum.reduceat(values, offsets[:-1])[slots])

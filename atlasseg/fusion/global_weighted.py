@@ -1,4 +1,4 @@
-"""Votes weighted by how alike candidate and target are as wholes: cheap, useful where some atlases fit badly."""
+"""Votes weighted by the global similarity of candidate and target: cheap; for libraries with poor atlases."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def fuse(
 
 
 def _measure(similarity: Similarity, target: Float32, candidate: Float32, mask: Bool | None) -> float:
-    """The measure m, 0 or more, larger for more alike; 0 for a candidate that covers nothing."""
+    """The measure m, 0 or more, larger for more similar images; 0 for a candidate that covers nothing."""
     if mask is not None and not mask.any():
         return 0.0
     if similarity == "correlation":

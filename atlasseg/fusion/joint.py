@@ -10,8 +10,8 @@ import numpy as np
 from atlasseg.device import Device, resolved
 from atlasseg.errors import InputError
 from atlasseg.fusion import _joint_numba
-from atlasseg.fusion._ballots import Ballots, unanimity
-from atlasseg.fusion._patches import PatchSearch, covered, radius_of, reached
+from atlasseg.fusion._encoded_votes import EncodedVotes, find_disagreement
+from atlasseg.fusion._patches import PatchSearch, as_radius, dilate, expand_masks
 from atlasseg.fusion._votes import check_candidates
 from atlasseg.methods import method
 from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap, check_channels
@@ -102,36 +102,36 @@ def fuse(
             raise InputError(f"{name} must be a number above 0, got {value!r}")
 
     place = resolved(device)
-    images = [_channels_first(atlas.image) for atlas in candidates]
-    patch = radius_of(patch_radius_voxels, "patch_radius_voxels")
-    window = radius_of(search_radius_voxels, "search_radius_voxels")
-    certain, disputed = unanimity(candidates)
+    images = [_move_channels_first(atlas.image) for atlas in candidates]
+    patch = as_radius(patch_radius_voxels, "patch_radius_voxels")
+    window = as_radius(search_radius_voxels, "search_radius_voxels")
+    certain, disagreement = find_disagreement(candidates)
     labels = np.unique(np.concatenate([atlas.label_values for atlas in candidates]))
-    if not disputed.any():
+    if not disagreement.any():
         return ProbabilityMap.from_labels(LabelMap(certain, target.affine), label_values=labels, name=target.name)
     masks = [None if atlas.mask is None else atlas.mask.array for atlas in candidates]
-    inside = covered(masks, len(candidates), target.shape)
-    # a voxel is decided by every patch that holds it, so weights are needed a patch's radius around the disputed
-    around = reached(disputed, patch)
-    search = PatchSearch(_channels_first(target), around, patch_radius_voxels, search_radius_voxels)
-    weights_of, votes_of = _engine(place)
+    inside = expand_masks(masks, len(candidates), target.shape)
+    # a voxel is decided by every patch that holds it, so weights are needed a patch's radius around the disagreement
+    around = dilate(disagreement, patch)
+    search = PatchSearch(_move_channels_first(target), around, patch_radius_voxels, search_radius_voxels)
+    weights_of, votes_of = _choose_engine(place)
     chosen, weights = weights_of(search, images, inside, alpha=alpha, beta=beta, nonnegative=nonnegative)
-    voxels = np.flatnonzero(disputed)
+    voxels = np.flatnonzero(disagreement)
     index = np.stack(np.unravel_index(voxels, target.shape))
-    ballots = Ballots.gather(candidates, index.min(axis=1) - window, index.max(axis=1) + window + 1)
-    counts, slots, values = votes_of(search, chosen, weights, ballots, voxels)
+    encoded = EncodedVotes.gather(candidates, index.min(axis=1) - window, index.max(axis=1) + window + 1)
+    counts, slots, values = votes_of(search, chosen, weights, encoded, voxels)
     return ProbabilityMap.from_entries(
         certain,
         target.affine,
         np.repeat(voxels, counts),
-        ballots.label_values[slots],
+        encoded.label_values[slots],
         values,
         label_values=labels,
         name=target.name,
     )
 
 
-def _engine(
+def _choose_engine(
     place: Literal["cpu", "cuda"],
 ) -> tuple[Callable[..., tuple[Int32, Float32]], Callable[..., tuple[Int64, Int32, Float32]]]:
     """The two halves of the computation: weights, then votes."""
@@ -142,5 +142,5 @@ def _engine(
     return _joint_numba.joint_weights, _joint_numba.count_votes
 
 
-def _channels_first(image: Image) -> Float32:
+def _move_channels_first(image: Image) -> Float32:
     return np.ascontiguousarray(np.moveaxis(image.channels, -1, 0))

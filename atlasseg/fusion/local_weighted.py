@@ -1,4 +1,4 @@
-"""Votes weighted by how alike candidate and target are around each voxel: strong, and far cheaper than joint."""
+"""Votes weighted by the local similarity of candidate and target: accurate, and far cheaper than joint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from atlasseg.errors import InputError
-from atlasseg.fusion._intensities import Standardised, boxed, local_correlations, smoothed
+from atlasseg.fusion._intensities import Standardised, box_mean, correlate_locally, gaussian_mean
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
 from atlasseg.similarity import local_correlation_map
@@ -123,17 +123,17 @@ def fuse(
     reach = radius_voxels if similarity.startswith("block") else 3 * sigma_voxels
     images = Standardised.around(target, candidates, votes.voxels, margin_voxels=reach)
     if similarity == "rank":
-        scores = np.where(images.covered, local_correlations(images, sigma_voxels=sigma_voxels), -np.inf).astype(
+        scores = np.where(images.covered, correlate_locally(images, sigma_voxels=sigma_voxels), -np.inf).astype(
             np.float32
         )
-        return votes.cast(top_ranked(scores, top), name=target.name)
+        return votes.cast(select_top(scores, top), name=target.name)
     level = np.where(images.covered, _WEIGHTS[similarity](images, sigma_voxels, radius_voxels, epsilon, bins), 0)
     highest = level.max(axis=0)
     relative = level / np.where(highest > 0, highest, 1)  # or powers would leave the range of float32
     return votes.cast(relative**power, name=target.name)
 
 
-def top_ranked(scores: Float32, top: int) -> Float32:
+def select_top(scores: Float32, top: int) -> Float32:
     """Weight 1 for the `top` highest scores (N, M) of each column, 0 for the others; -inf never counts.
 
     Candidates that tie for the last places share them equally, so the order of the candidates does not matter.
@@ -151,22 +151,22 @@ def top_ranked(scores: Float32, top: int) -> Float32:
 def _local_correlation(
     images: Standardised, sigma_voxels: float, radius_voxels: int, epsilon: float, bins: int
 ) -> Float32:
-    return np.maximum(local_correlations(images, sigma_voxels=sigma_voxels), 0)
+    return np.maximum(correlate_locally(images, sigma_voxels=sigma_voxels), 0)
 
 
 def _inverse_difference(
     images: Standardised, sigma_voxels: float, radius_voxels: int, epsilon: float, bins: int
 ) -> Float32:
-    return _inverse(images, lambda d: smoothed(d, sigma_voxels), np.abs, epsilon)
+    return _invert_distance(images, lambda d: gaussian_mean(d, sigma_voxels), np.abs, epsilon)
 
 
 def _block_mean_squares(
     images: Standardised, sigma_voxels: float, radius_voxels: int, epsilon: float, bins: int
 ) -> Float32:
-    return _inverse(images, lambda d: boxed(d, radius_voxels), np.square, epsilon)
+    return _invert_distance(images, lambda d: box_mean(d, radius_voxels), np.square, epsilon)
 
 
-def _inverse(
+def _invert_distance(
     images: Standardised, mean: Callable[[Float64], Float64], distance: Callable[[Float64], Float64], epsilon: float
 ) -> Float32:
     """1 / (window mean of the distance + epsilon), windows cut at borders and masks."""
@@ -201,9 +201,9 @@ def _block_mutual_information(
     place = np.stack(np.unravel_index(images.inside, tuple(shape)))
     centres = (place - radius_voxels) / side
     out = np.zeros((len(images.candidates), images.inside.size), np.float32)
-    target = _binned(images.target, bins)
+    target = _bin_intensities(images.target, bins)
     for i, (candidate, mask) in enumerate(images):
-        moving = _binned(candidate, bins)
+        moving = _bin_intensities(candidate, bins)
         known = np.ones(block.size, bool) if mask is None else mask.reshape(-1)
         total = np.zeros(blocks)
         for c in range(target.shape[-1]):
@@ -214,7 +214,7 @@ def _block_mutual_information(
     return out
 
 
-def _binned(channels: Float32, bins: int) -> Int64:
+def _bin_intensities(channels: Float32, bins: int) -> Int64:
     """(V, C) bin of every voxel."""
     return np.clip((channels.reshape(-1, channels.shape[-1]) + 2) * (bins / 4), 0, bins - 1).astype(np.int64)
 

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 
 from atlasseg.errors import InputError
-from atlasseg.fusion._ballots import Ballots
+from atlasseg.fusion._encoded_votes import EncodedVotes
 from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._joint_numba import CHUNK
 from atlasseg.fusion._joint_numba import _count_votes as count_patch_votes
-from atlasseg.fusion._patch_match import patch_match
-from atlasseg.fusion._patches import NearestPatches, each_tile, nearest_patches, reached
-from atlasseg.fusion._staple import part_of
+from atlasseg.fusion._patch_match import run_patch_match
+from atlasseg.fusion._patches import NearestPatches, dilate, find_nearest_patches, map_tiles
+from atlasseg.fusion._staple import slice_rows
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, ProbabilityMap
@@ -118,13 +118,13 @@ def fuse(
     where = np.zeros(images.target.shape[:3], bool)
     where.reshape(-1)[images.inside] = True
     if whole_patch and patch_radius_voxels:
-        where = reached(where, np.full(3, patch_radius_voxels))
+        where = dilate(where, np.full(3, patch_radius_voxels))
     pairs = list(images)
     arrays = [np.moveaxis(image, -1, 0) for image, _ in pairs]
     masks = [mask for _, mask in pairs]
     scan = np.moveaxis(images.target, -1, 0)
     if search == "exact":
-        found = nearest_patches(
+        found = find_nearest_patches(
             scan,
             arrays,
             where,
@@ -134,7 +134,7 @@ def fuse(
             inside=masks,
         )
     else:
-        found = patch_match(
+        found = run_patch_match(
             scan,
             arrays,
             where,
@@ -156,7 +156,7 @@ def fuse(
     silent = votes.voxels[counts == 0]
     if silent.size:  # no patch could be found near enough: the candidates vote where they are
         there = np.isin(votes.voxels, silent)
-        offsets, slots = part_of(votes.slot_offsets, np.flatnonzero(there))
+        offsets, slots = slice_rows(votes.slot_offsets, np.flatnonzero(there))
         voxels = np.concatenate((voxels, np.repeat(silent, np.diff(offsets))))
         labels = np.concatenate((labels, votes.label_values[votes.slot_labels[slots]]))
         values = np.concatenate((values, votes.tally()[slots]))
@@ -183,30 +183,30 @@ def _vote(
 
     corner = np.array([part.start for part in box])
     window = found.offsets.max(axis=0)
-    ballots = Ballots.gather(candidates, corner - window, corner + where.shape + window)
-    size = ballots.codes[0].size
-    code_strides = _strides(ballots.codes[0])
+    encoded = EncodedVotes.gather(candidates, corner - window, corner + where.shape + window)
+    size = encoded.codes[0].size
+    code_strides = _strides(encoded.codes[0])
     # one flat library of codes, in which a patch is where its candidate begins and its offset leads
     moves = (np.arange(len(candidates))[:, None] * size + found.offsets @ code_strides).reshape(-1)
     patches = np.where(found.candidate >= 0, found.candidate * len(found.offsets) + found.chosen, 0)
-    codes = np.broadcast_to(ballots.codes.reshape(1, -1), (patches.shape[1], ballots.codes.size))
+    codes = np.broadcast_to(encoded.codes.reshape(1, -1), (patches.shape[1], encoded.codes.size))
     index = np.stack(np.unravel_index(votes.voxels, votes.grid.shape), axis=1) - corner
     at_number = (index + radius) @ strides
     at_code = (index + window) @ code_strides
-    background = int(np.searchsorted(ballots.label_values, 0))
+    background = int(np.searchsorted(encoded.label_values, 0))
 
     def count(first: int) -> tuple[Int64, Int32, Float32]:
         part = slice(first, first + CHUNK)
         counted: tuple[Int64, Int32, Float32] = count_patch_votes(
             at_number[part], at_code[part], number.reshape(-1), near, moves, patches.astype(np.int32),
-            weights.astype(np.float32), codes, ballots.list_offsets, ballots.list_slots, ballots.list_fractions,
-            ballots.unknown, background,
+            weights.astype(np.float32), codes, encoded.list_offsets, encoded.list_slots, encoded.list_fractions,
+            encoded.unknown, background,
         )  # fmt: skip
         return counted
 
-    parts = each_tile(count, range(0, votes.voxels.size, CHUNK))
+    parts = map_tiles(count, range(0, votes.voxels.size, CHUNK))
     counts, labels, values = (np.concatenate([part[n] for part in parts]) for n in range(3))
-    return counts, ballots.label_values[labels], values
+    return counts, encoded.label_values[labels], values
 
 
 def _strides(array: Int32) -> Int64:

@@ -11,15 +11,15 @@ from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
-from atlasseg.fusion._patches import each_tile, load_tile, offsets_by_length, tiles
+from atlasseg.fusion._patches import list_offsets, load_tile, map_tiles, split_into_tiles
 from atlasseg.fusion._staple import (
-    Rows,
-    confusion_of,
-    maximise,
-    spread,
-    winners,
+    RaterVotes,
+    estimate_confusion,
+    expand_to_voxels,
+    run_em,
+    select_winners,
 )
-from atlasseg.fusion._votes import Votes, fill_entries, labels_of_slots, slots_of_entries
+from atlasseg.fusion._votes import Votes, fill_entries, index_slots, label_slots
 from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Image, Int32, Int64, ProbabilityMap
 
@@ -125,26 +125,26 @@ def fuse(
     images = Standardised.around(
         target, candidates, votes.voxels, margin_voxels=patch_radius_voxels + search_radius_voxels
     )
-    votes = spread_votes(
+    votes = gather_nonlocal_votes(
         votes, images, candidates, patch_radius_voxels, search_radius_voxels, sigma_intensity, sigma_voxels
     )
     tally = votes.tally()
     share = tally / np.repeat(np.add.reduceat(tally, votes.slot_offsets[:-1]), np.diff(votes.slot_offsets))
     each = np.arange(votes.voxels.size)
-    rows = Rows(
+    rows = RaterVotes(
         np.ones(each.size), votes.entry_offsets, votes.entry_candidates, votes.entry_labels, votes.entry_fractions,
         votes.slot_offsets, votes.slot_labels, share,
     )  # fmt: skip
     raters, labels = votes.unknown.shape
-    confusion = confusion_of(rows, winners(rows), raters, labels)
+    confusion = estimate_confusion(rows, select_winners(rows), raters, labels)
     if prior == "global":
         whole = np.bincount(rows.labels, share, labels)
         rows = replace(rows, prior=(whole / whole.sum())[rows.labels])
-    posterior, _ = maximise(rows, confusion, most_iterations=max_iterations, tolerance=tolerance)
-    return votes.map_of(*spread(rows, posterior, each), name=target.name)
+    posterior, _ = run_em(rows, confusion, max_iterations=max_iterations, tolerance=tolerance)
+    return votes.to_map(*expand_to_voxels(rows, posterior, each), name=target.name)
 
 
-def spread_votes(
+def gather_nonlocal_votes(
     votes: Votes,
     images: Standardised,
     candidates: Sequence[Atlas],
@@ -158,11 +158,11 @@ def spread_votes(
     where.reshape(-1)[images.inside] = True
     row_of = np.full(where.shape, -1, np.int64)
     row_of.reshape(-1)[images.inside] = np.arange(images.inside.size)
-    offsets = offsets_by_length(search_radius_voxels)
+    offsets = list_offsets(search_radius_voxels)
     near = -((offsets**2).sum(axis=1)) / (2 * sigma_voxels**2)
     scale = 1 / (2 * sigma_intensity**2 * (2 * patch_radius_voxels + 1) ** 3 * images.target.shape[-1])
     target = np.ascontiguousarray(np.moveaxis(images.target, -1, 0))
-    boxes = tiles(where)
+    boxes = split_into_tiles(where)
     counts = np.zeros((len(candidates), images.inside.size), np.int64)
     firsts = np.full((len(candidates), images.inside.size), -1, np.int64)
     parts: list[tuple[Int32, Float32]] = []
@@ -171,7 +171,7 @@ def spread_votes(
         known = np.ones(where.shape, bool) if mask is None else np.ascontiguousarray(mask)
         said = np.searchsorted(votes.label_values, candidates[i].segmentation.array[images.box]).astype(np.int32)
 
-        def spread_in(
+        def gather_in(
             box: tuple[Int64, Int64], array: Float32 = array, known: Bool = known, said: Int32 = said
         ) -> Found:
             start, stop = box
@@ -186,7 +186,7 @@ def spread_votes(
         labels: list[Int32] = []
         fractions: list[Float32] = []
         begin = 0
-        for box, (count, label, fraction) in zip(boxes, each_tile(spread_in, boxes), strict=True):
+        for box, (count, label, fraction) in zip(boxes, map_tiles(gather_in, boxes), strict=True):
             inside = row_of[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
             rows = inside[inside >= 0]
             counts[i, rows] = count
@@ -206,7 +206,7 @@ def spread_votes(
             i, np.zeros(counts.shape[1], np.int64), counts[i], firsts[i], label.astype(np.int64), fraction, filled,
             raters, said_labels, said_fractions,
         )  # fmt: skip
-    slot_counts, slots = slots_of_entries(entry_offsets, said_labels)
+    slot_counts, slots = index_slots(entry_offsets, said_labels)
     slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))
     return replace(
         votes,
@@ -215,7 +215,7 @@ def spread_votes(
         entry_slots=slots,
         entry_fractions=said_fractions,
         slot_offsets=slot_offsets,
-        slot_labels=labels_of_slots(entry_offsets, said_labels, slots, slot_offsets),
+        slot_labels=label_slots(entry_offsets, said_labels, slots, slot_offsets),
     )
 
 

@@ -10,16 +10,16 @@ import numpy as np
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._staple import (
-    adjacency,
-    confusion_of,
-    local_prior,
-    maximise,
-    possible_labels,
-    same_votes,
-    spread,
-    voted,
-    winners,
-    with_unanimous,
+    append_unanimous,
+    estimate_confusion,
+    expand_to_voxels,
+    find_neighbours,
+    group_by_votes,
+    list_possible_labels,
+    run_em,
+    select_winners,
+    smooth_prior,
+    tabulate_votes,
 )
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
@@ -31,7 +31,7 @@ def fuse(
     target: Image,
     candidates: Sequence[Atlas],
     *,
-    region: Literal["disputed", "whole"] = "disputed",
+    region: Literal["disagreement", "whole"] = "disagreement",
     prior: Literal["global", "local"] = "global",
     prior_sigma_voxels: float = 1.5,
     mrf_beta: float = 0.0,
@@ -71,7 +71,7 @@ def fuse(
         On the target's grid; fractions count as their most probable label. Outside its mask a candidate says nothing.
         In which labels one was not annotated shows in its confusion matrix.
     region : str
-        Voxels that the performances are estimated from: `disputed`, where candidates differ ([3]), or the `whole`
+        Voxels that the performances are estimated from: `disagreement`, where candidates differ ([3]), or the `whole`
         volume as in [1], where a large background makes the sensitivities alike and the prior lopsided.
     prior : str
         `global`, or `local`, which only allows labels that someone votes for at the voxel.
@@ -105,8 +105,10 @@ def fuse(
     .. [3] Rohlfing et al. (2004), Evaluation of atlas selection strategies for atlas-based image segmentation with
        application to confocal microscopy images of bee brains, NeuroImage 21(4):1428-1442.
     """
-    if region not in ("disputed", "whole") or prior not in ("global", "local"):
-        raise InputError(f"staple: region is disputed or whole and prior global or local, got {region!r} and {prior!r}")
+    if region not in ("disagreement", "whole") or prior not in ("global", "local"):
+        raise InputError(
+            f"staple: region is disagreement or whole and prior global or local, got {region!r} and {prior!r}"
+        )
     if prior_sigma_voxels < 0 or mrf_beta < 0 or max_iterations < 1 or tolerance <= 0:
         raise InputError(
             "staple needs prior_sigma_voxels and mrf_beta of 0 or more, max_iterations of at least 1 and tolerance "
@@ -117,26 +119,26 @@ def fuse(
         return votes.cast(name=target.name)
     if prior == "local" or mrf_beta > 0:
         group = np.arange(votes.voxels.size)
-        rows = voted(votes, group, np.ones(group.size))
+        rows = tabulate_votes(votes, group, np.ones(group.size))
     else:
-        first, group, size = same_votes(votes)
-        rows = voted(votes, first, size.astype(np.float64))
+        first, group, size = group_by_votes(votes)
+        rows = tabulate_votes(votes, first, size.astype(np.float64))
     if region == "whole":
-        rows = with_unanimous(rows, votes, candidates)
+        rows = append_unanimous(rows, votes, candidates)
     raters, labels = votes.unknown.shape
-    confusion = confusion_of(rows, winners(rows), raters, labels)
+    confusion = estimate_confusion(rows, select_winners(rows), raters, labels)
     if prior == "local":
         around = np.ones(rows.prior.size)
-        around[: votes.slot_labels.size] = local_prior(votes, prior_sigma_voxels)
+        around[: votes.slot_labels.size] = smooth_prior(votes, prior_sigma_voxels)
         rows = replace(rows, prior=around)
     else:
         share = np.bincount(rows.labels, rows.prior * np.repeat(rows.counts, np.diff(rows.offsets)), labels)
-        rows = possible_labels(rows, confusion, share / share.sum())
-    posterior, _ = maximise(
+        rows = list_possible_labels(rows, confusion, share / share.sum())
+    posterior, _ = run_em(
         rows,
         confusion,
-        most_iterations=max_iterations,
+        max_iterations=max_iterations,
         tolerance=tolerance,
-        neighbours=adjacency(votes, mrf_beta) if mrf_beta > 0 else None,
+        neighbours=find_neighbours(votes, mrf_beta) if mrf_beta > 0 else None,
     )
-    return votes.map_of(*spread(rows, posterior, group), name=target.name)
+    return votes.to_map(*expand_to_voxels(rows, posterior, group), name=target.name)

@@ -9,16 +9,16 @@ from typing import Literal
 import numpy as np
 
 from atlasseg.errors import InputError
-from atlasseg.fusion._intensities import Standardised, local_correlations
+from atlasseg.fusion._intensities import Standardised, correlate_locally
 from atlasseg.fusion._staple import (
-    adjacency,
-    confusion_of,
-    local_prior,
-    maximise,
-    possible_labels,
-    spread,
-    voted,
-    winners,
+    estimate_confusion,
+    expand_to_voxels,
+    find_neighbours,
+    list_possible_labels,
+    run_em,
+    select_winners,
+    smooth_prior,
+    tabulate_votes,
 )
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
@@ -113,24 +113,24 @@ def fuse(
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)
     images = Standardised.around(target, candidates, votes.voxels, margin_voxels=3 * sigma_voxels)
-    scores = np.where(images.covered, local_correlations(images, sigma_voxels=sigma_voxels), -np.inf)
+    scores = np.where(images.covered, correlate_locally(images, sigma_voxels=sigma_voxels), -np.inf)
     last = max(len(candidates) - top, 0)
-    votes = votes.only(scores >= np.partition(scores, last, axis=0)[last])
+    votes = votes.restrict(scores >= np.partition(scores, last, axis=0)[last])
 
     each = np.arange(votes.voxels.size)
-    rows = voted(votes, each, np.ones(each.size))
+    rows = tabulate_votes(votes, each, np.ones(each.size))
     raters, labels = votes.unknown.shape
-    confusion = confusion_of(rows, winners(rows), raters, labels)
+    confusion = estimate_confusion(rows, select_winners(rows), raters, labels)
     if prior == "local":
-        rows = replace(rows, prior=local_prior(votes, prior_sigma_voxels))
+        rows = replace(rows, prior=smooth_prior(votes, prior_sigma_voxels))
     else:
         share = np.bincount(rows.labels, rows.prior, labels)
-        rows = possible_labels(rows, confusion, share / share.sum())
-    posterior, _ = maximise(
+        rows = list_possible_labels(rows, confusion, share / share.sum())
+    posterior, _ = run_em(
         rows,
         confusion,
-        most_iterations=max_iterations,
+        max_iterations=max_iterations,
         tolerance=tolerance,
-        neighbours=adjacency(votes, mrf_beta) if mrf_beta > 0 else None,
+        neighbours=find_neighbours(votes, mrf_beta) if mrf_beta > 0 else None,
     )
-    return votes.map_of(*spread(rows, posterior, each), name=target.name)
+    return votes.to_map(*expand_to_voxels(rows, posterior, each), name=target.name)

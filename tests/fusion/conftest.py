@@ -56,7 +56,7 @@ class Problem:
         ]
 
     @property
-    def disputed(self):
+    def disagreement(self):
         """(I, J, K) where those that see a voxel differ."""
         low = np.where(self.masks, self.labels, 2**30).min(0)
         high = np.where(self.masks, self.labels, -(2**30)).max(0)
@@ -99,15 +99,15 @@ def _shifted(w, axis, step):
 
 
 def _staple_by_hand(
-    said, seen, labels, spacing, *, whole, local_sigma=None, beta=0.0, disputed=None, iterations=100, tolerance=1e-5
+    said, seen, labels, spacing, *, whole, local_sigma=None, beta=0.0, disagreement=None, iterations=100, tolerance=1e-5
 ):
     """STAPLE on dense arrays: said, seen (N, I, J, K); posteriors (I, J, K, L)."""
     n, shape = said.shape[0], said.shape[1:]
     one = (said[..., None] == labels) & seen[..., None]
     share = one.sum(0) / np.maximum(seen.sum(0), 1)[..., None]
-    if disputed is None:
-        disputed = (share.max(-1) < 1) & seen.any(0)
-    used = seen.any(0) if whole else disputed
+    if disagreement is None:
+        disagreement = (share.max(-1) < 1) & seen.any(0)
+    used = seen.any(0) if whole else disagreement
     count = used[..., None].astype(float)
 
     def m_step(w):
@@ -134,17 +134,17 @@ def _staple_by_hand(
                 new = new * np.where(seen[i][..., None], theta[i][np.searchsorted(labels, said[i])], 1)
             total = new.sum(-1, keepdims=True)
             new = np.divide(new, total, out=np.zeros_like(new), where=total > 0)
-            new = np.where(disputed[..., None], new, share if (local or beta) else new)
-            w = new if turn is None else np.where((colour == turn)[..., None] & disputed[..., None], new, w)
+            new = np.where(disagreement[..., None], new, share if (local or beta) else new)
+            w = new if turn is None else np.where((colour == turn)[..., None] & disagreement[..., None], new, w)
         return w
 
-    w = e_step(np.where(disputed[..., None], prior, share) if beta else prior)
+    w = e_step(np.where(disagreement[..., None], prior, share) if beta else prior)
     for _ in range(iterations):
         before, theta = theta, m_step(w)
         w = e_step(w)
         if np.abs(theta - before).max() < tolerance:
             break
-    return np.where(disputed[..., None], w, share)
+    return np.where(disagreement[..., None], w, share)
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ LABELS = np.array([0, 2, 5])
 def by_hand(problem, standardised, *, power, bumps, margin, iterations):
     """Every label at every voxel, one Gaussian a label but for the background."""
     share = (problem.labels[..., None] == LABELS).mean(0)
-    disputed = share.max(-1) < 1
-    near = distance_transform_edt(~disputed) <= margin
-    place = np.argwhere(disputed)
+    disagreement = share.max(-1) < 1
+    near = distance_transform_edt(~disagreement) <= margin
+    place = np.argwhere(disagreement)
     low, high = np.maximum(place.min(0) - margin, 0), place.max(0) + 1 + margin
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    share, disputed, near = share[box], disputed[box], near[box]
+    share, disagreement, near = share[box], disagreement[box], near[box]
     scan = np.atleast_1d(problem.scan[box])
     scan = scan if scan.ndim == 4 else scan[..., None]
     x = standardised(scan, np.ones(scan.shape[:3], bool)).astype(np.float32).astype(float)[near]
@@ -47,7 +47,7 @@ def by_hand(problem, standardised, *, power, bumps, margin, iterations):
         shares = np.array([m / mass[np.array(of) == k].sum() for m, k in zip(mass, of, strict=True)])
     out = share.copy()
     out[near] = posterior
-    return np.where(disputed[..., None], out, share), box
+    return np.where(disagreement[..., None], out, share), box
 
 
 @pytest.mark.parametrize(("channels", "power", "bumps"), [(1, 1.0, 1), (1, 0.3, 2), (2, 0.6, 1)])
@@ -55,7 +55,7 @@ def test_written_out(problem, standardised, channels, power, bumps):
     made = problem(5, channels=channels, seed=3)
     expected, box = by_hand(made, standardised, power=power, bumps=bumps, margin=2, iterations=4)
     found = gaussian_mixture.fuse(
-        made.target, made.candidates, power=power, alike=0, background_gaussians=bumps, margin_voxels=2,
+        made.target, made.candidates, power=power, merge_distance=0, background_gaussians=bumps, margin_voxels=2,
         max_iterations=4,
     )  # fmt: skip
     np.testing.assert_allclose(found.dense()[box], expected, atol=1e-4)
@@ -85,7 +85,7 @@ def test_labels_that_look_alike_keep_their_votes():
     ]
     votes = majority.fuse(target, candidates)
     tied = gaussian_mixture.fuse(target, candidates, power=1.0)
-    free = gaussian_mixture.fuse(target, candidates, power=1.0, alike=0)
+    free = gaussian_mixture.fuse(target, candidates, power=1.0, merge_distance=0)
 
     def odds(found):
         one, two = found.probability(1), found.probability(2)
@@ -119,7 +119,8 @@ def test_many_labels_in_few_voxels():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"power": -1}, {"alike": -1}, {"background_gaussians": 0}, {"margin_voxels": -1}, {"max_iterations": 0}]
+    "wrong",
+    [{"power": -1}, {"merge_distance": -1}, {"background_gaussians": 0}, {"margin_voxels": -1}, {"max_iterations": 0}],
 )
 def test_parameters_out_of_range(problem, wrong):
     made = problem(3)

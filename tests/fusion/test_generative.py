@@ -48,7 +48,7 @@ def test_local(problem, standardised, masks):
     expected = (q[..., None] * p).sum(0) * voted
     expected = expected / np.maximum(expected.sum(-1, keepdims=True), 1e-30)
     result = fuse(case.target, case.candidates, sigma=0.4, rho=1.3)
-    np.testing.assert_allclose(result.dense()[case.disputed], expected[case.disputed], atol=ROUNDING)
+    np.testing.assert_allclose(result.dense()[case.disagreement], expected[case.disagreement], atol=ROUNDING)
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -57,7 +57,7 @@ def test_variational(problem, standardised, mode, masks):
     case = problem(4, masks=masks)
     beta = 0.6
     log_t, p, voted = parts(case, standardised, 0.5, 1.0)
-    on = case.disputed
+    on = case.disagreement
     seen = case.masks & on
     q = np.exp(np.where(on, log_t, 0) - np.where(on, log_t.max(0), 0)) * on
     q /= np.where(on, q.sum(0), 1)

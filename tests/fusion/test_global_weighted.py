@@ -10,7 +10,7 @@ ROUNDING = 1e-4  # float32 intensities, weights raised to powers
 
 @pytest.mark.parametrize("similarity", ["correlation", "mean_squares", "mutual_information"])
 def test_weights(problem, standardised, similarity):
-    case = problem(4)  # disputed nearly to the border, so the box with its margin is the whole grid
+    case = problem(4)  # disagreement nearly to the border, so the box with its margin is the whole grid
     t = standardised(case.scan[..., None], np.ones(case.scan.shape, bool))
     weights = []
     for image in case.images:

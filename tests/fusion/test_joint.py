@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.fusion import joint, majority
 from atlasseg.fusion._joint_numba import _count_votes, minimise
-from atlasseg.fusion._patches import offsets_by_length
+from atlasseg.fusion._patches import list_offsets
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
 SHAPE = (7, 6, 8)
@@ -100,16 +100,16 @@ def oracle(target, candidates, *, alpha=0.1, beta=2.0, patch=2, window=3, nonneg
             one = labels.array == value if isinstance(labels, LabelMap) else labels.probability(value)
             dense[n, ..., at] = np.where(known[n], one, 0)
     modes = np.array([a.segmentation.array for a in candidates])
-    disputed = np.zeros(shape, bool)
+    disagreement = np.zeros(shape, bool)
     for x in np.ndindex(shape):
         said = {int(modes[n][x]) for n in range(len(candidates)) if known[n][x]}
         unsure = any(0 < p < 1 for n in range(len(candidates)) for p in dense[n][x])
-        disputed[x] = len(said) > 1 or unsure
+        disagreement[x] = len(said) > 1 or unsure
     t = normalised(patches(target.channels, patch))
     a = [normalised(patches(atlas.image.channels, patch)) for atlas in candidates]
-    offsets = offsets_by_length(window)
+    offsets = list_offsets(window)
     votes = np.zeros((*shape, values.size))
-    for x in np.argwhere(ndimage.binary_dilation(disputed, np.ones((2 * patch + 1,) * 3))):
+    for x in np.argwhere(ndimage.binary_dilation(disagreement, np.ones((2 * patch + 1,) * 3))):
         own = t[tuple(x)]
         errors, moves, who = [], [], []
         for n in range(len(candidates)):
@@ -141,7 +141,7 @@ def oracle(target, candidates, *, alpha=0.1, beta=2.0, patch=2, window=3, nonneg
                 y = tuple((z + move).tolist())
                 if weight > 0 and min(y) >= 0 and all(i < n for i, n in zip(y, shape, strict=True)):
                     votes[tuple(z)] += weight * dense[n][y]
-    return np.where(disputed[..., None], votes / np.maximum(votes.sum(-1, keepdims=True), 1e-300), np.nan)
+    return np.where(disagreement[..., None], votes / np.maximum(votes.sum(-1, keepdims=True), 1e-300), np.nan)
 
 
 @pytest.fixture(params=["numba", "torch"])
@@ -171,10 +171,10 @@ def assert_like_oracle(target, candidates, **parameters):
         **{name: parameters[name] for name in ("alpha", "beta", "nonnegative") if name in parameters},
     )
     wanted = oracle(target, candidates, **parameters)
-    disputed = ~np.isnan(wanted[..., 0])
-    assert disputed.any()
-    np.testing.assert_allclose(fused.dense()[disputed], wanted[disputed], atol=AGREEMENT)
-    assert (fused.confidence()[~disputed] == 1).all()
+    disagreement = ~np.isnan(wanted[..., 0])
+    assert disagreement.any()
+    np.testing.assert_allclose(fused.dense()[disagreement], wanted[disagreement], atol=AGREEMENT)
+    assert (fused.confidence()[~disagreement] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -222,10 +222,10 @@ def test_closed_form_agrees_with_ants(tmp_path):
         output_prefix=str(tmp_path / "fused"),
     )
     ours = joint.fuse(target, candidates, search_radius_voxels=2, nonnegative=False, device="cpu")
-    disputed = ours.confidence() < 1
+    disagreement = ours.confidence() < 1
     inner = np.zeros(target.shape, bool)
     inner[6:-6, 6:-6, 6:-6] = True  # ANTs treats patches that reach beyond the grid in its own way
-    compared = disputed & inner
+    compared = disagreement & inner
     assert compared.sum() > 100
     for label, probability in zip(theirs["segmentation_numbers"], theirs["probabilityimages"], strict=True):
         apart = np.abs(probability.numpy() - ours.probability(int(label)))[compared]
@@ -414,14 +414,14 @@ def test_a_label_in_one_atlas_only_keeps_its_share():
 
 def test_background_of_an_atlas_that_does_not_know_a_label_follows_those_that_do(engine):
     target, candidates, _ = scene(3, seed=11)
-    knows, other, ignorant = candidates
-    empty = np.where(ignorant.segmentation.array == 70, 0, ignorant.segmentation.array)
-    poor = Atlas("poor", ignorant.image, LabelMap(empty, target.affine), not_annotated=frozenset({70}))
+    knows, other, partial_atlas = candidates
+    empty = np.where(partial_atlas.segmentation.array == 70, 0, partial_atlas.segmentation.array)
+    poor = Atlas("poor", partial_atlas.image, LabelMap(empty, target.affine), not_annotated=frozenset({70}))
     fused = joint.fuse(target, [knows, other, poor])
     agreed = (knows.segmentation.array == 70) & (other.segmentation.array == 70) & (empty == 0)
     agreed = ndimage.binary_erosion(agreed, np.ones((3, 3, 3)))
     assert (fused.probability(70)[agreed] > 0.9).all()
-    blind = joint.fuse(target, [knows, other, Atlas("poor", ignorant.image, LabelMap(empty, target.affine))])
+    blind = joint.fuse(target, [knows, other, Atlas("poor", partial_atlas.image, LabelMap(empty, target.affine))])
     assert fused.probability(70).sum() > blind.probability(70).sum()
     np.testing.assert_allclose(fused.dense().sum(-1), 1, atol=AGREEMENT)
 

@@ -4,7 +4,7 @@ from scipy.ndimage import gaussian_filter
 
 from atlasseg import similarity as measures
 from atlasseg.errors import InputError
-from atlasseg.fusion.local_weighted import _WEIGHTS, fuse, top_ranked
+from atlasseg.fusion.local_weighted import _WEIGHTS, fuse, select_top
 
 ROUNDING = 2e-3  # float32 intensities in correlations of near-flat windows, raised to powers
 
@@ -63,7 +63,9 @@ def test_weights(problem, standardised, similarity, masks):
     total = np.where(w.sum(0) > 0, w.sum(0), 1)
     for label in (2, 5):
         expected = ((case.labels == label) * w).sum(0) / total
-        np.testing.assert_allclose(result.probability(label)[case.disputed], expected[case.disputed], atol=ROUNDING)
+        np.testing.assert_allclose(
+            result.probability(label)[case.disagreement], expected[case.disagreement], atol=ROUNDING
+        )
 
 
 @pytest.mark.parametrize("similarity", ["inverse_difference", "block_mean_squares"])
@@ -75,8 +77,8 @@ def test_a_large_power_stays_in_range(problem, standardised, similarity, epsilon
     w = (w / np.where(case.masks.any(0), w.max(0), 1)) ** 100
     result = fuse(case.target, case.candidates, similarity=similarity, power=100.0, epsilon=epsilon)
     for label in (2, 5):
-        expected = ((case.labels == label) * w).sum(0)[case.disputed] / w.sum(0)[case.disputed]
-        np.testing.assert_allclose(result.probability(label)[case.disputed], expected, atol=1e-2)
+        expected = ((case.labels == label) * w).sum(0)[case.disagreement] / w.sum(0)[case.disagreement]
+        np.testing.assert_allclose(result.probability(label)[case.disagreement], expected, atol=1e-2)
 
 
 def test_mutual_information_of_one_block(problem, standardised):
@@ -106,8 +108,8 @@ def test_better_than_majority_where_images_tell(problem):
 
 def test_ranked_ties_share():
     scores = np.array([[3.0, 1.0], [2.0, 1.0], [2.0, 1.0], [1.0, -np.inf]], np.float32)
-    np.testing.assert_allclose(top_ranked(scores, 2), [[1, 2 / 3], [0.5, 2 / 3], [0.5, 2 / 3], [0, 0]])
-    np.testing.assert_array_equal(top_ranked(scores, 4), [[1, 1], [1, 1], [1, 1], [1, 0]])
+    np.testing.assert_allclose(select_top(scores, 2), [[1, 2 / 3], [0.5, 2 / 3], [0.5, 2 / 3], [0, 0]])
+    np.testing.assert_array_equal(select_top(scores, 4), [[1, 1], [1, 1], [1, 1], [1, 0]])
 
 
 @pytest.mark.parametrize("similarity", list(_WEIGHTS))

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from atlasseg.errors import InputError
-from atlasseg.fusion._patch_match import patch_match
-from atlasseg.fusion._patches import nearest_patches
+from atlasseg.fusion._patch_match import run_patch_match
+from atlasseg.fusion._patches import find_nearest_patches
 from atlasseg.fusion.nearest_patches import fuse
 
 ROUNDING = 1e-3  # float32 intensities in exponents
@@ -24,7 +24,7 @@ def by_hand(case, standardised, count, window, whole, bandwidth):
     steps = [np.array(o) - window for o in np.ndindex(*[2 * window + 1] * 3)]
     near = [np.array(o) - 1 for o in np.ndindex(3, 3, 3)] if whole else [np.zeros(3, int)]
     wanted = np.zeros(shape, bool)
-    for x in np.argwhere(case.disputed):
+    for x in np.argwhere(case.disagreement):
         for p in near:
             if (x + p >= 0).all() and (x + p < shape).all():
                 wanted[tuple(x + p)] = True
@@ -56,7 +56,7 @@ def test_exact(problem, standardised, whole, masks):
         case.target, case.candidates, count=6, patch_radius_voxels=1, search_radius_voxels=1, whole_patch=whole,
         bandwidth=0.8,
     )  # fmt: skip
-    np.testing.assert_allclose(result.dense()[case.disputed], expected[case.disputed], atol=ROUNDING)
+    np.testing.assert_allclose(result.dense()[case.disagreement], expected[case.disagreement], atol=ROUNDING)
 
 
 @pytest.fixture
@@ -65,14 +65,14 @@ def searched(problem, standardised):
     arrays = [np.float32(standardised(i[..., None], np.ones(i.shape, bool)).transpose(3, 0, 1, 2)) for i in case.images]
     target = np.float32(standardised(case.scan[..., None], np.ones(case.scan.shape, bool)).transpose(3, 0, 1, 2))
     shared = {"count": 4, "patch_radius_voxels": 1, "search_radius_voxels": 2, "inside": list(case.masks)}
-    return case, target, arrays, case.disputed, shared
+    return case, target, arrays, case.disagreement, shared
 
 
 def test_patch_match_finds_nearly_the_nearest(searched):
     case, target, arrays, where, shared = searched
-    exact = nearest_patches(target, arrays, where, measure="ssd", **shared)
-    random = patch_match(target, arrays, where, iterations=1, seed=1, **shared)
-    found = patch_match(target, arrays, where, iterations=8, seed=1, **shared)
+    exact = find_nearest_patches(target, arrays, where, measure="ssd", **shared)
+    random = run_patch_match(target, arrays, where, iterations=1, seed=1, **shared)
+    found = run_patch_match(target, arrays, where, iterations=8, seed=1, **shared)
     best = -exact.scores[:, 0]
     assert (-found.scores >= best[:, None] - 1e-4).all()  # nothing is nearer than the nearest
     assert (-found.scores[:, 0] <= best * 1.05).mean() > 0.9
@@ -88,16 +88,16 @@ def test_patch_match_finds_nearly_the_nearest(searched):
 
 def test_patch_match_depends_on_its_seed_alone(searched):
     _, target, arrays, where, shared = searched
-    first = patch_match(target, arrays, where, iterations=2, seed=5, **shared)
+    first = run_patch_match(target, arrays, where, iterations=2, seed=5, **shared)
     threads = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
-        second = patch_match(target, arrays, where, iterations=2, seed=5, **shared)
+        second = run_patch_match(target, arrays, where, iterations=2, seed=5, **shared)
     finally:
         numba.set_num_threads(threads)
     np.testing.assert_array_equal(first.scores, second.scores)
     np.testing.assert_array_equal(first.chosen, second.chosen)
-    other = patch_match(target, arrays, where, iterations=2, seed=6, **shared)
+    other = run_patch_match(target, arrays, where, iterations=2, seed=6, **shared)
     assert (first.chosen != other.chosen).any()
 
 

@@ -10,7 +10,7 @@ LABELS = np.array([0, 2, 5])
 
 
 def spread(case, standardised, patch, window, sigma_i, sigma_d):
-    """(N, V, L) votes a_i at the disputed voxels, offset by offset, without fractions below a thousandth."""
+    """(N, V, L) votes a_i at the voxels of disagreement, offset by offset, without fractions below a thousandth."""
     shape = case.scan.shape
     t = np.pad(standardised(case.scan[..., None], np.ones(shape, bool))[..., 0], patch, mode="edge")
     width = 2 * patch + 1
@@ -18,7 +18,7 @@ def spread(case, standardised, patch, window, sigma_i, sigma_d):
     for image, said, mask in zip(case.images, case.labels, case.masks, strict=True):
         a = np.pad(standardised(image[..., None], mask)[..., 0], patch, mode="edge")
         rows = []
-        for x in np.argwhere(case.disputed):
+        for x in np.argwhere(case.disagreement):
             here = t[tuple(slice(n, n + width) for n in x)]
             logs, labels = [], []
             for o in np.ndindex(*[2 * window + 1] * 3):
@@ -65,8 +65,8 @@ def test_against_dense_arrays(problem, standardised, prior, masks):
         case.target, case.candidates, patch_radius_voxels=1, search_radius_voxels=1, sigma_intensity=0.4,
         sigma_voxels=1.2, prior=prior, tolerance=1e-6,
     )  # fmt: skip
-    np.testing.assert_allclose(result.dense()[case.disputed], w, atol=ROUNDING)
-    assert (result.mode[case.disputed] == LABELS[w.argmax(-1)]).mean() > 0.995
+    np.testing.assert_allclose(result.dense()[case.disagreement], w, atol=ROUNDING)
+    assert (result.mode[case.disagreement] == LABELS[w.argmax(-1)]).mean() > 0.995
 
 
 def test_without_a_window_it_is_staple(problem):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
 from atlasseg.errors import InputError
-from atlasseg.fusion._patches import LARGEST_TILE, nearest_patches, offsets_by_length, tiles
+from atlasseg.fusion._patches import MAX_TILE, find_nearest_patches, list_offsets, split_into_tiles
 
 SHAPE = (7, 9, 5)
 ROUNDING = 1e-9
@@ -35,7 +35,7 @@ def best_patches(target, candidates, where, *, measure="correlation", inside=Non
     """The best patch of each candidate, a column each, as joint label fusion looks for it."""
     inside = inside or [None] * len(candidates)
     found = [
-        nearest_patches(target, [candidate], where, count=1, measure=measure, inside=[seen], **radii)
+        find_nearest_patches(target, [candidate], where, count=1, measure=measure, inside=[seen], **radii)
         for candidate, seen in zip(candidates, inside, strict=True)
     ]
     chosen, scores = (np.hstack([getattr(each, name) for each in found]) for name in ("chosen", "scores"))
@@ -46,7 +46,7 @@ def ranked(target, candidates, where, patch, window, measure, inside):
     """For each voxel, all (score, candidate, offset), best first, earlier ones first among equals."""
     t = patches(target, patch)
     a = [patches(candidate, patch) for candidate in candidates]
-    offsets = offsets_by_length(window)
+    offsets = list_offsets(window)
     out = []
     for x in np.argwhere(where):
         found = []
@@ -96,7 +96,7 @@ def test_best_patches_are_those_of_brute_force(measure, channels, patch, window)
 @pytest.mark.parametrize("measure", ["correlation", "ssd"])
 def test_nearest_patches_are_those_of_brute_force(measure):
     target, candidates, where, inside = scene(count=3)
-    got = nearest_patches(
+    got = find_nearest_patches(
         target,
         candidates,
         where,
@@ -117,7 +117,7 @@ def test_nearest_patches_are_those_of_brute_force(measure):
 
 def test_fewer_patches_than_asked_for_are_marked():
     target, candidates, where, _ = scene(count=1)
-    got = nearest_patches(target, candidates, where, count=3, patch_radius_voxels=1, search_radius_voxels=0)
+    got = find_nearest_patches(target, candidates, where, count=3, patch_radius_voxels=1, search_radius_voxels=0)
     assert (got.candidate == [0, -1, -1]).all() and (got.chosen == [0, -1, -1]).all()
     assert np.isneginf(got.scores[:, 1:]).all() and np.isfinite(got.scores[:, 0]).all()
 
@@ -185,7 +185,7 @@ def test_the_number_of_threads_changes_nothing():
 
 
 def test_offsets_grow():
-    offsets = offsets_by_length((1, 2, 0))
+    offsets = list_offsets((1, 2, 0))
     assert offsets.shape == (15, 3)
     assert offsets[0].tolist() == [0, 0, 0]
     lengths = (offsets**2).sum(axis=1)
@@ -203,8 +203,8 @@ def test_tiles_hold_every_voxel_once(shape, share, seed):
     rng = np.random.default_rng(seed)
     where = rng.random(shape) < share**4  # often sparse
     held = np.zeros(shape, int)
-    for start, stop in tiles(where):
-        assert (stop > start).all() and (stop - start <= LARGEST_TILE).all()
+    for start, stop in split_into_tiles(where):
+        assert (stop > start).all() and (stop - start <= MAX_TILE).all()
         box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         assert where[box].any()
         held[box] += 1
@@ -223,4 +223,4 @@ def test_other_wrong_requests_are_refused():
     with pytest.raises(InputError, match="measure"):
         best_patches(target, candidates, where, measure="cosine")
     with pytest.raises(InputError, match="at least 1"):
-        nearest_patches(target, candidates, where, count=0)
+        find_nearest_patches(target, candidates, where, count=0)

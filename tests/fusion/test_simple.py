@@ -44,7 +44,7 @@ def test_against_dense_arrays(problem, alpha, power, masks):
     expected, kept = by_hand(case.labels, case.masks, [0, 2, 5], alpha, power)
     result = fuse(case.target, case.candidates, alpha=alpha, power=power)
     assert alpha > 1 or not kept.all()
-    np.testing.assert_allclose(result.dense()[case.disputed], expected[case.disputed], atol=ROUNDING)
+    np.testing.assert_allclose(result.dense()[case.disagreement], expected[case.disagreement], atol=ROUNDING)
 
 
 def test_an_outlier_goes(problem):

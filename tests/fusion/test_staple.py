@@ -9,14 +9,14 @@ ROUNDING = 1e-5  # float32 probabilities; negligible ones are left out
 
 
 @pytest.mark.parametrize("masks", [False, True])
-@pytest.mark.parametrize("region", ["disputed", "whole"])
+@pytest.mark.parametrize("region", ["disagreement", "whole"])
 def test_expectation_maximisation(problem, region, masks, staple_by_hand):
     case = problem(4, masks=masks)
     result = fuse(case.target, case.candidates, region=region)
     expected = staple_by_hand(case.labels, case.masks, [0, 2, 5], case.target.spacing_mm, whole=region == "whole")
     for k, label in enumerate((0, 2, 5)):
         np.testing.assert_allclose(
-            result.probability(label)[case.disputed], expected[..., k][case.disputed], atol=ROUNDING
+            result.probability(label)[case.disagreement], expected[..., k][case.disagreement], atol=ROUNDING
         )
 
 
@@ -55,8 +55,8 @@ def test_same_labels_as_itk():
     theirs = sitk.MultiLabelSTAPLEImageFilter()
     theirs.SetTerminationUpdateThreshold(1e-5)
     labels = sitk.GetArrayFromImage(theirs.Execute([sitk.GetImageFromArray(s.astype(np.uint8)) for s in said]))
-    disputed = np.ptp(said, axis=0) > 0
-    np.testing.assert_array_equal(ours.mode[disputed], labels[disputed])
+    disagreement = np.ptp(said, axis=0) > 0
+    np.testing.assert_array_equal(ours.mode[disagreement], labels[disagreement])
     majority = np.sum(said, 0) // 3
     assert (ours.mode == truth).mean() > (majority == truth).mean()  # it found out who is good
 

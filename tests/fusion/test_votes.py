@@ -82,13 +82,13 @@ def test_only_some(problem):
     votes = Votes.gather(case.target, case.candidates)
     chosen = np.random.default_rng(0).random((4, votes.voxels.size)) < 0.7
     chosen[:, ~(chosen & case.masks.reshape(4, -1)[:, votes.voxels]).any(0)] = True
-    a, b = votes.only(chosen).cast(), votes.cast(chosen.astype(float))
+    a, b = votes.restrict(chosen).cast(), votes.cast(chosen.astype(float))
     np.testing.assert_allclose(a.dense(), b.dense(), atol=ROUNDING)
 
 
-def test_memory_follows_the_disputed_voxels(problem):
+def test_memory_follows_the_active_voxels(problem):
     case = problem()
     votes = Votes.gather(case.target, case.candidates)
-    assert votes.voxels.size == case.disputed.sum()
+    assert votes.voxels.size == case.disagreement.sum()
     assert votes.entry_candidates.size == 4 * votes.voxels.size
     assert votes.slot_labels.size < 3 * votes.voxels.size

@@ -16,7 +16,7 @@ from atlasseg.volume import Atlas, Bool, Float32, Int32, Int64, LabelMap, Probab
 
 
 @dataclass(frozen=True, eq=False)
-class Ballots:
+class EncodedVotes:
     """The codes of all candidates in a box.
 
     Parameters
@@ -44,14 +44,14 @@ class Ballots:
     unknown: Bool
 
     @classmethod
-    def gather(cls, candidates: Sequence[Atlas], start: Int64, stop: Int64) -> Ballots:
+    def gather(cls, candidates: Sequence[Atlas], start: Int64, stop: Int64) -> EncodedVotes:
         """The codes in the box from `start` to `stop`, which may reach beyond the grid: nobody votes there."""
         shape = candidates[0].image.shape
         every: set[int] = {0}
         for atlas in candidates:
             every |= set(atlas.label_values.tolist())
         label_values = np.array(sorted(every), np.int32)
-        groups = sorted({_unknown_to(atlas, every) for atlas in candidates})
+        groups = sorted({_missing_labels(atlas, every) for atlas in candidates})
         unknown = np.array([[label in group for label in label_values.tolist()] for group in groups], bool)
         slots = len(groups) * label_values.size
 
@@ -62,11 +62,11 @@ class Ballots:
         offsets, list_slots, list_fractions = [np.zeros(1, np.int64)], [], []
         lists = entries = 0
         for n, atlas in enumerate(candidates):
-            shift = groups.index(_unknown_to(atlas, every)) * label_values.size
+            shift = groups.index(_missing_labels(atlas, every)) * label_values.size
             if isinstance(atlas.labels, LabelMap):
                 code = shift + np.searchsorted(label_values, atlas.labels.array[box])
             else:
-                part = _Part.of(atlas.labels, box)
+                part = _BoxEntries.of(atlas.labels, box)
                 code = shift + np.searchsorted(label_values, part.mode)
                 code.reshape(-1)[part.voxels] = slots + lists + np.arange(part.voxels.size)
                 offsets.append(entries + part.offsets[1:])
@@ -89,7 +89,7 @@ class Ballots:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _BoxEntries:
     """The entries of a probability map in a box, `voxels` being flat indices in the box."""
 
     mode: Int32
@@ -99,7 +99,7 @@ class _Part:
     values: Float32
 
     @classmethod
-    def of(cls, labels: ProbabilityMap, box: tuple[slice, ...]) -> _Part:
+    def of(cls, labels: ProbabilityMap, box: tuple[slice, ...]) -> _BoxEntries:
         index = np.stack(np.unravel_index(labels.voxels, labels.shape))
         inside = np.all([(x >= s.start) & (x < s.stop) for x, s in zip(index, box, strict=True)], axis=0)
         start = np.array([s.start for s in box])[:, None]
@@ -115,28 +115,28 @@ class _Part:
         )
 
 
-def _unknown_to(atlas: Atlas, every: set[int]) -> tuple[int, ...]:
+def _missing_labels(atlas: Atlas, every: set[int]) -> tuple[int, ...]:
     return tuple(sorted((atlas.not_annotated & every) - {0}))
 
 
-def unanimity(candidates: Sequence[Atlas]) -> tuple[Int32, Bool]:
+def find_disagreement(candidates: Sequence[Atlas]) -> tuple[Int32, Bool]:
     """(I, J, K) the label on which all candidates agree, and where they do not.
 
     A candidate has no say outside its field of view; where none has, the label is background (0). A voxel at which a
-    candidate is not certain counts as disputed.
+    candidate is not certain counts as disagreement.
     """
     shape = candidates[0].image.shape
     certain = np.zeros(shape, np.int32)
     covered = np.zeros(shape, bool)
-    disputed = np.zeros(shape, bool)
+    disagreement = np.zeros(shape, bool)
     for atlas in candidates:
         mode = atlas.segmentation.array
         here = np.ones(shape, bool) if atlas.mask is None else atlas.mask.array
-        disputed |= here & covered & (mode != certain)
+        disagreement |= here & covered & (mode != certain)
         new = here & ~covered
         certain[new] = mode[new]
         covered |= here
         if isinstance(atlas.labels, ProbabilityMap):
             uncertain = atlas.labels.voxels
-            disputed.reshape(-1)[uncertain[here.reshape(-1)[uncertain]]] = True
-    return certain, disputed
+            disagreement.reshape(-1)[uncertain[here.reshape(-1)[uncertain]]] = True
+    return certain, disagreement
