@@ -147,7 +147,9 @@ def finished(target: Target, context: RunContext) -> tuple[str, TargetSummary | 
     known = context.kept.get("target", key)
     if known is None or known["files"] != file_digests(context.out / target.id):
         return key, None
-    return key, known["summary"]
+    from atlasseg.report.cohort_page import TargetSummary
+
+    return key, TargetSummary(**known["summary"])
 
 
 def initial_digests(target: Target, context: RunContext) -> list[str]:
@@ -248,7 +250,8 @@ def segment_target(target: Target, progress: Progress, *, context: RunContext) -
     context.earlier.discard(target.id)
     summary = replace(summary, seconds=time.perf_counter() - begun, warnings=len(heard))
     if key:
-        context.kept.put("target", key, {"summary": summary, "files": file_digests(out / target.id)})
+        told = {f.name: getattr(summary, f.name) for f in fields(summary)}
+        context.kept.put("target", key, {"summary": told, "files": file_digests(out / target.id)})
     return summary
 
 

@@ -11,14 +11,6 @@ import typer
 from atlasseg.recipe.tables import Regions
 
 
-class Method(StrEnum):
-    """How regions are found."""
-
-    split_and_merge = "split_and_merge"
-    growing = "growing"
-    watershed = "watershed"
-
-
 class Instances(StrEnum):
     """What an instance is."""
 
@@ -34,7 +26,10 @@ def add_to(app: typer.Typer) -> None:
 def regions(
     volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="The scan.")],
     out: Annotated[Path, typer.Option("--out", help="Label map to write: the regions, or the segmentation made fit.")],
-    method: Annotated[Method, typer.Option("--method", help="How regions are found.")] = Method.split_and_merge,
+    method: Annotated[
+        str,
+        typer.Option("--method", metavar="METHOD", help="Method that finds regions: see `atlasseg methods regions`."),
+    ] = "split_and_merge",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
     ] = None,
@@ -89,7 +84,7 @@ def regions(
         if instances is not None or masks is not None:
             raise InputError("--instances and --masks are of a --segmentation, and none is given")
         found = files.partition_files(
-            volume, out, method=method.value, settings=settings or (), seeds=seeds, table=table, pictures=pictures
+            volume, out, method=method, settings=settings or (), seeds=seeds, table=table, pictures=pictures
         )
         sizes = files.region_sizes(found.graph)
         typer.echo(
@@ -105,7 +100,7 @@ def regions(
         volume,
         segmentation,
         out,
-        method=method.value if votes else None,
+        method=method if votes else None,
         settings=settings or (),
         field_weight=field_weight,
         min_component_fraction=min_component_fraction,

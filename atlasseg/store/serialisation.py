@@ -20,7 +20,6 @@ from atlasseg.recipe import Step
 from atlasseg.regions.consistency import Change, Consistent
 from atlasseg.registration.fit import Fit
 from atlasseg.registration.quality import RegistrationQuality
-from atlasseg.report.cohort_page import TargetSummary
 from atlasseg.store.fingerprints import version_of
 from atlasseg.transforms import Affine, BSplineField, Chain, DisplacementField, Inverse, Transform
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
@@ -30,7 +29,7 @@ KINDS: dict[str, type] = {
     for kind in (
         *(Image, Mask, LabelMap, ProbabilityMap, Atlas),
         *(Affine, DisplacementField, BSplineField, Inverse, Chain),
-        *(Fit, RegistrationQuality, Consistent, Change, TargetSummary),
+        *(Fit, RegistrationQuality, Consistent, Change),
     )
 }
 """What can be packed beside numbers, strings, arrays, tables, and tuples and mappings of these."""
