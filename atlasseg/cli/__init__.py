@@ -17,6 +17,7 @@ from atlasseg.cli import (
     evaluate,
     fetch,
     fuse,
+    init,
     methods,
     recipes,
     regions,
@@ -73,6 +74,7 @@ doctor.add_to(app)
 fetch.add_to(app)
 methods.add_to(app)
 recipes.add_to(app)
+init.add_to(app)
 register.add_to(app)
 fuse.add_to(app)
 regions.add_to(app)

@@ -79,7 +79,7 @@ class Board:
     def rows(self, now: float) -> list[tuple[str, str, str]]:
         """Name, stage and seconds at it, of targets under way."""
         shown = list(self.under_way.items())[:MOST_ROWS]
-        return [(target, stage, duration(now - since)) for target, (_, since, stage) in shown]
+        return [(target, stage, clock(now - since)) for target, (_, since, stage) in shown]
 
     def waits(self) -> bool:
         """Whether there are targets, and none has begun."""
@@ -113,10 +113,18 @@ class Board:
         more = len(self.under_way) - len(told)
         told += [f"and {more} more"] if more > 0 else []
         if not self.total and self.text:
-            told = [f"{self.text} ({duration(now - self.text_since)})"]
+            told = [f"{self.text} ({clock(now - self.text_since)})"]
         told = ["start"] if self.waits() else told
         parts = [self.counts(), ", ".join(told), self.time_left(now)]
-        return f"{duration(now - self.begun):>8}  " + ("; ".join(part for part in parts if part) or "working")
+        return f"{clock(now - self.begun):>8}  " + ("; ".join(part for part in parts if part) or "working")
+
+
+def clock(seconds: float) -> str:
+    """Seconds, minutes and seconds, or hours and minutes."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02} h"
 
 
 def duration(seconds: float) -> str:
@@ -191,7 +199,7 @@ class Bars:
         from rich.text import Text
 
         head = "; ".join(part for part in (board.counts() or board.text, board.time_left(now)) if part) or "working"
-        self.spinner.update(text=Text(f"{head}  {duration(now - board.begun)}", overflow="fold"))
+        self.spinner.update(text=Text(f"{head}  {clock(now - board.begun)}", overflow="fold"))
         rows = Table.grid(padding=(0, 2))
         rows.add_column(overflow="fold")
         rows.add_column(overflow="fold")

@@ -25,6 +25,13 @@ class DeviceName(StrEnum):
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file (.toml), or a name that `atlasseg recipes` lists.")
 ]
+OptionalRecipe = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="A recipe file (.toml), or a name that `atlasseg recipes` lists; without it --atlases says what to do.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one value of the recipe; may be given again."),

@@ -82,7 +82,12 @@ def bids(
     ],
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", metavar="RECIPE.toml", envvar="ATLASSEG_RECIPE", help="What to do, stage by stage."),
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            envvar="ATLASSEG_RECIPE",
+            help="A recipe file (.toml) or a recipe's name; without it the atlases say what to do.",
+        ),
     ] = None,
     atlases: Annotated[
         list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; in place of the recipe's.")
@@ -155,6 +160,7 @@ def bids(
 
     **Examples**
 
+    - `atlasseg bids study study/derivatives/atlasseg participant --atlases my_atlases`
     - `atlasseg bids study study/derivatives/atlasseg participant --recipe recipe.toml --atlases my_atlases`
     - `atlasseg bids study study/derivatives/atlasseg participant --recipe recipe.toml --participant-label 01 02`
     - `atlasseg bids study study/derivatives/atlasseg group`
@@ -177,8 +183,6 @@ def bids(
     if reports_only:
         _reports(bids_dir, out_dir, scans)
         return
-    if recipe is None:
-        raise typer.BadParameter("the participant level needs a recipe", param_hint="--recipe")
     if not skip_bids_validation:
         with Progress("validate the dataset"):
             validate(bids_dir)

@@ -16,8 +16,8 @@ from atlasseg.cli._options import (
     Device,
     DeviceName,
     Jobs,
+    OptionalRecipe,
     Prepared,
-    RecipeFile,
     Scheduler,
     Settings,
     workers_of,
@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    recipe: RecipeFile,
+    recipe: OptionalRecipe = None,
     names: Annotated[
         str,
         typer.Option("--methods", help="Fusions or FUSION+REFINEMENT, with commas; 'all' takes every fusion."),
@@ -63,12 +63,13 @@ def compare(
     **Examples**
 
     - `atlasseg compare quickstart --methods majority,local_weighted,joint`
+    - `atlasseg compare --atlases my_atlases --leave-one-out --out comparison`
     - `atlasseg compare refined.toml --methods majority,joint,joint+corrective_learning`
     - `atlasseg compare mouse_brain --atlases my_atlases --leave-one-out --set fusion.joint.beta=4`
     """
     from atlasseg.cli._progress import Progress, announce
 
-    announce(f"compare: read the recipe {recipe}")
+    announce(f"compare: read the recipe {recipe}" if recipe else "compare: read the atlases")
     from atlasseg import methods
     from atlasseg.app.compare import compare as compare_methods
     from atlasseg.app.compare import overview

@@ -17,8 +17,8 @@ from atlasseg.cli._options import (
     Device,
     DeviceName,
     Jobs,
+    OptionalRecipe,
     Prepared,
-    RecipeFile,
     Scheduler,
     Settings,
     workers_of,
@@ -47,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: RecipeFile,
+    recipe: OptionalRecipe = None,
     targets: Targets = None,
     atlases: Atlases = None,
     out: Out = None,
@@ -70,16 +70,18 @@ def run(
     Registers the atlases to each target, carries their labels over and fuses them. Writes for each target a
     segmentation on the scan's own grid, its volumes, an entropy map (where to look), and a report for a browser.
     Targets that come with labels are evaluated against them. What is done and has not changed is not done again.
+    Without RECIPE the methods are chosen by the atlases, and printed.
 
     **Examples**
 
     - `atlasseg run quickstart`
+    - `atlasseg run --atlases my_atlases --targets scan.nii.gz --out results`
     - `atlasseg run hippocampus --atlases my_atlases --targets scan.nii.gz --out results`
     - `atlasseg run recipe.toml --set fusion.method=joint --set registration.ffd.spacing_voxels=4`
     """
     from atlasseg.cli._progress import Progress, announce
 
-    announce(f"run: read the recipe {recipe}")
+    announce(f"run: read the recipe {recipe}" if recipe else "run: read the atlases")
     from atlasseg.app.run import run as run_recipe
 
     with Progress("read the atlases and the targets") as progress:
@@ -158,7 +160,7 @@ def report_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_byte
 
 
 def load_recipe(
-    path: Path,
+    path: Path | None,
     settings: list[str] | None,
     device: DeviceName,
     *,
@@ -167,8 +169,26 @@ def load_recipe(
     out: Path | None,
     prepared: Path | None,
 ) -> Recipe:
-    """Read a recipe; paths given as options take the place of its own."""
+    """Read a recipe; paths given as options take the place of its own. Without a path it is chosen by the atlases."""
     from atlasseg.recipe import read_recipe, with_device, with_paths
 
-    recipe = with_device(read_recipe(path, overrides=settings or ()), device.value)
+    chosen = _choose_recipe(atlases, settings) if path is None else read_recipe(path, overrides=settings or ())
+    recipe = with_device(chosen, device.value)
     return with_paths(recipe, targets=targets or (), atlases=atlases or (), out=out, prepared=prepared)
+
+
+def _choose_recipe(atlases: list[Path] | None, settings: list[str] | None) -> Recipe:
+    """The recipe that suits the kind of the library, which is told."""
+    from atlasseg.atlases.library import read_library
+    from atlasseg.cli._progress import is_quiet, print_line
+    from atlasseg.errors import InputError
+    from atlasseg.recipe.defaults import default_recipe, describe
+
+    if not atlases:
+        raise InputError("expected a recipe or --atlases DIR, got neither. Try: atlasseg run quickstart")
+    library = read_library(*atlases)
+    recipe = default_recipe(library.kind, overrides=settings or ())
+    if not is_quiet():
+        kind = f"{len(library)} atlases" if library.kind == "multi" else f"a {library.kind} atlas"
+        print_line(f"no recipe given, so for {kind}: {describe(recipe)} ('atlasseg init' writes this as a recipe)")
+    return recipe

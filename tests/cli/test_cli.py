@@ -28,6 +28,7 @@ COMMANDS = [
     "fetch",
     "methods",
     "recipes",
+    "init",
     "register",
     "fuse",
     "tissue",
@@ -213,3 +214,27 @@ def test_view_serves_the_reports_of_a_run(tmp_path, monkeypatch):
     assert call("view", tmp_path, "--no-browser")[0] == 0 and len(opened) == 1
     status, output = call("view", tmp_path / "none")
     assert status == 2 and "there is no such folder" in output
+
+
+def test_a_run_without_a_recipe_chooses_the_methods_by_the_atlases_and_says_which(dataset, monkeypatch):
+    monkeypatch.chdir(dataset)
+    status, output = call("run", "--atlases", "atlases", "--targets", "targets", "--dry-run")
+    assert status == 0, output
+    chosen = "preprocessing intensity; registration affine, diffeomorphic; fusion joint"
+    assert f"no recipe given, so for 3 atlases: {chosen} ('atlasseg init' writes this as a recipe)" in output
+    assert "fusion.joint" in output and (dataset / "out/default/dataset_description.json").is_file()
+    for id_ in ("head1", "head2"):
+        for kind in ("images", "labels"):
+            (dataset / f"atlases/{kind}/{id_}.nii.gz").unlink()
+    status, output = call(
+        "run", "--atlases", "atlases", "--targets", "targets/images/head3.nii.gz", "--out", "here", "--dry-run"
+    )
+    assert status == 0, output
+    assert "for a single atlas: " in output and "fusion majority" in output
+    assert (dataset / "here/dataset_description.json").is_file()
+
+
+def test_a_run_without_recipe_and_atlases_says_what_to_do():
+    status, output = call("run", "--targets", "scan.nii.gz")
+    assert status == 2
+    assert "expected a recipe or --atlases DIR, got neither. Try: atlasseg run quickstart" in output

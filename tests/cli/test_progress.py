@@ -12,7 +12,7 @@ from io import StringIO
 import pytest
 
 from atlasseg.cli import _display, _logging
-from atlasseg.cli._display import Board, duration, span
+from atlasseg.cli._display import Board, clock, duration, span
 from atlasseg.cli._logging import GroupedLog
 from atlasseg.cli._progress import Progress
 
@@ -82,6 +82,7 @@ def test_the_time_left_covers_what_the_others_take():
 
 def test_durations_and_spans_are_told_no_finer_than_they_are_known():
     assert [duration(s) for s in (3.4, 99, 120, 6000)] == ["3 s", "99 s", "2 min", "1.7 h"]
+    assert [clock(s) for s in (3.4, 59.9, 60, 725, 3661)] == ["3 s", "59 s", "1:00 min", "12:05 min", "1:01 h"]
     assert span(31, 58) == "about 30 to 60 s"
     assert span(700, 1100) == "about 12 to 18 min"
     assert span(700, 710) == "about 12 min"

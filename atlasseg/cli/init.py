@@ -1,0 +1,56 @@
+"""``atlasseg init``: a recipe to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("init")(init)
+
+
+def init(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="A name that `atlasseg recipes` lists, or a recipe file."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")] = Path("recipe.toml"),
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Only the most common tables, and only the methods that are used.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file where it is there already.")] = False,
+) -> None:
+    """Write a recipe to start from, with every key, its meaning and its default.
+
+    Without RECIPE the recipe is the one that `atlasseg run` uses where none is given. All keys that it does not set are
+    comments: remove the `# ` before one to change it.
+
+    **Examples**
+
+    - `atlasseg init`
+    - `atlasseg init hippocampus --out my_recipe.toml`
+    - `atlasseg run recipe.toml --atlases my_atlases --targets scan.nii.gz --out results`
+    """
+    import tomllib
+
+    from atlasseg import io
+    from atlasseg.errors import InputError
+    from atlasseg.recipe import read_recipe
+    from atlasseg.recipe.defaults import default_tables
+    from atlasseg.recipe.template import format_template
+    from atlasseg.version import __version__
+
+    if out.exists() and not force:
+        raise InputError(f"{out}: expected a file that is not there yet. Give another --out, or --force to replace it.")
+    if recipe is None:
+        tables, origin = default_tables("multi"), "the default recipe for several atlases"
+    else:
+        tables, origin = tomllib.loads(read_recipe(Path(recipe)).text), f"the recipe {recipe}"
+        tables["data"] = {key: value for key, value in tables.get("data", {}).items() if value}
+    title = f"Recipe of atlasseg {__version__}, begun from {origin} by 'atlasseg init'."
+    io.write_text(format_template(tables, title=title, brief=brief), out)
+    typer.echo(f"wrote {out}")

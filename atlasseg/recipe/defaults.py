@@ -1,0 +1,70 @@
+"""The recipe that is used where none is given, by the kind of the library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from atlasseg.recipe import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Kind = Literal["single", "probabilistic", "multi"]
+
+NAME = "default"
+
+FUSIONS: dict[Kind, str] = {"multi": "joint", "single": "majority", "probabilistic": "majority"}
+"""A single candidate leaves nothing to fuse: its labels, or the most probable ones, are the result."""
+
+
+def default_tables(kind: Kind) -> dict[str, dict[str, Any]]:
+    """The tables of the default recipe.
+
+    Parameters
+    ----------
+    kind : str
+        Of the library: "multi" for several labelled scans, "single" for one, "probabilistic" for a template with
+        probabilities.
+
+    Examples
+    --------
+    >>> default_tables("multi")["fusion"]
+    {'method': 'joint'}
+    """
+    return {
+        "preprocessing": {"steps": ["intensity"]},
+        "registration": {"steps": ["affine", "diffeomorphic"]},
+        "fusion": {"method": FUSIONS[kind]},
+    }
+
+
+def default_recipe(kind: Kind, *, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that is used where none is given. It writes into ``out/default`` of the current folder.
+
+    Parameters
+    ----------
+    kind : str
+        As for `default_tables`.
+    overrides : sequence of str
+        As for `read_recipe`.
+    """
+    tables = {"data": {"out": f"out/{NAME}"}, **default_tables(kind)}
+    return parse_recipe(tables, overrides=overrides, where="--set", name=NAME)
+
+
+def describe(recipe: Recipe) -> str:
+    """Methods of a recipe, stage by stage, on one line.
+
+    Examples
+    --------
+    >>> describe(default_recipe("multi"))
+    'preprocessing intensity; registration affine, diffeomorphic; fusion joint'
+    """
+    stages = {
+        "preprocessing": recipe.preprocessing.steps,
+        "registration": recipe.registration.steps,
+        "fusion": (recipe.fusion.method,),
+        "refinement": (recipe.refinement.method,),
+    }
+    named = {stage: [step.name for step in steps if step is not None] for stage, steps in stages.items()}
+    return "; ".join(f"{stage} {', '.join(names)}" for stage, names in named.items() if names)
