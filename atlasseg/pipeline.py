@@ -27,7 +27,7 @@ from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.propagation import propagate
 from atlasseg.recipe import Preprocessing, Recipe, Regions, Step
-from atlasseg.regions.consistency import Change, make_consistent, voting
+from atlasseg.regions.consistency import Change, make_consistent, voting_step
 from atlasseg.registration.fit import Fit, fit
 from atlasseg.registration.outliers import RegistrationQC, find_failures
 from atlasseg.registration.quality import RegistrationQuality
@@ -310,7 +310,7 @@ def fuse(
                 make_consistent,
                 alignment.target,
                 fused,
-                method=regions.method and voting(regions.method),
+                method=regions.method and voting_step(regions.method),
                 **{f.name: getattr(regions, f.name) for f in fields(regions) if f.name != "method"},
             )
             fused, changes = consistent.probabilities, consistent.changes

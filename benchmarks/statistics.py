@@ -29,7 +29,7 @@ from atlasseg.preprocessing.foreground import foreground
 from atlasseg.recipe import read_recipe
 from atlasseg.statistics import kmeans, mean_field
 from atlasseg.statistics._field import dense_field
-from atlasseg.statistics.curves import through
+from atlasseg.statistics.curves import scan_order
 from atlasseg.statistics.markov_chain import posterior
 from atlasseg.tissues import chain, field, mixture
 from atlasseg.volume import Image, Mask
@@ -91,10 +91,10 @@ def iterations(given: argparse.Namespace) -> None:
     inside = np.ones((100, 100, 100), bool)
     logs = rng.normal(size=(inside.sum(), 4))
     transitions = np.full((4, 4), 0.1 / 3) + np.eye(4) * (0.9 - 0.1 / 3)
-    _, starts = through(inside)
+    _, starts = scan_order(inside)
     rows = []
     began = time.perf_counter()
-    through(inside)
+    scan_order(inside)
     rows.append(("curve, found again", time.perf_counter() - began))
     rows.append(
         (

@@ -15,7 +15,7 @@ from atlasseg.errors import InputError
 from atlasseg.recipe import Step, parse_recipe
 from atlasseg.regions import figures
 from atlasseg.regions.adjacency_graph import AdjacencyGraph, adjacency_graph
-from atlasseg.regions.consistency import Change, Consistent, LabelChoice, make_consistent, voting
+from atlasseg.regions.consistency import Change, Consistent, LabelChoice, make_consistent, voting_step
 from atlasseg.regions.instances import Split, instances
 from atlasseg.regions.merging import Merges, merge
 from atlasseg.regions.noise import noise_sd
@@ -151,7 +151,7 @@ def consistent_files(
     """
     image = io.read_image(volume)
     given = _read_segmentation(segmentation)
-    step = None if method is None else voting(_step(method, settings))
+    step = None if method is None else voting_step(_step(method, settings))
     result = make_consistent(
         image,
         given,

@@ -15,7 +15,7 @@ from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import standardise
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
-from atlasseg.statistics.gaussians import CHUNK, Gaussians, from_moments, split, unpacked
+from atlasseg.statistics.gaussians import CHUNK, Gaussians, from_moments, split, unpack_moments
 from atlasseg.volume import Atlas, Float64, Image, Int64, ProbabilityMap
 
 FLOOR = 1e-2
@@ -165,7 +165,7 @@ class _MixtureData:
         flat = Gaussians(np.tile(centre, (number, 1)), np.tile(np.eye(centre.size), (number, 1, 1)))
         _, _, mass, sums = self._sweep_once(flat, np.ones(number), each, each, 0.0, centre)
         of_label = _merge_labels(
-            from_moments(*unpacked(sums, centre.size), centre, floor=FLOOR, before=flat),
+            from_moments(*unpack_moments(sums, centre.size), centre, floor=FLOOR, before=flat),
             merge_distance,
             self.background,
         )
@@ -173,7 +173,7 @@ class _MixtureData:
         grouped = np.zeros((classes, sums.shape[1]))
         np.add.at(grouped, of_label, sums)
         unheard = Gaussians(flat.means[:classes], flat.covariances[:classes])
-        single = from_moments(*unpacked(grouped, centre.size), centre, floor=FLOOR, before=unheard)
+        single = from_moments(*unpack_moments(grouped, centre.size), centre, floor=FLOOR, before=unheard)
         counts = np.ones(classes, np.int64)
         if self.background >= 0:
             counts[of_label[self.background]] = background_gaussians
@@ -187,7 +187,7 @@ class _MixtureData:
             if abs(log_likelihood - before) <= TOLERANCE * max(abs(log_likelihood), len(self.values)):
                 break
             before = log_likelihood
-            gaussians = from_moments(*unpacked(sums, centre.size), centre, floor=FLOOR, before=gaussians)
+            gaussians = from_moments(*unpack_moments(sums, centre.size), centre, floor=FLOOR, before=gaussians)
             whole = np.bincount(of_class, mass)[of_class]
             shares = np.where(whole > 0, mass / np.where(whole > 0, whole, 1), (1 / counts)[of_class])
         return posterior

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
 from atlasseg.statistics.curves import CurveName
-from atlasseg.statistics.label_posteriors import along_curve
+from atlasseg.statistics.label_posteriors import chain_posteriors
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
@@ -73,7 +73,7 @@ def fuse(
        Markov chains, Medical Image Analysis 12(6):639-652.
     """
     prior = Votes.gather(target, candidates).cast(name=target.name)
-    return along_curve(
+    return chain_posteriors(
         target, prior, curve=curve, intensity_weight=intensity_weight, stays=stays, iterations=iterations,
         name=target.name,
     )  # fmt: skip

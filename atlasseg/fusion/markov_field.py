@@ -7,7 +7,7 @@ from typing import Literal
 
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
-from atlasseg.statistics.label_posteriors import in_field
+from atlasseg.statistics.label_posteriors import field_posteriors
 from atlasseg.statistics.markov_field import Solver
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
@@ -77,7 +77,7 @@ def fuse(
        the expectation-maximization algorithm, IEEE TMI 20(1):45-57.
     """
     prior = Votes.gather(target, candidates).cast(name=target.name)
-    return in_field(
+    return field_posteriors(
         target, prior, beta=beta, neighbours=neighbours, intensity_weight=intensity_weight, solver=solver,
         iterations=iterations, name=target.name,
     )  # fmt: skip

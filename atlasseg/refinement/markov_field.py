@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from atlasseg.methods import method
-from atlasseg.statistics.label_posteriors import in_field
+from atlasseg.statistics.label_posteriors import field_posteriors
 from atlasseg.statistics.markov_field import Solver
 from atlasseg.volume import Image, ProbabilityMap
 
@@ -71,7 +71,7 @@ def refine(
     .. [2] Zhang, Brady, Smith (2001), Segmentation of brain MR images through a hidden Markov random field model and
        the expectation-maximization algorithm, IEEE TMI 20(1):45-57.
     """
-    return in_field(
+    return field_posteriors(
         target, fused, beta=beta, neighbours=neighbours, intensity_weight=intensity_weight, solver=solver,
         iterations=iterations, name=fused.name,
     )  # fmt: skip

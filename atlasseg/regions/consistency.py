@@ -25,7 +25,7 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.recipe.tables import Regions, Step
 from atlasseg.regions.adjacency_graph import adjacency_graph, face_areas_mm2
 from atlasseg.regions.evidence import with_intensity
-from atlasseg.regions.label_field import check, decide
+from atlasseg.regions.label_field import check, random_walk_labels
 from atlasseg.regions.noise import noise_sd
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
 
@@ -184,7 +184,7 @@ def make_consistent(
     updated = with_intensity(image, given, exponent=intensity_exponent, sigma_voxels=window_voxels)
     known = [int(v) for v in given.label_values if v != 0]
     only, filled, removable = (
-        _chosen(choice, known, name)
+        _resolve_labels(choice, known, name)
         for choice, name in (
             (largest_part, "largest_part"),
             (fill_holes, "fill_holes"),
@@ -193,17 +193,15 @@ def make_consistent(
     )
     before = given.mode
     voted = (
-        updated.mode
-        if method is None
-        else _voted(image, updated, method, posterior_weight, field_weight, edge_contrast)
+        updated.mode if method is None else _vote(image, updated, method, posterior_weight, field_weight, edge_contrast)
     )
     regained = dict(zip(*np.unique(voted[voted != before], return_counts=True), strict=True))
-    labels, restored = _restored(before, voted, removable)
-    labels, islands = _without_islands(image, updated, labels, min_component_fraction, only)
+    labels, restored = _restore_vanished(before, voted, removable)
+    labels, islands = _remove_islands(image, updated, labels, min_component_fraction, only)
     holes = {}
     for label in filled:
-        labels, holes[label] = _filled(labels, label)
-    labels, again = _restored(before, labels, removable)
+        labels, holes[label] = _fill_holes(labels, label)
+    labels, again = _restore_vanished(before, labels, removable)
     restored |= again
     every = np.union1d(given.label_values, 0)
     sizes = [_sizes(m, every) for m in (before, labels)]
@@ -226,7 +224,7 @@ def make_consistent(
     return Consistent(_with_labels(updated, labels), changes, int((labels != before).sum()))
 
 
-def voting(step: Step) -> Step:
+def voting_step(step: Step) -> Step:
     """A method of this stage with `VOTING_THRESHOLD`, unless it was told when to stop merging or does not merge."""
     if not step.method.has_parameter("merge_threshold") or {"merge_threshold", "regions"} & step.arguments.keys():
         return step
@@ -255,7 +253,7 @@ def region_channels(
     Image
         (I, J, K, C + colors).
     """
-    scaled = _in_noise(image, noise_sd(image))
+    scaled = _scale_to_noise(image, noise_sd(image))
     if posterior_weight == 0:
         return Image(scaled, image.affine, image.name)
     labels = np.union1d(probabilities.label_values, probabilities.mode)
@@ -272,7 +270,7 @@ def region_channels(
     return Image(np.concatenate([scaled, colored], axis=-1), image.affine, image.name)
 
 
-def _in_noise(image: Image, sd: Float64) -> Float32:
+def _scale_to_noise(image: Image, sd: Float64) -> Float32:
     """(I, J, K, C) the channels in units of their noise."""
     out: Float32 = np.divide(image.channels, np.where(sd > 0, sd, 1.0), dtype=np.float32)
     return out
@@ -300,7 +298,7 @@ def _colors(probabilities: ProbabilityMap, labels: Int32) -> Int64:
     return color
 
 
-def _chosen(choice: LabelChoice, known: Sequence[int], name: str) -> tuple[int, ...]:
+def _resolve_labels(choice: LabelChoice, known: Sequence[int], name: str) -> tuple[int, ...]:
     if choice == "all":
         return tuple(known)
     unknown = sorted({int(label) for label in choice} - {*known})
@@ -309,7 +307,7 @@ def _chosen(choice: LabelChoice, known: Sequence[int], name: str) -> tuple[int, 
     return tuple(int(label) for label in choice)
 
 
-def _voted(
+def _vote(
     image: Image,
     given: ProbabilityMap,
     method: Partition,
@@ -343,9 +341,9 @@ def _voted(
     count = int(regions.max()) + 1
     sums = coo_array((weights, (rows, columns)), shape=(count, labels.size)).tocsc()
     crop = image.cropped(start, stop)
-    shown = Image(_in_noise(crop, noise_sd(crop)), crop.affine)
+    shown = Image(_scale_to_noise(crop, noise_sd(crop)), crop.affine)
     graph = adjacency_graph(shown, LabelMap(regions.reshape(part.shape), crop.affine))
-    chosen = decide(
+    chosen = random_walk_labels(
         graph,
         sums[graph.labels],
         weight=field_weight,
@@ -389,7 +387,7 @@ def _parts(labels: Int32) -> Int32:
     return np.asarray(label(labels.astype(np.int64), background=int(labels.min()) - 1, connectivity=3), np.int32)
 
 
-def _without_islands(
+def _remove_islands(
     image: Image, given: ProbabilityMap, labels: Int32, share: float, only: Sequence[int]
 ) -> tuple[Int32, dict[int, int]]:
     """Give islands to the neighbours that explain them best; returns the labels and the number of islands by label."""
@@ -459,7 +457,7 @@ def _summed_posterior(given: ProbabilityMap, parts: Int32, wanted: NDArray[np.bo
     return out
 
 
-def _filled(labels: Int32, label: int) -> tuple[Int32, int]:
+def _fill_holes(labels: Int32, label: int) -> tuple[Int32, int]:
     """Background that `label` encloses becomes its own; along an axis of one voxel nothing is open."""
     from scipy.ndimage import binary_fill_holes
 
@@ -474,7 +472,7 @@ def _filled(labels: Int32, label: int) -> tuple[Int32, int]:
     return out, int(hole.sum())
 
 
-def _restored(before: Int32, labels: Int32, removable: Sequence[int]) -> tuple[Int32, dict[int, int]]:
+def _restore_vanished(before: Int32, labels: Int32, removable: Sequence[int]) -> tuple[Int32, dict[int, int]]:
     """Put back every label that vanished, where it was largest; returns the labels and the voxels by label."""
     restored: dict[int, int] = {}
     out = labels

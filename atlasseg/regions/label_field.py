@@ -19,7 +19,7 @@ _TOLERANCE = 1e-3  # relative residual of the solution
 _MOST_ITERATIONS = 200
 
 
-def decide(
+def random_walk_labels(
     graph: AdjacencyGraph, posterior: csc_array, *, weight: float, edge_contrast: float, face_mm2: float
 ) -> Int64:
     r"""Label each region by a random walk with priors [1]_.

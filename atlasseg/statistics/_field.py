@@ -92,7 +92,7 @@ class Field:
         return np.asarray(_best(np.ascontiguousarray(values), self.offsets))
 
 
-def field_over(
+def field_of_labels(
     voxels: Int64,
     shape: tuple[int, int, int],
     edges_mm: Float64,
@@ -141,7 +141,7 @@ def field_over(
         raise InputError(f"a field has 6 or 26 neighbours, got {neighbours}")
     if voxels.size == 0:
         raise InputError("a field over no voxels: is the mask empty?")
-    apart = checked_interaction(interaction, number_of_labels)
+    apart = check_interaction(interaction, number_of_labels)
     steps = directions(neighbours)
     distance = np.linalg.norm(steps @ np.asarray(edges_mm, np.float64).T, axis=1)
     weights = beta * np.linalg.norm(edges_mm, axis=0).min() / distance
@@ -175,7 +175,7 @@ def dense_field(
     inside : (I, J, K) bool
         The region.
     edges_mm, beta, neighbours, interaction
-        See `field_over`.
+        See `field_of_labels`.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def dense_field(
     if unary.ndim != 2 or len(unary) != voxels.size:
         raise InputError(f"costs (M, K) of the region's {voxels.size} voxels are wanted, got shape {unary.shape}")
     count = unary.shape[1]
-    return field_over(
+    return field_of_labels(
         voxels,
         (inside.shape[0], inside.shape[1], inside.shape[2]),
         edges_mm,
@@ -200,7 +200,7 @@ def dense_field(
     )
 
 
-def checked_interaction(interaction: Float64 | None, number_of_labels: int) -> Float64:
+def check_interaction(interaction: Float64 | None, number_of_labels: int) -> Float64:
     """(L, L) V; Potts where none is given.
 
     Raises

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 
-from atlasseg.statistics.gaussians import CHUNK, Gaussians, lifted, unpacked
+from atlasseg.statistics.gaussians import CHUNK, Gaussians, regularise, unpack_moments
 from atlasseg.volume import Float64, Int64
 
 
@@ -127,14 +127,14 @@ def sweep(
     return Sweep(float(total[:, 0].sum()), fractions, typicality, total[:, 1], total[:, 2:], weights, pull)
 
 
-def maximised(components: Components, sums: Float64, centre: Float64, before: Gaussians, *, floor: float) -> Gaussians:
+def maximise(components: Components, sums: Float64, centre: Float64, before: Gaussians, *, floor: float) -> Gaussians:
     """Pure Gaussians of highest expected log-likelihood, given the sums of a sweep (a closed form, see `fit`).
 
     A mixed voxel is x = u + v, u ~ N(t mu_a, t Sigma_a) and v alike of b; given x, u is Gaussian and affine in x, so
     its moments follow from those of x. A component without weight stays as it was.
     """
     channels = centre.size
-    mass, first, second = unpacked(sums, channels)
+    mass, first, second = unpack_moments(sums, channels)
     pure = components.of_class.size
     for_mean, for_spread = mass[:pure].copy(), mass[:pure].copy()
     total = first[:pure] + mass[:pure, None] * centre
@@ -169,7 +169,7 @@ def maximised(components: Components, sums: Float64, centre: Float64, before: Ga
     whole = max(float(mass.sum()), np.finfo(float).tiny)
     variance = np.einsum("kcc->c", second) / whole - (first.sum(axis=0) / whole) ** 2
     means[empty], covariances[empty] = before.means[empty], before.covariances[empty]
-    return Gaussians(means, lifted(covariances, variance, centre, floor))
+    return Gaussians(means, regularise(covariances, variance, centre, floor))
 
 
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
 from atlasseg.statistics import kmeans
-from atlasseg.statistics._mixture import Components, Sweep, maximised, sweep
+from atlasseg.statistics._mixture import Components, Sweep, maximise, sweep
 from atlasseg.statistics.bias_field import Polynomials
 from atlasseg.statistics.gaussians import Gaussians, estimate, split
 from atlasseg.volume import Float64
@@ -51,7 +51,7 @@ class Model:
         self.polynomials: Polynomials | None = None
         self.coefficients: Float64 = np.zeros((0, values.shape[1]))
 
-    def bend(self, polynomials: Polynomials, *, gain: bool, stiffness: float) -> None:
+    def update_bias(self, polynomials: Polynomials, *, gain: bool, stiffness: float) -> None:
         """Let a bias field be estimated from now on."""
         self.polynomials, self.gain = polynomials, gain
         self.coefficients = np.zeros((len(polynomials.exponents), self.values.shape[1]))
@@ -59,7 +59,7 @@ class Model:
         scale = np.maximum(self.centre**2, np.finfo(float).tiny) if gain else 1.0
         self.penalty = stiffness * scale / np.maximum(variance, np.finfo(float).tiny)
 
-    def settle(
+    def update_parameters(
         self,
         mixed: Sequence[tuple[int, int]],
         outlier_distance: float,
@@ -94,7 +94,7 @@ class Model:
                     self._correct(found, self.polynomials)
         return found, history, False
 
-    def masses(self, found: Sweep, pairs: int) -> tuple[Float64, Float64, Float64]:
+    def count_masses(self, found: Sweep, pairs: int) -> tuple[Float64, Float64, Float64]:
         """Summed responsibility of each class (K,), share of each pure component in its class, and of each pair."""
         components, mass = self.components, found.mass
         pure = components.of_class.size
@@ -108,8 +108,8 @@ class Model:
     def _maximise(self, found: Sweep, may_be_mixed: int) -> None:
         components, mass, mixed = self.components, found.mass, self.components.mixed
         pairs = int(components.pair.max()) + 1
-        self.pure = maximised(components, found.sums, self.centre, self.pure, floor=self.floor)
-        _, inner, of_pair = self.masses(found, pairs)
+        self.pure = maximise(components, found.sums, self.centre, self.pure, floor=self.floor)
+        _, inner, of_pair = self.count_masses(found, pairs)
         if self.prior is not None:
             self.shares[: inner.size] = inner
             self.mixed_share = float(of_pair.sum()) / max(may_be_mixed, 1)
@@ -124,8 +124,10 @@ class Model:
             row, column = np.tril_indices(self.values.shape[1])
             weights = weights * self.corrected[:, row] * self.corrected[:, column]
             pull = pull * self.corrected
-        self.coefficients = self.coefficients + polynomials.fitted(weights, pull, self.penalty, self.coefficients)
-        field = polynomials.evaluated(self.coefficients)
+        self.coefficients = self.coefficients + polynomials.fit_coefficients(
+            weights, pull, self.penalty, self.coefficients
+        )
+        field = polynomials.evaluate(self.coefficients)
         self.corrected = self.values * np.exp(-field) if self.gain else self.values - field
 
 
@@ -162,7 +164,7 @@ def begin(
     )
 
 
-def checked_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
+def check_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
     """(N, K) float64 prior with rows of sum 1; rows of sum 0 take the mean of the others.
 
     Raises
@@ -188,7 +190,7 @@ def checked_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
     return given
 
 
-def number_of_classes(
+def count_classes(
     values: Float64, classes: int | None, prior: Float64 | None, start: NDArray[np.floating[Any]] | None
 ) -> int:
     """K, as `classes`, prior or start say it, or 3.
@@ -208,7 +210,7 @@ def number_of_classes(
     return count
 
 
-def components_of(
+def make_components(
     classes: int, gaussians_per_class: int | Sequence[int], mixed: Sequence[tuple[int, int]], levels: int
 ) -> Components:
     """The components of `classes` classes and of mixed voxels.

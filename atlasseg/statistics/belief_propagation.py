@@ -9,7 +9,7 @@ from numba import njit, prange
 
 from atlasseg.errors import InputError
 from atlasseg.statistics._field import Field, softmax
-from atlasseg.statistics.mean_field import Beliefs
+from atlasseg.statistics.mean_field import Marginals
 from atlasseg.volume import Float64
 
 
@@ -20,7 +20,7 @@ def solve(
     damping: float = 0.5,
     max_iterations: int = 50,
     tolerance: float = 1e-3,
-) -> Beliefs:
+) -> Marginals:
     r"""Marginals (`sum`) or max-marginals (`max`) by message passing ([1]_; [2]_).
 
     The log messages and the marginals are
@@ -49,7 +49,7 @@ def solve(
 
     Returns
     -------
-    Beliefs
+    Marginals
         With the largest change of a log message in each iteration.
 
     Raises
@@ -81,7 +81,7 @@ def solve(
         messages = new
         if history[-1] <= tolerance:
             break
-    return Beliefs(_beliefs(field, messages), tuple(history), history[-1] <= tolerance)
+    return Marginals(_beliefs(field, messages), tuple(history), history[-1] <= tolerance)
 
 
 def _beliefs(field: Field, messages: Float64) -> Float64:

@@ -90,7 +90,7 @@ class Polynomials:
             (weighted * counts[:, None]).T @ weighted,
         )  # fmt: skip
 
-    def fitted(self, weights: Float64, pull: Float64, penalty: Float64, before: Float64) -> Float64:
+    def fit_coefficients(self, weights: Float64, pull: Float64, penalty: Float64, before: Float64) -> Float64:
         r"""Weighted least squares: the (B, C) step from coefficients `before` to those of least cost.
 
         The field :math:`b` minimises
@@ -130,7 +130,7 @@ class Polynomials:
         solution = np.linalg.lstsq(normal.reshape(size, size), right.ravel(), rcond=RANK_TOLERANCE)[0]
         return np.ascontiguousarray(solution.reshape(channels, terms).T)
 
-    def evaluated(self, coefficients: Float64) -> Float64:
+    def evaluate(self, coefficients: Float64) -> Float64:
         """(N, C) field of (B, C) `coefficients`, whose mean over the region is 0 in each modality."""
         degrees = self.tables[0].shape[1]
         out = np.empty((self.block.size, coefficients.shape[1]))

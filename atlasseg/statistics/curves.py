@@ -42,7 +42,7 @@ def curve(shape: tuple[int, int, int], name: CurveName = "hilbert") -> Int64:
     return _cached((int(shape[0]), int(shape[1]), int(shape[2])), name)
 
 
-def through(inside: Bool, name: CurveName = "hilbert") -> tuple[Int64, Bool]:
+def scan_order(inside: Bool, name: CurveName = "hilbert") -> tuple[Int64, Bool]:
     """The voxels of a region in the order of the curve through the box around it.
 
     Parameters

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from atlasseg.errors import InputError
-from atlasseg.statistics._mixture_model import Field, begin, checked_prior, components_of, number_of_classes
+from atlasseg.statistics._mixture_model import Field, begin, check_prior, count_classes, make_components
 from atlasseg.statistics.bias_field import Polynomials
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians
 from atlasseg.volume import Bool, Float64, Int64
 
-__all__ = ["Field", "Mixture", "checked_prior", "fit"]
+__all__ = ["Field", "Mixture", "check_prior", "fit"]
 
 RELAXATIONS = 5
 """The prior is relaxed at most so often, and no more once the fractions move by less than `RELAXED` in the mean."""
@@ -207,9 +207,9 @@ def fit(
             "a mixture needs max_iterations of at least 1, tolerance of 0 or more, outlier_distance above 0 and "
             f"relaxation of 0 to 1, got {max_iterations}, {tolerance}, {outlier_distance} and {relaxation}"
         )
-    given = None if prior is None else checked_prior(prior, len(y))
-    count = number_of_classes(y, classes, given, start)
-    components = components_of(count, gaussians_per_class, mixed, mixed_levels)
+    given = None if prior is None else check_prior(prior, len(y))
+    count = count_classes(y, classes, given, start)
+    components = make_components(count, gaussians_per_class, mixed, mixed_levels)
     if bias not in ("none", "gain", "offset") or bias_stiffness < 0 or bias_smoothing_voxels < 0:
         raise InputError(
             "bias is none, gain or offset, its stiffness and smoothing 0 or more, got "
@@ -231,21 +231,23 @@ def fit(
             seen, components, some, None if start is None else np.asarray(start)[rows], floor, outlier_distance
         )
         polynomials = Polynomials.over(inside, bias_order, sampled=part)
-        begun.bend(polynomials, gain=bias == "gain", stiffness=bias_stiffness)
-        begun.settle(mixed, outlier_distance, max_iterations, tolerance)
-        logarithm = Polynomials.over(inside, bias_order).evaluated(begun.coefficients)
+        begun.update_bias(polynomials, gain=bias == "gain", stiffness=bias_stiffness)
+        begun.update_parameters(mixed, outlier_distance, max_iterations, tolerance)
+        logarithm = Polynomials.over(inside, bias_order).evaluate(begun.coefficients)
     corrected = y * np.exp(-logarithm) if bias == "gain" else y - logarithm
     model = begin(corrected, components, given, start, floor, outlier_distance)
-    found, history, settled = model.settle(mixed, outlier_distance, max_iterations, tolerance, field)
+    found, history, settled = model.update_parameters(mixed, outlier_distance, max_iterations, tolerance, field)
     for _ in range(RELAXATIONS if relaxation > 0 else 0):
         assert given is not None and inside is not None
         before = found.fractions
         smooth = _smoothed(before, inside, relaxation_sigma_voxels)
         model.prior = (1 - relaxation) * given + relaxation * smooth / smooth.sum(axis=1, keepdims=True)
-        found, history, settled = model.settle(mixed, outlier_distance, max_iterations, tolerance, field, before)
+        found, history, settled = model.update_parameters(
+            mixed, outlier_distance, max_iterations, tolerance, field, before
+        )
         if np.abs(found.fractions - before).mean() < RELAXED:
             break
-    of_class, inner, pairs = model.masses(found, len(mixed))
+    of_class, inner, pairs = model.count_masses(found, len(mixed))
     return Mixture(
         found.fractions,
         model.pure,

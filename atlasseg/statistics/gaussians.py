@@ -99,10 +99,10 @@ def moments(
 ) -> tuple[Float64, Float64, Float64]:
     """Sums of w_nk (K,), w_nk (x_n - c) (K, C) and w_nk (x_n - c)(x_n - c)' (K, C, C), whose c is `centre` (C,)."""
     packed = _moments(np.ascontiguousarray(values), np.ascontiguousarray(weights), centre).sum(axis=0)
-    return unpacked(packed, values.shape[1])
+    return unpack_moments(packed, values.shape[1])
 
 
-def unpacked(packed: Float64, channels: int) -> tuple[Float64, Float64, Float64]:
+def unpack_moments(packed: Float64, channels: int) -> tuple[Float64, Float64, Float64]:
     """(K, 1 + C + C (C + 1) / 2) sums as three arrays, see `moments`."""
     row, column = np.tril_indices(channels)
     second = np.empty((len(packed), channels, channels))
@@ -131,10 +131,10 @@ def from_moments(
     covariances = second / some[..., None] - offset[:, :, None] * offset[:, None, :]
     if before is not None:
         means[empty], covariances[empty] = before.means[empty], before.covariances[empty]
-    return Gaussians(means, lifted(covariances, variance, centre, floor))
+    return Gaussians(means, regularise(covariances, variance, centre, floor))
 
 
-def lifted(covariances: Float64, variance: Float64, centre: Float64, floor: float) -> Float64:
+def regularise(covariances: Float64, variance: Float64, centre: Float64, floor: float) -> Float64:
     """(K, C, C) covariances with no variance below `floor` times the (C,) `variance` of all values, see `estimate`."""
     least = (1e-6 * np.where(centre == 0, 1, np.abs(centre))) ** 2
     scale = np.sqrt(np.where(variance > least, variance, least))

@@ -64,7 +64,7 @@ def solve(field: Field, *, start: Int64 | None = None, max_cycles: int = 10) -> 
         improved = False
         for label in range(count):
             slots = by_label[bounds[label] : bounds[label + 1]]
-            moved = expanded(field, chosen, label, slots, slot_voxels)
+            moved = expand_label(field, chosen, label, slots, slot_voxels)
             if moved is None:
                 continue
             energy = field.energy(moved)
@@ -94,7 +94,7 @@ def check_metric(interaction: Float64) -> None:
             )
 
 
-def expanded(
+def expand_label(
     field: Field, chosen: Int64, label: int, slots: NDArray[np.integer[Any]], slot_voxels: Int64
 ) -> Int64 | None:
     """The best labelling in which each voxel keeps its label or takes `label`; None where no voxel could take it.

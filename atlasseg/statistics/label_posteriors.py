@@ -16,11 +16,11 @@ from scipy.ndimage import binary_dilation
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.statistics import curves, mean_field
-from atlasseg.statistics._field import field_over
+from atlasseg.statistics._field import field_of_labels
 from atlasseg.statistics._forward_backward import emissions, smooth
-from atlasseg.statistics.gaussians import Gaussians, from_moments, unpacked
-from atlasseg.statistics.markov_chain import RAREST
-from atlasseg.statistics.markov_field import SOLVERS, Solver, solved
+from atlasseg.statistics.gaussians import Gaussians, from_moments, unpack_moments
+from atlasseg.statistics.markov_chain import MIN_TRANSITION
+from atlasseg.statistics.markov_field import SOLVERS, Solver, solve_field
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, ProbabilityMap
 
 RIM_VOXELS = 2
@@ -34,7 +34,7 @@ STAYS = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class UncertainVoxels:
     """Uncertain voxels and the certain ones around them, with their possible labels as in a CSR matrix.
 
     Parameters
@@ -60,7 +60,7 @@ class Rows:
     label_values: Int32
 
     @classmethod
-    def around(cls, target: Image, prior: ProbabilityMap) -> Rows:
+    def extract(cls, target: Image, prior: ProbabilityMap) -> UncertainVoxels:
         """The rows of a prior that has uncertain voxels.
 
         Raises
@@ -96,7 +96,7 @@ class Rows:
         packed = _moments(self.values, self.offsets, self.labels, weights, centre, self.label_values.size, bounds).sum(
             axis=0
         )
-        mass, first, second = unpacked(packed, self.values.shape[1])
+        mass, first, second = unpack_moments(packed, self.values.shape[1])
         return from_moments(mass, first, second, centre, floor=FLOOR, before=before)
 
     def log_densities(self, gaussians: Gaussians) -> Float64:
@@ -120,7 +120,7 @@ class Rows:
         )
 
 
-def in_field(
+def field_posteriors(
     target: Image,
     prior: ProbabilityMap,
     *,
@@ -180,11 +180,11 @@ def in_field(
     _check(intensity_weight, iterations)
     if not (np.isfinite(beta) and beta >= 0 and neighbours in (6, 26)):
         raise InputError(f"a field needs beta of 0 or more and 6 or 26 neighbours, got {beta} and {neighbours}")
-    rows = Rows.around(target, prior)
+    rows = UncertainVoxels.extract(target, prior)
     if rows.voxels.size == 0:
         return prior
     log_prior = np.log(rows.prior)
-    field = field_over(
+    field = field_of_labels(
         rows.voxels, target.shape, target.affine[:3, :3], labels=rows.labels, offsets=rows.offsets, unary=-log_prior,
         beta=beta, neighbours=neighbours, number_of_labels=rows.label_values.size,
     )  # fmt: skip
@@ -194,10 +194,10 @@ def in_field(
         gaussians = rows.gaussians(weights, gaussians)
         field = field.with_unary(-intensity_weight * rows.log_densities(gaussians) - log_prior)
         mean_field.iterate(field, weights)
-    return rows.map_of(solved(field, solver, weights), prior, name)
+    return rows.map_of(solve_field(field, solver, weights), prior, name)
 
 
-def along_curve(
+def chain_posteriors(
     target: Image,
     prior: ProbabilityMap,
     *,
@@ -216,7 +216,7 @@ def along_curve(
     Parameters
     ----------
     target, prior, intensity_weight, iterations, name
-        See `in_field`.
+        See `field_posteriors`.
     curve : str
         `hilbert` or `serpentine`.
     stays : float, optional
@@ -225,12 +225,12 @@ def along_curve(
     _check(intensity_weight, iterations)
     if stays is not None and not 0 < stays < 1:
         raise InputError(f"stays above 0 and below 1 is wanted, got {stays}")
-    rows = Rows.around(target, prior)
+    rows = UncertainVoxels.extract(target, prior)
     if rows.voxels.size == 0:
         return prior
     inside = np.zeros(prior.mode.size, bool)
     inside[rows.voxels] = True
-    sites, starts = curves.through(inside.reshape(prior.shape), curve)
+    sites, starts = curves.scan_order(inside.reshape(prior.shape), curve)
     at = np.searchsorted(rows.voxels, sites)
     sizes = np.diff(rows.offsets)[at]
     offsets = np.concatenate(([0], np.cumsum(sizes)))
@@ -250,7 +250,7 @@ def along_curve(
         np.fill_diagonal(transitions, same)
         found = smooth(e, scale, offsets, labels, starts, initial, transitions)
         if stays is None and (steps := found.pairs.sum()) > 0:
-            same = float(np.clip(np.trace(found.pairs) / steps, RAREST, 1 - RAREST))
+            same = float(np.clip(np.trace(found.pairs) / steps, MIN_TRANSITION, 1 - MIN_TRANSITION))
         weights[slots] = found.gamma
     return rows.map_of(weights, prior, name)
 

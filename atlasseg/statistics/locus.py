@@ -12,7 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.statistics import mean_field
 from atlasseg.statistics._field import dense_field
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, from_moments, log_density, moments
-from atlasseg.statistics.markov_field import Solver, begin, solved
+from atlasseg.statistics.markov_field import Solver, begin, solve_field
 from atlasseg.volume import Bool, Float64, Int64
 
 
@@ -94,7 +94,7 @@ def fit(
             f"least 1, got {side_mm}, {tie} and {max_iterations}"
         )
     y, log_prior, beliefs = begin(values, inside, classes, prior)
-    members, shares, centres, adjacent = cubes_over(inside, side_mm / spacing)
+    members, shares, centres, adjacent = tile_cubes(inside, side_mm / spacing)
     whole = estimate(y, beliefs, floor=floor)
     cubes = [whole] * len(members)
     field = dense_field(-log_prior, inside, edges_mm, beta=beta, neighbours=neighbours)
@@ -127,11 +127,11 @@ def fit(
                 second = second + imagined[:, None, None] * (other.covariances + outer)
             fitted.append(from_moments(mass, first, second, centre, floor=floor, before=cubes[q]))
         cubes = fitted
-    posterior = solved(field.with_unary(unary()), solver, flat).reshape(beliefs.shape)
+    posterior = solve_field(field.with_unary(unary()), solver, flat).reshape(beliefs.shape)
     return LocalFit(posterior, tuple(cubes), centres, settled)
 
 
-def cubes_over(inside: Bool, side_voxels: Float64) -> tuple[list[Int64], list[Float64], Float64, list[list[int]]]:
+def tile_cubes(inside: Bool, side_voxels: Float64) -> tuple[list[Int64], list[Float64], Float64, list[list[int]]]:
     """Overlapping cubes over a region.
 
     Returns

@@ -12,11 +12,11 @@ from atlasseg.errors import InputError
 from atlasseg.statistics import kmeans
 from atlasseg.statistics._dense_forward_backward import smooth
 from atlasseg.statistics._forward_backward import Smoothed, emissions, sample
-from atlasseg.statistics.gaussian_mixture import checked_prior
+from atlasseg.statistics.gaussian_mixture import check_prior
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, log_density
 from atlasseg.volume import Bool, Float64, Int32, Int64
 
-RAREST = 1e-12
+MIN_TRANSITION = 1e-12
 """No transition is less probable, so that no observation is impossible."""
 
 
@@ -193,7 +193,7 @@ def fit(
             "a chain needs max_iterations and draws of at least 1 and tolerance of 0 or more, got "
             f"{max_iterations}, {draws} and {tolerance}"
         )
-    given = None if prior is None else checked_prior(prior, count)
+    given = None if prior is None else check_prior(prior, count)
     memberships = _start(y, seen, classes, given, start)
     number = memberships.shape[1]
     if given is not None and given.shape[1] != number:
@@ -205,8 +205,8 @@ def fit(
 
     state = _State(
         estimate(y, memberships * seen[:, None], floor=floor),
-        probabilities_of(memberships[begins].sum(axis=0)),
-        probabilities_of(np.einsum("nj,nk->jk", memberships[:-1][~begins[1:]], memberships[1:][~begins[1:]])),
+        normalise_counts(memberships[begins].sum(axis=0)),
+        normalise_counts(np.einsum("nj,nk->jk", memberships[:-1][~begins[1:]], memberships[1:][~begins[1:]])),
     )
 
     def expectation(now: _State) -> tuple[Float64, Smoothed]:
@@ -242,7 +242,7 @@ def fit(
             first = np.bincount(labels[begins], minlength=number).astype(float)
             pairs = np.bincount(labels[:-1][inner] * number + labels[1:][inner], minlength=number**2).astype(float)
         state = _State(
-            gaussians, probabilities_of(first), probabilities_of(pairs.reshape(number, number), state.transitions)
+            gaussians, normalise_counts(first), normalise_counts(pairs.reshape(number, number), state.transitions)
         )
         if iteration >= max_iterations // 2:
             visited.append(state)
@@ -272,13 +272,13 @@ def _mean(parts: list[Gaussians]) -> Gaussians:
     return Gaussians(np.mean([g.means for g in parts], axis=0), np.mean([g.covariances for g in parts], axis=0))
 
 
-def probabilities_of(counts: Float64, before: Float64 | None = None) -> Float64:
-    """Rows of sum 1, none below `RAREST`; a row of no counts is the one `before`, or uniform."""
+def normalise_counts(counts: Float64, before: Float64 | None = None) -> Float64:
+    """Rows of sum 1, none below `MIN_TRANSITION`; a row of no counts is the one `before`, or uniform."""
     total = counts.sum(axis=-1, keepdims=True)
     rows = np.where(
         total > 0, counts / np.where(total > 0, total, 1), 1 / counts.shape[-1] if before is None else before
     )
-    rows = np.maximum(rows, RAREST)
+    rows = np.maximum(rows, MIN_TRANSITION)
     return np.asarray(rows / rows.sum(axis=-1, keepdims=True))
 
 

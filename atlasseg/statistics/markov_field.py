@@ -12,7 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.statistics import belief_propagation, graph_cut, icm, kmeans, mean_field
 from atlasseg.statistics._field import Field
 from atlasseg.statistics._field import dense_field as dense_field
-from atlasseg.statistics.gaussian_mixture import checked_prior
+from atlasseg.statistics.gaussian_mixture import check_prior
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, log_density
 from atlasseg.volume import Bool, Float64, Int64
 
@@ -50,7 +50,7 @@ class FieldFit:
         return np.asarray(self.posterior.argmax(axis=1))
 
 
-def solved(field: Field, solver: Solver, start: Float64) -> Float64:
+def solve_field(field: Field, solver: Solver, start: Float64) -> Float64:
     """(S,) probabilities of a field's slots by a solver, from (S,) probabilities to start at where it uses them.
 
     `icm` and `graph_cut` give labels: then it is the conditional probability of each, the neighbours' being given.
@@ -155,7 +155,7 @@ def fit(
             break
         gaussians = estimate(y, flat.reshape(beliefs.shape), floor=floor, before=gaussians)
     field = field.with_unary(-log_density(y, gaussians) - log_prior)
-    posterior = solved(field, solver, flat).reshape(beliefs.shape)
+    posterior = solve_field(field, solver, flat).reshape(beliefs.shape)
     return FieldFit(posterior, gaussians, tuple(history), settled)
 
 
@@ -180,7 +180,7 @@ def begin(
         number = 3 if classes is None else classes
         beliefs = np.eye(number)[kmeans.cluster(y, classes=number).assigned]
         return y, np.zeros_like(beliefs), beliefs
-    given = checked_prior(prior, len(y))
+    given = check_prior(prior, len(y))
     number = given.shape[1]
     if classes is not None and classes != number:
         raise InputError(f"{classes} classes are wanted, but the prior has {number}")

@@ -13,7 +13,7 @@ from atlasseg.volume import Float64
 
 
 @dataclass(frozen=True, eq=False)
-class Beliefs:
+class Marginals:
     """What a solver believes of each slot of a field.
 
     Parameters
@@ -38,7 +38,7 @@ def solve(
     damping: float = 0.0,
     max_iterations: int = 50,
     tolerance: float = 1e-3,
-) -> Beliefs:
+) -> Marginals:
     r"""Minimise the free energy over independent voxels [1]_.
 
     .. math::
@@ -63,7 +63,7 @@ def solve(
 
     Returns
     -------
-    Beliefs
+    Marginals
         With the free energies.
 
     Raises
@@ -88,7 +88,7 @@ def solve(
         history.append(field.free_energy(beliefs))
         if changed <= tolerance:
             break
-    return Beliefs(beliefs, tuple(history), changed <= tolerance)
+    return Marginals(beliefs, tuple(history), changed <= tolerance)
 
 
 def iterate(field: Field, beliefs: Float64, *, damping: float = 0.0) -> float:

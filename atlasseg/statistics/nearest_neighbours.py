@@ -56,7 +56,7 @@ def features(
     return np.stack(columns, axis=1)
 
 
-def confident(prior: NDArray[np.floating], *, least: float = 0.9, number: int = 2000, seed: int = 0) -> Int64:
+def select_confident(prior: NDArray[np.floating], *, least: float = 0.9, number: int = 2000, seed: int = 0) -> Int64:
     """Voxels to learn from: of each class at most `number` at random whose prior for it is `least` or more.
 
     Parameters

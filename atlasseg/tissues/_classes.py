@@ -48,8 +48,8 @@ class Tissues:
     sds: Float64
 
 
-def shifted(image: Image, inside: Mask) -> tuple[Float64, Float64]:
-    """(N, C) intensities of the region, none below 0, where a gain's scale begins; and the shift (C,) that took."""
+def nonnegative_intensities(image: Image, inside: Mask) -> tuple[Float64, Float64]:
+    """Intensities (N, C) of the region, shifted so that none is below 0 as a gain needs it; and that shift (C,)."""
     own = image.channels[inside.array].astype(np.float64)
     if not len(own):
         raise InputError(f"{image.name or 'scan'}: its mask is empty")
@@ -57,7 +57,7 @@ def shifted(image: Image, inside: Mask) -> tuple[Float64, Float64]:
     return own - shift, shift
 
 
-def neighbouring(values: Float64, classes: int, prior: Float64 | None) -> list[tuple[int, int]]:
+def adjacent_classes(values: Float64, classes: int, prior: Float64 | None) -> list[tuple[int, int]]:
     """Pairs of classes that follow each other in the first modality: of them voxels may be mixed."""
     if prior is None:
         return list(pairwise(range(classes)))
@@ -65,7 +65,7 @@ def neighbouring(values: Float64, classes: int, prior: Float64 | None) -> list[t
     return list(pairwise(np.argsort(means, kind="stable").tolist()))
 
 
-def fitted(
+def fit_classes(
     values: Float64,
     inside: Mask,
     prior: Float64 | None,
@@ -83,7 +83,7 @@ def fitted(
         classes=classes if prior is None else None,
         prior=prior,
         inside=inside.array,
-        mixed=neighbouring(values, classes, prior) if partial_volume else (),
+        mixed=adjacent_classes(values, classes, prior) if partial_volume else (),
         bias="gain" if bias_order else "none",
         bias_order=max(bias_order, 1),
         bias_stiffness=bias_stiffness,
@@ -92,7 +92,7 @@ def fitted(
     )
 
 
-def assembled(
+def assemble_tissues(
     image: Image,
     inside: Mask,
     shift: Float64,
@@ -147,13 +147,13 @@ def _probability_map(image: Image, region: Bool, posterior: Float64) -> Probabil
     )
 
 
-def checked(prior: Float64 | None, classes: int, region: Bool) -> Float64 | None:
+def check_prior_map(prior: Float64 | None, classes: int, region: Bool) -> Float64 | None:
     """The prior, which must have a row for every voxel of the region; said where rows are 0."""
     if prior is None:
         if classes < 2:
             raise InputError(f"at least 2 classes are wanted, got {classes}")
         return None
-    given = gaussian_mixture.checked_prior(prior, int(region.sum()))
+    given = gaussian_mixture.check_prior(prior, int(region.sum()))
     nothing = int((prior.sum(axis=1) <= 0).sum())
     if nothing:
         log.warning("the prior is 0 at %d of %d voxels of the region; its mean is taken there", nothing, len(prior))

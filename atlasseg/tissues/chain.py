@@ -9,9 +9,16 @@ from scipy.special import softmax
 
 from atlasseg.methods import method
 from atlasseg.statistics import gaussian_mixture, markov_chain
-from atlasseg.statistics.curves import CurveName, through
+from atlasseg.statistics.curves import CurveName, scan_order
 from atlasseg.statistics.gaussians import log_density
-from atlasseg.tissues._classes import Tissues, assembled, checked, fitted, neighbouring, shifted
+from atlasseg.tissues._classes import (
+    Tissues,
+    adjacent_classes,
+    assemble_tissues,
+    check_prior_map,
+    fit_classes,
+    nonnegative_intensities,
+)
 from atlasseg.volume import Float64, Image, Mask
 
 TINY = 1e-300
@@ -79,9 +86,9 @@ def classify(
     .. [2] Van Leemput, K., Maes, F., Vandermeulen, D., Suetens, P. (2003). A unifying framework for partial volume
        segmentation of brain MR images. IEEE Transactions on Medical Imaging 22(1), 105-119.
     """
-    given = checked(prior, classes, inside.array)
-    values, shift = shifted(image, inside)
-    start = fitted(
+    given = check_prior_map(prior, classes, inside.array)
+    values, shift = nonnegative_intensities(image, inside)
+    start = fit_classes(
         values,
         inside,
         given,
@@ -91,7 +98,7 @@ def classify(
         partial_volume=False,
         max_iterations=max_iterations,
     )
-    order, starts = through(inside.array, curve)
+    order, starts = scan_order(inside.array, curve)
     at = np.searchsorted(np.flatnonzero(inside.array), order)
     weights = None if given is None else given[at]
     found = markov_chain.fit(
@@ -114,9 +121,9 @@ def classify(
             start.corrected[at],
             prior=softmax(around, axis=1),
             start=found.posterior,
-            mixed=neighbouring(start.corrected[at], classes, found.posterior),
+            mixed=adjacent_classes(start.corrected[at], classes, found.posterior),
             max_iterations=max_iterations,
         ).fractions
     parts = np.empty_like(sites)
     parts[at] = sites
-    return assembled(image, inside, shift, parts, start.bias, start.corrected, found.gaussians)
+    return assemble_tissues(image, inside, shift, parts, start.bias, start.corrected, found.gaussians)

@@ -8,7 +8,7 @@ from numba import njit, prange
 from atlasseg.errors import InputError
 from atlasseg.methods import method
 from atlasseg.statistics.markov_field import dense_field
-from atlasseg.tissues._classes import Tissues, assembled, checked, fitted, shifted
+from atlasseg.tissues._classes import Tissues, assemble_tissues, check_prior_map, fit_classes, nonnegative_intensities
 from atlasseg.volume import Float64, Image, Mask
 
 
@@ -76,10 +76,10 @@ def classify(
     """
     if not (np.isfinite(beta) and beta >= 0):
         raise InputError(f"a field needs a strength beta of 0 or more, got {beta}")
-    given = checked(prior, classes, inside.array)
-    values, shift = shifted(image, inside)
+    given = check_prior_map(prior, classes, inside.array)
+    values, shift = nonnegative_intensities(image, inside)
     lattice = dense_field(np.zeros((len(values), 1)), inside.array, image.affine[:3, :3], beta=beta, neighbours=26)
-    found = fitted(
+    found = fit_classes(
         values,
         inside,
         given,
@@ -90,7 +90,7 @@ def classify(
         field=lambda parts: _pull(parts, lattice.neighbours, lattice.weights),
         max_iterations=max_iterations,
     )
-    return assembled(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)
+    return assemble_tissues(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)
 
 
 @njit(cache=True, nogil=True, parallel=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atlasseg.methods import method
-from atlasseg.tissues._classes import Tissues, assembled, checked, fitted, shifted
+from atlasseg.tissues._classes import Tissues, assemble_tissues, check_prior_map, fit_classes, nonnegative_intensities
 from atlasseg.volume import Float64, Image, Mask
 
 
@@ -63,9 +63,9 @@ def classify(
     .. [2] Van Leemput, K., Maes, F., Vandermeulen, D., Suetens, P. (2003). A unifying framework for partial volume
        segmentation of brain MR images. IEEE Transactions on Medical Imaging 22(1), 105-119.
     """
-    given = checked(prior, classes, inside.array)
-    values, shift = shifted(image, inside)
-    found = fitted(
+    given = check_prior_map(prior, classes, inside.array)
+    values, shift = nonnegative_intensities(image, inside)
+    found = fit_classes(
         values,
         inside,
         given,
@@ -75,4 +75,4 @@ def classify(
         partial_volume=partial_volume,
         max_iterations=max_iterations,
     )
-    return assembled(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)
+    return assemble_tissues(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)

@@ -8,7 +8,7 @@ from scipy.sparse import csc_array
 
 from atlasseg.errors import InputError
 from atlasseg.regions.adjacency_graph import adjacency_graph, face_areas_mm2
-from atlasseg.regions.label_field import decide
+from atlasseg.regions.label_field import random_walk_labels
 from atlasseg.volume import Image, LabelMap
 
 OBLIQUE = np.array([[1.1, 0.2, 0, 5], [-0.3, 1.4, 0.1, -7], [0.0, 0.1, 2.5, 30], [0, 0, 0, 1.0]])
@@ -45,7 +45,9 @@ def test_decision_is_that_of_the_dense_solution(seed, weight, edge_contrast):
     np.testing.assert_allclose(field.sum(axis=1), 1)
     first, second = np.sort(field, axis=1)[:, :-3:-1].T
     clear = first - second > CLEAR
-    chosen = decide(graph, csc_array(posterior), weight=weight, edge_contrast=edge_contrast, face_mm2=FACE_MM2)
+    chosen = random_walk_labels(
+        graph, csc_array(posterior), weight=weight, edge_contrast=edge_contrast, face_mm2=FACE_MM2
+    )
     np.testing.assert_array_equal(chosen[clear], field.argmax(axis=1)[clear])
 
 
@@ -53,14 +55,14 @@ def test_decision_is_that_of_the_dense_solution(seed, weight, edge_contrast):
 @given(seed=st.integers(0, 10**6))
 def test_at_a_weight_of_0_each_region_takes_the_label_of_its_summed_posterior(seed):
     graph, posterior = drawn(seed)
-    chosen = decide(graph, csc_array(posterior), weight=0.0, edge_contrast=1.0, face_mm2=FACE_MM2)
+    chosen = random_walk_labels(graph, csc_array(posterior), weight=0.0, edge_contrast=1.0, face_mm2=FACE_MM2)
     np.testing.assert_array_equal(chosen, (posterior / graph.sizes[:, None]).argmax(axis=1))
 
 
 def test_ties_go_to_the_smaller_label():
     graph, posterior = drawn(3)
     posterior[:] = graph.sizes[:, None] / 2.0 * np.array([0, 1, 1])
-    chosen = decide(graph, csc_array(posterior), weight=0.0, edge_contrast=1.0, face_mm2=FACE_MM2)
+    chosen = random_walk_labels(graph, csc_array(posterior), weight=0.0, edge_contrast=1.0, face_mm2=FACE_MM2)
     assert (chosen == 1).all()
 
 
@@ -71,11 +73,11 @@ def test_neighbours_persuade_where_intensity_is_even_and_not_across_an_edge():
     torn = csc_array(np.array([[1, 0], [1, 0], [0.4, 0.6], [0, 1], [0, 1.0]]))
     for image, label in ((row, 0), (row[::-1] * 0 + [[[0.0]], [[0]], [[9]], [[9]], [[9]]], 1)):
         graph = adjacency_graph(Image(image, np.eye(4)), regions)
-        assert decide(graph, torn, weight=2.0, edge_contrast=1.0, face_mm2=1.0)[2] == label
+        assert random_walk_labels(graph, torn, weight=2.0, edge_contrast=1.0, face_mm2=1.0)[2] == label
 
 
 @pytest.mark.parametrize(("weight", "edge_contrast"), [(-1, 1), (np.nan, 1), (np.inf, 1), (1, 0), (1, np.nan)])
 def test_what_cannot_be_used_is_refused(weight, edge_contrast):
     graph, posterior = drawn(0)
     with pytest.raises(InputError, match="is wanted"):
-        decide(graph, csc_array(posterior), weight=weight, edge_contrast=edge_contrast, face_mm2=1.0)
+        random_walk_labels(graph, csc_array(posterior), weight=weight, edge_contrast=edge_contrast, face_mm2=1.0)

@@ -73,11 +73,11 @@ def test_neighbours_vote(brain):
 
 def test_learning_from_a_prior(brain):
     prior = brain.fractions[brain.mask.array]
-    rows = nearest_neighbours.confident(prior, number=50)
+    rows = nearest_neighbours.select_confident(prior, number=50)
     assert (np.diff(rows) > 0).all() and (prior[rows].max(axis=1) >= 0.9).all()
     np.testing.assert_array_equal(np.bincount(prior[rows].argmax(axis=1)), 50)
     with pytest.raises(InputError, match="class 2 of 3 is empty"):
-        nearest_neighbours.confident(np.tile([0.95, 0.05, 0], (9, 1)))
+        nearest_neighbours.select_confident(np.tile([0.95, 0.05, 0], (9, 1)))
 
 
 def test_constant_image_has_features():

@@ -70,13 +70,13 @@ def test_neighbours_on_the_curve_stay_near():
 def test_through_a_region(name):
     inside = np.zeros((7, 9, 8), bool)
     inside[2:6, 1:8, 3:7] = np.random.default_rng(0).random((4, 7, 4)) < 0.7
-    voxels, starts = curves.through(inside, name)
+    voxels, starts = curves.scan_order(inside, name)
     np.testing.assert_array_equal(np.sort(voxels), np.flatnonzero(inside))
     assert starts[0] and 1 < starts.sum() < starts.size
     index = np.stack(np.unravel_index(voxels, inside.shape))
     steps = np.abs(np.diff(index)).sum(axis=0)
     assert (steps[~starts[1:]] == 1).all()
-    whole, begins = curves.through(np.ones((3, 4, 5), bool), name)
+    whole, begins = curves.scan_order(np.ones((3, 4, 5), bool), name)
     np.testing.assert_array_equal(whole, curves.curve((3, 4, 5), name))
     assert begins.sum() == 1
 
@@ -94,4 +94,4 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="at least one voxel"):
         curves.curve((2, 0, 2))
     with pytest.raises(InputError, match="mask empty"):
-        curves.through(np.zeros((2, 3, 4), bool))
+        curves.scan_order(np.zeros((2, 3, 4), bool))

@@ -46,7 +46,7 @@ def test_prior_keeps_its_order():
 
 def test_cubes_cover_and_overlap():
     _, inside, _ = scan()
-    members, shares, centres, adjacent = locus.cubes_over(inside, np.array([8.0, 6.0, 5.0]))
+    members, shares, centres, adjacent = locus.tile_cubes(inside, np.array([8.0, 6.0, 5.0]))
     total = np.zeros(inside.sum())
     for rows, share in zip(members, shares, strict=True):
         assert (share > 0).all() and (share <= 1).all()

@@ -214,16 +214,18 @@ def test_least_squares_of_polynomials():
     inside = rng.random((13, 9, 11)) > 0.3
     basis = Polynomials.over(inside, 3)
     assert basis.exponents.shape == (19, 3)
-    columns = np.stack([basis.evaluated(c[:, None])[:, 0] for c in np.eye(19)], axis=1)
+    columns = np.stack([basis.evaluate(c[:, None])[:, 0] for c in np.eye(19)], axis=1)
     np.testing.assert_allclose(columns, basis.at_blocks[basis.block], atol=1e-9)
     weights, target = rng.random((len(columns), 1)), rng.normal(size=(len(columns), 1))
-    found = basis.fitted(weights, weights * target, np.zeros(1), np.zeros((19, 1)))
+    found = basis.fit_coefficients(weights, weights * target, np.zeros(1), np.zeros((19, 1)))
     root = np.sqrt(weights)
     np.testing.assert_allclose(found, np.linalg.lstsq(columns * root, target * root)[0], rtol=1e-6)
-    stiff = basis.fitted(weights, weights * target, np.full(1, 1e9), np.zeros((19, 1)))
+    stiff = basis.fit_coefficients(weights, weights * target, np.full(1, 1e9), np.zeros((19, 1)))
     assert np.abs(stiff).max() < 1e-6
     two = np.column_stack([weights, np.zeros_like(weights), 2 * weights])
-    both = basis.fitted(two, np.column_stack([weights * target, -2 * weights * target]), np.zeros(2), np.zeros((19, 2)))
+    both = basis.fit_coefficients(
+        two, np.column_stack([weights * target, -2 * weights * target]), np.zeros(2), np.zeros((19, 2))
+    )
     np.testing.assert_allclose(both, np.column_stack([found, -found]), rtol=1e-6, atol=1e-9)
     assert Polynomials.over(np.ones((9, 1, 7), bool), 2).exponents[:, 1].max() == 0  # a slice has no depth
 
@@ -302,7 +304,7 @@ def test_prior_of_sum_zero_takes_the_mean():
     prior = 0.05 + 0.85 * np.eye(3)[truth]
     holed = prior.copy()
     holed[::10] = 0
-    checked = gaussian_mixture.checked_prior(holed, len(values))
+    checked = gaussian_mixture.check_prior(holed, len(values))
     np.testing.assert_allclose(checked.sum(1), 1)
     np.testing.assert_allclose(checked[0], checked[1::10].shape[0] and np.delete(checked, np.s_[::10], 0).mean(0))
     assert (gaussian_mixture.fit(values, prior=holed).classes == truth).mean() > 0.9

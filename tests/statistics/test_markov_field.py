@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 
 from atlasseg.errors import InputError
 from atlasseg.statistics import belief_propagation, graph_cut, icm, mean_field
-from atlasseg.statistics._field import dense_field, directions, field_over
+from atlasseg.statistics._field import dense_field, directions, field_of_labels
 
 EDGES = np.diag([0.9, 1.4, 2.1]) @ np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
 
@@ -62,7 +62,7 @@ def test_certain_neighbours_and_few_labels():
     labels = np.concatenate(sets).astype(np.int32)
     offsets = np.concatenate(([0], np.cumsum([len(s) for s in sets])))
     unary = rng.normal(size=labels.size)
-    field = field_over(
+    field = field_of_labels(
         voxels, shape, EDGES, labels=labels, offsets=offsets, unary=unary, beta=0.6, neighbours=26,
         number_of_labels=3, certain=certain.reshape(-1),
     )  # fmt: skip
