@@ -119,34 +119,53 @@ def transform_from_sitk(transform: sitk.Transform) -> Transform:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let ITK use one thread within, so that its sums, and with them every result, do not depend on their number.
-
-    ITK keeps that number for the whole process: it is put back when the last one who asked for this has left. Its
-    warnings, which go straight to standard error, are held back meanwhile.
-    """
+def quiet() -> Iterator[None]:
+    """Hold back ITK's warnings, which go straight to standard error; they are its process's, as is their switch."""
     import SimpleITK as sitk
 
-    global _asking, _threads_before, _warned_before
+    global _hushed, _warned_before
     with _lock:
-        if _asking == 0:
-            _threads_before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+        if _hushed == 0:
             _warned_before = sitk.ProcessObject.GetGlobalWarningDisplay()
             sitk.ProcessObject.GlobalWarningDisplayOff()
-        _asking += 1
+        _hushed += 1
     try:
         yield
     finally:
         with _lock:
-            _asking -= 1
-            if _asking == 0:
-                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(_threads_before)
+            _hushed -= 1
+            if _hushed == 0:
                 sitk.ProcessObject.SetGlobalWarningDisplay(_warned_before)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let ITK use one thread within, so that its sums, and with them every result, do not depend on their number.
+
+    ITK keeps that number for the whole process: it is put back when the last one who asked for this has left. Its
+    warnings are held back meanwhile.
+    """
+    import SimpleITK as sitk
+
+    global _asking, _threads_before
+    with quiet():
+        with _lock:
+            if _asking == 0:
+                _threads_before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+            _asking += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                _asking -= 1
+                if _asking == 0:
+                    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(_threads_before)
+
+
 _lock = threading.Lock()
-_asking, _threads_before, _warned_before = 0, 1, True
+_asking, _threads_before = 0, 1
+_hushed, _warned_before = 0, True
 
 
 def last_line(error: Exception) -> str:

@@ -272,7 +272,7 @@ def read_targets(paths: str | Path | Iterable[str | Path]) -> tuple[Target, ...]
     ----------
     paths : path or iterable of paths
         Files of volumes; folders with ``images/``, and perhaps ``labels/`` and ``masks/``, as a library has them;
-        folders of volumes; folders that are a DICOM series.
+        folders of volumes; folders with a DICOM series in them or below them, ``FOLDER#2`` being the second of several.
 
     Returns
     -------
@@ -296,14 +296,15 @@ def read_targets(paths: str | Path | Iterable[str | Path]) -> tuple[Target, ...]
 
 
 def _targets_in(path: Path) -> list[Target]:
-    if not path.exists():
+    folder, series = io.split_series(path)
+    if not folder.exists():
         raise InputError(f"{path}: no such file or folder")
-    if not path.is_dir():
+    if series is not None or not path.is_dir():
         return [Target(io.volume_id(path), path)]
     if not (path / "images").is_dir():
         images = _volumes_in(path, folders=False)
         # a folder of slices is one scan
-        if not images or all(image.suffix.lower() == ".dcm" for image in images.values()):
+        if not images or all(io.is_dicom_name(image) for image in images.values()):
             return [Target(path.resolve().name, path)]
         return [Target(id_, images[id_]) for id_ in sorted(images)]
     images = _volumes_in(path / "images")

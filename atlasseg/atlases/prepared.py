@@ -108,11 +108,13 @@ def _file_hash(path: Path | None) -> str:
     if path is None:
         return "none"
     digest = hashlib.sha256()
-    for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+    folder, series = io.split_series(path)
+    for part in sorted(folder.rglob("*")) if folder.is_dir() else [path]:
         if part.is_file():
             with part.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-            digest.update(part.name.encode() if path.is_dir() else b"")
+            digest.update(part.name.encode() if folder.is_dir() else b"")
+    digest.update((series or "").encode())
     return digest.hexdigest()
 
 

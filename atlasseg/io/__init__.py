@@ -9,9 +9,13 @@ from atlasseg.io._nifti_header import SpacingSource as SpacingSource
 from atlasseg.io._source import Like as Like
 from atlasseg.io._source import Volume as Volume
 from atlasseg.io._suffixes import VOLUME_SUFFIXES as VOLUME_SUFFIXES
+from atlasseg.io._suffixes import is_dicom_name as is_dicom_name
 from atlasseg.io._suffixes import is_volume as is_volume
 from atlasseg.io._suffixes import volume_id as volume_id
 from atlasseg.io.content import content_hash as content_hash
+from atlasseg.io.dicom_series import DicomSeries as DicomSeries
+from atlasseg.io.dicom_series import list_series as list_series
+from atlasseg.io.dicom_series import split_series as split_series
 from atlasseg.io.images import read_image as read_image
 from atlasseg.io.images import read_label_map as read_label_map
 from atlasseg.io.images import read_mask as read_mask

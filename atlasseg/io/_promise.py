@@ -6,7 +6,6 @@ first. Streams that are compressed are decompressed once in small pieces, which 
 
 from __future__ import annotations
 
-import bz2
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ _PIECE = 1 << 20
 _DECODERS: dict[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(wbits=31),
     "zlib": zlib.decompressobj,
-    "bzip2": bz2.BZ2Decompressor,
 }
 _MAX_AXES = 8
 
@@ -66,7 +64,7 @@ def check_stream(path: Path, expected: int, *, method: str = "gzip", start: int 
         The file that holds them.
     expected : int
         Bytes after decompression.
-    method : {"gzip", "zlib", "bzip2"}
+    method : {"gzip", "zlib"}
     start, length : int
         Where the compressed bytes begin and how many they are; by default all to the end of the file.
 
@@ -77,7 +75,7 @@ def check_stream(path: Path, expected: int, *, method: str = "gzip", start: int 
     held = path.stat().st_size - start
     if length is not None:
         check_length(path, length, held, what="compressed bytes")
-    if method != "bzip2" and held * DEFLATE_RATIO < expected:
+    if held * DEFLATE_RATIO < expected:
         check_length(path, expected, held * DEFLATE_RATIO)
     found = 0
     try:
@@ -121,13 +119,12 @@ def _decompress(file: IO[bytes], method: str) -> Iterator[int]:
     make = _DECODERS[method]
     decoder, rest = make(), b""
     while True:
-        if decoder.eof:  # a gzip or bzip2 file may have several parts, and zeros behind them
+        if decoder.eof:  # a gzip file may have several parts, and zeros behind them
             rest = (decoder.unused_data or file.read(_PIECE)).lstrip(b"\0")
             if not rest or method == "zlib":
                 return
             decoder = make()
-        wanting = decoder.needs_input if method == "bzip2" else not decoder.unconsumed_tail
-        data = rest or (file.read(_PIECE) if wanting else b"" if method == "bzip2" else decoder.unconsumed_tail)
+        data = rest or decoder.unconsumed_tail or file.read(_PIECE)
         rest = b""
         made = len(decoder.decompress(data, _PIECE))
         if not (data or made or decoder.eof):

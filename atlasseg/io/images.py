@@ -26,19 +26,22 @@ def read_image(
     *,
     nonfinite: Literal["mask", "refuse"] = "mask",
     spacing_from: SpacingSource = "sform",
+    series: str | int | None = None,
 ) -> Image:
     """Read a scan.
 
     Parameters
     ----------
     path : path
-        A volume's file, or the folder of a DICOM series.
+        A volume's file, or a folder with a DICOM series in it or below it. ``FOLDER#2`` is the second of several.
     nonfinite : {"mask", "refuse"}
         What becomes of NaN and infinite intensities: replaced by the lowest finite one with a warning
         (:func:`read_scan` says where), or refused.
     spacing_from : {"sform", "pixdim"}
         Which voxel size of a NIfTI header to believe where its sform and its pixdim differ by more than 1 %. A warning
         gives both.
+    series : int or str, optional
+        Which DICOM series of a folder: its number in :func:`list_series`, or its SeriesInstanceUID.
 
     Raises
     ------
@@ -48,7 +51,7 @@ def read_image(
     GeometryError
         Its affine is not finite or not invertible.
     """
-    return read_scan(path, nonfinite=nonfinite, spacing_from=spacing_from)[0]
+    return read_scan(path, nonfinite=nonfinite, spacing_from=spacing_from, series=series)[0]
 
 
 def read_scan(
@@ -57,13 +60,14 @@ def read_scan(
     nonfinite: Literal["mask", "refuse"] = "mask",
     channels: bool = False,
     spacing_from: SpacingSource = "sform",
+    series: str | int | None = None,
 ) -> tuple[Image, Mask | None]:
     """As :func:`read_image`, with a mask of the voxels whose intensities were finite, or None where all were.
 
     With `channels`, a 4-D file is a scan of several channels.
     """
     path = Path(path)
-    raw = read_3d(path, channels=channels, spacing_from=spacing_from)
+    raw = read_3d(path, channels=channels, spacing_from=spacing_from, series=series)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dealt with as such
         array = np.asarray(raw.array, dtype=np.float32)
     finite = np.isfinite(array)

@@ -1,36 +1,70 @@
-"""NRRD, MetaImage, GIPL and single DICOM files, through SimpleITK."""
+"""Formats that SimpleITK reads: NRRD in this process once it was checked, all others in a process of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from atlasseg.errors import InputError
+from atlasseg.io._guard import run_guarded
+from atlasseg.io._promise import check_length, check_stream, promised_bytes
 from atlasseg.io._source import Source
-from atlasseg.itk import LPS, image_to_sitk
+from atlasseg.io.metaimage import read_metaimage
+from atlasseg.io.nrrd import check_nrrd, read_nrrd_header
+from atlasseg.itk import LPS, image_to_sitk, last_line, quiet
 from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
+
+_MOST_BY_ANY_CODEC = 20_000  # bytes of a blank picture out of one, in JPEG 2000 or HDF5
 
 
 def read_with_itk(path: Path) -> Source:
-    """Read a file of any format that ITK knows."""
+    """Read a file of any format that ITK knows.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, promises more than it holds, or is in no known format.
+    """
+    name = path.name.lower()
+    if name.endswith((".mha", ".mhd")):
+        source = read_metaimage(path)
+        if source is not None:
+            return source
+    elif name.endswith((".nrrd", ".nhdr")):
+        header, start = read_nrrd_header(path)
+        if check_nrrd(path, header, start):
+            return read_in_place(path)
+    arrays = run_guarded("image", [path])
+    return Source(arrays["array"], arrays["affine"], SourceHeader(path, arrays["array"].dtype.name))
+
+
+def read_in_place(path: Path) -> Source:
+    """Read a file by ITK in this process; its header is compared with its length first."""
     import SimpleITK as sitk
 
-    return source_from_itk(path, quote_itk_errors(path, lambda: sitk.ReadImage(str(path))))
+    with quiet():
+        try:
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            item = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+            expected = promised_bytes([*reader.GetSize(), reader.GetNumberOfComponents()], item)
+            size = path.stat().st_size
+            if path.name.lower().endswith(".gz"):
+                check_stream(path, expected)
+            elif not path.name.lower().endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
+                check_length(path, expected, _MOST_BY_ANY_CODEC * size)
+            return _source_from_itk(path, reader.Execute())
+        except RuntimeError as error:
+            reason = last_line(error)
+            if "Unable to determine ImageIO" in reason:
+                reason = "expected a volume in a known format (NIfTI, NRRD, MetaImage, DICOM, MGH), got something else."
+            raise InputError(f"{path}: cannot be read as a volume: {reason}") from error
 
 
-def quote_itk_errors(path: Path, read: Callable[[], Any]) -> Any:
-    """What ITK reads; of its errors only the last line, which holds the reason."""
-    try:
-        return read()
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(f"{path}: cannot be read as a volume: {lines[-1] if lines else error}") from error
-
-
-def source_from_itk(path: Path, image: Any) -> Source:
+def _source_from_itk(path: Path, image: Any) -> Source:
     """Turn an ITK image into array, affine and source header; components become the last axis."""
     import SimpleITK as sitk
 

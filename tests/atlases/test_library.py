@@ -68,7 +68,7 @@ def test_a_folder_among_the_images_is_a_dicom_series(folder):
     (folder / "images" / "a").mkdir()
     library = read_library(folder)
     assert library.ids == ("a", "b", "c") and library.files("a").image == folder / "images" / "a"
-    with pytest.raises(InputError, match="images/a: a folder with one DICOM series is wanted"):
+    with pytest.raises(InputError, match="images/a: expected a folder with a DICOM series"):
         library.read("a")
 
 

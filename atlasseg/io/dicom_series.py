@@ -1,0 +1,247 @@
+"""Which DICOM series lie in a folder and below it, and which of them a path means.
+
+``FOLDER#2`` is the second series of the list that :func:`list_series` gives; ``FOLDER`` alone is its only picture.
+A multi-frame file is a series of its own here, since it holds a whole volume.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlasseg.errors import InputError
+from atlasseg.io._source import log
+
+SEGMENTATION, STRUCTURES = "DICOM segmentation (SEG)", "contours of radiotherapy (RTSTRUCT)"
+_OTHER_KINDS = {
+    "1.2.840.10008.5.1.4.1.1.66.4": SEGMENTATION,
+    "1.2.840.10008.5.1.4.1.1.66.5": "surface segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": SEGMENTATION,
+    "1.2.840.10008.5.1.4.1.1.481.3": STRUCTURES,
+    "1.2.840.10008.5.1.4.1.1.481.2": "radiotherapy dose (RTDOSE)",
+    "1.2.840.10008.5.1.4.1.1.30": "parametric map",
+    "1.2.840.10008.1.3.10": "directory of a medium (DICOMDIR)",
+}
+"""SOP classes that hold pixels, or are met beside scans, and are no scan."""
+
+_TAGS = [
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "Modality",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+]
+_DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+_SERIES_OF = re.compile(r"(?P<folder>.+)#(?P<series>[0-9.]+)$")
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """A series of DICOM files.
+
+    Parameters
+    ----------
+    number : int
+        Its place in the list, from 1: what is written behind ``#`` in a path.
+    uid : str
+        SeriesInstanceUID.
+    description : str
+        SeriesDescription; may be empty.
+    modality : str
+        ``CT``, ``MR``, ...
+    kind : str
+        ``scan``, or what else its SOP class says, such as ``DICOM segmentation (SEG)``.
+    files : tuple of Path
+        Ascending by path.
+    shape : (columns, rows, slices)
+        By the headers; zeros where it holds no pixels.
+    """
+
+    number: int
+    uid: str
+    description: str
+    modality: str
+    kind: str
+    files: tuple[Path, ...]
+    shape: tuple[int, int, int]
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether it is a picture."""
+        return self.kind == "scan"
+
+    def __str__(self) -> str:
+        """One line for a list to choose from."""
+        size = " x ".join(map(str, self.shape)) if all(self.shape) else f"{len(self.files)} files"
+        what = self.modality if self.is_scan else self.kind
+        return f"#{self.number}: {self.description or 'without description'} ({what}, {size}, {self.files[0].name})"
+
+
+def split_series(path: Path) -> tuple[Path, str | None]:
+    """Split ``FOLDER#2`` into the folder and the series; a path that exists is whole as it is."""
+    match = None if path.exists() else _SERIES_OF.fullmatch(str(path))
+    return (path, None) if match is None else (Path(match["folder"]), match["series"])
+
+
+def list_series(folder: str | Path) -> tuple[DicomSeries, ...]:
+    """List the DICOM series in a folder and in the folders below it.
+
+    Returns
+    -------
+    tuple of DicomSeries
+        In the order of SeriesNumber, description and UID; numbered from 1.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, or a DICOM file in it cannot be read. The message names it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of DICOM files, found none of that name.")
+    groups: dict[tuple[str, str], list[tuple[Path, Any]]] = {}
+    for path in _dicom_files(folder):
+        header = read_header(path, tags=_TAGS)
+        if header is None:
+            continue
+        uid = str(header.get("SeriesInstanceUID", ""))
+        alone = int(header.get("NumberOfFrames") or 1) > 1 or _kind(header) != "scan"
+        groups.setdefault((uid, str(path) if alone else ""), []).append((path, header))
+
+    def order(key: tuple[str, str]) -> tuple[int, str, str, str]:
+        header = groups[key][0][1]
+        number = header.get("SeriesNumber")
+        return int(number) if number is not None else 1 << 31, str(header.get("SeriesDescription", "")), *key
+
+    return tuple(_series(n, key[0], groups[key]) for n, key in enumerate(sorted(groups, key=order), start=1))
+
+
+def choose_series(folder: Path, chosen: str | int | None) -> DicomSeries:
+    """Choose the series of a folder that is meant.
+
+    Parameters
+    ----------
+    folder : Path
+    chosen : str or int, optional
+        Its number in the list, or its SeriesInstanceUID; by default the only scan.
+
+    Raises
+    ------
+    InputError
+        There is none, or several and none is chosen: the message lists them.
+    """
+    found = list_series(folder)
+    if not found:
+        raise InputError(f"{folder}: expected a folder with a DICOM series, found no DICOM file in it.")
+    listed = "; ".join(map(str, found))
+    if chosen is not None:
+        meant = [series for series in found if str(chosen) in (str(series.number), series.uid)]
+        if len(meant) != 1:
+            raise InputError(f"{folder}: expected a series of its list, got {str(chosen)!r}. It has {listed}.")
+        return meant[0]
+    scans = [series for series in found if series.is_scan]
+    if len(scans) > 1:
+        example = f"{folder}#{scans[0].number}"
+        raise InputError(
+            f"{folder}: expected one DICOM series, found {len(scans)}: {listed}. "
+            f"Choose one by its number, as {example}."
+        )
+    if not scans:
+        raise InputError(f"{folder}: expected a DICOM series of a scan, found {listed}. {_refusal(found[0].kind)}")
+    for series in found:
+        if series is not scans[0]:
+            log.info("%s: beside the scan there is %s, which is not read", folder, series)
+    return scans[0]
+
+
+def check_scan(path: Path, header: Any) -> None:
+    """Refuse what is no scan by what it is.
+
+    Raises
+    ------
+    InputError
+    """
+    kind = _kind(header)
+    if kind != "scan":
+        raise InputError(f"{path}: expected a scan, found {kind}. {_refusal(kind)}")
+
+
+def read_header(path: Path, *, tags: list[str] | None = None) -> Any | None:
+    """Read the data set of a DICOM file without its pixels, or None where it is no DICOM file.
+
+    Raises
+    ------
+    InputError
+        It is one, and is damaged.
+    """
+    import pydicom
+
+    with path.open("rb") as file:
+        file.seek(128)
+        marked = file.read(4) == b"DICM"
+    if not marked and path.suffix.lower() not in _DICOM_SUFFIXES:
+        return None
+    try:
+        with quiet_pydicom():
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
+            complete = "SOPClassUID" in header
+    except Exception as error:  # a parser may raise anything on bytes that it was not made for
+        raise InputError(f"{path}: the DICOM file is damaged ({error}). Copy it again.") from error
+    if not complete and marked:
+        raise InputError(f"{path}: the DICOM file is damaged: expected a SOP class, found none. Copy it again.")
+    return header if complete else None
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Let pydicom read values that break the standard's rules without a word to the terminal."""
+    from pydicom.config import disable_value_validation
+
+    with disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _dicom_files(folder: Path) -> Iterator[Path]:
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(where) / name
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _series(number: int, uid: str, held: list[tuple[Path, Any]]) -> DicomSeries:
+    header = held[0][1]
+    frames = int(header.get("NumberOfFrames") or 1) if len(held) == 1 else len(held)
+    return DicomSeries(
+        number,
+        uid,
+        str(header.get("SeriesDescription") or "").strip(),
+        str(header.get("Modality") or ""),
+        _kind(header),
+        tuple(sorted(path for path, _ in held)),
+        (int(header.get("Columns") or 0), int(header.get("Rows") or 0), frames if header.get("Rows") else 0),
+    )
+
+
+def _kind(header: Any) -> str:
+    uid = header.SOPClassUID
+    if str(uid) in _OTHER_KINDS:
+        return _OTHER_KINDS[str(uid)]
+    return "scan" if header.get("Rows") and header.get("Columns") else str(getattr(uid, "name", uid))
+
+
+def _refusal(kind: str) -> str:
+    if kind in (SEGMENTATION, STRUCTURES):
+        return "Reading them is not built yet: convert it to NIfTI or NRRD, in Slicer for instance."
+    return "Give the folder of the scan's own series."

@@ -1,0 +1,110 @@
+"""NRRD, ``.nrrd`` and ``.nhdr``, through SimpleITK, after its text header was compared with what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from atlasseg.errors import InputError
+from atlasseg.io._promise import check_length, check_shape, check_stream, promised_bytes
+
+_SIZES = {
+    1: "signed char|int8|int8_t|uchar|unsigned char|uint8|uint8_t",
+    2: "short|short int|signed short|signed short int|int16|int16_t"
+    "|ushort|unsigned short|unsigned short int|uint16|uint16_t",
+    4: "int|signed int|int32|int32_t|uint|unsigned int|uint32|uint32_t|float",
+    8: "longlong|long long|long long int|signed long long|signed long long int|int64|int64_t"
+    "|ulonglong|unsigned long long|unsigned long long int|uint64|uint64_t|double",
+}
+_ITEM_SIZES = {name: size for size, names in _SIZES.items() for name in names.split("|")}
+_GZIP, _BZIP2 = ("gzip", "gz"), ("bzip2", "bz2")
+_MAX_HEADER = 1 << 20
+
+
+def read_nrrd_header(path: Path) -> tuple[dict[str, str], int]:
+    """Read the fields and the key/value pairs of a header.
+
+    Returns
+    -------
+    header : dict of str to str
+        Fields in lower case; keys as they are.
+    start : int
+        Byte at which the values of a file of one part begin.
+
+    Raises
+    ------
+    InputError
+        It is no NRRD header.
+    """
+    header: dict[str, str] = {}
+    with path.open("rb") as file:
+        magic = file.readline(_MAX_HEADER)
+        if not magic.startswith(b"NRRD"):
+            raise InputError(f"{path}: expected a NRRD file, which begins with NRRD, got {magic[:4]!r}.")
+        for raw in _lines(file):
+            line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
+            if not line:
+                break
+            if line.startswith("#"):
+                continue
+            key, separator, value = line.partition(":=")
+            if separator:
+                header[key] = value
+            else:
+                field, _, value = line.partition(":")
+                header[field.strip().lower()] = value.strip()
+        return header, file.tell()
+
+
+def check_nrrd(path: Path, header: dict[str, str], start: int) -> bool:
+    """Compare what the header of a file promises with its values.
+
+    Returns
+    -------
+    bool
+        False where the header uses what is rare (values as text, a list of files, bytes to skip): only a process of
+        its own may then read the file.
+
+    Raises
+    ------
+    InputError
+        The header is damaged, or promises more than there is.
+    """
+    kind, encoding = header.get("type", ""), header.get("encoding", "").lower()
+    sizes = header.get("sizes", "").split()
+    if kind.lower() not in _ITEM_SIZES or not sizes or not all(size.isdigit() for size in sizes):
+        raise InputError(
+            f"{path}: expected a type of plain numbers and sizes in the header, got type {kind[:40]!r} and sizes "
+            f"{' '.join(sizes)[:60]!r}."
+        )
+    shape = [int(size) for size in sizes]
+    check_shape(path, shape)
+    expected = promised_bytes(shape, _ITEM_SIZES[kind.lower()])
+    if encoding in _BZIP2:
+        raise InputError(f"{path}: expected raw, gzip or text values, got bzip2. Save it with gzip.")
+    data_file = header.get("data file", header.get("datafile", ""))
+    skips = [header.get(key, "0") for key in ("byte skip", "byteskip", "line skip", "lineskip")]
+    if data_file.startswith("LIST") or "%" in data_file or any(skip != "0" for skip in skips):
+        return False
+    values, begin = (path.parent / data_file, 0) if data_file else (path, start)
+    if not values.is_file():
+        raise InputError(f"{path}: expected its values in {data_file}, found no such file. Copy both.")
+    if encoding == "raw":
+        check_length(values, begin + expected, values.stat().st_size)
+    elif encoding in _GZIP:
+        check_stream(values, expected, start=begin)
+    else:
+        return False
+    return True
+
+
+def _lines(file: IO[bytes]) -> list[bytes]:
+    """Lines up to an empty one, at most so many bytes together."""
+    found: list[bytes] = []
+    left = _MAX_HEADER
+    while left > 0 and (line := file.readline(left)):
+        left -= len(line)
+        found.append(line)
+        if not line.strip():
+            break
+    return found
