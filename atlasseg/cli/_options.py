@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from atlasseg.compute.workers import Workers
+    from atlasseg.recipe import Recipe
 
 
 class DeviceName(StrEnum):
@@ -32,17 +33,37 @@ OptionalRecipe = Annotated[
         help="A recipe file (.toml), or a name that `atlasseg recipes` lists; without it --atlases says what to do.",
     ),
 ]
+Targets = Annotated[
+    list[Path] | None, typer.Option("--targets", help="A scan, or a folder with images/ (and labels/); repeatable.")
+]
+Atlases = Annotated[
+    list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; several form one library.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
+ModelOut = Annotated[Path, typer.Option("--out", metavar="MODEL_DIR", help="Folder for the model.")]
+Prepared = Annotated[
+    Path | None,
+    typer.Option("--prepared", help="Library prepared by `atlasseg atlases prepare`, in place of registration steps."),
+]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one value of the recipe; may be given again."),
+    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one value of the recipe; repeatable."),
 ]
+MethodSettings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the method; repeatable.")
+]
+Without = Annotated[list[str] | None, typer.Option("--without", metavar="ID", help="Leave an atlas out; repeatable.")]
 Device = Annotated[
-    DeviceName, typer.Option("--device", help="auto takes a CUDA GPU where there is one; cuda insists on it.")
+    DeviceName,
+    typer.Option("--device", help="auto: a CUDA GPU if there is one; cuda: an error if there is none."),
 ]
 Jobs = Annotated[
     int,
     typer.Option(
-        "--jobs", "-j", min=0, help="Worker processes, or jobs of a --cluster; 0 takes one a processor, 1 this process."
+        "--jobs",
+        "-j",
+        min=0,
+        help="Number of worker processes, or jobs of a --cluster. 0: one a processor; 1: this process alone.",
     ),
 ]
 Scheduler = Annotated[
@@ -52,28 +73,41 @@ Scheduler = Annotated[
 Certificates = Annotated[
     Path | None,
     typer.Option(
-        "--certificates", metavar="DIR", help="Of the --scheduler, as `atlasseg certificates DIR` makes them."
+        "--certificates", metavar="DIR", help="Certificates of the --scheduler, made by `atlasseg certificates DIR`."
     ),
 ]
 Cluster = Annotated[
-    str | None, typer.Option("--cluster", help="A batch system to start --jobs workers on: slurm, pbs, sge, lsf, ...")
+    str | None, typer.Option("--cluster", help="Batch system to start --jobs workers on: slurm, pbs, sge, lsf, ...")
 ]
 ClusterSettings = Annotated[
     Path | None,
-    typer.Option("--cluster-settings", metavar="TOML", help="Its queue, cores, memory ...; see docs/guide/scaling.md."),
+    typer.Option(
+        "--cluster-settings",
+        metavar="TOML",
+        help="Queue, cores, memory, ... of the jobs of a --cluster; see docs/guide/scaling.md.",
+    ),
 ]
 CacheFolder = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Folder for what is computed on the way; .cache in the output folder."),
+    typer.Option("--cache", metavar="DIR", help="Folder for intermediate results. [default: .cache in --out]"),
+]
+TrainingCache = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Folder for intermediate results, to resume from."),
 ]
 CacheLimit = Annotated[
     float,
-    typer.Option("--cache-limit", metavar="GB", min=0, help="Beyond it goes what is oldest; 0 keeps nothing large."),
+    typer.Option(
+        "--cache-limit",
+        metavar="GB",
+        min=0,
+        help="Size of the cache; the oldest results go first. 0: no large results.",
+    ),
 ]
 DEFAULT_LIMIT_GB = 50.0
-Prepared = Annotated[
-    Path | None,
-    typer.Option("--prepared", help="Library prepared by atlasseg atlases prepare; takes the place of the steps."),
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print what would be done, what the cache holds, and an estimate of the rest."),
 ]
 
 
@@ -98,3 +132,38 @@ def workers_of(
         alone = cluster is not None or count < FEW_TARGETS
         jobs = 1 if alone else min(os.cpu_count() or 1, count)
     return Workers(jobs, scheduler, cluster, settings, certificates=certificates)
+
+
+def load_recipe(
+    path: Path | None,
+    settings: list[str] | None,
+    device: DeviceName,
+    *,
+    targets: list[Path] | None,
+    atlases: list[Path] | None,
+    out: Path | None,
+    prepared: Path | None,
+) -> Recipe:
+    """Read a recipe; paths given as options take the place of its own. Without a path it is chosen by the atlases."""
+    from atlasseg.recipe import read_recipe, with_device, with_paths
+
+    chosen = _choose_recipe(atlases, settings) if path is None else read_recipe(path, overrides=settings or ())
+    recipe = with_device(chosen, device.value)
+    return with_paths(recipe, targets=targets or (), atlases=atlases or (), out=out, prepared=prepared)
+
+
+def _choose_recipe(atlases: list[Path] | None, settings: list[str] | None) -> Recipe:
+    """The recipe that suits the kind of the library, which is told."""
+    from atlasseg.atlases.library import read_library
+    from atlasseg.cli._progress import is_quiet, print_line
+    from atlasseg.errors import InputError
+    from atlasseg.recipe.defaults import default_recipe, describe
+
+    if not atlases:
+        raise InputError("expected a recipe or --atlases DIR, got neither. Try: atlasseg run quickstart")
+    library = read_library(*atlases)
+    recipe = default_recipe(library.kind, overrides=settings or ())
+    if not is_quiet():
+        kind = f"{len(library)} atlases" if library.kind == "multi" else f"a {library.kind} atlas"
+        print_line(f"no recipe given, so for {kind}: {describe(recipe)} ('atlasseg init' writes this as a recipe)")
+    return recipe

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName, RecipeFile, Settings
-from atlasseg.cli.run import Atlases, load_recipe
+from atlasseg.cli._options import (
+    Atlases,
+    Device,
+    DeviceName,
+    ModelOut,
+    RecipeFile,
+    Settings,
+    TrainingCache,
+    Without,
+    load_recipe,
+)
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at an atlas library, prepare it once for many targets, average it, or learn on it."
@@ -140,11 +149,9 @@ def average(
 @app.command("correct")
 def correct(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Option("--out", metavar="MODEL_DIR", help="Folder for the model.")],
+    out: ModelOut,
     atlases: Atlases = None,
-    without: Annotated[
-        list[str] | None, typer.Option("--without", metavar="ID", help="Leave an atlas out; may be given again.")
-    ] = None,
+    without: Without = None,
     cases: Annotated[
         Path | None,
         typer.Option("--cases", metavar="DIR", help="Further labelled scans to learn on, segmented as a target is."),
@@ -153,10 +160,7 @@ def correct(
         int, typer.Option(min=1, help="Voxels that a label's classifier is trained on at most.")
     ] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the voxels' draw.")] = 0,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", help="Folder for what is computed on the way, so that it can be gone on with."),
-    ] = None,
+    cache: TrainingCache = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,
 ) -> None:

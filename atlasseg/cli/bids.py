@@ -18,12 +18,14 @@ from atlasseg.cli._options import (
     ClusterSettings,
     Device,
     DeviceName,
+    DryRun,
     Prepared,
     Scheduler,
     Settings,
+    load_recipe,
     workers_of,
 )
-from atlasseg.cli.run import load_recipe, report_outcomes, report_plan
+from atlasseg.cli.run import report_outcomes, report_plan
 from atlasseg.version import __version__
 
 if TYPE_CHECKING:
@@ -145,9 +147,7 @@ def bids(
     cluster_settings: ClusterSettings = None,
     certificates: Certificates = None,
     cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, what of it is kept, and what it will take.")
-    ] = False,
+    dry_run: DryRun = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,

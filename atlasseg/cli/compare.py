@@ -8,6 +8,7 @@ import typer
 
 from atlasseg.cli._options import (
     DEFAULT_LIMIT_GB,
+    Atlases,
     CacheFolder,
     CacheLimit,
     Certificates,
@@ -17,12 +18,15 @@ from atlasseg.cli._options import (
     DeviceName,
     Jobs,
     OptionalRecipe,
+    Out,
     Prepared,
     Scheduler,
     Settings,
+    Targets,
+    load_recipe,
     workers_of,
 )
-from atlasseg.cli.run import Atlases, Out, Targets, load_recipe, report_failures
+from atlasseg.cli.run import report_failures
 
 
 def add_to(app: typer.Typer) -> None:

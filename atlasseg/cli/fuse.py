@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName
+from atlasseg.cli._options import Device, DeviceName, MethodSettings
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,9 +24,7 @@ def fuse(
     method: Annotated[
         str, typer.Option("--method", help="Fusion method; see atlasseg methods fusion.")
     ] = "local_weighted",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
-    ] = None,
+    settings: MethodSettings = None,
     entropy: Annotated[Path | None, typer.Option(help="Also write where to look: entropy in bits.")] = None,
     probabilities: Annotated[
         Path | None, typer.Option(help="Also write the probabilities, 4-D, a label a volume.")

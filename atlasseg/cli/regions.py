@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from atlasseg.cli._options import MethodSettings
 from atlasseg.recipe.tables import Regions
 
 
@@ -30,9 +31,7 @@ def regions(
         str,
         typer.Option("--method", metavar="METHOD", help="Method that finds regions: see `atlasseg methods regions`."),
     ] = "split_and_merge",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable.")
-    ] = None,
+    settings: MethodSettings = None,
     seeds: Annotated[
         Path | None, typer.Option(help="Seeds (growing) or markers (watershed), a label map on the scan's grid.")
     ] = None,

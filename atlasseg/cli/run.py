@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from atlasseg.cli._options import (
     DEFAULT_LIMIT_GB,
+    Atlases,
     CacheFolder,
     CacheLimit,
     Certificates,
@@ -16,11 +17,15 @@ from atlasseg.cli._options import (
     ClusterSettings,
     Device,
     DeviceName,
+    DryRun,
     Jobs,
     OptionalRecipe,
+    Out,
     Prepared,
     Scheduler,
     Settings,
+    Targets,
+    load_recipe,
     workers_of,
 )
 
@@ -31,14 +36,6 @@ if TYPE_CHECKING:
     from atlasseg.compute.workers import Workers
     from atlasseg.recipe import Recipe
     from atlasseg.report.cohort_page import TargetSummary
-
-Targets = Annotated[
-    list[Path] | None, typer.Option("--targets", help="A scan, or a folder with images/ (and labels/); repeatable.")
-]
-Atlases = Annotated[
-    list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; repeatable: together one library.")
-]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder that the results go into.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -61,9 +58,7 @@ def run(
     certificates: Certificates = None,
     cache: CacheFolder = None,
     cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, what of it is kept, and what it will take.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Segment every target of a recipe, evaluate, and report.
 
@@ -157,38 +152,3 @@ def report_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_byte
         f"{plan.free_bytes / 1e9:.3g} GB are free"
     )
     plan.check()
-
-
-def load_recipe(
-    path: Path | None,
-    settings: list[str] | None,
-    device: DeviceName,
-    *,
-    targets: list[Path] | None,
-    atlases: list[Path] | None,
-    out: Path | None,
-    prepared: Path | None,
-) -> Recipe:
-    """Read a recipe; paths given as options take the place of its own. Without a path it is chosen by the atlases."""
-    from atlasseg.recipe import read_recipe, with_device, with_paths
-
-    chosen = _choose_recipe(atlases, settings) if path is None else read_recipe(path, overrides=settings or ())
-    recipe = with_device(chosen, device.value)
-    return with_paths(recipe, targets=targets or (), atlases=atlases or (), out=out, prepared=prepared)
-
-
-def _choose_recipe(atlases: list[Path] | None, settings: list[str] | None) -> Recipe:
-    """The recipe that suits the kind of the library, which is told."""
-    from atlasseg.atlases.library import read_library
-    from atlasseg.cli._progress import is_quiet, print_line
-    from atlasseg.errors import InputError
-    from atlasseg.recipe.defaults import default_recipe, describe
-
-    if not atlases:
-        raise InputError("expected a recipe or --atlases DIR, got neither. Try: atlasseg run quickstart")
-    library = read_library(*atlases)
-    recipe = default_recipe(library.kind, overrides=settings or ())
-    if not is_quiet():
-        kind = f"{len(library)} atlases" if library.kind == "multi" else f"a {library.kind} atlas"
-        print_line(f"no recipe given, so for {kind}: {describe(recipe)} ('atlasseg init' writes this as a recipe)")
-    return recipe

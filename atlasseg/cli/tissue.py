@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Certificates, Cluster, ClusterSettings, Jobs, Scheduler, workers_of
+from atlasseg.cli._options import (
+    Certificates,
+    Cluster,
+    ClusterSettings,
+    Jobs,
+    MethodSettings,
+    Out,
+    Scheduler,
+    workers_of,
+)
 from atlasseg.cli.run import report_failures
 
-
-class Model(StrEnum):
-    """How intensities, places and neighbours make classes."""
-
-    mixture = "mixture"
-    chain = "chain"
-    field = "field"
+DEFAULT_MODEL = "field"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,10 +33,11 @@ def tissue(
         list[Path] | None,
         typer.Argument(metavar="SCAN...", help="Scans, each a target (4-D: several modalities), or data set folders."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder that the results go into.")] = None,
+    out: Out = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe with a table [tissue].")] = None,
     model: Annotated[
-        Model | None, typer.Option("--model", help="Each voxel alone, along a curve, or in a field. [default: field]")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="Model: see `atlasseg methods tissue`. [default: field]"),
     ] = None,
     classes: Annotated[int | None, typer.Option("--classes", min=2, help="How many. [default: 3]")] = None,
     names: Annotated[str | None, typer.Option("--names", help="Of the classes, with commas.")] = None,
@@ -50,9 +53,7 @@ def tissue(
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Where the only scan is classified; else its foreground is found.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the model; repeatable.")
-    ] = None,
+    settings: MethodSettings = None,
     jobs: Jobs = 1,
     scheduler: Scheduler = None,
     cluster: Cluster = None,
@@ -80,7 +81,7 @@ def tissue(
 
     asked = []
     if model is not None:
-        asked.append(f"tissue.method={model.value}")
+        asked.append(f"tissue.method={model}")
     if classes is not None:
         asked.append(f"tissue.classes={classes}")
     if names is not None:
@@ -91,8 +92,9 @@ def tissue(
     if recipe is not None:
         checked = read_recipe(recipe, overrides=asked)
     else:
-        chosen = (model or Model.field).value
-        checked = parse_recipe({"tissue": {"method": chosen}}, overrides=asked, where="--set", name="tissue")
+        checked = parse_recipe(
+            {"tissue": {"method": model or DEFAULT_MODEL}}, overrides=asked, where="--set", name="tissue"
+        )
     if checked.tissue is None:
         raise InputError(f"{recipe}: a recipe with a table [tissue] is wanted")
     checked = with_paths(checked, targets=scans or (), out=out)

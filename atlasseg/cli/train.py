@@ -8,10 +8,18 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName, RecipeFile, Settings
-from atlasseg.cli.run import Atlases, load_recipe
+from atlasseg.cli._options import (
+    Atlases,
+    Device,
+    DeviceName,
+    ModelOut,
+    RecipeFile,
+    Settings,
+    TrainingCache,
+    Without,
+    load_recipe,
+)
 
-ModelOut = Annotated[Path, typer.Option("--out", metavar="MODEL_DIR", help="Folder for the model.")]
 Memory = Annotated[
     str | None,
     typer.Option("--gpu-memory", metavar="8GB", help="Depth, width and patch are scaled to what a step may take."),
@@ -39,9 +47,7 @@ def train(
     recipe: RecipeFile,
     out: ModelOut,
     atlases: Atlases = None,
-    without: Annotated[
-        list[str] | None, typer.Option("--without", metavar="ID", help="Leave an atlas out; may be given again.")
-    ] = None,
+    without: Without = None,
     memory: Memory = None,
     gflop: Flops = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="For each network; as training.minutes.")] = None,
@@ -50,9 +56,7 @@ def train(
     ] = None,
     freeze: Annotated[Freeze | None, typer.Option("--freeze", help="Leave the encoder of --init as it is.")] = None,
     rate: Annotated[float | None, typer.Option("--lr", help="As training.learning_rate.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder for what is computed on the way, found again by its content.")
-    ] = None,
+    cache: TrainingCache = None,
     torchscript: Annotated[
         bool, typer.Option("--torchscript", help="Also write the networks as TorchScript, checked to say the same.")
     ] = False,
