@@ -397,6 +397,7 @@ def _select_atlases(scans: Scans, recipe: Recipe, count: int, executor: Executor
         scans.atlases,
         count=count,
         transforms=initial,
+        metric=recipe.selection.metric,
         redundancy=recipe.selection.redundancy,
         mask=scans.target_mask,
     )

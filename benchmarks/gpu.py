@@ -31,7 +31,7 @@ from atlasseg.registration._engine import (
     linear_torch,
 )
 from atlasseg.registration._engine.batch import Pair, pairs, schedule_of
-from atlasseg.registration._engine.metrics import Similarity
+from atlasseg.similarity import SimilarityMetric, create_metric
 
 
 class Traffic(TorchDispatchMode):
@@ -87,7 +87,7 @@ def main() -> None:
     shrinks, counts = schedule_of(target, (), tuple(int(n) for n in given.iterations.split(",")))
     few = [tuple(n if at == len(shrinks) - 1 else 0 for at in range(len(shrinks))) for n in (1, 6)]
 
-    def affine(similarity: Similarity) -> list[Pair]:
+    def affine(similarity: SimilarityMetric) -> list[Pair]:
         def steps(pair: Pair) -> linear.Search[Any]:
             return linear.search(pair.fixed, pair.moving, "affine", None, finest=2, iterations=30)
 
@@ -95,11 +95,11 @@ def main() -> None:
         found = linear_torch.run_search(prepared, steps, similarity, device=given.device, finest=finest)
         return [replace(pair, matrix_mm=matrix) for pair, (matrix, _) in zip(prepared, found, strict=True)]
 
-    def ffd(begun: list[Pair], similarity: Similarity, iterations: tuple[int, ...], mixed: bool) -> Any:
+    def ffd(begun: list[Pair], similarity: SimilarityMetric, iterations: tuple[int, ...], mixed: bool) -> Any:
         schedule = freeform.Schedule(shrinks, iterations, 4.0, similarity, 0.1, 0.02, 0.25, 1e-4, mixed)
         return freeform_torch.solve(begun, schedule, fixed.grid, device=given.device)
 
-    def diffeomorphic(begun: list[Pair], similarity: Similarity, iterations: tuple[int, ...], mixed: bool) -> Any:
+    def diffeomorphic(begun: list[Pair], similarity: SimilarityMetric, iterations: tuple[int, ...], mixed: bool) -> Any:
         sigmas = (0.7, 0.7, 0.5, 0.4)[-len(shrinks) :]
         schedule = dense.Schedule(shrinks, iterations, similarity, 1.7, sigmas, 1.0, 1e-4, mixed)
         return dense_torch.solve(begun, schedule, device=given.device)
@@ -113,7 +113,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     speed = copy_speed(given.device)
     for metric in given.metrics.split(","):
-        similarity = Similarity(metric)
+        similarity = create_metric(metric)
         affine(similarity)  # the levels are made and the kernels loaded before it is timed
         begun, seconds = timed(lambda chosen=similarity: affine(chosen), given.device)
         print(f"| {metric} | affine | single | {seconds:.2f} | | | {peak_gib(given.device):.2f} | |", flush=True)

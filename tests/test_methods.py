@@ -69,9 +69,7 @@ def plugin(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, module, raising=False)
         entries.extend(importlib.metadata.EntryPoint(name, value, "atlasseg.fusion") for name, value in names.items())
 
-    monkeypatch.setattr(
-        registry.importlib.metadata, "entry_points", lambda group: [e for e in entries if e.group == group]
-    )
+    monkeypatch.setattr(registry, "entry_points", lambda group: [e for e in entries if e.group == group])
     registry._entry_points.cache_clear()
     registry._load.cache_clear()
     return write

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from atlasseg import io, similarity
+from atlasseg import io
 from atlasseg.atlases.library import read_library
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.io import write_transform
 from atlasseg.recipe import Recipe, parse_recipe, with_device
 from atlasseg.registration.quality import RegistrationQuality, quality
 from atlasseg.resampling import resample
+from atlasseg.similarity.local_correlation import LocalCorrelation
 from atlasseg.transforms import Transform
 from atlasseg.volume import Mask, ProbabilityMap
 
@@ -77,7 +78,7 @@ def register_files(
     if labels is not None and warped_labels is not None:
         label_map = io.read_label_map(labels)
         io.write_label_map(resample(label_map, target.grid, transform), warped_labels, like=target)
-    value = similarity.local_correlation(target.array, carried.array, mask=masks[0].array if masks[0] else None)
+    value = LocalCorrelation().value(target.array, carried.array, mask=masks[0].array if masks[0] else None)
     return quality(transform, target.grid, mask=masks[0]), value
 
 

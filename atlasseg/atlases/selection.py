@@ -8,20 +8,17 @@ similar `count`, or a greedy one that also avoids atlases that show the same as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import fft
 
-from atlasseg import similarity as measures
 from atlasseg.errors import InputError
 from atlasseg.resampling import coverage, resample
+from atlasseg.similarity import MetricName, metric_class
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Mask, check_channels
-
-Similarity = Literal["correlation", "local_correlation", "mutual_information", "normalized_mutual_information", "ssd"]
 
 CLIP_PERCENTILES = (1.0, 99.0)
 LEAST_COVERAGE = 0.25
@@ -58,7 +55,7 @@ def select(
     *,
     count: int,
     transforms: Sequence[Transform] | None = None,
-    similarity: Similarity = "correlation",
+    metric: MetricName = "correlation",
     redundancy: float = 0.0,
     longest_voxels: int = 32,
     mask: Mask | None = None,
@@ -76,8 +73,8 @@ def select(
     transforms : sequence of Transform, optional
         For each atlas, what takes points of the target to points of the atlas. By default the identity for an atlas on
         the target's grid, and for others the shift of centres that makes the thumbnails correlate most.
-    similarity : str
-        What is compared, see `similarities`.
+    metric : str
+        Similarity metric that the atlases are ranked by; see `atlasseg.similarity`.
     redundancy : float
         0 takes the most similar; above, see `choose`.
     longest_voxels : int
@@ -101,7 +98,7 @@ def select(
        accuracy, NeuroImage 46(3):726-738.
     """
     seen = thumbnails(target, atlases, transforms=transforms, longest_voxels=longest_voxels, mask=mask)
-    scores = similarities(seen, similarity=similarity)
+    scores = similarities(seen, metric=metric)
     likeness = likenesses(seen) if redundancy > 0 else None
     return choose(scores, count=count, likeness=likeness, redundancy=redundancy)
 
@@ -144,30 +141,21 @@ def thumbnails(
     return Thumbnails(grid, _standardised(scan, wanted), images, covered)
 
 
-def similarities(seen: Thumbnails, *, similarity: Similarity = "correlation") -> Float64:
+def similarities(seen: Thumbnails, *, metric: MetricName = "correlation") -> Float64:
     """(N,) how like the target each atlas is, the larger the more; -inf where too little of it is covered.
 
     Parameters
     ----------
     seen : Thumbnails
         What is compared.
-    similarity : str
-        `correlation`, `local_correlation`, `mutual_information`, `normalized_mutual_information`, or `ssd`, which is
-        taken negative.
+    metric : str
+        Similarity metric, by its name; a distance is taken negative.
     """
-    known: dict[str, Callable[..., float]] = {
-        "correlation": measures.correlation,
-        "local_correlation": measures.local_correlation,
-        "mutual_information": measures.mutual_information,
-        "normalized_mutual_information": measures.normalized_mutual_information,
-        "ssd": lambda fixed, warped, mask: -measures.ssd(fixed, warped, mask=mask),
-    }
-    if similarity not in known:
-        raise InputError(f"atlas selection has no similarity {similarity!r}: there are {', '.join(known)}")
+    measured = metric_class(metric)()
     scores = np.full(len(seen.images), -np.inf)
     enough = seen.covered.sum(axis=(1, 2, 3)) >= LEAST_COVERAGE * seen.covered.any(axis=0).sum()
     for n in np.flatnonzero(enough & seen.covered.any(axis=(1, 2, 3))):
-        scores[n] = known[similarity](seen.target, seen.images[n], mask=seen.covered[n])
+        scores[n] = measured.score(seen.target, seen.images[n], mask=seen.covered[n])
     return scores
 
 

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from atlasseg import similarity as measures
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
+from atlasseg.similarity import MetricName, SimilarityMetric, metric_class
 from atlasseg.volume import Atlas, Bool, Float32, Image, ProbabilityMap
 
-Similarity = Literal["correlation", "mean_squares", "mutual_information", "normalized_mutual_information"]
-
 MARGIN_VOXELS = 2
-SMALLEST_MEAN_SQUARE = 1e-6
-"""On standardised intensities: keeps the weight of a candidate that equals the target finite."""
 
 
 @method("fusion")
 def fuse(
-    target: Image, candidates: Sequence[Atlas], *, similarity: Similarity = "correlation", power: float = 8.0
+    target: Image, candidates: Sequence[Atlas], *, similarity: MetricName = "correlation", power: float = 8.0
 ) -> ProbabilityMap:
     r"""Fuse by a vote in which each candidate has one weight for the whole volume.
 
@@ -69,30 +64,20 @@ def fuse(
     .. [1] Artaechevarria et al. (2008), Efficient classifier generation and weighted voting for atlas-based
        segmentation: two small steps faster and closer to the combination oracle, Proc. SPIE 6914, 69141W.
     """
-    if similarity not in ("correlation", "mean_squares", "mutual_information", "normalized_mutual_information"):
-        raise InputError(
-            f"global_weighted has no similarity {similarity!r}: there are correlation, mean_squares, "
-            "mutual_information, normalized_mutual_information"
-        )
+    metric = metric_class(similarity)()
     if not power > 0:
         raise InputError(f"global_weighted needs a power above 0, got {power}")
     votes = Votes.gather(target, candidates)
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)
     images = Standardised.around(target, candidates, votes.voxels, margin_voxels=MARGIN_VOXELS)
-    level = np.array([_measure(similarity, images.target, candidate, mask) for candidate, mask in images])
+    level = np.array([_weight(metric, images.target, candidate, mask) for candidate, mask in images])
     relative = level / level.max() if level.max() > 0 else level
     return votes.cast(relative**power, name=target.name)
 
 
-def _measure(similarity: Similarity, target: Float32, candidate: Float32, mask: Bool | None) -> float:
-    """The measure m, 0 or more, larger for more similar images; 0 for a candidate that covers nothing."""
+def _weight(metric: SimilarityMetric, target: Float32, candidate: Float32, mask: Bool | None) -> float:
+    """Weight of a candidate's vote; 0 for a candidate that covers nothing."""
     if mask is not None and not mask.any():
         return 0.0
-    if similarity == "correlation":
-        return max(measures.correlation(target, candidate, mask=mask), 0.0)
-    if similarity == "mean_squares":
-        return 1 / max(measures.ssd(target, candidate, mask=mask), SMALLEST_MEAN_SQUARE)
-    if similarity == "mutual_information":
-        return max(measures.mutual_information(target, candidate, mask=mask), 0.0)
-    return max(measures.normalized_mutual_information(target, candidate, mask=mask) - 1, 0.0)
+    return metric.vote_weight(target, candidate, mask=mask)

@@ -12,7 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised, box_mean, correlate_locally, gaussian_mean
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
-from atlasseg.similarity import local_correlation_map
+from atlasseg.similarity.local_correlation import local_correlation_map
 from atlasseg.volume import Atlas, Float32, Float64, Image, Int64, ProbabilityMap
 
 Similarity = Literal[

@@ -11,6 +11,7 @@ The function is then in the command line, in recipes, in the documentation and i
 their defaults and descriptions are read from its signature and its docstring alone.
 """
 
+from atlasseg.methods.choices import OneOf
 from atlasseg.methods.description import Method, Needs, Parameter, Workload, described_parameters
 from atlasseg.methods.registry import get, list_methods, method, names, register_method
 from atlasseg.methods.stages import STAGES, Data, Stage, suggestion
@@ -20,6 +21,7 @@ __all__ = [
     "Data",
     "Method",
     "Needs",
+    "OneOf",
     "Parameter",
     "Stage",
     "Workload",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from atlasseg.device import Device
 from atlasseg.errors import InputError
+from atlasseg.methods.choices import OneOf
 from atlasseg.methods.stages import DATA, stage_of
 
 Channels = Literal["all", "first", "one"]
@@ -131,6 +132,15 @@ class Method:
     def has_parameter(self, name: str) -> bool:
         """Whether a recipe may set the parameter `name`."""
         return any(parameter.name == name for parameter in self.parameters)
+
+    def chosen(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What the parameters that name entries of a registry stand for, such as the class of a similarity metric."""
+        found = []
+        for parameter in self.parameters:
+            for mark in get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ():
+                if isinstance(mark, OneOf) and mark.chosen is not None:
+                    found.append(mark.chosen(arguments.get(parameter.name, parameter.default)))
+        return tuple(found)
 
     @property
     def has_device(self) -> bool:

@@ -8,7 +8,6 @@ entry points of the group ``atlasseg.<stage>``, each naming a module that regist
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import pkgutil
 import re
@@ -16,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, TypeVar
@@ -207,12 +207,12 @@ def _files(stage: str) -> dict[str, str]:
 
 
 @cache
-def _entry_points(stage: str) -> tuple[importlib.metadata.EntryPoint, ...]:
-    return tuple(importlib.metadata.entry_points(group=f"atlasseg.{stage}"))
+def _entry_points(stage: str) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=f"atlasseg.{stage}"))
 
 
 @cache
-def _load(stage: str, entry: importlib.metadata.EntryPoint) -> None:
+def _load(stage: str, entry: EntryPoint) -> None:
     """Register what an entry point names: a module that registers methods, or a function."""
     where = f"entry point {entry.name} = {entry.value} of atlasseg.{stage}"
     try:

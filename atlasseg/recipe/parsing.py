@@ -267,7 +267,7 @@ def _checked(hint: Any, value: Any, what: str) -> Any:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=config)
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        wanted = "; or ".join(dict.fromkeys(problem["msg"] for problem in error.errors()))
+        wanted = "; or ".join(dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in error.errors()))
         raise InputError(f"{what}: {wanted}, got {value!r}") from None
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from atlasseg import methods
 from atlasseg.recipe.training import Augmentation, Refiner, Training
+from atlasseg.similarity import MetricName
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Selection:
         Number of atlases to keep before the deformable registration, by similarity of coarse thumbnails.
     by : str
         How the thumbnails are aligned: "thumbnails" by their centres, "first_step" by the first registration step.
+    metric : str
+        Similarity metric of the thumbnails.
     after : int, optional
         Number of atlases to keep after registration, by similarity.
     redundancy : float
@@ -95,6 +98,7 @@ class Selection:
 
     before: int | None = None
     by: Literal["thumbnails", "first_step"] = "thumbnails"
+    metric: MetricName = "correlation"
     after: int | None = None
     redundancy: float = 0.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numba
 import numpy as np
@@ -25,14 +25,20 @@ from atlasseg.itk import (
     transform_from_sitk,
     transform_to_sitk,
 )
+from atlasseg.methods import OneOf
 from atlasseg.resampling import coverage, resample, smooth
+from atlasseg.similarity.metric import RENAMED
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points, to_displacement_field
 from atlasseg.volume import Grid, Image, Mask
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-Metric = Literal["ssd", "mattes", "correlation"]
+METRICS = ("correlation", "mean_squares", "mutual_information")
+
+METRIC_NAMES = OneOf(METRICS, renamed=RENAMED)
+
+Metric = Annotated[str, METRIC_NAMES]
 Start = Literal["geometry", "moments", "identity"]
 
 MATTES_BINS = 32
@@ -221,14 +227,13 @@ def level_method(
     import SimpleITK as sitk
 
     method = sitk.ImageRegistrationMethod()
-    if metric == "ssd":
+    METRIC_NAMES.check(metric, "metric")
+    if metric == "mean_squares":
         method.SetMetricAsMeanSquares()
-    elif metric == "mattes":
+    elif metric == "mutual_information":
         method.SetMetricAsMattesMutualInformation(MATTES_BINS)
-    elif metric == "correlation":
-        method.SetMetricAsCorrelation()
     else:
-        raise InputError(f"a metric is one of ssd, mattes, correlation; got {metric!r}")
+        method.SetMetricAsCorrelation()
     method.SetInterpolator(sitk.sitkLinear)
     voxels = fixed.image.GetNumberOfPixels()
     if samples < voxels:

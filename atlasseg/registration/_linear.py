@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from atlasseg.device import Device
 from atlasseg.methods import Data
 from atlasseg.registration._engine.linear import TransformModel, register_all
-from atlasseg.registration._engine.metrics import Metric, Similarity
+from atlasseg.similarity import MetricName, windowed_metric
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
 
@@ -32,7 +32,7 @@ def linear_registration(model: TransformModel, transform: str, *, module: str) -
         initial: Data[Sequence[Transform] | None] = None,
         fixed_mask: Data[Mask | None] = None,
         moving_masks: Data[Sequence[Mask | None] | None] = None,
-        metric: Metric = "local_correlation",
+        metric: MetricName = "local_correlation",
         radius_voxels: int = 2,
         finest_shrink: int = 2,
         iterations: int = 30,
@@ -97,7 +97,7 @@ def linear_registration(model: TransformModel, transform: str, *, module: str) -
             initial=initial,
             fixed_mask=fixed_mask,
             moving_masks=moving_masks,
-            similarity=Similarity(metric, radius_voxels),
+            similarity=windowed_metric(metric, radius_voxels),
             finest=finest_shrink,
             iterations=iterations,
             device=device,

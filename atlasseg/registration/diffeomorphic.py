@@ -12,7 +12,7 @@ from atlasseg.methods import Data, method
 from atlasseg.registration._engine import dense
 from atlasseg.registration._engine.batch import each, field_transform, is_mixed, pairs, require, schedule_of
 from atlasseg.registration._engine.linear import begin
-from atlasseg.registration._engine.metrics import Metric, Similarity
+from atlasseg.similarity import MetricName, windowed_metric
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Image, Mask
 
@@ -29,7 +29,7 @@ def register(
     moving_masks: Data[Sequence[Mask | None] | None] = None,
     shrink_factors: tuple[int, ...] = (),
     iterations: tuple[int, ...] = (60, 60, 60, 50),
-    metric: Metric = "local_correlation",
+    metric: MetricName = "local_correlation",
     radius_voxels: int = 2,
     update_sigma_voxels: float = 1.7,
     total_field_sigma_voxels: tuple[float, ...] = (0.7, 0.7, 0.5, 0.4),
@@ -100,7 +100,7 @@ def register(
     .. [2] Avants, B. B., Epstein, C. L., Grossman, M., Gee, J. C. (2008). Symmetric diffeomorphic image registration
        with cross-correlation. Medical Image Analysis 12(1), 26-41 (equations 7 and 8: the similarity).
     """
-    similarity = Similarity(metric, radius_voxels)
+    similarity = windowed_metric(metric, radius_voxels)
     require({"step_voxels": step_voxels}, least=0, above=True)
     least_total = min(total_field_sigma_voxels)
     require({"update_sigma_voxels": update_sigma_voxels, "total_field_sigma_voxels": least_total}, least=0)

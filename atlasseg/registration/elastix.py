@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.itk import LPS, transform_from_sitk
-from atlasseg.methods import Data, method
+from atlasseg.methods import Data, OneOf, method
 from atlasseg.registration._itk import checked_sides, require_overlap, seen_through
+from atlasseg.similarity.metric import RENAMED
 from atlasseg.transforms import BSplineField, Transform
 from atlasseg.volume import Float64, Image, Mask
 
-Metric = Literal["correlation", "mean_squares", "mutual_information", "normalized_mutual_information"]
-
-METRICS: dict[Metric, str] = {
+METRICS = {
     "correlation": "AdvancedNormalizedCorrelation",
     "mean_squares": "AdvancedMeanSquares",
     "mutual_information": "AdvancedMattesMutualInformation",
     "normalized_mutual_information": "NormalizedMutualInformation",
 }
 """As elastix names them."""
+
+METRIC_NAMES = OneOf(tuple(METRICS), renamed=RENAMED)
 
 STAGES = {"rigid": ("rigid",), "affine": ("affine",), "bspline": ("affine", "bspline")}
 
@@ -36,7 +37,7 @@ def register(
     initial: Data[Sequence[Transform] | None] = None,
     fixed_mask: Data[Mask | None] = None,
     moving_masks: Data[Sequence[Mask | None] | None] = None,
-    metric: Metric = "mutual_information",
+    metric: Annotated[str, METRIC_NAMES] = "mutual_information",
     transform: Literal["rigid", "affine", "bspline"] = "bspline",
     grid_spacing_mm: float = 10.0,
     bending: float = 1.0,
@@ -98,11 +99,9 @@ def register(
     Klein et al. 2010, elastix: a toolbox for intensity-based medical image registration, IEEE TMI 29(1).
     Klein et al. 2009, Adaptive stochastic gradient descent optimisation for image registration, IJCV 81(3).
     """
-    if metric not in METRICS or transform not in STAGES:
-        raise InputError(
-            f"metric must be one of {', '.join(METRICS)} and transform one of {', '.join(STAGES)}; "
-            f"got {metric!r} and {transform!r}"
-        )
+    METRIC_NAMES.check(metric, "metric")
+    if transform not in STAGES:
+        raise InputError(f"transform must be one of {', '.join(STAGES)}; got {transform!r}")
     if not grid_spacing_mm > 0 or bending < 0 or min(resolutions, iterations, samples) < 1:
         raise InputError(
             "grid_spacing_mm must be above 0, bending 0 or above, resolutions, iterations and samples 1 or above; got "

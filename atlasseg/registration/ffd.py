@@ -11,7 +11,7 @@ from atlasseg.methods import Data, method
 from atlasseg.registration._engine import dense, freeform
 from atlasseg.registration._engine.batch import carried, each, is_mixed, pairs, require, schedule_of
 from atlasseg.registration._engine.linear import begin
-from atlasseg.registration._engine.metrics import Metric, Similarity
+from atlasseg.similarity import MetricName, windowed_metric
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Image, Mask
 
@@ -29,7 +29,7 @@ def register(
     spacing_voxels: float = 4.0,
     shrink_factors: tuple[int, ...] = (),
     iterations: tuple[int, ...] = (60, 60, 60, 30),
-    metric: Metric = "local_correlation",
+    metric: MetricName = "local_correlation",
     radius_voxels: int = 2,
     bending: float = 0.1,
     folding: float = 0.02,
@@ -100,7 +100,7 @@ def register(
     .. [2] Modat, M., et al. (2010). Fast free-form deformation using graphics processing units. Comput Methods Programs
        Biomed 98(3), 278-284.
     """
-    similarity = Similarity(metric, radius_voxels)
+    similarity = windowed_metric(metric, radius_voxels)
     require({"spacing_voxels": spacing_voxels}, least=1)
     require({"step_voxels": step_voxels}, least=0, above=True)
     require({"bending": bending, "folding": folding}, least=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlasseg.registration.quality import RegistrationQuality, quality
-from atlasseg.similarity import local_correlation
+from atlasseg.similarity.local_correlation import LocalCorrelation
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Image, Mask
 
@@ -36,5 +36,5 @@ def fit(target: Image, mask: Mask | None, carried: Atlas, transform: Transform) 
     region = np.ones(target.shape, bool) if mask is None else mask.array
     known = region if carried.mask is None else region & carried.mask.array
     pairs = zip(np.moveaxis(target.channels, 3, 0), np.moveaxis(carried.image.channels, 3, 0), strict=True)
-    alike = [local_correlation(f, w, mask=known) for f, w in pairs] if known.any() else [0.0]
+    alike = [LocalCorrelation().value(f, w, mask=known) for f, w in pairs] if known.any() else [0.0]
     return Fit(float(np.mean(alike)), quality(transform, target.grid, mask=mask))

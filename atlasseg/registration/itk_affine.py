@@ -1,4 +1,4 @@
-"""Affine registration through SimpleITK, by SSD, Mattes mutual information or correlation."""
+"""Affine registration through SimpleITK, by mean squares, mutual information or correlation."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def register(
         One for each moving image, from points of the fixed image to points of the moving one, to go on from.
     fixed_mask, moving_masks : Mask, optional
         Where similarity is measured, each on its image's grid.
-    metric : {"ssd", "mattes", "correlation"}
-        What is made best: mean squared difference (for images on one scale of intensity), Mattes mutual information
-        (for different contrasts), or squared global correlation.
+    metric : {"correlation", "mean_squares", "mutual_information"}
+        Similarity metric to maximise: squared global correlation, mean squares (for images on one scale of intensity),
+        or mutual information (Mattes; for different contrasts).
     starts : tuple of {"geometry", "moments", "identity"}
         Without `initial`: centres of the grids, or centres of mass, on each other, or as the files say. The best by
         the metric at the coarsest level is kept, among those that overlap enough.

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,23 @@ from numpy.typing import NDArray
 from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.io import read_ants_transforms
 from atlasseg.itk import LPS
-from atlasseg.methods import Data, method
+from atlasseg.methods import Data, OneOf, method
 from atlasseg.registration._itk import Side, checked_sides, require_overlap, seen_through
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
 
 logger = logging.getLogger(__name__)
 
-Metric = Literal["mattes", "CC", "meansquares", "demons", "GC"]
+METRICS = {
+    "mutual_information": "mattes",
+    "local_correlation": "CC",
+    "mean_squares": "meansquares",
+    "correlation": "GC",
+    "demons": "demons",
+}
+"""As ANTs names them."""
+
+METRIC_NAMES = OneOf(tuple(METRICS), renamed={theirs: name for name, theirs in METRICS.items()})
 
 THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 
@@ -39,7 +48,7 @@ def register(
     fixed_mask: Data[Mask | None] = None,
     moving_masks: Data[Sequence[Mask | None] | None] = None,
     type_of_transform: str = "SyN",
-    metric: Metric = "mattes",
+    metric: Annotated[str, METRIC_NAMES] = "mutual_information",
     metric_parameter: int = 32,
     iterations: tuple[int, ...] = (40, 20, 0),
     gradient_step: float = 0.2,
@@ -65,11 +74,10 @@ def register(
         Where similarity is measured, each on its image's grid.
     type_of_transform : str
         As ANTsPy names it: "SyN", "SyNRA", "SyNOnly", "SyNCC", "antsRegistrationSyNQuick[s]", "Affine", "Rigid", ...
-    metric : {"mattes", "CC", "meansquares", "demons", "GC"}
-        Similarity metric of the deformable part, named as ANTs names it: mutual information, local correlation, mean
-        squares, demons and global correlation.
+    metric : {"mutual_information", "local_correlation", "mean_squares", "correlation", "demons"}
+        Similarity metric of the deformable part: mattes, CC, meansquares, GC and demons of ANTs.
     metric_parameter : int
-        Number of bins of "mattes", radius in voxels of "CC"; at least 1.
+        Number of bins of "mutual_information", radius in voxels of "local_correlation"; at least 1.
     iterations : tuple of int
         Of the deformable part, at each level from coarse to fine; 0 leaves a level out.
     gradient_step, flow_sigma, total_sigma : float
@@ -96,12 +104,11 @@ def register(
     ----------
     Avants et al. 2008, Symmetric diffeomorphic image registration with cross-correlation, MedIA 12(1).
     """
-    if metric not in get_args(Metric):
-        raise InputError(f"metric: expected one of {', '.join(get_args(Metric))}, got {metric!r}. Choose one of these.")
+    METRIC_NAMES.check(metric, "metric")
     if metric_parameter < 1:
         raise InputError(
             f"metric_parameter: expected 1 or more, got {metric_parameter}. "
-            "Give the number of bins of mattes (such as 32), or the radius of CC in voxels (such as 4)."
+            "Give the bins of mutual_information (such as 32), or the radius of local_correlation (such as 4)."
         )
     target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
     ants = _ants()
@@ -121,7 +128,7 @@ def register(
                     mask=_ants_mask(ants, target),
                     moving_mask=_ants_mask(ants, source),
                     mask_all_stages=True,
-                    syn_metric=metric,
+                    syn_metric=METRICS[metric],
                     syn_sampling=metric_parameter,
                     reg_iterations=iterations,
                     grad_step=gradient_step,

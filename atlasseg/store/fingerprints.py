@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -58,7 +59,7 @@ def package_version() -> str:
 def _collect(value: Any, modules: set[str], held: list[str], seen: set[int]) -> None:
     """Add the modules of a callable and of those that it holds to `modules`, and the values that it holds to `held`."""
     parts: list[Any] = []
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | Path | type):
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | Path):
         held.append(repr(value))
         return
     if id(value) in seen:
@@ -81,6 +82,11 @@ def _collect(value: Any, modules: set[str], held: list[str], seen: set[int]) -> 
         held.append(f"{value.dtype.str} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}")
     elif isinstance(value, ModuleType):
         modules.add(value.__name__)
+    elif isinstance(value, type):
+        modules |= {base.__module__ for base in value.__mro__}
+        parts = (
+            [] if _has_source(value.__module__) else [f for f in vars(value).values() if isinstance(f, FunctionType)]
+        )
     else:
         modules.add(str(getattr(value, "__module__", None) or type(value).__module__))
         if callable(value) or is_dataclass(value):
@@ -144,6 +150,9 @@ def _source_and_imports(module: str) -> tuple[bytes, frozenset[str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and node.attr == "iter_modules":  # imports every file of its package
+            places = importlib.util.find_spec(package).submodule_search_locations if package else []  # type: ignore[union-attr]
+            found |= {f"{package}.{info.name}" for info in pkgutil.iter_modules(places)}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:

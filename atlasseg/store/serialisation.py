@@ -140,7 +140,8 @@ def digest(value: Any) -> str:
         if value.method.has_device:
             given["device"] = resolved(given.get("device", "auto"))
         code = version_of(value.method.function, value.method.module)
-        return joined(value.method.stage, value.name, code, digest(given))
+        chosen = [version_of(each) for each in value.method.chosen(value.arguments)]
+        return joined(value.method.stage, value.name, code, *chosen, digest(given))
     if isinstance(value, partial):
         return joined("partial", digest(value.func), digest(value.args), digest(value.keywords))
     if is_dataclass(value) and not isinstance(value, type):

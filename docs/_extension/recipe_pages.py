@@ -119,7 +119,8 @@ def allowed_values(hint: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"``{rst.toml_value(value)}``" for value in arguments)
     if origin is typing.Annotated:
-        return " and ".join(filter(None, map(limit, arguments[1:])))
+        names = [name for mark in arguments[1:] if isinstance(mark, methods.OneOf) for name in mark.known]
+        return ", ".join(f"``{name}``" for name in names) or " and ".join(filter(None, map(limit, arguments[1:])))
     parts = [allowed_values(a) for a in arguments if a not in (type(None), Ellipsis)]
     return ", or ".join(dict.fromkeys(filter(None, parts)))
 

@@ -3,7 +3,6 @@ import pytest
 from scipy import ndimage
 
 from atlasseg import phantoms
-from atlasseg import similarity as measures
 from atlasseg.atlases.selection import (
     LEAST_COVERAGE,
     _correlations,
@@ -14,6 +13,7 @@ from atlasseg.atlases.selection import (
     thumbnails,
 )
 from atlasseg.errors import InputError
+from atlasseg.similarity import create_metric
 from atlasseg.transforms import Affine
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
@@ -64,10 +64,9 @@ def test_scores_are_the_similarity_through_the_transforms(grid, other):
         assert np.corrcoef(seen.images[n][inside].ravel(), exact[n][inside].ravel())[0, 1] > 0.97
     scores = similarities(seen)
     assert scores[0] > 0.95 > scores[1]
-    for name, measure in (("mutual_information", measures.mutual_information), ("ssd", measures.ssd)):
-        expected = measure(seen.target, seen.images[1], mask=seen.covered[1])
-        got = similarities(seen, similarity=name)[1]
-        np.testing.assert_allclose(got, -expected if name == "ssd" else expected, rtol=ROUNDING)
+    for name, sign in (("mutual_information", 1), ("mean_squares", -1)):
+        expected = sign * create_metric(name).value(seen.target, seen.images[1], mask=seen.covered[1])
+        np.testing.assert_allclose(similarities(seen, metric=name)[1], expected, rtol=ROUNDING)
 
 
 def test_after_registration_nothing_is_moved(grid):
@@ -136,7 +135,7 @@ def test_errors(grid):
     with pytest.raises(InputError, match="got 2 for 1"):
         select(target.image, [target], count=1, transforms=[Affine.identity()] * 2)
     with pytest.raises(InputError, match="'beauty'"):
-        select(target.image, [target], count=1, similarity="beauty")
+        select(target.image, [target], count=1, metric="beauty")
     with pytest.raises(InputError, match=r"mask.*empty"):
         select(target.image, [target], count=1, mask=Mask(np.zeros(grid.shape, bool), grid.affine))
     with pytest.raises(InputError, match="likeness"):

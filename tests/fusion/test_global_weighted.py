@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from atlasseg import similarity as measures
 from atlasseg.errors import InputError
 from atlasseg.fusion.global_weighted import fuse
+from atlasseg.similarity import create_metric
 
 ROUNDING = 1e-4  # float32 intensities, weights raised to powers
 
@@ -20,7 +20,7 @@ def test_weights(problem, standardised, similarity):
         elif similarity == "mean_squares":
             weights.append(1 / ((t - a) ** 2).mean())
         else:
-            weights.append(measures.mutual_information(t, a))
+            weights.append(create_metric("mutual_information").value(t, a))
     result = fuse(case.target, case.candidates, similarity=similarity, power=3.0)
     w = np.array(weights) ** 3
     expected = ((case.labels == 2) * w[:, None, None, None]).sum(0) / w.sum()

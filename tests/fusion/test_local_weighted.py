@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from atlasseg import similarity as measures
 from atlasseg.errors import InputError
 from atlasseg.fusion.local_weighted import _WEIGHTS, fuse, select_top
+from atlasseg.similarity.local_correlation import local_correlation_map
 
 ROUNDING = 2e-3  # float32 intensities in correlations of near-flat windows, raised to powers
 
@@ -34,7 +34,7 @@ def weights_by_hand(case, standardised, similarity):
             known = np.maximum(gaussian(mask.astype(float), 1.5), 1e-9)
             out.append(1 / (gaussian(np.abs(t - a) * mask, 1.5) / known + 1e-3))
         elif similarity == "block_correlation":
-            out.append(measures.local_correlation_map(t, a, radius_voxels=2, mask=mask))
+            out.append(local_correlation_map(t, a, radius_voxels=2, mask=mask))
         else:
             level = np.zeros(t.shape)
             for x in np.ndindex(t.shape):

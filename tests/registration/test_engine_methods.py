@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from atlasseg import device, phantoms
 from atlasseg.errors import GeometryError, InputError, MissingLibraryError
-from atlasseg.registration import affine, diffeomorphic, ffd, rigid, similarity
+from atlasseg.registration import affine, diffeomorphic, ffd, rigid
+from atlasseg.registration import similarity_transform as similarity
 from atlasseg.registration._engine import (
     dense,
     dense_torch,
@@ -24,15 +24,16 @@ from atlasseg.registration._engine import (
 )
 from atlasseg.registration._engine.batch import Pair, pairs
 from atlasseg.registration._engine.linear import as_matrix
-from atlasseg.registration._engine.metrics import Metric, Similarity
 from atlasseg.registration._engine.pyramid import matching_factors
 from atlasseg.registration.quality import quality
+from atlasseg.similarity import create_metric, metric_names
 from atlasseg.transforms import Affine, DisplacementField, Transform, grid_points
 from atlasseg.volume import Grid, Image, Mask
 
 LINEAR = [rigid, similarity, affine]
 DEFORMABLE = [ffd, diffeomorphic]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS: tuple[str, ...] = metric_names()
+LOCAL = create_metric("local_correlation")
 
 TORCH_VOXELS = 2e-3
 """Mean difference, in voxels, of two engines whose float32 sums go in another order, after a few iterations."""
@@ -98,7 +99,7 @@ def remapped(image: Image) -> Image:
 
 @pytest.mark.parametrize("module", LINEAR)
 @pytest.mark.parametrize("metric", ["mutual_information", "normalized_mutual_information"])
-def test_information_finds_the_motion_of_another_contrast(module, metric: Metric) -> None:  # type: ignore[no-untyped-def]
+def test_information_finds_the_motion_of_another_contrast(module, metric: str) -> None:  # type: ignore[no-untyped-def]
     true = known_motion(1.0, 0.0)
     fixed, moving = blobs(FIXED_GRID, true), remapped(blobs(MOVING_GRID, Affine.identity()))
     errors = {
@@ -109,7 +110,7 @@ def test_information_finds_the_motion_of_another_contrast(module, metric: Metric
 
 
 @pytest.mark.parametrize("metric", ["correlation", "mean_squares"])
-def test_global_measures_find_the_motion_of_one_contrast(metric: Metric) -> None:
+def test_global_measures_find_the_motion_of_one_contrast(metric: str) -> None:
     true = known_motion(1.05, 0.06)
     fixed, moving = blobs(FIXED_GRID, true), blobs(MOVING_GRID, Affine.identity())
     (found,) = affine.register(fixed, [moving], metric=metric, finest_shrink=1)
@@ -205,8 +206,8 @@ def masked_pairs(warped_pair: tuple[Image, Image, Transform]) -> list[Pair]:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_torch_climbs_as_the_compiled_kernels_do(metric: Metric, masked_pairs: list[Pair]) -> None:
-    schedule = dense.Schedule((2, 1), (3, 2), Similarity(metric), 1.7, (0.5, 0.4), 1.0, 1e-4)
+def test_torch_climbs_as_the_compiled_kernels_do(metric: str, masked_pairs: list[Pair]) -> None:
+    schedule = dense.Schedule((2, 1), (3, 2), create_metric(metric), 1.7, (0.5, 0.4), 1.0, 1e-4)
     on_torch = dense_torch.solve(masked_pairs, schedule, device="cpu")
     for pair, found in zip(masked_pairs, on_torch, strict=True):
         solution = dense.solve(pair, schedule)
@@ -219,8 +220,8 @@ def test_torch_climbs_as_the_compiled_kernels_do(metric: Metric, masked_pairs: l
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_torch_deforms_as_the_compiled_kernels_do(metric: Metric, masked_pairs: list[Pair]) -> None:
-    schedule = freeform.Schedule((2, 1), (4, 3), 4.0, Similarity(metric), 0.1, 0.02, 0.25, 1e-4)
+def test_torch_deforms_as_the_compiled_kernels_do(metric: str, masked_pairs: list[Pair]) -> None:
+    schedule = freeform.Schedule((2, 1), (4, 3), 4.0, create_metric(metric), 0.1, 0.02, 0.25, 1e-4)
     on_torch = freeform_torch.solve(masked_pairs, schedule, FIXED_GRID, device="cpu")
     for pair, (spline, value) in zip(masked_pairs, on_torch, strict=True):
         wanted, reached = freeform.solve(pair, schedule, FIXED_GRID)
@@ -230,15 +231,15 @@ def test_torch_deforms_as_the_compiled_kernels_do(metric: Metric, masked_pairs: 
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_torch_fits_as_the_compiled_kernels_do(metric: Metric, masked_pairs: list[Pair]) -> None:
+def test_torch_fits_as_the_compiled_kernels_do(metric: str, masked_pairs: list[Pair]) -> None:
     level = masked_pairs[0].fixed.level((2, 2, 2))
     others = [pair.moving.level(matching_factors(level, pair.moving)) for pair in masked_pairs]
     batch = torch_ops.MovingBatch(level, others, [pair.known for pair in masked_pairs], "cpu")
     which, matrices = [1, 0, 0], [np.eye(4), known_motion(1.03, 0.05).matrix, known_motion(1, 0).matrix]
     for n, matrix, at in zip(
-        which, matrices, linear_torch.fitted(batch, which, matrices, Similarity(metric)), strict=True
+        which, matrices, linear_torch.fitted(batch, which, matrices, create_metric(metric)), strict=True
     ):
-        wanted = linear.fit(level, others[n], matrix, Similarity(metric), known=masked_pairs[n].known)
+        wanted = linear.fit(level, others[n], matrix, create_metric(metric), known=masked_pairs[n].known)
         assert at.value == pytest.approx(wanted.value, abs=TORCH_VALUE)
         assert at.overlap == pytest.approx(wanted.overlap, abs=1e-3)  # a voxel or two on the edge
         for here, there in ((at.gradient, wanted.gradient), (at.hessian, wanted.hessian)):
@@ -251,15 +252,15 @@ def test_torch_searches_as_the_compiled_kernels_do(masked_pairs: list[Pair]) -> 
     def steps(pair: Pair) -> linear.Search[tuple[np.ndarray, linear.Fit]]:
         return linear.search(pair.fixed, pair.moving, "affine", None, finest=2, iterations=20)
 
-    found = linear_torch.run_search(lost, steps, Similarity(), device="cpu", finest=(2, 2, 2))
+    found = linear_torch.run_search(lost, steps, LOCAL, device="cpu", finest=(2, 2, 2))
     for pair, (matrix, fit) in zip(lost, found, strict=True):
-        wanted, reached = linear.run_search(pair, steps(pair), Similarity())
+        wanted, reached = linear.run_search(pair, steps(pair), LOCAL)
         assert error_mm(Affine(matrix), Affine(wanted), FIXED_GRID) < 0.05  # of some millimetre's voxels
         assert fit.value == pytest.approx(reached.value, abs=1e-3)
 
 
 def test_half_precision_moves_no_voxel_by_much(masked_pairs: list[Pair]) -> None:
-    options = (2, 1), (4, 3), Similarity(), 1.7, (0.5, 0.4), 1.0, 1e-4
+    options = (2, 1), (4, 3), LOCAL, 1.7, (0.5, 0.4), 1.0, 1e-4
     single, mixed = (
         dense_torch.solve(masked_pairs, dense.Schedule(*options, mixed=m), device="cpu") for m in (False, True)
     )
@@ -277,12 +278,12 @@ def test_batches_cut_for_want_of_memory_give_the_same(engine, masked_pairs, monk
             def steps(pair: Pair) -> linear.Search[tuple[np.ndarray, linear.Fit]]:
                 return linear.search(pair.fixed, pair.moving, "rigid", pair.start_mm, finest=2, iterations=3)
 
-            found = linear_torch.run_search(masked_pairs, steps, Similarity(), device="cpu", finest=(2, 2, 2))
+            found = linear_torch.run_search(masked_pairs, steps, LOCAL, device="cpu", finest=(2, 2, 2))
             return [matrix for matrix, _ in found]
         if engine is dense_torch:
-            schedule = dense.Schedule((2,), (3,), Similarity(), 1.7, (0.5,), 1.0, 1e-4)
+            schedule = dense.Schedule((2,), (3,), LOCAL, 1.7, (0.5,), 1.0, 1e-4)
             return [solution.field for solution in dense_torch.solve(masked_pairs, schedule, device="cpu")]
-        bent = freeform.Schedule((2,), (3,), 4.0, Similarity(), 0.1, 0.02, 0.25, 1e-4)
+        bent = freeform.Schedule((2,), (3,), 4.0, LOCAL, 0.1, 0.02, 0.25, 1e-4)
         return [s.coefficients_mm for s, _ in freeform_torch.solve(masked_pairs, bent, FIXED_GRID, device="cpu")]
 
     wanted = solve()
@@ -310,7 +311,7 @@ def test_cuda_asked_for_and_absent_is_an_error_of_every_method(module, warped_pa
 @pytest.mark.cuda
 @pytest.mark.parametrize("module", LINEAR + DEFORMABLE)
 @pytest.mark.parametrize("metric", METRICS)
-def test_cuda_agrees_with_the_processor(module, metric: Metric, warped_pair) -> None:  # type: ignore[no-untyped-def]
+def test_cuda_agrees_with_the_processor(module, metric: str, warped_pair) -> None:  # type: ignore[no-untyped-def]
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA GPU")

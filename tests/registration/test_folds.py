@@ -7,8 +7,8 @@ from scipy import ndimage
 from atlasseg.registration import diffeomorphic
 from atlasseg.registration._engine import dense, folds
 from atlasseg.registration._engine.batch import Pair, pairs
-from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration.quality import quality
+from atlasseg.similarity import create_metric
 from atlasseg.transforms import Affine, DisplacementField
 from atlasseg.volume import Grid, Image
 
@@ -97,7 +97,9 @@ def folding() -> Pair:
 
 
 def test_an_optimisation_that_folds_is_repaired(folding: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = dense.Schedule((2, 1), (30, 30), Similarity("local_correlation", 1), 0.6, (0.0, 0.0), 1.0, 1e-4)
+    schedule = dense.Schedule(
+        (2, 1), (30, 30), create_metric("local_correlation", radius_voxels=1), 0.6, (0.0, 0.0), 1.0, 1e-4
+    )
     found = dense.solve(folding, schedule)
     assert found.repaired > 0
     assert folds.least_determinants(found.field).min() > folds.LEAST_DETERMINANT

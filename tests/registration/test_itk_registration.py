@@ -79,7 +79,7 @@ def error_mm(found, truth):
     return np.linalg.norm(found(grid_points(FIXED)[seen]) - truth(grid_points(FIXED)[seen]), axis=1).mean()
 
 
-@pytest.mark.parametrize("metric", ["ssd", "mattes", "correlation"])
+@pytest.mark.parametrize("metric", ["mean_squares", "mutual_information", "correlation"])
 def test_rigid_finds_the_truth(metric):
     (found,) = itk_rigid.register(picture(FIXED, RIGID), [picture(MOVING)], metric=metric, **FAST)
     np.testing.assert_allclose(found.matrix[:3, :3].T @ found.matrix[:3, :3], np.eye(3), atol=1e-9)
@@ -87,7 +87,7 @@ def test_rigid_finds_the_truth(metric):
     assert error_mm(found, RIGID) < 0.3  # voxels are 2 mm
 
 
-@pytest.mark.parametrize("metric", ["ssd", "mattes", "correlation"])
+@pytest.mark.parametrize("metric", ["mean_squares", "mutual_information", "correlation"])
 def test_affine_finds_the_truth(metric):
     (found,) = itk_affine.register(picture(FIXED, AFFINE), [picture(MOVING)], metric=metric, **FAST)
     assert isinstance(found, Affine)
@@ -97,14 +97,14 @@ def test_affine_finds_the_truth(metric):
 def test_mutual_information_needs_no_common_contrast():
     other = picture(MOVING)
     (found,) = itk_rigid.register(
-        picture(FIXED, RIGID), [other.with_array(1000 - 900 * other.array**0.5)], metric="mattes", **FAST
+        picture(FIXED, RIGID), [other.with_array(1000 - 900 * other.array**0.5)], metric="mutual_information", **FAST
     )
     assert error_mm(found, RIGID) < 0.5
 
 
 @pytest.mark.parametrize(
     ("metric", "spacing_mm", "shrink_factors"),
-    [("ssd", 14.0, (2, 1)), ("correlation", 14.0, (2, 1)), ("mattes", 30.0, (1,))],  # few voxels for a 2-D histogram
+    [("mean_squares", 14.0, (2, 1)), ("correlation", 14.0, (2, 1)), ("mutual_information", 30.0, (1,))],
 )
 def test_bspline_goes_on_where_affine_ends(metric, spacing_mm, shrink_factors):
     truth = bent(1.2 if spacing_mm == 14.0 else 2.0, spacing_mm)
@@ -229,7 +229,7 @@ def test_what_cannot_be_registered_is_named(method):
 
 def test_parameters_that_mean_nothing_are_refused():
     pair = (picture(FIXED), [picture(MOVING)])
-    with pytest.raises(InputError, match=r"ssd, mattes, correlation; got 'nmi'"):
+    with pytest.raises(InputError, match=r"metric: expected one of correlation, mean_squares, .*, got 'nmi'"):
         itk_rigid.register(*pair, metric="nmi")
     with pytest.raises(InputError, match="geometry, moments, identity; got 'middle'"):
         itk_rigid.register(*pair, starts=("middle",))
@@ -269,7 +269,8 @@ def test_syn_finds_a_bent_truth_each_time_the_same_and_leaves_nothing_behind():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"metric": "local_correlation"}, "metric: expected one of mattes, CC, .* got 'local_correlation'"),
+        ({"metric": "normalized_mutual_information"}, "metric: expected one of .*, local_correlation, .* got 'norm"),
+        ({"metric": "CC"}, "metric: expected 'local_correlation', the present name of 'CC', got 'CC'"),
         ({"metric": "cc"}, "metric: expected one of .* got 'cc'"),
         ({"metric_parameter": 0}, "metric_parameter: expected 1 or more, got 0"),
     ],

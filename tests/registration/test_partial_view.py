@@ -13,8 +13,8 @@ from atlasseg import io, phantoms
 from atlasseg.registration import affine
 from atlasseg.registration._engine import linear
 from atlasseg.registration._engine.batch import pairs
-from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.resampling import resample
+from atlasseg.similarity import create_metric
 from atlasseg.transforms import Affine
 from atlasseg.volume import Grid, Image, LabelMap
 
@@ -117,7 +117,7 @@ def test_the_header_is_optimised_whatever_its_rank(whole_pair: tuple[Image, Imag
     monkeypatch.setattr(linear, "optimise", recorded)
     # every other start looks better before it is optimised
     monkeypatch.setattr(linear, "score", lambda fit, matrix: fit.value - 10.0 * np.array_equal(matrix, np.eye(4)))
-    linear.run_search(pair, linear.start(pair.fixed, pair.moving, (2, 2, 2)), Similarity())
+    linear.run_search(pair, linear.start(pair.fixed, pair.moving, (2, 2, 2)), create_metric("local_correlation"))
     assert any(np.array_equal(matrix, np.eye(4)) for matrix in begun)
 
 

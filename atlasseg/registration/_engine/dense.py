@@ -15,8 +15,8 @@ import numpy as np
 
 from atlasseg.registration._engine import fields, folds
 from atlasseg.registration._engine.batch import Pair
-from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.pyramid import VALID, Level, matching_factors, refined
+from atlasseg.similarity import SimilarityMetric
 from atlasseg.volume import Float32, Float64
 
 CONVERGENCE_WINDOW = 10
@@ -29,7 +29,7 @@ class Schedule:
 
     shrink_factors: tuple[int, ...]
     iterations: tuple[int, ...]
-    similarity: Similarity
+    similarity: SimilarityMetric
     update_sigma_voxels: float
     total_field_sigma_voxels: tuple[float, ...]
     step_voxels: float
@@ -109,7 +109,7 @@ def _optimise_level(
         value = 0.0
         for c, (f, m) in enumerate(zip(fixed.channels, moving.channels, strict=True)):
             fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
-            part, slope, _ = schedule.similarity.measure(f, warped, weight)
+            part, slope, _ = schedule.similarity.derivatives(f, warped, weight)
             value += part / len(fixed.channels)
             fields.metric_gradient(slope, warped, finest**2, c > 0, near, update)
         values.append(value)

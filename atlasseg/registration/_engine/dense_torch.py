@@ -14,7 +14,6 @@ import torch
 from atlasseg.registration._engine import folds
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import Schedule, Solution, has_converged
-from atlasseg.registration._engine.metrics_torch import measure
 from atlasseg.registration._engine.pyramid import Level, matching_factors, refined
 from atlasseg.registration._engine.torch_ops import (
     MovingBatch,
@@ -74,7 +73,7 @@ def _optimise_level(
     levels = [pair.moving.level(matching_factors(fixed, pair.moving)) for pair in pairs]
     batch = MovingBatch(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
     matrices = batch.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
-    target = batch.target
+    target, metric = batch.target, schedule.similarity
     finest = fixed.spacing_mm.min() / fixed.spacing_mm
     scale = torch.tensor(finest**2, dtype=torch.float32, device=device)[None, :, None, None, None]
     update_sigma, total_field_sigma = schedule.update_sigma_voxels * finest, sigma_voxels * finest
@@ -86,7 +85,7 @@ def _optimise_level(
         warped, weight = batch.warp(active, batch.there(matrices[active], field))
         value, update = torch.zeros(len(active), device=device), torch.zeros_like(field)
         for c in range(target.shape[1]):
-            part, gradient, _ = measure(schedule.similarity, target[:, c : c + 1], warped[:, c : c + 1], weight)
+            part, gradient, _ = metric.derivatives_torch(target[:, c : c + 1], warped[:, c : c + 1], weight)
             value += part / target.shape[1]
             update += gradient * slopes(warped[:, c : c + 1]) * scale
         update = (smooth_halved if schedule.mixed else smooth)(update, update_sigma.tolist())

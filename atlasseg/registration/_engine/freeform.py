@@ -10,8 +10,8 @@ import numpy as np
 from atlasseg.registration._engine import bspline, fields
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import has_converged
-from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.pyramid import VALID, Level, matching_factors
+from atlasseg.similarity import SimilarityMetric
 from atlasseg.transforms import BSplineField
 from atlasseg.volume import Float32, Float64, Grid
 
@@ -26,7 +26,7 @@ class Schedule:
     shrink_factors: tuple[int, ...]
     iterations: tuple[int, ...]
     spacing_voxels: float
-    similarity: Similarity
+    similarity: SimilarityMetric
     bending: float
     folding: float
     step_voxels: float
@@ -141,7 +141,7 @@ def _optimise_level(
 
 
 def similarity(
-    fixed: Level, moving: Level, matrix_mm: Float64, field: Float32, measure: Similarity, known: bool
+    fixed: Level, moving: Level, matrix_mm: Float64, field: Float32, measure: SimilarityMetric, known: bool
 ) -> tuple[float, Float32]:
     """Similarity under ``matrix_mm (x + field(x))``, and its exact derivative in the field."""
     to_moving = (np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine)[:3]
@@ -150,7 +150,7 @@ def similarity(
     out, value = np.zeros_like(field), 0.0
     for f, m in zip(fixed.channels, moving.channels, strict=True):
         fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
-        part, slope, _ = measure.measure(f, warped, weight)
+        part, slope, _ = measure.derivatives(f, warped, weight)
         value += part / len(fixed.channels)
         fields.add_moving_slope(m, to_moving, field, slope, np.float32(1 / max(float(weight.sum()), 1)), out)
     return value, out / np.float32(len(fixed.channels))

@@ -16,10 +16,9 @@ from atlasseg.registration._engine import bspline
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import has_converged
 from atlasseg.registration._engine.freeform import MEMORY, MOMENTUM, Lattice, Schedule, lattices
-from atlasseg.registration._engine.metrics import Similarity
-from atlasseg.registration._engine.metrics_torch import measure
 from atlasseg.registration._engine.pyramid import Level, matching_factors
 from atlasseg.registration._engine.torch_ops import MovingBatch, fitting, in_batches
+from atlasseg.similarity import SimilarityMetric
 from atlasseg.transforms import BSplineField
 from atlasseg.volume import Float32, Grid
 
@@ -114,7 +113,7 @@ def _optimise_level(
 
 
 def similarity(
-    batch: MovingBatch, active: Tensor, matrix: Tensor, field: Tensor, measured: Similarity
+    batch: MovingBatch, active: Tensor, matrix: Tensor, field: Tensor, measured: SimilarityMetric
 ) -> tuple[Tensor, Tensor]:
     """(N,) similarity under ``matrix (x + field(x))``, and its exact derivative in the field, (N, 3, I, J, K)."""
     there = batch.there(matrix, field)
@@ -123,7 +122,7 @@ def similarity(
     scale = (1 / weight.sum(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1)) / channels
     value, out = torch.zeros(len(active), device=field.device), torch.zeros_like(field)
     for c in range(channels):
-        part, slope, _ = measure(measured, batch.target[:, c : c + 1], warped[:, c : c + 1], weight)
+        part, slope, _ = measured.derivatives_torch(batch.target[:, c : c + 1], warped[:, c : c + 1], weight)
         value += part / channels
         out += torch.einsum("nab,naijk->nbijk", matrix[:, :, :3], batch.slope(active, c, there) * (scale * slope))
     return value, out

@@ -1,7 +1,7 @@
 """Rigid, similarity and affine registration: Gauss-Newton, from the best of several starts.
 
 The search is a generator: it yields the level and the matrices it wants to know the similarity of, and is sent what
-came out. Here one pair after the other is run_search by the compiled kernels; `linear_torch` answers many at once.
+came out. Here the compiled kernels answer for one pair after the other; `linear_torch` answers for many at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from atlasseg.device import Device, resolved
 from atlasseg.errors import GeometryError
 from atlasseg.registration._engine import fields
 from atlasseg.registration._engine.batch import Pair, each, pairs
-from atlasseg.registration._engine.metrics import Similarity
 from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, matching_factors
+from atlasseg.similarity import SimilarityMetric
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Float64, Grid, Image, Mask
 
@@ -116,7 +116,7 @@ def generators(model: TransformModel) -> Float64:
     return np.stack(basis)
 
 
-def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: Similarity, *, known: bool) -> Fit:
+def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: SimilarityMetric, *, known: bool) -> Fit:
     """Similarity under ``matrix_mm`` (4, 4), fixed to moving RAS+ mm, and its derivatives."""
     to_moving = np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
@@ -125,7 +125,7 @@ def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: Similarity,
     value, sums = 0.0, np.zeros(72)
     for f, m in zip(fixed.channels, moving.channels, strict=True):
         fields.warp(m, where, fixed.mask, to_moving[:3], nowhere, warped, weight)
-        part, gradient, curvature = similarity.measure(f, warped, weight)
+        part, gradient, curvature = similarity.derivatives(f, warped, weight)
         value += part / len(fixed.channels)
         sums += _moments(gradient, curvature, warped).sum(axis=0)
     second = np.zeros((3, 3, 4, 4))
@@ -398,7 +398,7 @@ def search(
     return matrix, best
 
 
-def run_search(pair: Pair, steps: Search[Result], similarity: Similarity) -> Result:
+def run_search(pair: Pair, steps: Search[Result], similarity: SimilarityMetric) -> Result:
     """Run the search of a pair to its end on the compiled kernels."""
     fits: list[Fit] | None = None
     try:
@@ -426,7 +426,7 @@ def as_matrix(pair: Pair) -> Float64 | None:
 def matrices(
     prepared: Sequence[Pair],
     model: TransformModel,
-    similarity: Similarity,
+    similarity: SimilarityMetric,
     *,
     device: Literal["cpu", "cuda"],
     finest: int = 2,
@@ -454,7 +454,7 @@ def matrices(
     return [matrix for matrix, _ in found]
 
 
-def begin(prepared: Sequence[Pair], similarity: Similarity, *, device: Literal["cpu", "cuda"]) -> list[Pair]:
+def begin(prepared: Sequence[Pair], similarity: SimilarityMetric, *, device: Literal["cpu", "cuda"]) -> list[Pair]:
     """The pairs with an affine registration as the matrix of those that have none."""
     lacking = [pair for pair in prepared if pair.matrix_mm is None]
     found = iter(matrices(lacking, "affine", similarity, device=device))
@@ -469,7 +469,7 @@ def register_all(
     initial: Sequence[Transform] | None,
     fixed_mask: Mask | None,
     moving_masks: Sequence[Mask | None] | None,
-    similarity: Similarity,
+    similarity: SimilarityMetric,
     finest: int,
     iterations: int,
     device: Device,

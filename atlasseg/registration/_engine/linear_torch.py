@@ -10,17 +10,16 @@ from torch import Tensor
 
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.linear import Asked, Factors, Fit, Result, Search
-from atlasseg.registration._engine.metrics import Similarity
-from atlasseg.registration._engine.metrics_torch import measure
 from atlasseg.registration._engine.pyramid import matching_factors
 from atlasseg.registration._engine.torch_ops import MovingBatch, fitting, in_batches, slopes
+from atlasseg.similarity import SimilarityMetric
 from atlasseg.volume import Float64
 
 
 def run_search(
     pairs: Sequence[Pair],
     steps: Callable[[Pair], Search[Result]],
-    similarity: Similarity,
+    similarity: SimilarityMetric,
     *,
     device: str,
     finest: Factors,
@@ -42,7 +41,7 @@ def run_search(
 
 
 def _together(
-    pairs: Sequence[Pair], searches: Sequence[Search[Result]], similarity: Similarity, device: str
+    pairs: Sequence[Pair], searches: Sequence[Search[Result]], similarity: SimilarityMetric, device: str
 ) -> list[Result]:
     stacks: dict[Factors, MovingBatch] = {}
     results: dict[int, Result] = {}
@@ -69,7 +68,7 @@ def _together(
 
 @torch.no_grad()
 def fitted(
-    batch: MovingBatch, which: Sequence[int], matrices_mm: Sequence[Float64], similarity: Similarity
+    batch: MovingBatch, which: Sequence[int], matrices_mm: Sequence[Float64], similarity: SimilarityMetric
 ) -> list[Fit]:
     """As `linear.fit`, of the moving images `which`, each under its (4, 4) matrix."""
     index = torch.tensor(which, device=batch.stack.device)
@@ -79,7 +78,7 @@ def fitted(
     gradient, hessian = np.zeros((len(which), 3, 4)), np.zeros((len(which), 12, 12))
     for c in range(channels):
         image = warped[:, c : c + 1]
-        part, first, second = measure(similarity, batch.target[:, c : c + 1], image, weight)
+        part, first, second = similarity.derivatives_torch(batch.target[:, c : c + 1], image, weight)
         value += part / channels
         of_first, of_second = _moments(first, second, slopes(image))
         gradient += of_first

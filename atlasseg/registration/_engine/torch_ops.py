@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SCALARS_PER_VOXEL = 48
-"""float32 that a pair needs per voxel at the peak, from the tensors alive in `box_sum` of nine window terms."""
+"""float32 that a pair needs per voxel at the peak: the tensors alive in the nine window terms of local correlation."""
 
 MEMORY_SHARE = 0.8
 """Batches are cut to this share of the free memory of the GPU."""
@@ -130,13 +130,6 @@ def along(values: Tensor, axis: int, taps: Sequence[float], *, repeat_edge: bool
     for t in range(1, len(taps)):
         out.add_(padded.narrow(axis, t, n), alpha=taps[t])
     return out
-
-
-def box_sum(values: Tensor, radius_voxels: int) -> Tensor:
-    """Sums over windows, nothing beyond the borders."""
-    for axis in (2, 3, 4):
-        values = along(values, axis, [1.0] * (2 * radius_voxels + 1), repeat_edge=False)
-    return values
 
 
 def smooth(values: Tensor, sigma_voxels: Sequence[float]) -> Tensor:

@@ -1,19 +1,16 @@
-"""The five measures of the engine: against the plain ones, finite differences, and torch."""
+"""What registration maximises, of every metric: against the float64 sides, finite differences, and torch."""
 
 from __future__ import annotations
-
-from typing import get_args
 
 import numba
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from atlasseg import similarity as plain
 from atlasseg.errors import InputError
-from atlasseg.registration._engine.metrics import Metric, Similarity
+from atlasseg.similarity import create_metric, metric_names, windowed_metric
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS = metric_names()
 
 SHAPE = (13, 17, 11)
 
@@ -32,20 +29,20 @@ def pair(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return scaled[0], scaled[1], weight
 
 
-def oracle(metric: Metric, fixed: np.ndarray, warped: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
+def oracle(metric: str, fixed: np.ndarray, warped: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
     """Value and derivative of the plain measure, as the engine defines its own."""
+    chosen = create_metric(metric)
+    value, gradient = chosen.value_and_gradient(fixed, warped, mask=mask)
     if metric == "mean_squares":
-        value, gradient = plain.ssd_gradient(fixed, warped, mask=mask)
         scale = -1 / fixed[mask].astype(float).var()
         return value * scale, gradient * scale
-    value, gradient = getattr(plain, f"{metric}_gradient")(fixed, warped, mask=mask)
-    return value - (metric == "normalized_mutual_information"), gradient
+    return value - chosen.unrelated, gradient
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_value_and_gradient_are_the_plain_ones(metric: Metric) -> None:
+def test_value_and_gradient_are_the_plain_ones(metric: str) -> None:
     fixed, warped, weight = pair()
-    value, gradient, curvature = Similarity(metric).measure(fixed, warped, weight)
+    value, gradient, curvature = create_metric(metric).derivatives(fixed, warped, weight)
     wanted, slope = oracle(metric, fixed, warped, weight > 0)
     assert value == pytest.approx(wanted, rel=FLOAT32)
     np.testing.assert_allclose(gradient / weight.sum(), slope, atol=10 * FLOAT32 * np.abs(slope).max())
@@ -54,14 +51,14 @@ def test_value_and_gradient_are_the_plain_ones(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_gradient_is_the_finite_difference(metric: Metric) -> None:
+def test_gradient_is_the_finite_difference(metric: str) -> None:
     fixed, warped, weight = pair(1)
-    _, gradient, _ = Similarity(metric).measure(fixed, warped, weight)
+    _, gradient, _ = create_metric(metric).derivatives(fixed, warped, weight)
     direction = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
     inner = (warped > 0.05) & (warped < 0.95)  # the range of the bins stays as it is
     direction[~inner] = 0
     step = np.float32(2e-3)
-    ends = [Similarity(metric).measure(fixed, warped + s * step * direction, weight)[0] for s in (1, -1)]
+    ends = [create_metric(metric).derivatives(fixed, warped + s * step * direction, weight)[0] for s in (1, -1)]
     slope = float((gradient.astype(float) * direction).sum()) / weight.sum()
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * float(step)), rel=0.02)
 
@@ -71,9 +68,9 @@ def test_curvature_of_mean_squares_is_exact_and_of_correlation_an_upper_bound() 
     direction = np.random.default_rng(4).normal(size=SHAPE).astype(np.float32)
     step = np.float32(0.02)
 
-    def second(metric: Metric) -> tuple[float, float]:
-        value, _, curvature = Similarity(metric).measure(fixed, warped, weight)
-        ends = [Similarity(metric).measure(fixed, warped + s * step * direction, weight)[0] for s in (1, -1)]
+    def second(metric: str) -> tuple[float, float]:
+        value, _, curvature = create_metric(metric).derivatives(fixed, warped, weight)
+        ends = [create_metric(metric).derivatives(fixed, warped + s * step * direction, weight)[0] for s in (1, -1)]
         wanted = -(ends[0] + ends[1] - 2 * value) / float(step) ** 2 * weight.sum()
         return float((curvature * direction.astype(float) ** 2).sum()), float(wanted)
 
@@ -84,21 +81,21 @@ def test_curvature_of_mean_squares_is_exact_and_of_correlation_an_upper_bound() 
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_nothing_to_compare_is_no_similarity_and_no_slope(metric: Metric) -> None:
+def test_nothing_to_compare_is_no_similarity_and_no_slope(metric: str) -> None:
     fixed, warped, weight = pair()
     for images in ((fixed, warped, np.zeros_like(weight)), (fixed, np.full_like(warped, 0.5), weight)):
-        value, gradient, _ = Similarity(metric).measure(*images)
+        value, gradient, _ = create_metric(metric).derivatives(*images)
         assert np.isfinite(value) and np.isfinite(gradient).all()
         assert metric == "mean_squares" or (value == 0 and not gradient.any())
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_threads_change_no_bit(metric: Metric) -> None:
+def test_threads_change_no_bit(metric: str) -> None:
     before, results = numba.get_num_threads(), set()
     try:
         for threads in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
             numba.set_num_threads(threads)
-            value, gradient, curvature = Similarity(metric).measure(*pair())
+            value, gradient, curvature = create_metric(metric).derivatives(*pair())
             results.add((value, gradient.tobytes(), curvature.tobytes()))
     finally:
         numba.set_num_threads(before)
@@ -106,23 +103,27 @@ def test_threads_change_no_bit(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_torch_measures_the_same(metric: Metric) -> None:
+def test_torch_measures_the_same(metric: str) -> None:
     torch = pytest.importorskip("torch")
-    from atlasseg.registration._engine.metrics_torch import measure
-
     fixed, warped, weight = pair()
     others = [warped, 1 - pair(5)[1], np.full_like(warped, 0.25)]
     stacked = [torch.from_numpy(np.stack(x)[:, None]) for x in (others, [weight] * 3)]
-    found = measure(Similarity(metric), torch.from_numpy(fixed)[None, None], *stacked)
+    found = create_metric(metric).derivatives_torch(torch.from_numpy(fixed)[None, None], *stacked)
     for n, other in enumerate(others):
-        wanted = Similarity(metric).measure(fixed, other, weight)
+        wanted = create_metric(metric).derivatives(fixed, other, weight)
         assert float(found[0][n]) == pytest.approx(wanted[0], rel=FLOAT32, abs=FLOAT32)
         for here, there in zip(found[1:], wanted[1:], strict=True):
             np.testing.assert_allclose(here[n, 0].numpy(), there, atol=10 * FLOAT32 * max(np.abs(there).max(), 1))
 
 
 def test_what_does_not_exist_is_named() -> None:
-    with pytest.raises(InputError, match=r"local_correlation, correlation, .*got 'ncc'"):
-        Similarity("ncc")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"expected one of correlation, local_correlation, .*got 'ncc'"):
+        create_metric("ncc")
+    with pytest.raises(InputError, match=r"expected 'mean_squares', the present name of 'ssd', got 'ssd'"):
+        create_metric("ssd")
     with pytest.raises(InputError, match="1 or above, got 0"):
-        Similarity(radius_voxels=0)
+        windowed_metric("correlation", 0)
+    with pytest.raises(InputError, match=r"'correlation' has no parameter 'bins'\. It has: none"):
+        create_metric("correlation", bins=32)
+    with pytest.raises(InputError, match="at least 6 bins, got 5"):
+        create_metric("mutual_information", bins=5)

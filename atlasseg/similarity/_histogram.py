@@ -1,81 +1,51 @@
-"""Mutual information of two images and its derivative, for the inner loop of registration on the CPU.
+"""The joint histogram of two images and its derivatives, for the inner loop of registration on the CPU.
 
-The same numbers as :func:`atlasseg.similarity.mutual_information_gradient` and its normalised sister. Every plane has a
-histogram of its own, and they are added in order: any number of threads gives the same bits.
-
-References
-----------
-.. [1] Mattes, D., et al. (2003). PET-CT image registration in the chest using free-form deformations. IEEE Trans Med
-   Imaging 22(1), 120-128 (equations 4 to 12).
-.. [2] Studholme, C., Hill, D. L. G., Hawkes, D. J. (1999). An overlap invariant entropy measure of 3D medical image
-   alignment. Pattern Recognition 32(1), 71-86.
+Every plane has a histogram of its own, and they are added in order: any number of threads gives the same bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 
-from atlasseg.similarity import PADDING_BINS, information, normalized_information
+from atlasseg.similarity._parzen import PADDING_BINS
 from atlasseg.volume import Float32, Float64
 
-BINS = 32
+Tables = Callable[[Float64, float, float], tuple[float, Float64, Float64]]
+"""From a joint histogram (bins of fixed, bins of warped) that is not normalised, bins of the warped image in a unit of
+intensity, and the number of voxels that count, to
+
+- the value,
+- a table (bins, bins): the derivative of a voxel is the sum of its spline's slopes times these,
+- (bins,) the curvature of a voxel in each bin of the fixed image.
+"""
 
 SPLINE_VARIANCE = 1 / 3
 """Of a cubic B-spline, in bins: what the Parzen window alone spreads a value."""
 
 
-def information_gradient(
-    fixed: Float32, warped: Float32, weight: Float32, *, normalized: bool
+def derivatives(
+    tables: Tables, fixed: Float32, warped: Float32, weight: Float32, bins: int
 ) -> tuple[float, Float32, Float32]:
-    """Mutual information in nats, or the normalised less 1; and the derivatives of it times the voxels in `warped`.
+    """`SimilarityMetric.derivatives` of a metric of the joint histogram.
 
-    Parameters, result and errors as in :func:`atlasseg.registration._engine.lncc.lncc_gradient`. Gauss-Newton has no
-    exact form here. Its place takes the curvature of the logarithm of a Gaussian: the warped intensities in each bin of
-    the fixed image have a variance v, and the information falls with the square of a change of intensity over 2 v.
+    Gauss-Newton has no exact form here. The curvature is that of the logarithm of a Gaussian instead: the warped
+    intensities in each bin of the fixed image have a variance v, and the information falls with the square of a change
+    of intensity over 2 v.
     """
     gradient, curvature = np.zeros_like(warped), np.zeros_like(warped)
     ends = _ranges(fixed, warped, weight)
     low_f, high_f, low_w, high_w = ends[:, 0].min(), ends[:, 1].max(), ends[:, 2].min(), ends[:, 3].max()
     if not (high_f > low_f and high_w > low_w):  # constant, or no voxel at all
         return 0.0, gradient, curvature
-    inner = BINS - 2 * PADDING_BINS
+    inner = bins - 2 * PADDING_BINS
     scale_f, scale_w = inner / (high_f - low_f), inner / (high_w - low_w)
-    joint = _histograms(fixed, warped, weight, low_f, scale_f, low_w, scale_w, BINS, PADDING_BINS).sum(axis=0)
-    value, table, spread = tables(joint, scale_w, float(np.count_nonzero(weight)), normalized=normalized)
+    joint = _histograms(fixed, warped, weight, low_f, scale_f, low_w, scale_w, bins, PADDING_BINS).sum(axis=0)
+    value, table, spread = tables(joint, scale_w, float(np.count_nonzero(weight)))
     _gather(fixed, warped, weight, low_f, scale_f, low_w, scale_w, table, spread, PADDING_BINS, gradient, curvature)
     return value, gradient, curvature
-
-
-def tables(joint: Float64, scale: float, count: float, *, normalized: bool) -> tuple[float, Float64, Float64]:
-    """Value of a joint histogram, and what its derivatives in the voxels are looked up in.
-
-    Parameters
-    ----------
-    joint : (bins of fixed, bins of warped) float64
-        Not normalised.
-    scale : float
-        Bins of the warped image in a unit of intensity.
-    count : float
-        Voxels that count.
-
-    Returns
-    -------
-    value : float
-    table : (bins, bins) float64
-        The derivative of a voxel is the sum of its spline's slopes times these.
-    spread : (bins,) float64
-        The curvature of a voxel in each bin of the fixed image.
-    """
-    total = float(joint.sum())
-    joint = joint / total
-    value, of_joint = (normalized_information if normalized else information)(joint)
-    spread = scale**2 / row_variances(joint)
-    if normalized:
-        positive = joint[joint > 0]
-        spread *= value / -float((positive * np.log(positive)).sum())
-        value -= 1
-    return value, (of_joint - float((of_joint * joint).sum())) * (scale * count / total), spread
 
 
 def row_variances(joint: Float64) -> Float64:

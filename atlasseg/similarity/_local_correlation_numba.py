@@ -1,6 +1,6 @@
 """Local correlation of two images and its derivative, fused for the inner loop of registration on the CPU.
 
-The same numbers as :func:`atlasseg.similarity.local_correlation_gradient` in float32, but cut into tiles that stay in
+The same numbers as `LocalCorrelation.value_and_gradient` in float32, but cut into tiles that stay in
 the cache, over the bounding boxes of the mask only, and in one pass for all six window sums. A tile's result depends
 on nothing but its voxels, and the tiles' sums are added in order: any number of threads gives the same bits.
 """
@@ -11,9 +11,12 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from atlasseg.similarity import FLAT_WINDOW
+from atlasseg.similarity._moments import sums
 
 Float32 = NDArray[np.float32]
+
+FLAT_WINDOW = 1e-6
+"""A window whose variance is below this share of its whole image's variance is flat: it correlates with nothing."""
 
 TILE_I, TILE_J = 16, 24
 """Voxels of a tile along the first two axes; along the third it spans the mask."""
@@ -55,26 +58,6 @@ def lncc_gradient(
     gradient, curvature = (np.empty(warped.shape, np.float32) for _ in range(2))
     _gather(fixed, warped, weight, spans, radius_voxels, a, b, c, gradient, curvature)
     return total / count, gradient, curvature
-
-
-@numba.njit(cache=True, nogil=True, parallel=True)
-def sums(f, w, m):  # type: ignore[no-untyped-def]
-    """(planes, 6) sums, where voxels count, of 1, f, w, f f, w w, f w."""
-    ni, nj, nk = f.shape
-    out = np.zeros((ni, 6))
-    for i in numba.prange(ni):
-        here = out[i]
-        for j in range(nj):
-            for k in range(nk):
-                if m[i, j, k] > 0:
-                    a, b = np.float64(f[i, j, k]), np.float64(w[i, j, k])
-                    here[0] += 1
-                    here[1] += a
-                    here[2] += b
-                    here[3] += a * a
-                    here[4] += b * b
-                    here[5] += a * b
-    return out
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)

@@ -1,0 +1,26 @@
+"""Similarity metrics: how alike two images on one grid are, a file a metric.
+
+Registration maximises them, atlas selection ranks by them, and fusion weights votes by them.
+"""
+
+from atlasseg.similarity.metric import (
+    METRICS,
+    MetricName,
+    SimilarityMetric,
+    create_metric,
+    metric_class,
+    metric_names,
+    register_metric,
+    windowed_metric,
+)
+
+__all__ = [
+    "METRICS",
+    "MetricName",
+    "SimilarityMetric",
+    "create_metric",
+    "metric_class",
+    "metric_names",
+    "register_metric",
+    "windowed_metric",
+]

@@ -1,0 +1,317 @@
+"""The base class of similarity metrics, and their registry.
+
+Every metric is a class in a file of its own. Registration maximises it, atlas selection ranks by it, and fusion weights
+votes by it; all find it by its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import pkgutil
+from abc import ABC, abstractmethod
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from atlasseg.errors import InputError
+from atlasseg.methods import OneOf
+from atlasseg.volume import Bool, Float32, Float64
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+ENTRY_POINTS = "atlasseg.similarity"
+"""Group of the entry points by which other packages add metrics."""
+
+RENAMED = {"ssd": "mean_squares", "mattes": "mutual_information", "cc": "local_correlation"}
+"""Former names of metrics, and those of other programs, to the names here."""
+
+
+class SimilarityMetric(ABC):
+    """How alike two images on one grid are.
+
+    To add a metric, write a file ``atlasseg/similarity/NAME.py`` with one subclass: a frozen dataclass, decorated by
+    `register_metric`, whose fields are its parameters. `value_and_gradient` must be written; the other methods follow
+    from it, and are overridden where they can be faster, exact or on a GPU. From another package: an entry point of the
+    group ``atlasseg.similarity`` that names the module; from a script: the decorator.
+
+    Images are (I, J, K), or (I, J, K, C) with C channels over which a metric averages. `mask` is a bool (I, J, K):
+    voxels outside it do not count. With masks on both sides, give their intersection.
+
+    Attributes
+    ----------
+    name : str
+        As recipes write it.
+    greater_is_better : bool
+        False for a distance, which is 0 where the images are equal.
+    unrelated : float
+        Value for unrelated images, where votes weigh nothing.
+    """
+
+    name: ClassVar[str] = ""
+    greater_is_better: ClassVar[bool] = True
+    unrelated: ClassVar[float] = 0.0
+
+    def __str__(self) -> str:
+        return self.name.replace("_", " ")
+
+    @abstractmethod
+    def value_and_gradient(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> tuple[float, Float32]:
+        """The metric, computed in float64, and its derivative in the warped image.
+
+        Parameters
+        ----------
+        fixed, warped : (I, J, K) or (I, J, K, C) float
+        mask : (I, J, K) bool, optional
+
+        Returns
+        -------
+        value : float
+            Mean of the channels.
+        gradient : float32, like `warped`
+            Derivative of the value in each voxel; 0 outside the mask.
+
+        Raises
+        ------
+        InputError
+            The shapes differ, or the mask is empty.
+        """
+
+    def value(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> float:
+        """The metric alone; parameters and errors as for `value_and_gradient`."""
+        return self.value_and_gradient(fixed, warped, mask=mask)[0]
+
+    def score(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> float:
+        """The greater, the more alike: what atlas selection ranks by."""
+        value = self.value(fixed, warped, mask=mask)
+        return value if self.greater_is_better else -value
+
+    def vote_weight(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> float:
+        """Weight of a candidate's vote, 0 or more; intensities have mean 0 and standard deviation 1."""
+        if not self.greater_is_better:
+            return 1 / max(self.value(fixed, warped, mask=mask), SMALLEST_DISTANCE)
+        return max(self.value(fixed, warped, mask=mask) - self.unrelated, 0.0)
+
+    def derivatives(self, fixed: Float32, warped: Float32, weight: Float32) -> tuple[float, Float32, Float32]:
+        """What registration maximises, of one channel on the CPU.
+
+        Intensities span about 0 to 1. The value may be scaled and shifted against `value`, so that it is greater where
+        the images are more alike, 0 where they are unrelated, and of a scale near 1.
+
+        Parameters
+        ----------
+        fixed, warped : (I, J, K) float32
+        weight : (I, J, K) float32
+            1 where voxels count, 0 elsewhere, possibly everywhere.
+
+        Returns
+        -------
+        value : float
+            0 where no voxel counts.
+        gradient : (I, J, K) float32
+            Derivative of the value *times the number of voxels that count*, in each voxel of `warped`, for a weight
+            held as it is; 0 where the weight is.
+        curvature : (I, J, K) float32
+            Second derivative of the same with its sign changed, 0 or above, as Gauss-Newton has it. By default one
+            number for all voxels: the gradient's size over the warped image's standard deviation, a scale that the
+            damping of the linear registrations then corrects.
+        """
+        gradient, curvature = np.zeros_like(warped), np.zeros_like(warped)
+        mask = weight > 0
+        count = int(np.count_nonzero(mask))
+        if count == 0:
+            return 0.0, gradient, curvature
+        value, slope = self.value_and_gradient(fixed, warped, mask=mask)
+        sign = 1 if self.greater_is_better else -1
+        gradient[mask] = sign * count * slope[mask]
+        deviation = float(warped[mask].std())
+        if deviation > 0:
+            curvature[mask] = float(np.sqrt(np.mean(gradient[mask].astype(np.float64) ** 2))) / deviation
+        return sign * (value - self.unrelated), gradient, curvature
+
+    def derivatives_torch(self, fixed: Tensor, warped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `derivatives`, of many warped images against one fixed image.
+
+        By default the images go to the CPU one by one and back, which the log says.
+
+        Parameters
+        ----------
+        fixed : (1, 1, I, J, K) float32
+        warped, weight : (N, 1, I, J, K) float32
+
+        Returns
+        -------
+        value : (N,) float32
+        gradient, curvature : (N, 1, I, J, K) float32
+        """
+        import torch
+
+        _tell_slow(type(self))
+        images = [x.cpu().numpy() for x in (fixed, warped, weight)]
+        found = [self.derivatives(images[0][0, 0], w[0], m[0]) for w, m in zip(images[1], images[2], strict=True)]
+        values, *others = zip(*found, strict=True)
+        stacked = [torch.from_numpy(np.stack(each)[:, None]).to(warped.device) for each in others]
+        return torch.tensor(values, dtype=torch.float32, device=warped.device), stacked[0], stacked[1]
+
+
+SMALLEST_DISTANCE = 1e-6
+"""Keeps the weight of a candidate that equals the target finite; on intensities of standard deviation 1."""
+
+Metric = TypeVar("Metric", bound=type)
+
+METRICS: dict[str, type[SimilarityMetric]] = {}
+"""Name to metric, of those whose file was imported so far; `metric_names` imports all."""
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Register the class below as a similarity metric, and return it.
+
+    Raises
+    ------
+    InputError
+        It is not a complete metric, or its name is taken.
+    """
+    where = f"similarity metric {getattr(metric, 'name', '')!r} ({metric.__module__})"
+    if not (inspect.isclass(metric) and issubclass(metric, SimilarityMetric)):
+        raise InputError(f"{where}: expected a subclass of SimilarityMetric, got {metric!r}")
+    if not metric.name.isidentifier():
+        raise InputError(f"{where}: expected a class attribute `name` of letters, digits and underscores")
+    if inspect.isabstract(metric):
+        missing = ", ".join(sorted(metric.__abstractmethods__))
+        raise InputError(f"{where}: the metric does not define {missing}")
+    if not metric.__doc__:
+        raise InputError(f"{where}: expected a docstring that defines the metric, got none")
+    before = METRICS.get(metric.name)
+    if before is not None and (before.__module__, before.__qualname__) != (metric.__module__, metric.__qualname__):
+        raise InputError(f"{where}: another metric has this name, in {before.__module__}")
+    METRICS[metric.name] = metric
+    return metric
+
+
+def metric_names() -> tuple[str, ...]:
+    """Names of all similarity metrics, in alphabetical order.
+
+    Examples
+    --------
+    >>> "mutual_information" in metric_names()
+    True
+    """
+    _import_all()
+    return tuple(sorted(METRICS))
+
+
+@cache
+def _import_all() -> None:
+    package = importlib.import_module(__package__)
+    for info in pkgutil.iter_modules(package.__path__):
+        if not info.name.startswith("_"):
+            importlib.import_module(f"{package.__name__}.{info.name}")
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            loaded = entry.load()
+        except InputError:
+            raise
+        except Exception as error:  # whatever the code of others raises
+            where = f"entry point {entry.name} = {entry.value} of {ENTRY_POINTS}"
+            raise InputError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+        if inspect.isclass(loaded):
+            register_metric(loaded)
+
+
+def metric_class(name: str) -> type[SimilarityMetric]:
+    """The class of the metric `name`.
+
+    Raises
+    ------
+    InputError
+        There is none; the message names those that exist.
+    """
+    if name not in METRICS:
+        METRIC_NAMES.check(name, "similarity metric")
+    return METRICS[name]
+
+
+def create_metric(name: str, **parameters: Any) -> SimilarityMetric:
+    """A metric by its name, with its own parameters.
+
+    Raises
+    ------
+    InputError
+        There is no such metric, it has no such parameter, or a value is out of its range.
+
+    Examples
+    --------
+    >>> create_metric("local_correlation", radius_voxels=3)
+    LocalCorrelation(radius_voxels=3)
+    """
+    found = metric_class(name)
+    known = parameters_of(found)
+    for parameter in parameters:
+        if parameter not in known:
+            raise InputError(
+                f"similarity metric {name!r} has no parameter {parameter!r}. It has: {', '.join(known) or 'none'}"
+            )
+    return found(**parameters)
+
+
+def windowed_metric(name: str, radius_voxels: int) -> SimilarityMetric:
+    """A metric by its name, of windows of that radius where it has windows.
+
+    Raises
+    ------
+    InputError
+        There is no such metric, or the radius is below 1.
+    """
+    if radius_voxels < 1:
+        raise InputError(f"radius_voxels must be 1 or above, got {radius_voxels}")
+    has_windows = "radius_voxels" in parameters_of(metric_class(name))
+    return create_metric(name, **({"radius_voxels": radius_voxels} if has_windows else {}))
+
+
+def parameters_of(metric: type[SimilarityMetric]) -> tuple[str, ...]:
+    """Names of the parameters of a metric: its fields."""
+    return tuple(f.name for f in fields(metric)) if is_dataclass(metric) else ()
+
+
+METRIC_NAMES = OneOf(metric_names, renamed=RENAMED, chosen=metric_class)
+
+MetricName = Annotated[str, METRIC_NAMES]
+"""Type of a parameter that names a similarity metric."""
+
+
+@cache
+def _tell_slow(metric: type[SimilarityMetric]) -> None:
+    log.warning("similarity metric %s has no torch side: it is computed on the CPU", metric.name)
+
+
+def checked_images(fixed: Float32, warped: Float32, mask: Bool | None) -> tuple[Float64, Float64, Bool]:
+    """Both images as (I, J, K, C) float64, and where they count.
+
+    Raises
+    ------
+    InputError
+        The shapes differ, or the mask is empty.
+    """
+    f, w = np.asarray(fixed, np.float64), np.asarray(warped, np.float64)
+    if f.shape != w.shape or f.ndim not in (3, 4):
+        raise InputError(f"expected two images of one shape (I, J, K) or (I, J, K, C), got {f.shape} and {w.shape}")
+    inside = np.ones(f.shape[:3], bool) if mask is None else np.asarray(mask, bool)
+    if inside.shape != f.shape[:3]:
+        raise InputError(f"the mask must have the images' shape {f.shape[:3]}, got {inside.shape}")
+    if not inside.any():
+        raise InputError(f"the mask is empty: no voxel of {inside.shape} to compare")
+    return f.reshape(*f.shape[:3], -1), w.reshape(*f.shape[:3], -1), inside
+
+
+def spread(gradient: Float64, inside: Bool, like: Float32) -> Float32:
+    """(n, C) derivatives of the voxels in the mask as an array shaped like the image."""
+    out = np.zeros((*inside.shape, gradient.shape[-1]), np.float32)
+    out[inside] = gradient
+    return out.reshape(like.shape)
