@@ -36,7 +36,7 @@ from atlasseg.labels import LabelTable
 from atlasseg.recipe import Recipe, read_recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, Example, corrected, train
 from atlasseg.store.cache import Cache
-from atlasseg.training import leave_one_out, segmented
+from atlasseg.training import leave_one_out, segment_example
 from atlasseg.volume import ProbabilityMap
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
@@ -117,12 +117,12 @@ def measured(name: str, plan: Plan, recipe: Recipe, given: argparse.Namespace) -
     rows, found = [], []
     for case in cases:
         voters = [atlas for atlas in atlases if atlas.id != case.id]
-        found.append(segmented(case, voters, recipe, executor=executor))
+        found.append(segment_example(case, voters, recipe, executor=executor))
         rows.append(row(found[-1].fused, found[-1], way, library.table))
     examples = list(leave_one_out(training, recipe, executor=executor, progress=told))
     if plan.cases is not None:
         further = read_library(given.data / plan.cases)
-        examples += [segmented(further.read(id_), atlases, recipe, executor=executor) for id_ in further.ids]
+        examples += [segment_example(further.read(id_), atlases, recipe, executor=executor) for id_ in further.ids]
     samples = given.samples or plan.samples_per_label
     begun = time.perf_counter()
     model: CorrectiveModel = train(examples, samples_per_label=samples, seed=0)

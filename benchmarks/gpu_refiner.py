@@ -20,9 +20,9 @@ import torch
 
 from atlasseg.recipe.training import Augmentation, Refiner, Training
 from atlasseg.refinement.examples import Example
-from atlasseg.refinement.network.cases import Case, case_of, coding_of
+from atlasseg.refinement.network.cases import Case, case_of, encode_labels
 from atlasseg.refinement.network.model import RefinerModel
-from atlasseg.refinement.network.networks import build, silence, weights_of
+from atlasseg.refinement.network.networks import build, weights_of, zero_init_head
 from atlasseg.refinement.unet import refined
 from atlasseg.training.budget import budget, parse_bytes
 from atlasseg.training.correcting import Job
@@ -65,7 +65,7 @@ def main() -> None:
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} finds no CUDA device; --device cpu runs the same code on the CPU")
     example = made_up(tuple(given.shape), given.labels)
-    coding = coding_of([example.fused], range(given.labels), channels=12)
+    coding = encode_labels([example.fused], range(given.labels), channels=12)
     case: Case = case_of(example.target, example.fused, coding, candidates=4, example=example)
     memory, flops = budget(given.device, parse_bytes(given.gpu_memory) if given.gpu_memory else None)
     if given.patch:
@@ -97,7 +97,7 @@ def main() -> None:
     else:
         torch.manual_seed(0)
         network = build(planned.form)
-        silence(network, planned.form)  # as probable a map as the fused one
+        zero_init_head(network, planned.form)  # as probable a map as the fused one
         member = Member(weights_of(network), 1.0, (), {})
     model = RefinerModel(planned.form, coding, "residual", 4, planned.patch_voxels, 1, (1.0, 1.0, 1.0), (), (member,))
     if given.device == "cuda":

@@ -33,7 +33,7 @@ from atlasseg.refinement.examples import Example
 from atlasseg.refinement.network.model import RefinerModel, read_model, write_model
 from atlasseg.refinement.unet import refined
 from atlasseg.store.cache import Cache
-from atlasseg.training import segmented, train_refiner
+from atlasseg.training import segment_example, train_refiner
 from atlasseg.volume import Atlas, ProbabilityMap
 
 TABLES = {
@@ -126,7 +126,7 @@ def main() -> None:
         }
         for id_ in cases.ids[: given.targets]:
             case = cases.read(id_)
-            target = segmented(case, atlases, recipe, executor=Cache(given.cache / "kept"))
+            target = segment_example(case, atlases, recipe, executor=Cache(given.cache / "kept"))
             rows.append({"atlases": size, "method": "fused", "target": id_, **measured(target, target.fused, 0.0)})
             for name, model in models.items():
                 begun = time.perf_counter()

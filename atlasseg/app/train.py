@@ -178,7 +178,7 @@ def pretrain(
         The model cannot be written.
     """
     from atlasseg.refinement.network import require_libraries
-    from atlasseg.refinement.network.cases import Coding, standardised
+    from atlasseg.refinement.network.cases import LabelEncoding, standardise
     from atlasseg.refinement.network.model import RefinerModel, check_free, write_model
     from atlasseg.training.budget import budget
     from atlasseg.training.planning import plan
@@ -192,7 +192,7 @@ def pretrain(
     channels = {target.id: image.channels.shape[3] for target, image in zip(targets, images, strict=True)}
     if len(set(channels.values())) > 1:
         raise InputError(f"scans must have the same channels, got {channels}")
-    scans = [standardised(image) for image in images]
+    scans = [standardise(image) for image in images]
     count = scans[0].shape[0]
     memory, flops = budget(where, memory_bytes, step_flops)
     planned = plan(
@@ -219,7 +219,7 @@ def pretrain(
     spacing = np.mean([patient_spacing_mm(image.affine) for image in images], axis=0)
     model = RefinerModel(
         planned.form,
-        Coding((0,), (0,)),
+        LabelEncoding((0,), (0,)),
         "none",
         1,
         planned.patch_voxels,

@@ -101,14 +101,14 @@ class Scene:
         fused, size = self.fused, 2 * self.window.dilation_voxels + 1
         own = fused.mode == label
         if label == 0:
-            own &= _dilated(self.around_labels, size)
+            own &= _dilate(self.around_labels, size)
         if not own.any():
             return None
         box = _box_around(own, self.window.dilation_voxels)
         probability = fused.probability(label) if label else self.background
         settled = ndimage.minimum_filter((probability[box] >= CERTAIN).view(np.uint8), size, mode="nearest")
         asked = np.zeros(fused.shape, bool)
-        asked[box] = _dilated(own[box], size) & (settled == 0)
+        asked[box] = _dilate(own[box], size) & (settled == 0)
         if label == 0:
             asked &= self.around_labels
         own_mm = np.argwhere(own) @ fused.affine[:3, :3].T + fused.affine[:3, 3]
@@ -177,7 +177,7 @@ def oriented_offsets(affine: Float64, radius: int) -> Int64:
     return np.ascontiguousarray(along_patient[:, orientation[:, 0].astype(int)] * orientation[:, 1].astype(int))
 
 
-def _dilated(mask: Bool, size: int) -> Bool:
+def _dilate(mask: Bool, size: int) -> Bool:
     out: Bool = ndimage.maximum_filter(mask.view(np.uint8), size, mode="nearest").astype(bool)
     return out
 

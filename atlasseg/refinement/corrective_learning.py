@@ -150,10 +150,10 @@ def refine(
        29(5), 1189-1232.
     """
     check(model=model, provenance=provenance)
-    return corrected(target, fused, read_model(model))
+    return correct(target, fused, read_model(model))
 
 
-def corrected(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> ProbabilityMap:
+def correct(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> ProbabilityMap:
     """As `refine`, by a model in memory.
 
     Raises
@@ -407,7 +407,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
         scales = tuple(int(scale) for scale in header["window"]["scales_voxels"])
         window = Window(**{name: int(value) for name, value in sizes.items()}, scales_voxels=scales)
         with np.load(folder / TREES, allow_pickle=False) as arrays:
-            classifiers = _parted({name: arrays[name] for name in arrays.files})
+            classifiers = _split_trees({name: arrays[name] for name in arrays.files})
         model = CorrectiveModel(
             classifiers,
             tuple(int(v) for v in header["labels"]),
@@ -424,7 +424,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
     return model
 
 
-def _parted(arrays: Mapping[str, Any]) -> dict[int, Trees]:
+def _split_trees(arrays: Mapping[str, Any]) -> dict[int, Trees]:
     """Label to its trees, from the arrays of all."""
     parts: dict[int, Trees] = {}
     tree = node = 0

@@ -44,7 +44,7 @@ def memory_bytes(work: Workload) -> float:
 def check(
     *,
     model: Path,
-    any_library: bool = False,
+    allow_library_mismatch: bool = False,
     provenance: Mapping[str, Any] | None = None,
     device: Device = "auto",
     **settings: Any,
@@ -73,7 +73,7 @@ def check(
     stages = [{part: of for part, of in each.items() if part != "atlases"} for each in (trained.provenance, provenance)]
     found = differences(*stages)
     now = set(scan_digests(provenance).values())
-    for learned in () if any_library else (trained.atlases, trained.begun_from):
+    for learned in () if allow_library_mismatch else (trained.atlases, trained.begun_from):
         missing = [id_ for id_, digest in learned.items() if digest not in now]
         if missing and len(missing) < len(learned):
             found.append(
@@ -95,6 +95,7 @@ def check(
     model="model",
     memory=memory_bytes,
     check=check,
+    renamed={"turned": "test_time_flips", "any_library": "allow_library_mismatch"},
 )
 def refine(
     target: Image,
@@ -102,9 +103,9 @@ def refine(
     *,
     model: Path,
     overlap: Annotated[float, Ge(0), Lt(1)] = 0.5,
-    turned: bool = True,
+    test_time_flips: bool = True,
     mixed_precision: bool = True,
-    any_library: bool = False,
+    allow_library_mismatch: bool = False,
     device: Device = "auto",
     provenance: Data[Mapping[str, Any] | None] = None,
 ) -> ProbabilityMap:
@@ -135,12 +136,12 @@ def refine(
         Folder that ``atlasseg train`` wrote.
     overlap : float
         Of neighbouring windows, as a share of their edge.
-    turned : bool
-        Average over the turnings of those axes that training turned around.
+    test_time_flips : bool
+        Average over flips of those axes that training flipped.
     mixed_precision : bool
         Convolve in 16 bits on a GPU and on processors that multiply faster so. It moves probabilities by some
         thousandths; without it processors say the same to rounding.
-    any_library : bool
+    allow_library_mismatch : bool
         Use the model also where some of the atlases that it learned from vote and others do not. Whether the target is
         one of the others is then not checked. (A library that shares none with training is only warned of.)
     device : str
@@ -168,13 +169,13 @@ def refine(
     """
     from atlasseg.refinement.network.model import read_model
 
-    check(model=model, any_library=any_library, provenance=provenance, device=device)
+    check(model=model, allow_library_mismatch=allow_library_mismatch, provenance=provenance, device=device)
     return refined(
         target,
         fused,
         read_model(model),
         overlap=overlap,
-        turned=turned,
+        test_time_flips=test_time_flips,
         mixed_precision=mixed_precision,
         device=device,
     )
@@ -186,7 +187,7 @@ def refined(
     model: RefinerModel,
     *,
     overlap: float = 0.5,
-    turned: bool = True,
+    test_time_flips: bool = True,
     mixed_precision: bool = True,
     device: Device = "auto",
 ) -> ProbabilityMap:
@@ -199,8 +200,8 @@ def refined(
 
     from atlasseg.refinement.network.cases import case_of
     from atlasseg.refinement.network.networks import build, load_weights
-    from atlasseg.refinement.network.precision import fast_half
-    from atlasseg.refinement.network.windows import slabs, sparse_entries, speaker
+    from atlasseg.refinement.network.precision import autocast_dtype
+    from atlasseg.refinement.network.windows import make_predictor, slabs, sparse_entries
 
     name = target.name or "target"
     if not target.grid.matches(fused.grid):
@@ -232,12 +233,12 @@ def refined(
             network = build(model.form)
         load_weights(network, member.weights, "model")
         networks.append(network.to(where, memory_format=torch.channels_last_3d).eval())  # type: ignore[call-overload]
-    axes = ["RAS".index(axis) for axis in model.flips] if turned else []
-    half = fast_half(where) if mixed_precision else None
-    speak = speaker(networks, [member.temperature for member in model.members], axes, half)
+    axes = ["RAS".index(axis) for axis in model.flips] if test_time_flips else []
+    half = autocast_dtype(where) if mixed_precision else None
+    predict = make_predictor(networks, [member.temperature for member in model.members], axes, half)
     voxels, codes, values = [], [], []
     for first, slab in slabs(
-        case, model.coding, speak, window=model.patch_voxels, prior=model.prior, overlap=overlap, device=where
+        case, model.coding, predict, window=model.patch_voxels, prior=model.prior, overlap=overlap, device=where
     ):
         index, code, value = sparse_entries(slab, LEAST_PROBABILITY, MOST_LABELS)
         index[:, 0] += first

@@ -1,7 +1,7 @@
 """What can be learned from a library alone: every atlas segmented from the others, and what was wrong with it."""
 
 from atlasseg.training.corrective import train_corrective
-from atlasseg.training.examples import leave_one_out, segmented
+from atlasseg.training.examples import leave_one_out, segment_example
 from atlasseg.training.refiner import split_folds, train_refiner
 
-__all__ = ["leave_one_out", "segmented", "split_folds", "train_corrective", "train_refiner"]
+__all__ = ["leave_one_out", "segment_example", "split_folds", "train_corrective", "train_refiner"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's memory, flat: ``index/name`` to tensor."""
     state = optimiser.state_dict()["state"]
     return {

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from atlasseg.recipe.training import Augmentation, Training
-from atlasseg.refinement.network.cases import Case, Coding
-from atlasseg.refinement.network.inputs import inputs_of
-from atlasseg.refinement.network.networks import build, is_encoder, silence, transferred
-from atlasseg.refinement.network.windows import probabilities, slabs, speaker
+from atlasseg.refinement.network.cases import Case, LabelEncoding
+from atlasseg.refinement.network.inputs import network_inputs
+from atlasseg.refinement.network.networks import build, is_encoder, transfer_weights, zero_init_head
+from atlasseg.refinement.network.windows import make_predictor, probabilities, slabs
 from atlasseg.training.fitting import Loss
-from atlasseg.training.loss import supervised
-from atlasseg.training.patches import Shown, draw
+from atlasseg.training.loss import deep_supervision_loss
+from atlasseg.training.patches import PatchSource, draw
 from atlasseg.training.planning import Plan
-from atlasseg.training.scoring import fitted_temperature, mean_dice, reliable_logits
+from atlasseg.training.scoring import fit_temperature, mean_dice, reliable_logits
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Start:
     ----------
     weights : mapping of str to Tensor
     freeze : bool
-    coding : Coding, optional
+    coding : LabelEncoding, optional
         How that training counted labels: where this one counts otherwise, its inputs mean something else.
     channels : int, optional
         Of the scans that it saw.
@@ -47,7 +47,7 @@ class Start:
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     freeze: bool = False
-    coding: Coding | None = None
+    coding: LabelEncoding | None = None
     channels: int | None = None
     seen: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,12 +61,12 @@ class Job:
 
     number: int
     plan: Plan
-    coding: Coding
+    coding: LabelEncoding
     prior: str
     training: Training
     augmentation: Augmentation
-    learn: tuple[Case, ...]
-    validate: tuple[Case, ...]
+    training_set: tuple[Case, ...]
+    held_out: tuple[Case, ...]
     device: str = "cpu"
     start: Start = field(default_factory=Start)
     data: str = ""
@@ -94,8 +94,8 @@ class Job:
             self.prior,
             training,
             asdict(self.augmentation),
-            [case.id for case in self.learn],
-            [case.id for case in self.validate],
+            [case.id for case in self.training_set],
+            [case.id for case in self.held_out],
             self.start.freeze,
             weights.hexdigest(),
             self.data,
@@ -108,10 +108,10 @@ class Job:
         form = self.plan.form
         network = build(form)
         if self.prior == "residual":
-            silence(network, form)
+            zero_init_head(network, form)
         if self.start.weights:
             scan = form.inputs - (0 if self.prior == "none" else self.coding.channels)
-            left = transferred(
+            left = transfer_weights(
                 network, form, self.start.weights, scan_channels=scan, same_inputs=self.start.coding == self.coding
             )
             log.info("begun from other weights, all but %s", ", ".join(left) or "none")
@@ -120,8 +120,8 @@ class Job:
         return network
 
     @cached_property
-    def _shown(self) -> list[Shown]:
-        return [Shown.of(case, self.coding) for case in self.learn]
+    def _shown(self) -> list[PatchSource]:
+        return [PatchSource.of(case, self.coding) for case in self.training_set]
 
     @cached_property
     def _groups(self) -> Tensor:
@@ -142,30 +142,30 @@ class Job:
             device=self.device,
         )
         loading_s = time.perf_counter() - begun
-        seen, log_prior = inputs_of(drawn.scan, drawn.prior, self._groups, self.prior)
+        seen, log_prior = network_inputs(drawn.scan, drawn.prior, self._groups, self.prior)
         with torch.autocast(self.device, dtype=half, enabled=half is not None):
             out = network(seen.contiguous(memory_format=torch.channels_last_3d))
-        value = supervised(
+        value = deep_supervision_loss(
             out, log_prior, drawn.truth, drawn.unknown, cross_entropy=training.cross_entropy, dice=training.dice
         )
         return Loss(value, drawn.names, loading_s)
 
-    def judge(self, network: nn.Module, half: torch.dtype | None) -> float:
+    def validate(self, network: nn.Module, half: torch.dtype | None) -> float:
         """Mean Dice of the cases that it does not learn from."""
-        speak = speaker([network], [1.0], (), half)
+        predict = make_predictor([network], [1.0], (), half)
         found = [
-            torch.cat([slab.argmax(0) for _, slab in slabs(case, self.coding, speak, **self._windows)]).cpu().numpy()
-            for case in self.validate
+            torch.cat([slab.argmax(0) for _, slab in slabs(case, self.coding, predict, **self._windows)]).cpu().numpy()
+            for case in self.held_out
         ]
-        return mean_dice(found, self.validate, self.coding)
+        return mean_dice(found, self.held_out, self.coding)
 
     def finish(self, network: nn.Module, half: torch.dtype | None) -> tuple[float, dict[str, float]]:
         """Its temperature, and how good the fusion is alone."""
-        speak = speaker([network], [1.0], (), half)
-        spoken = (probabilities(case, self.coding, speak, **self._windows) for case in self.validate)
-        temperature = fitted_temperature(*reliable_logits(spoken, self.validate))
-        fused = [case.codes[0].astype(np.int64) for case in self.validate]
-        return temperature, {"fused_dice": mean_dice(fused, self.validate, self.coding)}
+        predict = make_predictor([network], [1.0], (), half)
+        spoken = (probabilities(case, self.coding, predict, **self._windows) for case in self.held_out)
+        temperature = fit_temperature(*reliable_logits(spoken, self.held_out))
+        fused = [case.codes[0].astype(np.int64) for case in self.held_out]
+        return temperature, {"fused_dice": mean_dice(fused, self.held_out, self.coding)}
 
     @property
     def _windows(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from atlasseg.errors import InputError
 from atlasseg.pipeline import Executor, Registrar, call_directly, provenance
 from atlasseg.recipe import Recipe
 from atlasseg.refinement.corrective_learning import CorrectiveModel, train
-from atlasseg.training.examples import FEWEST_ATLASES, Progress, leave_one_out, segmented
+from atlasseg.training.examples import FEWEST_ATLASES, Progress, leave_one_out, segment_example
 from atlasseg.volume import Atlas
 
 
@@ -59,7 +59,7 @@ def train_corrective(
     examples = list(leave_one_out(atlases, recipe, registrar=registrar, executor=executor, progress=progress))
     for number, case in enumerate(cases, 1):
         progress(f"case {case.id} ({number} of {len(cases)})")
-        examples.append(segmented(case, atlases, recipe, registrar=registrar, executor=executor))
+        examples.append(segment_example(case, atlases, recipe, registrar=registrar, executor=executor))
     progress("classifiers")
     return train(
         examples,

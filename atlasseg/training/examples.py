@@ -52,10 +52,10 @@ def leave_one_out(
         if not others:
             raise InputError(f"atlas {atlas.id}: the library holds no other atlas to segment it from")
         progress(f"{atlas.id} ({number} of {len(atlases)}) from {len(others)} others")
-        yield segmented(atlas, others, recipe, registrar=registrar, executor=executor)
+        yield segment_example(atlas, others, recipe, registrar=registrar, executor=executor)
 
 
-def segmented(
+def segment_example(
     atlas: Atlas,
     others: Sequence[Atlas],
     recipe: Recipe,

@@ -18,10 +18,10 @@ from atlasseg.errors import InputError, TrainingError
 from atlasseg.recipe.training import Training
 from atlasseg.refinement.network.model import Member
 from atlasseg.refinement.network.networks import build, load_weights, weights_of
-from atlasseg.refinement.network.precision import fast_half
+from atlasseg.refinement.network.precision import autocast_dtype
 from atlasseg.refinement.network.tensors import read_tensors, write_tensors
-from atlasseg.training.checkpoints import optimiser_tensors, part, restore_optimiser
-from atlasseg.training.optimisation import absolute_sum, learning_rate, optimiser_of
+from atlasseg.training.checkpoints import optimiser_state, part, restore_optimiser
+from atlasseg.training.optimisation import absolute_sum, learning_rate, make_optimiser
 from atlasseg.training.planning import Plan
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Task(Protocol):
 
     @property
     def measure(self) -> str:
-        """Name of the score that `judge` returns."""
+        """Name of the score that `validate` returns."""
 
     @property
     def sign(self) -> int:
@@ -87,7 +87,7 @@ class Task(Protocol):
     def loss(self, network: nn.Module, half: torch.dtype | None, *, step: int, turn: int, batch: int) -> Loss:
         """Of the batch that belongs to a turn of a step."""
 
-    def judge(self, network: nn.Module, half: torch.dtype | None) -> float:
+    def validate(self, network: nn.Module, half: torch.dtype | None) -> float:
         """How well a network does on what it does not learn from."""
 
     def finish(self, network: nn.Module, half: torch.dtype | None) -> tuple[float, dict[str, float]]:
@@ -105,8 +105,8 @@ class _State:
         self.network = task.begin()
         self.network.to(task.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.learned = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimiser = optimiser_of(self.learned, task.training)
-        self.half = fast_half(task.device) if task.training.mixed_precision else None
+        self.optimiser = make_optimiser(self.learned, task.training)
+        self.half = autocast_dtype(task.device) if task.training.mixed_precision else None
         self.mean = {name: tensor.clone() for name, tensor in weights_of(self.network).items()}
         self.best = {name: tensor.clone() for name, tensor in self.mean.items()}
         self.numbers: dict[str, Any] = {
@@ -127,7 +127,7 @@ class _State:
     def write(self, path: Path, key: str) -> None:
         groups = (("weights/", weights_of(self.network)), ("mean/", self.mean), ("best/", self.best))
         tensors = {prefix + name: tensor for prefix, group in groups for name, tensor in group.items()}
-        tensors |= {f"optimiser/{name}": tensor for name, tensor in optimiser_tensors(self.optimiser).items()}
+        tensors |= {f"optimiser/{name}": tensor for name, tensor in optimiser_state(self.optimiser).items()}
         write_tensors(path, tensors, {"key": key, **self.numbers})
 
     def read(self, path: Path, key: str) -> None:
@@ -174,12 +174,14 @@ def fit(
     threads = torch.get_num_threads()
     torch.set_num_threads(state.numbers["threads"])  # set in any case: numba's threads may have changed OpenMP's
     try:
-        return _fitted(state, task, checkpoint, progress, stop)
+        return _fit_loop(state, task, checkpoint, progress, stop)
     finally:
         torch.set_num_threads(threads)
 
 
-def _fitted(state: _State, task: Task, checkpoint: Path | None, progress: Callable[[str], None], stop: Stop) -> Member:
+def _fit_loop(
+    state: _State, task: Task, checkpoint: Path | None, progress: Callable[[str], None], stop: Stop
+) -> Member:
     key = task.key
 
     def keep() -> None:
@@ -261,7 +263,7 @@ def _attempt(state: _State, task: Task, rate: float) -> tuple[float, float]:
     training, step, batch = task.training, state.numbers["step"], state.numbers["batch"]
     turns = math.ceil(training.batch * training.accumulation / batch)
     torch.manual_seed(_seeds(task, 1, step))  # dropout
-    _teach(state.network)
+    _set_train_mode(state.network)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.optimiser.zero_grad(set_to_none=True)
@@ -290,7 +292,7 @@ def _attempt(state: _State, task: Task, rate: float) -> tuple[float, float]:
     return total, loading
 
 
-def _teach(network: nn.Module) -> None:
+def _set_train_mode(network: nn.Module) -> None:
     """Set a network to training, but for what is frozen: there running means stay as they are, too."""
     network.train()
     for module in network.modules():
@@ -302,7 +304,7 @@ def _teach(network: nn.Module) -> None:
 def _round(state: _State, task: Task, rate: float, progress: Callable[[str], None]) -> None:
     """Validate the running mean of the weights, and keep it where it is the best so far."""
     numbers = state.numbers
-    value = task.judge(_with(task, state.mean), state.half)
+    value = task.validate(_with(task, state.mean), state.half)
     row = {
         "step": numbers["step"],
         "learning_rate": rate,

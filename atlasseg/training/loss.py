@@ -36,7 +36,7 @@ def loss(logits: Tensor, truth: Tensor, unknown: Tensor, *, cross_entropy: float
     code = truth.clamp(min=0)
     log_p = functional.log_softmax(logits.float(), dim=1)
     if bool(unknown.any()):
-        log_p = _merged(log_p, unknown)
+        log_p = _merge_unknown(log_p, unknown)
     entropy = -log_p.gather(1, code[:, None])[:, 0]
     total = cross_entropy * (entropy * known).sum() / known.sum().clamp(min=1)
     if dice == 0 or logits.shape[1] == 1:
@@ -56,7 +56,7 @@ def loss(logits: Tensor, truth: Tensor, unknown: Tensor, *, cross_entropy: float
     return total + dice * ((1 - score) * present).sum() / present.sum().clamp(min=1)
 
 
-def _merged(log_p: Tensor, unknown: Tensor) -> Tensor:
+def _merge_unknown(log_p: Tensor, unknown: Tensor) -> Tensor:
     """The probability of the labels that were not drawn, added to the background's."""
     mask = unknown[:, :, None, None, None].clone()
     mask[:, 0] = True
@@ -65,7 +65,7 @@ def _merged(log_p: Tensor, unknown: Tensor) -> Tensor:
     return torch.cat([background, rest], dim=1)
 
 
-def supervised(
+def deep_supervision_loss(
     out: Tensor, log_prior: Tensor | None, truth: Tensor, unknown: Tensor, *, cross_entropy: float, dice: float
 ) -> Tensor:
     """The loss of every resolution that a network speaks of, each coarser one with half the weight of the last."""

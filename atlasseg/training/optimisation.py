@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atlasseg.recipe.training import Training
 
 
-def optimiser_of(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+def make_optimiser(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
     """Make the optimiser of a recipe; its weight decay is decoupled in AdamW."""
     rate, decay = training.learning_rate, training.weight_decay
     match training.optimiser:

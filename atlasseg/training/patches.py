@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from atlasseg.recipe.training import Augmentation, Training
-from atlasseg.refinement.network.cases import Case, Coding, asked_for
+from atlasseg.refinement.network.cases import Case, LabelEncoding, foreground_or_uncertain
 from atlasseg.refinement.network.inputs import dense
 
 REGIONS_OF_BACKGROUND = 4
@@ -21,7 +21,7 @@ REGIONS_OF_BACKGROUND = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class PatchSource:
     """A case as tensors on the processor, with the voxels that patches are taken around."""
 
     case: Case
@@ -34,10 +34,10 @@ class Shown:
     by_label: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, case: Case, coding: Coding) -> Shown:
+    def of(cls, case: Case, coding: LabelEncoding) -> PatchSource:
         """A case with labels."""
         assert case.truth is not None
-        unsure = np.flatnonzero(asked_for(case) & (case.doubt > 0.05))
+        unsure = np.flatnonzero(foreground_or_uncertain(case) & (case.doubt > 0.05))
         flat = case.truth.reshape(-1)
         order = np.argsort(flat, kind="stable")
         bounds = np.searchsorted(flat[order], np.arange(len(coding) + 1))
@@ -79,8 +79,8 @@ class Batch:
 
 
 def draw(
-    cases: Sequence[Shown],
-    coding: Coding,
+    cases: Sequence[PatchSource],
+    coding: LabelEncoding,
     patch: tuple[int, int, int],
     training: Training,
     augmentation: Augmentation,
@@ -95,8 +95,8 @@ def draw(
     for _ in range(batch):
         shown = cases[_whole(source, len(cases))]
         centre = _centre(shown, training, source)
-        scan, prior, truth = _taken(shown, coding, centre, patch, augmentation, source, device)
-        scan = _varied(scan, truth, coding, augmentation, source)
+        scan, prior, truth = _crop(shown, coding, centre, patch, augmentation, source, device)
+        scan = _augment_intensity(scan, truth, coding, augmentation, source)
         for axis, name in enumerate("RAS"):
             if name in augmentation.flips and _chance(source, 0.5):
                 scan, prior, truth = scan.flip(axis + 1), prior.flip(axis + 1), truth.flip(axis)
@@ -121,7 +121,7 @@ def _spread(source: torch.Generator, most: float, count: int = 1) -> Tensor:
     return (2 * torch.rand(count, generator=source) - 1) * most
 
 
-def _centre(shown: Shown, training: Training, source: torch.Generator) -> Tensor:
+def _centre(shown: PatchSource, training: Training, source: torch.Generator) -> Tensor:
     """(3,) voxel: of a label, where the fusion is unsure, or anywhere."""
     kind = float(torch.rand(1, generator=source))
     voxels = None
@@ -134,9 +134,9 @@ def _centre(shown: Shown, training: Training, source: torch.Generator) -> Tensor
     return torch.tensor(np.unravel_index(flat, size))
 
 
-def _taken(
-    shown: Shown,
-    coding: Coding,
+def _crop(
+    shown: PatchSource,
+    coding: LabelEncoding,
     centre: Tensor,
     patch: tuple[int, int, int],
     augmentation: Augmentation,
@@ -156,7 +156,7 @@ def _taken(
         middle = torch.floor(middle - low) + low  # whole voxels
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in patch]
     offset = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    points = offset @ _turn(augmentation, shown.case.spacing_mm, source).T if bent[0] else offset
+    points = offset @ _random_affine(augmentation, shown.case.spacing_mm, source).T if bent[0] else offset
     points = points + middle
     if bent[1] and augmentation.elastic_voxels:
         knots = [max(4, math.ceil(n / augmentation.elastic_spacing_voxels) + 1) for n in patch]
@@ -180,7 +180,9 @@ def _taken(
     return smooth[:channels], prior, truth.round().long() - 1
 
 
-def _turn(augmentation: Augmentation, spacing_mm: tuple[float, float, float], source: torch.Generator) -> Tensor:
+def _random_affine(
+    augmentation: Augmentation, spacing_mm: tuple[float, float, float], source: torch.Generator
+) -> Tensor:
     """(3, 3) random rotation, scaling and shear in space, for offsets in voxels."""
     out = torch.eye(3)
     for axis, angle in enumerate(torch.deg2rad(_spread(source, augmentation.rotation_degrees, 3)).tolist()):
@@ -196,11 +198,13 @@ def _turn(augmentation: Augmentation, spacing_mm: tuple[float, float, float], so
     return out @ shear * size / size[:, None]
 
 
-def _varied(scan: Tensor, truth: Tensor, coding: Coding, augmentation: Augmentation, source: torch.Generator) -> Tensor:
+def _augment_intensity(
+    scan: Tensor, truth: Tensor, coding: LabelEncoding, augmentation: Augmentation, source: torch.Generator
+) -> Tensor:
     """A scan (C, ...) with other intensities."""
     noise = torch.Generator(scan.device).manual_seed(_whole(source, 2**62))
     if _chance(source, augmentation.synthesis):
-        scan = _painted(scan, truth, coding, source, noise)
+        scan = _synthesise(scan, truth, coding, source, noise)
     if augmentation.bias and _chance(source, augmentation.probability):
         knots = torch.randn((1, 1, 4, 4, 4), generator=source).to(scan.device) * augmentation.bias
         smooth = functional.interpolate(knots, size=scan.shape[1:], mode="trilinear", align_corners=True)[0]
@@ -217,7 +221,9 @@ def _varied(scan: Tensor, truth: Tensor, coding: Coding, augmentation: Augmentat
     return scan
 
 
-def _painted(scan: Tensor, truth: Tensor, coding: Coding, source: torch.Generator, noise: torch.Generator) -> Tensor:
+def _synthesise(
+    scan: Tensor, truth: Tensor, coding: LabelEncoding, source: torch.Generator, noise: torch.Generator
+) -> Tensor:
     """A scan painted from labels: every region gets an intensity and a texture of its own, then all is blurred [1]_.
 
     The regions are the labels, and the background cut into `REGIONS_OF_BACKGROUND` by the scan's intensities.

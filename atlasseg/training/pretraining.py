@@ -17,7 +17,7 @@ from torch.nn import functional
 from atlasseg.errors import InputError
 from atlasseg.recipe.training import Training
 from atlasseg.refinement.network.model import Member
-from atlasseg.refinement.network.networks import build, silence
+from atlasseg.refinement.network.networks import build, zero_init_head
 from atlasseg.training.fitting import Loss, fit
 from atlasseg.training.planning import Plan
 from atlasseg.volume import Float32
@@ -74,8 +74,8 @@ class Reconstruction:
 
     plan: Plan
     training: Training
-    learn: tuple[Tensor, ...]
-    validate: tuple[Tensor, ...]
+    training_set: tuple[Tensor, ...]
+    held_out: tuple[Tensor, ...]
     device: str
 
     number = 0
@@ -88,27 +88,27 @@ class Reconstruction:
     def key(self) -> str:
         """Digest of all that the training depends on, but the device."""
         digest = hashlib.sha256()
-        for scan in (*self.learn, *self.validate):
+        for scan in (*self.training_set, *self.held_out):
             digest.update(repr(tuple(scan.shape)).encode() + scan.numpy().tobytes())
         return json.dumps([asdict(self.plan), asdict(self.training), digest.hexdigest(), torch.__version__])
 
     def begin(self) -> nn.Module:
         """A new network, which says the mean."""
         network = build(self.plan.form)
-        silence(network, self.plan.form)
+        zero_init_head(network, self.plan.form)
         return network
 
     def loss(self, network: nn.Module, half: torch.dtype | None, *, step: int, turn: int, batch: int) -> Loss:
         """Of patches at random."""
         begun = time.perf_counter()
-        drawn = self._drawn(self.learn, batch, (self.training.seed, 1, step, turn))
+        drawn = self._drawn(self.training_set, batch, (self.training.seed, 1, step, turn))
         loading_s = time.perf_counter() - begun
         return Loss(_error(network, half, *drawn[:3]), drawn[3], loading_s)
 
-    def judge(self, network: nn.Module, half: torch.dtype | None) -> float:
+    def validate(self, network: nn.Module, half: torch.dtype | None) -> float:
         """Mean error on scans that it does not learn from."""
         errors = []
-        for number, scan in enumerate(self.validate):
+        for number, scan in enumerate(self.held_out):
             drawn = self._drawn((scan,), 2, (self.training.seed, 2, number))
             with torch.no_grad():
                 errors.append(float(_error(network, half, *drawn[:3])))
@@ -121,11 +121,11 @@ class Reconstruction:
     def _drawn(
         self, scans: tuple[Tensor, ...], batch: int, seed: tuple[int, ...]
     ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-        image, hidden, there, names = _hidden(scans, self.plan.patch_voxels, batch, seed)
+        image, hidden, there, names = _mask_blocks(scans, self.plan.patch_voxels, batch, seed)
         return image.to(self.device), hidden.to(self.device), there.to(self.device), names
 
 
-def _hidden(
+def _mask_blocks(
     scans: Sequence[Tensor], patch: tuple[int, int, int], batch: int, seed: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     """Patches (B, C, ...), the same with blocks set to 0, where (B, 1, ...) those lie, and what they are of."""

@@ -84,7 +84,7 @@ def train_refiner(
     from atlasseg.refinement.network import require_libraries
 
     require_libraries()
-    from atlasseg.refinement.network.cases import case_of, coding_of
+    from atlasseg.refinement.network.cases import case_of, encode_labels
     from atlasseg.refinement.network.model import RefinerModel
     from atlasseg.training.budget import budget
     from atlasseg.training.correcting import Job, Start
@@ -113,7 +113,7 @@ def train_refiner(
                 raise KeyboardInterrupt
     examples = sorted(examples, key=lambda example: contents[example.id])
     labels = sorted({int(v) for e in examples for v in (*e.fused.label_values, *e.truth.values)})
-    coding = coding_of([e.fused for e in examples], labels, channels=settings.prior_channels)
+    coding = encode_labels([e.fused for e in examples], labels, channels=settings.prior_channels)
     cases = [case_of(e.target, e.fused, coding, candidates=settings.candidates, example=e) for e in examples]
     spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
     del examples

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from atlasseg.refinement.network.cases import Case, Coding, asked_for
+from atlasseg.refinement.network.cases import Case, LabelEncoding, foreground_or_uncertain
 from atlasseg.volume import Float32, Int64
 
 MOST_SAMPLES = 200_000
 """So many voxels a temperature is fitted on, at most."""
 
 
-def mean_dice(found: Sequence[NDArray[np.integer]], cases: Sequence[Case], coding: Coding) -> float:
+def mean_dice(found: Sequence[NDArray[np.integer]], cases: Sequence[Case], coding: LabelEncoding) -> float:
     """Mean over cases of the mean Dice of the labels, the background left out, that are in the case or found in it.
 
     Voxels of a label outside the box that the network works on count as missed; labels that nobody drew do not count.
@@ -44,14 +44,14 @@ def reliable_logits(found: Iterable[Float32], cases: Sequence[Case]) -> tuple[Fl
     logits, codes = [], []
     for p, case in zip(found, cases, strict=True):
         assert case.truth is not None
-        voxels = np.flatnonzero(asked_for(case) & ~np.isin(case.truth, [0] if case.unknown else []))
+        voxels = np.flatnonzero(foreground_or_uncertain(case) & ~np.isin(case.truth, [0] if case.unknown else []))
         voxels = voxels[:: max(1, -(-voxels.size // share))]
         logits.append(np.log(np.maximum(p.reshape(p.shape[0], -1)[:, voxels].T, 1e-7)))
         codes.append(case.truth.reshape(-1)[voxels].astype(np.int64))
     return np.concatenate(logits), np.concatenate(codes)
 
 
-def fitted_temperature(logits: Float32, codes: Int64) -> float:
+def fit_temperature(logits: Float32, codes: Int64) -> float:
     """Temperature T at which softmax(logits / T) says the codes best [1]_: the least mean negative logarithm.
 
     References

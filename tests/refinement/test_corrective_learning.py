@@ -11,7 +11,7 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import seal
 from atlasseg.labels import Label, LabelTable
 from atlasseg.refinement._features import Scene, Window, oriented_offsets
-from atlasseg.refinement.corrective_learning import corrected, read_model, refine, train, write_model
+from atlasseg.refinement.corrective_learning import correct, read_model, refine, train, write_model
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
 AXES = ("RAS", "LAS", "SRA", "PIR")
@@ -38,7 +38,7 @@ def folder(model, tmp_path):
 
 def test_a_systematic_error_is_mended_in_an_orientation_never_seen(model, made, right):
     new = made(AXES[3], 9, scale=0.01)
-    mended = corrected(new.target, new.fused, model)
+    mended = correct(new.target, new.fused, model)
     assert right(new.fused, new) < 0.75
     assert right(mended, new) > 0.9
     assert mended.grid.matches(new.fused.grid)
@@ -48,7 +48,7 @@ def test_a_systematic_error_is_mended_in_an_orientation_never_seen(model, made, 
 
 def test_what_is_certain_all_around_does_not_change(model, made):
     new = made("RAS", 4)
-    mended = corrected(new.target, new.fused, model)
+    mended = correct(new.target, new.fused, model)
     scene = Scene(new.target, new.fused, model.window)
     asked = np.zeros(new.fused.mode.size, bool)
     for label in (0, 5, 700):
@@ -67,7 +67,7 @@ def test_probabilities_are_the_classifiers_shared_out(model, made):
         features = scene.features(region, region.voxels)
         weights[region.voxels, column] = model.classifiers[label].probability(features)
     expected = weights / weights.sum(-1, keepdims=True)
-    found = corrected(new.target, new.fused, model).dense().reshape(-1, 3)
+    found = correct(new.target, new.fused, model).dense().reshape(-1, 3)
     np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
 
 
@@ -81,7 +81,7 @@ def test_same_seed_same_model_whatever_the_order_and_the_threads(examples, made)
         for name in ("feature", "threshold", "left", "right", "value"):
             assert np.array_equal(getattr(trees, name), getattr(again.classifiers[label], name)), (label, name)
     new = made("RAS", 4)
-    first, second = (corrected(new.target, new.fused, each) for each in (model, again))
+    first, second = (correct(new.target, new.fused, each) for each in (model, again))
     assert np.array_equal(first.values, second.values) and np.array_equal(first.mode, second.mode)
 
 
@@ -144,7 +144,7 @@ def test_read_as_written(model, folder, made):
     assert (found.labels, found.channels, found.window) == (model.labels, 1, model.window)
     assert found.provenance == MADE and found.record["samples"] == model.record["samples"]
     new = made("RAS", 4)
-    by_file, by_memory = refine(new.target, new.fused, model=folder, provenance=MADE), corrected(*new[1:3], model)
+    by_file, by_memory = refine(new.target, new.fused, model=folder, provenance=MADE), correct(*new[1:3], model)
     assert np.array_equal(by_file.values, by_memory.values) and np.array_equal(by_file.labels, by_memory.labels)
     assert "left thing" in (folder / "labels.tsv").read_text()
     header = json.loads((folder / "model.json").read_text())
@@ -168,13 +168,13 @@ def test_bad_requests(model, folder, examples, caplog, made):
         refine(new.target, new.fused, model=folder / "nowhere")
     unknown = replace(new.fused, label_values=np.array([0, 5, 9, 700], np.int32))
     with pytest.raises(InputError, match="not trained on labels 9"):
-        corrected(new.target, unknown, model)
+        correct(new.target, unknown, model)
     with pytest.raises(InputError, match="trained on 1 channels, got 2"):
-        corrected(Image(np.stack([new.target.array] * 2, -1), new.target.affine), new.fused, model)
+        correct(Image(np.stack([new.target.array] * 2, -1), new.target.affine), new.fused, model)
     with pytest.raises(GeometryError, match="different grids"):
-        corrected(made("LAS", 4).target, new.fused, model)
+        correct(made("LAS", 4).target, new.fused, model)
     larger = np.diag([1.8, 1.8, 1.8, 1.0]) @ new.target.affine
-    corrected(replace(new.target, affine=larger), replace(new.fused, affine=larger), model)
+    correct(replace(new.target, affine=larger), replace(new.fused, affine=larger), model)
     assert "times the size" in caplog.text
     with pytest.raises(InputError, match="at least one example"):
         train([])
@@ -257,7 +257,7 @@ def test_rare_and_not_annotated_labels_stay_as_fused(examples, made):
     none = train([each._replace(not_annotated=frozenset({700})) for each in rare], **QUICK)
     assert set(none.classifiers) == {5}
     new = made("RAS", 4)
-    found = corrected(new.target, new.fused, none).dense()
+    found = correct(new.target, new.fused, none).dense()
     kept = found[..., 2] / np.maximum(found[..., [0, 2]].sum(-1), 1e-9)
     was = new.fused.dense()
     asked = was[..., [0, 2]].sum(-1) > 0.01

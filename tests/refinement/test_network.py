@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from atlasseg.errors import InputError
 from atlasseg.recipe.training import Augmentation, Refiner, Training
-from atlasseg.refinement.network.cases import IGNORED, Coding, Frame, case_of, coding_of
-from atlasseg.refinement.network.inputs import dense, inputs_of
+from atlasseg.refinement.network.cases import IGNORED, Frame, LabelEncoding, case_of, encode_labels
+from atlasseg.refinement.network.inputs import dense, network_inputs
 from atlasseg.refinement.network.networks import (
     Form,
     build,
@@ -19,16 +19,16 @@ from atlasseg.refinement.network.networks import (
     is_encoder,
     is_head,
     load_weights,
-    silence,
-    transferred,
+    transfer_weights,
     weights_of,
+    zero_init_head,
 )
-from atlasseg.refinement.network.windows import _gaussian, probabilities, slabs, sparse_entries, speaker
-from atlasseg.training.loss import loss, supervised
-from atlasseg.training.optimisation import learning_rate, optimiser_of
-from atlasseg.training.patches import Shown, _turn, draw
+from atlasseg.refinement.network.windows import _gaussian, make_predictor, probabilities, slabs, sparse_entries
+from atlasseg.training.loss import deep_supervision_loss, loss
+from atlasseg.training.optimisation import learning_rate, make_optimiser
+from atlasseg.training.patches import PatchSource, _random_affine, draw
 from atlasseg.training.planning import plan
-from atlasseg.training.scoring import fitted_temperature, mean_dice
+from atlasseg.training.scoring import fit_temperature, mean_dice
 from atlasseg.volume import LabelMap, ProbabilityMap
 
 FORMS = {
@@ -66,8 +66,8 @@ def test_a_frame_is_the_same_volume_along_the_patients_axes(made, axes):
 
 def test_a_case_holds_what_fusion_said(made):
     each = made("LAS", 2)
-    coding = coding_of([each.fused], [5, 700], channels=12)
-    assert coding == Coding((0, 5, 700), (0, 1, 2))
+    coding = encode_labels([each.fused], [5, 700], channels=12)
+    assert coding == LabelEncoding((0, 5, 700), (0, 1, 2))
     case = case_of(each.target, each.fused, coding, candidates=3, example=each)
     full = dense(torch.from_numpy(case.codes), torch.from_numpy(case.shares), 3).numpy()
     for code, label in enumerate(coding.labels):
@@ -86,20 +86,20 @@ def test_labels_in_doubt_with_each_other_get_inputs_of_their_own():
         weights[:, :, n, n + 1] = rng.uniform(0.4, 0.6, (4, 5))
         weights[:, :, n, (n + 2) if n < 37 else 0] = 0.5
     fused = ProbabilityMap.from_dense(weights, labels, np.diag([1.0, 2.0, 3.0, 1.0]))
-    coding = coding_of([fused], labels.tolist(), channels=5)
+    coding = encode_labels([fused], labels.tolist(), channels=5)
     assert coding.channels <= 5 and coding.groups[0] == 0 and coding.groups.count(0) == 1
     assert all(coding.groups[n] != coding.groups[n + 1] for n in range(1, 38))
     counts = np.bincount(coding.groups)[1:]
     assert counts.max() < 39  # shared out, not all in one
     prior = torch.rand(2, 40, 3, 4, 5)
     scan = torch.rand(2, 1, 3, 4, 5)
-    shown, added = inputs_of(scan, prior, torch.tensor(coding.groups), "residual")
+    shown, added = network_inputs(scan, prior, torch.tensor(coding.groups), "residual")
     for group in range(coding.channels):
         expected = prior[:, [c for c, g in enumerate(coding.groups) if g == group]].sum(1)
         np.testing.assert_allclose(shown[:, 1 + group], expected, rtol=1e-5)
     np.testing.assert_allclose(added, prior.clamp(min=0.02 / 39).log())
-    assert inputs_of(scan, prior, torch.tensor(coding.groups), "none")[0] is scan
-    assert inputs_of(scan, prior, torch.tensor(coding.groups), "input")[1] is None
+    assert network_inputs(scan, prior, torch.tensor(coding.groups), "none")[0] is scan
+    assert network_inputs(scan, prior, torch.tensor(coding.groups), "input")[1] is None
 
 
 def test_loss_is_cross_entropy_and_dice_of_monai():
@@ -117,7 +117,7 @@ def test_loss_is_cross_entropy_and_dice_of_monai():
     assert only == pytest.approx(float(oracle(logits, truth[:, None])), abs=1e-5)
     deep = torch.stack([logits, 2 * logits], 1)
     each = [float(loss(n * logits, truth, known)) for n in (1, 2)]
-    found = float(supervised(deep, None, truth, known, cross_entropy=1, dice=1))
+    found = float(deep_supervision_loss(deep, None, truth, known, cross_entropy=1, dice=1))
     assert found == pytest.approx((each[0] + each[1] / 2) / 1.5, abs=1e-5)
 
 
@@ -142,18 +142,18 @@ def test_windows_are_blended_as_by_monai(made):
     from monai.inferers import sliding_window_inference
 
     each = made("RAS", 3)
-    coding = coding_of([each.fused], [5, 700], channels=12)
+    coding = encode_labels([each.fused], [5, 700], channels=12)
     case = case_of(each.target, each.fused, coding, candidates=3)
     torch.manual_seed(3)
     network = torch.nn.Conv3d(4, 3, 3, padding=1)
     window = (14, 10, 14)  # so that MONAI's windows, of which it moves the last inward, are spread evenly too
     assert case.scan.shape == (1, 21, 15, 14)
-    speak = speaker([network], [1.0], ())
-    found = probabilities(case, coding, speak, window=window, prior="residual", overlap=0.5)
+    predict = make_predictor([network], [1.0], ())
+    found = probabilities(case, coding, predict, window=window, prior="residual", overlap=0.5)
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
 
     prior = dense(torch.from_numpy(case.codes), torch.from_numpy(case.shares), 3)[None]
-    shown, added = inputs_of(torch.from_numpy(case.scan)[None], prior, torch.tensor(coding.groups), "residual")
+    shown, added = network_inputs(torch.from_numpy(case.scan)[None], prior, torch.tensor(coding.groups), "residual")
     whole = torch.cat([shown, added], 1)
     with torch.no_grad():
         same = sliding_window_inference(
@@ -166,10 +166,10 @@ def test_windows_are_blended_as_by_monai(made):
             roi_weight_map=_gaussian(window),
         )[0].numpy()
     np.testing.assert_allclose(found, same, atol=1e-5)
-    pieces = list(slabs(case, coding, speak, window=window, prior="residual", overlap=0.5))
+    pieces = list(slabs(case, coding, predict, window=window, prior="residual", overlap=0.5))
     assert [(first, slab.shape[1]) for first, slab in pieces] == [(0, 7), (7, 14)]
 
-    larger = probabilities(case, coding, speak, window=(32, 24, 24), prior="residual")
+    larger = probabilities(case, coding, predict, window=(32, 24, 24), prior="residual")
     assert larger.shape == found.shape  # a case smaller than the patch lies in its middle
 
 
@@ -178,12 +178,12 @@ def test_turnings_of_the_axes_are_averaged(made):
     network = build(Form("dynunet", 4, 3, 3, 4)).eval()
     shown, prior = torch.randn(1, 4, 8, 12, 8), torch.randn(1, 3, 8, 12, 8)
     with torch.no_grad():
-        found = speaker([network, network], [1.0, 2.0], (1,))(shown, prior)
+        found = make_predictor([network, network], [1.0, 2.0], (1,))(shown, prior)
         expected = 0
         for temperature in (1.0, 2.0):
             plain, turned = network(shown), network(shown.flip(3)).flip(3)
             expected = expected + sum(torch.softmax((each + prior) / temperature, 1) for each in (plain, turned))
-        coarse = speaker([network, network], [1.0, 2.0], (1,), torch.bfloat16)(shown, prior)
+        coarse = make_predictor([network, network], [1.0, 2.0], (1,), torch.bfloat16)(shown, prior)
     np.testing.assert_allclose(found, expected / 4, atol=1e-5)
     assert coarse.dtype == torch.float32 and 0 < (coarse - found).abs().max() < 0.05
     np.testing.assert_allclose(coarse.sum(1), 1, atol=1e-5)
@@ -245,7 +245,7 @@ def test_a_new_network_leaves_fusion_as_it_is(architecture):
     form = Form(architecture, 4, 3, levels, width, 1)
     network = build(form).train()
     assert network(torch.randn(2, 4, *patch)).abs().max() > 0
-    silence(network, form)
+    zero_init_head(network, form)
     assert not network(torch.randn(2, 4, *patch)).any()
 
 
@@ -298,7 +298,7 @@ def test_learning_rates_fall_as_they_are_said_to():
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
 def test_optimisers_go_down(name):
     weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
-    optimiser = optimiser_of([weight], Training(optimiser=name, learning_rate=0.05, weight_decay=0.01))
+    optimiser = make_optimiser([weight], Training(optimiser=name, learning_rate=0.05, weight_decay=0.01))
     assert optimiser.param_groups[0]["weight_decay"] == 0.01 and type(optimiser).__name__.lower() == name
     for _ in range(60):
         optimiser.zero_grad()
@@ -314,7 +314,7 @@ def test_weights_are_taken_over_where_they_fit():
     form = Form("dynunet", 5, 4, 3, 4, 1)
     target = build(form)
     given = {name: tensor.clone() for name, tensor in weights_of(source).items()}
-    left = transferred(target, form, given, scan_channels=2, same_inputs=False)
+    left = transfer_weights(target, form, given, scan_channels=2, same_inputs=False)
     assert left and all(is_head(form, name) for name in left)
     now = weights_of(target)
     first = now["input_block.conv1.conv.weight"]
@@ -323,11 +323,11 @@ def test_weights_are_taken_over_where_they_fit():
     with pytest.raises(InputError, match="here: weights of another network"):
         load_weights(target, given, "here")
     again = build(form)
-    transferred(again, form, given, scan_channels=2, same_inputs=True)  # of the same labels, but not shown them
+    transfer_weights(again, form, given, scan_channels=2, same_inputs=True)  # of the same labels, but not shown them
     assert torch.equal(weights_of(again)["input_block.conv1.conv.weight"], first)
     for same in (True, False):  # as many inputs, which may mean other labels
         alike = build(source_form)
-        transferred(alike, source_form, given, scan_channels=1, same_inputs=same)
+        transfer_weights(alike, source_form, given, scan_channels=1, same_inputs=same)
         first = weights_of(alike)["input_block.conv1.conv.weight"]
         assert torch.equal(first[:, :1], given["input_block.conv1.conv.weight"][:, :1]) and first[:, 1:].any() == same
 
@@ -335,7 +335,7 @@ def test_weights_are_taken_over_where_they_fit():
 def test_turns_are_turns_in_space():
     spacing = torch.tensor([1.0, 1.5, 4.0])
     turning = replace(STILL, rotation_degrees=40.0, scaling=0.0, shear=0.0)
-    voxels = _turn(turning, tuple(spacing.tolist()), torch.Generator().manual_seed(1))
+    voxels = _random_affine(turning, tuple(spacing.tolist()), torch.Generator().manual_seed(1))
     space = spacing[:, None] * voxels / spacing
     torch.testing.assert_close(space @ space.T, torch.eye(3), atol=1e-5, rtol=0)
     assert (space - torch.eye(3)).abs().max() > 0.1
@@ -348,16 +348,16 @@ def test_a_temperature_that_was_put_in_is_found(seed, temperature):
     logits = rng.normal(0, 2, (6000, 3)).astype(np.float32)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     codes = (rng.random(6000)[:, None] > p.cumsum(1)).sum(1).clip(0, 2)
-    assert fitted_temperature(logits * np.float32(temperature), codes) == pytest.approx(temperature, rel=0.15)
+    assert fit_temperature(logits * np.float32(temperature), codes) == pytest.approx(temperature, rel=0.15)
 
 
 def shown_of(each, coding, **more):
-    return Shown.of(case_of(each.target, each.fused, coding, candidates=3, example=each._replace(**more)), coding)
+    return PatchSource.of(case_of(each.target, each.fused, coding, candidates=3, example=each._replace(**more)), coding)
 
 
 def test_patches_are_the_case_where_nothing_is_varied(made):
     each = made("SRA", 5)
-    coding = coding_of([each.fused], [5, 700], channels=12)
+    coding = encode_labels([each.fused], [5, 700], channels=12)
     shown = shown_of(each, coding)
     for patch in ((8, 12, 8), (24, 20, 16)):
         batch = draw([shown], coding, patch, Training(), STILL, seed=(1, 2, 3), batch=3)
@@ -378,13 +378,13 @@ def test_patches_are_the_case_where_nothing_is_varied(made):
 
 def test_varied_patches_move_scan_prior_and_labels_together(made):
     each = made("RAS", 6)
-    coding = coding_of([each.fused], [5, 700], channels=12)
+    coding = encode_labels([each.fused], [5, 700], channels=12)
     certain = ProbabilityMap.from_labels(each.truth, label_values=[0, 5, 700])
     codes = coding.codes(each.truth.array).astype(np.float32)
     target = each.target.with_array(codes)
     case = case_of(target, certain, coding, candidates=3, example=each._replace(target=target, fused=certain))
     bent = Augmentation(probability=1.0, synthesis=0.0, contrast=0.0, bias=0.0, noise=0.0, flips=("A",))
-    batch = draw([Shown.of(case, coding)], coding, (16, 16, 12), Training(), bent, seed=(9,), batch=4)
+    batch = draw([PatchSource.of(case, coding)], coding, (16, 16, 12), Training(), bent, seed=(9,), batch=4)
     known = batch.truth != IGNORED
     agree = (batch.prior.argmax(1) == batch.truth)[known].float().mean()
     assert agree > 0.97  # both follow the same displacement; only rounding at borders differs
@@ -392,13 +392,13 @@ def test_varied_patches_move_scan_prior_and_labels_together(made):
         seen = batch.scan[:, 0][(batch.truth == code) & (batch.prior[:, code] > 0.99)]
         assert seen.numel() and seen.std() < 0.05
     loud = Augmentation(probability=1.0, synthesis=1.0)
-    painted = draw([Shown.of(case, coding)], coding, (16, 16, 12), Training(), loud, seed=(9,), batch=4)
+    painted = draw([PatchSource.of(case, coding)], coding, (16, 16, 12), Training(), loud, seed=(9,), batch=4)
     assert torch.isfinite(painted.scan).all() and not torch.equal(painted.scan, batch.scan)
 
 
 def test_sampling_goes_to_labels_and_to_doubt(made):
     each = made("RAS", 7)
-    coding = coding_of([each.fused], [5, 700], channels=12)
+    coding = encode_labels([each.fused], [5, 700], channels=12)
     shown = shown_of(each, coding)
     at = {}
     for name, settings_ in (("label", (1.0, 0.0)), ("doubt", (0.0, 1.0)), ("anywhere", (0.0, 0.0))):
@@ -413,7 +413,7 @@ def test_sampling_goes_to_labels_and_to_doubt(made):
 
 def test_dice_counts_what_lies_outside_the_box(made):
     each = made("RAS", 8)
-    coding = coding_of([each.fused], [5, 700], channels=12)
+    coding = encode_labels([each.fused], [5, 700], channels=12)
     case = case_of(each.target, each.fused, coding, candidates=3, example=each)
     assert mean_dice([case.truth], [case], coding) == 1
     case.outside[1] += int((case.truth == 1).sum())

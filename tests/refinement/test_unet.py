@@ -15,7 +15,7 @@ from atlasseg.files import seal
 from atlasseg.labels import Label, LabelTable
 from atlasseg.recipe.training import Augmentation, Refiner, Training
 from atlasseg.refinement import unet
-from atlasseg.refinement.network.cases import case_of, coding_of
+from atlasseg.refinement.network.cases import case_of, encode_labels
 from atlasseg.refinement.network.export import write_torchscript
 from atlasseg.refinement.network.model import RefinerModel, best_of, check_free, read_model, write_model
 from atlasseg.refinement.network.networks import is_encoder
@@ -43,7 +43,7 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def job(made):
     examples = [made(axes, seed) for seed, axes in enumerate(("RAS", "LAS", "SRA"))]
-    coding = coding_of([e.fused for e in examples], [5, 700], channels=12)
+    coding = encode_labels([e.fused for e in examples], [5, 700], channels=12)
     cases = [case_of(e.target, e.fused, coding, candidates=3, example=e) for e in examples]
     planned = plan(
         SMALL, inputs=4, outputs=3, sizes=[c.frame.size for c in cases], batch=2, memory_bytes=1e9, flops=1e12
@@ -78,7 +78,7 @@ def test_a_systematic_error_is_mended_in_an_orientation_never_seen(made, right, 
     assert right(new.fused, new) < 0.6 and right(found, new) > right(new.fused, new) + 0.1
     assert found.grid.matches(new.fused.grid) and found.label_values.tolist() == [0, 5, 700]
     np.testing.assert_allclose(np.add.reduceat(found.values, found.offsets[:-1]), 1, atol=1e-5)
-    once = unet.refined(new.target, new.fused, replace(model, members=(member,)), turned=False, device="cpu")
+    once = unet.refined(new.target, new.fused, replace(model, members=(member,)), test_time_flips=False, device="cpu")
     assert not np.array_equal(once.values, found.values)
     again = unet.refined(new.target, new.fused, model, device="cpu")
     assert np.array_equal(again.values, found.values) and np.array_equal(again.mode, found.mode)
@@ -99,11 +99,11 @@ def test_what_is_far_from_any_doubt_stays(made, model):
 
 def test_16_bits_are_used_where_they_are_wanted(made, model, monkeypatch):
     other = made("RAS", 12)
-    monkeypatch.setattr("atlasseg.refinement.network.precision.fast_half", lambda device: torch.bfloat16)
+    monkeypatch.setattr("atlasseg.refinement.network.precision.autocast_dtype", lambda device: torch.bfloat16)
     full = unet.refined(other.target, other.fused, model, mixed_precision=False, device="cpu").dense()
     coarse = unet.refined(other.target, other.fused, model, device="cpu").dense()
     assert 0 < np.abs(full - coarse).max() < 0.05
-    monkeypatch.setattr("atlasseg.refinement.network.precision.fast_half", lambda device: None)
+    monkeypatch.setattr("atlasseg.refinement.network.precision.autocast_dtype", lambda device: None)
     np.testing.assert_array_equal(unet.refined(other.target, other.fused, model, device="cpu").dense(), full)
 
 
@@ -154,7 +154,7 @@ def test_used_by_its_folder_and_refused_where_it_does_not_belong(made, model, fo
     write_model(apart, folder.parent / "apart")
     unet.check(model=folder.parent / "apart", provenance=MADE)  # of another library, which holds no target of this one
     with caplog.at_level(logging.WARNING):
-        unet.check(model=folder, provenance=without, any_library=True)
+        unet.check(model=folder, provenance=without, allow_library_mismatch=True)
         unet.check(model=folder, provenance={**MADE, "atlases": {"c": ["3d"]}})
     assert caplog.text.count("trained on other atlases") == 2
     with pytest.raises(GeometryError, match="different grids"):
@@ -282,7 +282,7 @@ def test_a_gradient_that_is_not_a_number_spoils_nothing(job, monkeypatch, tmp_pa
     def steep(out, *given, **settings):
         return (0 * out).abs().sqrt().sum()  # 0, of slope 0 / 0
 
-    monkeypatch.setattr(correcting, "supervised", steep)
+    monkeypatch.setattr(correcting, "deep_supervision_loss", steep)
     with pytest.raises(TrainingError, match=r"network 1: the gradient is nan at step 1, of \w+\d around voxel"):
         fit(job, checkpoint=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
@@ -309,8 +309,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_then_told(job, monkeypatch, cap
 
 
 def test_labels_that_were_not_drawn_do_not_teach_background(job, made):
-    partly = [replace(case, unknown=(1,), truth=np.where(case.truth == 1, 0, case.truth)) for case in job.learn[:1]]
-    trained = fit(replace(job, learn=(*partly, job.learn[1])))
+    partly = [
+        replace(case, unknown=(1,), truth=np.where(case.truth == 1, 0, case.truth)) for case in job.training_set[:1]
+    ]
+    trained = fit(replace(job, training_set=(*partly, job.training_set[1])))
     assert trained.scores["validation_dice"] > trained.scores["fused_dice"]
 
 
@@ -335,7 +337,7 @@ def test_a_frozen_encoder_keeps_its_running_means(job, tmp_path):
 
 
 def test_pretraining_learns_to_fill_in_and_is_begun_from(job, tmp_path, made):
-    scans = [case.scan for case in (*job.learn, *job.validate)]
+    scans = [case.scan for case in (*job.training_set, *job.held_out)]
     wide = replace(SMALL, patch_voxels=(16, 16, 16))
     planned = plan(wide, inputs=1, outputs=1, sizes=[s.shape[1:] for s in scans], batch=2, memory_bytes=1e9, flops=1e12)
     settings = replace(QUICK, steps=60, validate_every=20, learning_rate=4e-3)

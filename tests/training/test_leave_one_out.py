@@ -130,7 +130,7 @@ def test_goes_on_where_it_was_broken_off(marked, monkeypatch, caplog):
     first = correct(recipe, marked / "model", **options)
     once = list(registered)
     assert once
-    kept = sorted((marked / "cache").glob("fusion.majority/*.npz"))
+    kept = sorted((marked / "cache").glob("fusion.majority/*.entry"))
     assert len(kept) == 3
     again = parse_recipe({**tables, "fusion": {"method": "local_weighted"}}, base=marked)
 
@@ -138,7 +138,7 @@ def test_goes_on_where_it_was_broken_off(marked, monkeypatch, caplog):
     for label, trees in first.classifiers.items():
         np.testing.assert_array_equal(trees.value, second.classifiers[label].value)
     correct(again, marked / "model", **options)  # another fusion on the same registrations
-    assert len(list((marked / "cache").glob("fusion.*/*.npz"))) == 6
+    assert len(list((marked / "cache").glob("fusion.*/*.entry"))) == 6
     kept[0].write_bytes(b"PK damaged")
     third = correct(recipe, marked / "model", **options)
     assert "cannot be read" in caplog.text

@@ -158,12 +158,12 @@ def test_no_atlas_votes_for_itself_and_no_validation_case_trains(place, monkeypa
     recipe = read_recipe(place / "recipe.toml")
     model = train_refiner(atlases, recipe)
     assert len(model.members) == len(jobs) == 3
-    validated = [case.id for job in jobs for case in job.validate]
+    validated = [case.id for job in jobs for case in job.held_out]
     assert sorted(validated) == ["head0", "head1", "head2"]
     for job in jobs:
-        learned, held = {case.id for case in job.learn}, {case.id for case in job.validate}
+        learned, held = {case.id for case in job.training_set}, {case.id for case in job.held_out}
         assert not learned & held and learned | held == {"head0", "head1", "head2"}
-        for case in (*job.learn, *job.validate):
+        for case in (*job.training_set, *job.held_out):
             own = job.coding.codes(np.array([900 + int(case.id[-1])]))[0]
             assert ((case.truth == own).sum() + case.outside[own]) == 1
             assert not case.shares[case.codes == own].any()  # its own vote is nowhere in what it was fused to

@@ -21,7 +21,7 @@ Int16 = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
-class Coding:
+class LabelEncoding:
     """Labels as the network counts them.
 
     Parameters
@@ -53,16 +53,16 @@ class Coding:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The box of a grid that the network works on, turned to the patient's axes.
+    """The box of a grid that the network works on, flipped to the patient's axes.
 
-    `order[a]` is the array axis along patient axis a, `turned` says whether it runs the other way there.
+    `order[a]` is the array axis along patient axis a, `flipped` says whether it runs the other way there.
     """
 
     shape: tuple[int, int, int]
     start: tuple[int, int, int]
     stop: tuple[int, int, int]
     order: tuple[int, int, int]
-    turned: tuple[bool, bool, bool]
+    flipped: tuple[bool, bool, bool]
 
     @classmethod
     def around(cls, fused: ProbabilityMap) -> Frame:
@@ -71,7 +71,7 @@ class Frame:
 
         orientation = io_orientation(fused.affine)
         order = tuple(int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3))
-        turned = tuple(bool(orientation[axis, 1] < 0) for axis in order)
+        flipped = tuple(bool(orientation[axis, 1] < 0) for axis in order)
         asked = fused.mode != 0
         asked.reshape(-1)[fused.voxels] = True
         shape = np.array(fused.shape)
@@ -81,7 +81,7 @@ class Frame:
             start = np.maximum([span[0] - MARGIN_VOXELS for span in spans], 0)
             stop = np.minimum([span[-1] + 1 + MARGIN_VOXELS for span in spans], shape)
         corners = tuple(map(int, start)), tuple(map(int, stop))
-        return cls(fused.shape, *corners, order, turned)  # type: ignore[arg-type]
+        return cls(fused.shape, *corners, order, flipped)  # type: ignore[arg-type]
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -93,13 +93,13 @@ class Frame:
         """(I, J, K, ...) array of the grid -> its box along the patient's axes."""
         box = array[tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))]
         box = np.moveaxis(box, self.order, (0, 1, 2))
-        return np.ascontiguousarray(box[tuple(slice(None, None, -1 if t else 1) for t in self.turned)])
+        return np.ascontiguousarray(box[tuple(slice(None, None, -1 if t else 1) for t in self.flipped)])
 
     def flat(self, index: NDArray[np.integer]) -> Int64:
         """Flat voxels of the grid of an (n, 3) index into the box."""
         out = np.empty(index.shape, np.int64)
-        for axis, (where, turned) in enumerate(zip(self.order, self.turned, strict=True)):
-            along = self.size[axis] - 1 - index[:, axis] if turned else index[:, axis]
+        for axis, (where, flipped) in enumerate(zip(self.order, self.flipped, strict=True)):
+            along = self.size[axis] - 1 - index[:, axis] if flipped else index[:, axis]
             out[:, where] = along + self.start[where]
         flat: Int64 = np.ravel_multi_index(tuple(out.T), self.shape).astype(np.int64)
         return flat
@@ -144,7 +144,9 @@ class Case:
         return out
 
 
-def coding_of(fused: Sequence[ProbabilityMap], labels: Sequence[int], *, channels: int, unsure: float = 0.02) -> Coding:
+def encode_labels(
+    fused: Sequence[ProbabilityMap], labels: Sequence[int], *, channels: int, unsure: float = 0.02
+) -> LabelEncoding:
     """Count labels, and let them share at most `channels` inputs.
 
     Labels that are in doubt with each other in some voxel (both above `unsure`) get different inputs as far as
@@ -152,8 +154,8 @@ def coding_of(fused: Sequence[ProbabilityMap], labels: Sequence[int], *, channel
     """
     every = (0, *sorted({int(v) for v in labels} - {0}))
     if len(every) <= channels:
-        return Coding(every, tuple(range(len(every))))
-    plain = Coding(every, tuple(range(len(every))))
+        return LabelEncoding(every, tuple(range(len(every))))
+    plain = LabelEncoding(every, tuple(range(len(every))))
     together = np.zeros((len(every), len(every)))
     for each in fused:
         keep = each.values > unsure
@@ -168,13 +170,13 @@ def coding_of(fused: Sequence[ProbabilityMap], labels: Sequence[int], *, channel
         meets = np.array([together[code][groups == g].sum() for g in range(1, channels)])
         filled = np.array([(groups == g).sum() for g in range(1, channels)])
         groups[code] = 1 + int(np.lexsort((filled, meets))[0])
-    return Coding(every, tuple(int(g) for g in np.unique(groups, return_inverse=True)[1]))
+    return LabelEncoding(every, tuple(int(g) for g in np.unique(groups, return_inverse=True)[1]))
 
 
 def case_of(
     target: Image,
     fused: ProbabilityMap,
-    coding: Coding,
+    coding: LabelEncoding,
     *,
     candidates: int,
     example: Example | None = None,
@@ -182,7 +184,7 @@ def case_of(
     """A scan and its fused map as the network sees them, with its labels where `example` brings them."""
     frame = Frame.around(fused)
     scan = _scaled(frame.taken(target.channels))
-    codes, shares = _most_probable(fused, coding, min(candidates, len(coding)))
+    codes, shares = _keep_most_probable(fused, coding, min(candidates, len(coding)))
     packed = (
         np.ascontiguousarray(np.moveaxis(frame.taken(codes), 3, 0)),
         np.ascontiguousarray(np.moveaxis(frame.taken(shares), 3, 0)),
@@ -198,7 +200,7 @@ def case_of(
     return Case(example.id, frame, scan, *packed, inside, outside, unknown, spacing_mm)  # type: ignore[arg-type]
 
 
-def standardised(image: Image) -> Float32:
+def standardise(image: Image) -> Float32:
     """(C, I, J, K) a whole scan along the patient's axes, of mean 0 and standard deviation 1 in each channel."""
     everything = ProbabilityMap.from_labels(LabelMap(np.ones(image.shape, np.int32), image.affine))
     return _scaled(Frame.around(everything).taken(image.channels))
@@ -211,7 +213,7 @@ def _scaled(channels: NDArray[np.generic]) -> Float32:
     return np.ascontiguousarray((scan - mean) / np.where(spread > 0, spread, 1))
 
 
-def _most_probable(fused: ProbabilityMap, coding: Coding, count: int) -> tuple[Int16, Float32]:
+def _keep_most_probable(fused: ProbabilityMap, coding: LabelEncoding, count: int) -> tuple[Int16, Float32]:
     """(I, J, K, k) codes and probabilities of the `count` most probable labels of every voxel."""
     size = fused.mode.size
     codes = np.zeros((size, count), np.int16)
@@ -229,7 +231,7 @@ def _most_probable(fused: ProbabilityMap, coding: Coding, count: int) -> tuple[I
     return codes.reshape(*fused.shape, count), shares.reshape(*fused.shape, count)
 
 
-def asked_for(case: Case) -> Bool:
+def foreground_or_uncertain(case: Case) -> Bool:
     """(I, J, K) where the fusion does not take the background for certain."""
     asked: Bool = (case.codes[0] != 0) | (case.shares[0] < 1)
     return asked

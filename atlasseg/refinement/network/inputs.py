@@ -9,7 +9,7 @@ UNCERTAINTY = 0.02
 """What is certain by the fusion leaves this to the other labels together: no logarithm is taken below their share."""
 
 
-def inputs_of(scan: Tensor, prior: Tensor, groups: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+def network_inputs(scan: Tensor, prior: Tensor, groups: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
     """What the network is shown, and the logarithm of the prior that its output is added to, if any.
 
     `scan` (B, C, ...) and `prior` (B, L, ...); `groups` (L,) the input channel of each label.

@@ -14,7 +14,7 @@ from atlasseg.files import atomic_directory, check_seal, seal
 from atlasseg.labels import LabelTable
 from atlasseg.refinement.examples import scan_digests
 from atlasseg.refinement.network import require_libraries
-from atlasseg.refinement.network.cases import Coding
+from atlasseg.refinement.network.cases import LabelEncoding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class RefinerModel:
     Parameters
     ----------
     form : Form
-    coding : Coding
+    coding : LabelEncoding
     prior : str
         See `recipe.training.Refiner`.
     candidates : int
@@ -63,7 +63,7 @@ class RefinerModel:
     """
 
     form: Form
-    coding: Coding
+    coding: LabelEncoding
     prior: str
     candidates: int
     patch_voxels: tuple[int, int, int]
@@ -178,7 +178,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
         )
     try:
         form = Form(**header["form"])
-        coding = Coding(tuple(map(int, header["coding"]["labels"])), tuple(map(int, header["coding"]["groups"])))
+        coding = LabelEncoding(tuple(map(int, header["coding"]["labels"])), tuple(map(int, header["coding"]["groups"])))
         members = tuple(
             Member(
                 _weights(folder / weights_name(number), form), float(member["temperature"]), (), dict(member["scores"])
@@ -257,7 +257,7 @@ def card(model: RefinerModel, table: LabelTable) -> str:
     .. [1] Mitchell, M., Wu, S., Zaldivar, A., et al. (2019). Model cards for model reporting. FAT*, 220-229.
     """
     if model.coding.labels == (0,):
-        return _card_of_pretrained(model)
+        return _pretrained_card(model)
     names = ", ".join(f"{value} {table.name(value)}" for value in model.coding.labels if value)
     columns = ("steps", "seconds", "fused_dice", "validation_dice")
     rows = [
@@ -277,7 +277,7 @@ def card(model: RefinerModel, table: LabelTable) -> str:
     )
 
 
-def _card_of_pretrained(model: RefinerModel) -> str:
+def _pretrained_card(model: RefinerModel) -> str:
     (member,) = model.members
     return (
         "# A pre-trained network of atlasseg\n\n"

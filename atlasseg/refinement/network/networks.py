@@ -115,7 +115,7 @@ def is_encoder(form: Form, name: str) -> bool:
 
 
 def is_head(form: Form, name: str) -> bool:
-    """Whether a parameter, by its name, is of the layers that speak of labels."""
+    """Whether a parameter, by its name, is of the layers that compute the labels' logits."""
     return re.search(HEAD[form.architecture], name) is not None
 
 
@@ -143,7 +143,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], where: str) 
         here.copy_(there)
 
 
-def silence(network: nn.Module, form: Form) -> None:
+def zero_init_head(network: nn.Module, form: Form) -> None:
     """Let a new network say nothing, so that what is added to the fused logarithms begins at 0.
 
     The last layer of residual_unet adds to the one before it, and is left as it is.
@@ -154,14 +154,14 @@ def silence(network: nn.Module, form: Form) -> None:
                 tensor.zero_()
 
 
-def transferred(
+def transfer_weights(
     network: nn.Module, form: Form, weights: Mapping[str, Tensor], *, scan_channels: int, same_inputs: bool
 ) -> list[str]:
-    """Put `weights` of another training into a network wherever they fit; the names of what was left as it is.
+    """Copy the `weights` of another training into a network where they fit, and return the names of the others.
 
-    The layers that speak of labels are left. Where the inputs are others, or mean other labels (not `same_inputs`),
-    only what sees the scan is taken over of a first layer; the rest of it starts at 0, so that it begins by seeing the
-    scan as it did.
+    The layers that compute the labels' logits keep theirs. Where the inputs are others, or mean other labels (not
+    `same_inputs`), the weights of the first layers are copied for the scan alone. The rest of them is set to 0, so that
+    the network responds to the scan as the other one did.
     """
     left, first = [], _first(form)
     for name, tensor in weights_of(network).items():

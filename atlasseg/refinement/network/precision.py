@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def fast_half(device: str) -> torch.dtype | None:
+def autocast_dtype(device: str) -> torch.dtype | None:
     """bfloat16, where a device multiplies faster in its 16 bits than in 32."""
     if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atlasseg.errors import InputError
-from atlasseg.refinement.network.cases import Case, Coding
-from atlasseg.refinement.network.inputs import dense, inputs_of
+from atlasseg.refinement.network.cases import Case, LabelEncoding
+from atlasseg.refinement.network.inputs import dense, network_inputs
 from atlasseg.volume import Float32
 
-Speaker = Callable[[Tensor, Tensor | None], Tensor]
+Predictor = Callable[[Tensor, Tensor | None], Tensor]
 """Inputs (1, C, ...) and log prior (1, L, ...) or None to probabilities (1, L, ...)."""
 
 SIGMA_SHARE = 0.125
 """Standard deviation of a window's Gaussian weight, in shares of its edge."""
 
 
-def speaker(
+def make_predictor(
     networks: Sequence[torch.nn.Module],
     temperatures: Sequence[float],
     flips: Sequence[int],
     half: torch.dtype | None = None,
-) -> Speaker:
+) -> Predictor:
     """Mean probability of networks over all turnings of the axes `flips`, each calibrated by its temperature.
 
     Convolutions are computed in `half`, where it is given, all else in 32 bits.
@@ -37,7 +37,7 @@ def speaker(
         tuple(a for a, on in zip(flips, chosen, strict=True) if on) for chosen in product((0, 1), repeat=len(flips))
     ]
 
-    def speak(shown: Tensor, log_prior: Tensor | None) -> Tensor:
+    def predict(shown: Tensor, log_prior: Tensor | None) -> Tensor:
         total: Tensor | None = None
         for network, temperature in zip(networks, temperatures, strict=True):
             for turning in turnings:
@@ -53,13 +53,13 @@ def speaker(
         assert total is not None
         return total.div_(len(networks) * len(turnings))
 
-    return speak
+    return predict
 
 
 def slabs(
     case: Case,
-    coding: Coding,
-    speak: Speaker,
+    coding: LabelEncoding,
+    predict: Predictor,
     *,
     window: tuple[int, int, int],
     prior: str,
@@ -74,8 +74,8 @@ def slabs(
     Parameters
     ----------
     case : Case
-    coding : Coding
-    speak : Speaker
+    coding : LabelEncoding
+    predict : Predictor
     window : three ints
     prior : str
         As in `recipe.training.Refiner`.
@@ -110,7 +110,7 @@ def slabs(
                 image, some, their = (array[:, *box].to(device) for array in (scan, codes, shares))
                 shown, log_prior, place = _padded(image, some, their, coding, window, groups, prior)
                 with torch.inference_mode():
-                    p = speak(shown, log_prior)[0][:, *place]
+                    p = predict(shown, log_prior)[0][:, *place]
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"{case.id}: the GPU has not enough memory for a window of {' x '.join(map(str, window))} voxels "
@@ -130,9 +130,9 @@ def slabs(
         weights[rest:] = 0
 
 
-def probabilities(case: Case, coding: Coding, speak: Speaker, **settings: object) -> Float32:
+def probabilities(case: Case, coding: LabelEncoding, predict: Predictor, **settings: object) -> Float32:
     """(L, I, J, K) of a whole case, for those small enough; settings as for `slabs`."""
-    return torch.cat([slab.cpu() for _, slab in slabs(case, coding, speak, **settings)], 1).numpy()  # type: ignore[arg-type]
+    return torch.cat([slab.cpu() for _, slab in slabs(case, coding, predict, **settings)], 1).numpy()  # type: ignore[arg-type]
 
 
 def _starts(size: int, window: int, overlap: float) -> list[int]:
@@ -156,7 +156,7 @@ def _padded(
     scan: Tensor,
     codes: Tensor,
     shares: Tensor,
-    coding: Coding,
+    coding: LabelEncoding,
     window: tuple[int, int, int],
     groups: Tensor,
     prior: str,
@@ -170,7 +170,7 @@ def _padded(
     fused = shares.new_zeros((1, len(coding), *window))
     fused[:, 0] = 1
     fused[into] = dense(codes, shares, len(coding))
-    shown, log_prior = inputs_of(image, fused, groups, prior)
+    shown, log_prior = network_inputs(image, fused, groups, prior)
     return shown.contiguous(memory_format=torch.channels_last_3d), log_prior, place
 
 
