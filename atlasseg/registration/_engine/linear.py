@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numba
 import numpy as np
@@ -20,6 +20,7 @@ from atlasseg.errors import GeometryError
 from atlasseg.registration._engine import fields
 from atlasseg.registration._engine.batch import Pair, each, pairs
 from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, matching_factors
+from atlasseg.registration._engine.search import Factors, Fit, Result, Search
 from atlasseg.similarity import SimilarityMetric
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Float64, Grid, Image, Mask
@@ -27,12 +28,6 @@ from atlasseg.volume import Float64, Grid, Image, Mask
 logger = logging.getLogger(__name__)
 
 TransformModel = Literal["rigid", "similarity", "affine"]
-
-Factors = tuple[int, int, int]
-Asked = tuple[Factors, list[Float64]]
-"""Factors of a level of the fixed image, and (4, 4) maps from fixed to moving RAS+ mm."""
-
-Result = TypeVar("Result")
 
 STAGES: dict[TransformModel, tuple[TransformModel, ...]] = {
     "rigid": ("rigid",),
@@ -74,23 +69,6 @@ FREE_COSINE = 0.5
 
 CONVERGED = 1e-4
 """Gauss-Newton ends when a step gains less than this in the similarity."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Where a linear registration stands: the similarity and its derivatives."""
-
-    value: float
-    gradient: Float64
-    """(3, 4) derivative, times the voxels that count, in ``x -> x + P (x, 1)``, x and P in voxels."""
-    hessian: Float64
-    """(12, 12) Gauss-Newton, sign changed."""
-    overlap: float
-    """Share of the fixed mask that lies in the moving field of view."""
-
-
-Search = Generator[Asked, list[Fit], Result]
-"""A search that ends with a result."""
 
 
 def generators(model: TransformModel) -> Float64:

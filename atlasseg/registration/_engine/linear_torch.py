@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from atlasseg.registration._engine.batch import Pair
-from atlasseg.registration._engine.linear import Asked, Factors, Fit, Result, Search
 from atlasseg.registration._engine.pyramid import matching_factors
+from atlasseg.registration._engine.search import Asked, Factors, Fit, Result, Search
 from atlasseg.registration._engine.torch_ops import MovingBatch, fitting, in_batches, slopes
 from atlasseg.similarity import SimilarityMetric
 from atlasseg.volume import Float64
