@@ -1,13 +1,16 @@
 """What many tests share: real volumes where there are any, and a small data set on disk."""
 
 import os
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from atlasseg import io, phantoms
+from atlasseg import io, methods, phantoms
+from atlasseg.methods import registry
 
 # ANTs takes its number of threads from the environment when it is first imported, by whichever test that is; with more
 # than one its sums, and with them its results, change from run to run
@@ -47,6 +50,31 @@ def _small_heads():
             phantoms.head(f"head{n}", grid=grid, seed=n, largest_mm=1.5, white_matter=10.0 ** (n + 1), subsamples=1)
         )
     return heads
+
+
+@pytest.fixture
+def count_registrations(monkeypatch):
+    """Let a registration method note the number of atlases of each call: ``calls = count_registrations("affine")``."""
+
+    def start(name):
+        CALLS.clear()
+        entry = registry._registered["registration"][methods.get("registration", name).name]
+        register = entry.method.function
+
+        @wraps(register)
+        def counting(*arguments, **options):
+            CALLS.append(len(arguments[1]))
+            return register(*arguments, **options)
+
+        counted = replace(entry, method=replace(entry.method, function=counting))
+        monkeypatch.setitem(registry._registered["registration"], name, counted)
+        return CALLS
+
+    return start
+
+
+CALLS = []
+"""Of `count_registrations`; no variable of the function, since what a function holds is part of its version."""
 
 
 @pytest.fixture

@@ -319,13 +319,15 @@ def with_paths(
     """
     import tomli_w
 
+    if not (targets or atlases or out or prepared):
+        return recipe
     data = recipe.data
     data = replace(
         data, targets=tuple(targets) or data.targets, atlases=tuple(atlases) or data.atlases, out=out or data.out
     )
     tables = tomllib.loads(recipe.text)
-    named = {"targets": [*map(str, data.targets)], "atlases": [*map(str, data.atlases)]}
-    tables["data"] = {**tables.get("data", {}), **{key: paths for key, paths in named.items() if paths}}
+    given = {"targets": [*map(str, targets)], "atlases": [*map(str, atlases)]}
+    tables["data"] = {**tables.get("data", {}), **{key: paths for key, paths in given.items() if paths}}
     if out is not None:
         tables["data"].pop("out", None)  # results do not depend on where they go
     registration = recipe.registration

@@ -57,7 +57,7 @@ UNREADABLE = (DamagedEntryError, OSError, KeyError, TypeError, ValueError)
 SLACK = 0.1
 """Removal goes on until this share of the limit is free again; it is looked at after every half of it was written."""
 
-PARTIAL = ".partial"
+PARTIAL = ".unfinished"
 """Folder of a cache in which entries are written before they get their names."""
 
 HEADER = "header"

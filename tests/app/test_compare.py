@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +18,6 @@ from atlasseg.cli import app
 from atlasseg.compute.execution import Outcome
 from atlasseg.errors import InputError
 from atlasseg.recipe import parse_recipe
-from atlasseg.registration import affine
 
 TABLES = {
     "data": {"atlases": "atlases", "targets": "targets", "out": "out"},
@@ -30,18 +28,9 @@ TABLES = {
 
 
 @pytest.fixture
-def counted(monkeypatch):
+def counted(count_registrations):
     """How many atlases the pipeline registered, call by call."""
-    calls = []
-    register = affine.register
-
-    @wraps(register)
-    def counting(*arguments, **options):
-        calls.append(len(arguments[1]))
-        return register(*arguments, **options)
-
-    monkeypatch.setattr(affine, "register", counting)
-    return calls
+    return count_registrations("affine")
 
 
 def test_comparison(dataset, counted):

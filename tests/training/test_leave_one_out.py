@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,6 @@ from atlasseg.cli import app
 from atlasseg.errors import InputError
 from atlasseg.pipeline import register
 from atlasseg.recipe import parse_recipe
-from atlasseg.registration import rigid
 from atlasseg.training import leave_one_out, train_corrective
 
 TABLES = {
@@ -114,16 +112,8 @@ def test_trained_by_command_and_used_by_a_recipe(marked):
     assert (refined.array != fused.array).any()
 
 
-def test_goes_on_where_it_was_broken_off(marked, monkeypatch, caplog):
-    registered = []
-    register_rigid = rigid.register
-
-    @wraps(register_rigid)
-    def counting(*arguments, **options):
-        registered.append(len(arguments[1]))
-        return register_rigid(*arguments, **options)
-
-    monkeypatch.setattr(rigid, "register", counting)
+def test_goes_on_where_it_was_broken_off(marked, count_registrations, caplog):
+    registered = count_registrations("rigid")
     tables = {**TABLES, "selection": {"before": 1}}
     recipe = parse_recipe(tables, base=marked)  # after the patch: a recipe holds the function itself
     options = {"samples_per_label": 300, "cache": marked / "cache"}
