@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from atlasseg.errors import InputError, OutputError
 from atlasseg.files import atomic_write
+from atlasseg.io._guard import run_guarded
+from atlasseg.io._guarded import unpack_transform
+from atlasseg.io._opening import open_volume
+from atlasseg.io._promise import check_length
+from atlasseg.io._source import log
 from atlasseg.itk import (
-    array_from_sitk,
     array_to_sitk,
     flip_vectors,
-    grid_from_sitk,
     last_line,
     orthonormal_grid,
+    quiet,
     transform_from_sitk,
     transform_to_sitk,
 )
 from atlasseg.transforms import Chain, DisplacementField, Transform, to_displacement_field
 from atlasseg.volume import Grid
 
-_PARAMETER_SUFFIXES = (".tfm", ".txt", ".mat", ".h5", ".hdf5", ".xfm")
+_TEXT_SUFFIXES, _MATLAB_SUFFIXES, _GUARDED_SUFFIXES = (".tfm", ".txt"), (".mat",), (".h5", ".hdf5", ".xfm")
+_PARAMETER_SUFFIXES = (*_TEXT_SUFFIXES, *_MATLAB_SUFFIXES, *_GUARDED_SUFFIXES)
 _FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+_MATLAB_ITEM_SIZES = (8, 4, 4, 2, 2, 1)  # by the tens of a matrix's type, MATLAB level 4
 
 
 def read_transform(path: str | Path) -> Transform:
@@ -36,28 +46,122 @@ def read_transform(path: str | Path) -> Transform:
     Raises
     ------
     InputError
-        No such file, or ITK cannot read it, or it holds a kind of transform that has no counterpart here.
+        No such file, or it is damaged, or it holds a kind of transform that has no counterpart here. The message names
+        the file. ``.h5`` and ``.xfm`` are read in a process of their own, which a damaged file can crash alone.
     """
-    import SimpleITK as sitk
-
     path = Path(path)
     kind = _suffix(path)
     if not path.is_file():
         raise InputError(f"{path}: no such transform file")
     try:
-        if kind in _PARAMETER_SUFFIXES:
-            return transform_from_sitk(sitk.ReadTransform(str(path)))
-        field = sitk.ReadImage(str(path), sitk.sitkVectorFloat32)
-        if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
-            raise InputError(
-                f"a displacement field has 3 axes and 3 components, got {field.GetDimension()} axes and "
-                f"{field.GetNumberOfComponentsPerPixel()} components"
-            )
-        return DisplacementField(flip_vectors(array_from_sitk(field)), grid_from_sitk(field).affine)
+        if kind in _FIELD_SUFFIXES:
+            return _read_field(path)
+        if kind in _GUARDED_SUFFIXES:
+            _check_hdf5(path, kind)
+            return unpack_transform(run_guarded("transform", [path]))
+        return _read_parameters(path, kind)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except RuntimeError as error:
-        raise InputError(f"{path}: ITK cannot read a transform from it: {last_line(error)}") from error
+        raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
+    except Exception as error:  # a parser may raise anything on bytes that it was not made for
+        raise InputError(f"{path}: expected a transform of ITK, got: {last_line(error)}") from error
+
+
+def _read_field(path: Path) -> DisplacementField:
+    with open_volume(path) as source:
+        shape = source.shape
+        if (len(shape), shape[3:]) not in ((4, (3,)), (5, (1, 3))):
+            raise InputError(f"a displacement field has 3 axes and 3 components, got shape {shape}")
+        vectors = np.asarray(source.array().reshape(*shape[:3], 3), np.float32)
+        return DisplacementField(flip_vectors(vectors), source.affine)
+
+
+def _read_parameters(path: Path, kind: str) -> Transform:
+    import SimpleITK as sitk
+
+    blocks = None
+    if kind in _MATLAB_SUFFIXES:
+        _check_matlab(path)
+    else:
+        blocks = _read_blocks(path)
+    with quiet():
+        found = sitk.ReadTransform(str(path))
+    if blocks is not None:
+        wanted = [(len(part.GetParameters()), len(part.GetFixedParameters())) for part in _leaves(found)]
+        if wanted != blocks:
+            raise InputError(
+                f"{path}: the file is truncated or damaged: expected {wanted} parameters and fixed parameters, "
+                f"got {blocks}. Copy it again."
+            )
+    return transform_from_sitk(found)
+
+
+def _leaves(transform: Any) -> list[Any]:
+    """The parts of a transform of ITK that have parameters of their own."""
+    import SimpleITK as sitk
+
+    specific = transform.Downcast()
+    if not isinstance(specific, sitk.CompositeTransform):
+        return [transform]
+    return [leaf for n in range(specific.GetNumberOfTransforms()) for leaf in _leaves(specific.GetNthTransform(n))]
+
+
+def _read_blocks(path: Path) -> list[tuple[int, int]]:
+    """How many parameters and fixed parameters each transform of a text file has: ITK leaves those that lack at 0."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected a transform as text, got bytes that are no text at {error.start}. Copy it again."
+        ) from error
+    if not text.endswith("\n"):
+        log.warning("%s: the file does not end with a line break: its last number may be cut short", path)
+    blocks: list[dict[str, int]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        key, _, value = line.partition(":")
+        if key.strip() == "Transform" and not value.strip().startswith("Composite"):
+            blocks.append({})
+        elif key.strip() in ("Parameters", "FixedParameters"):
+            try:
+                numbers = [float(part) for part in value.split()]
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: expected numbers, {error}. Copy the file again.") from error
+            if not np.isfinite(numbers).all():
+                raise InputError(f"{path}, line {number}: expected finite numbers, got NaN or infinity.")
+            if blocks:
+                blocks[-1][key.strip()] = len(numbers)
+    for block in blocks:
+        for key in ("Parameters", "FixedParameters"):
+            if key not in block:
+                raise InputError(f"{path}: the file is truncated: expected {key} of each transform, found none.")
+    return [(block["Parameters"], block["FixedParameters"]) for block in blocks]
+
+
+def _check_hdf5(path: Path, kind: str) -> None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    if kind != ".xfm" and start != b"\x89HDF\r\n\x1a\n":
+        raise InputError(f"{path}: expected a transform of ITK in HDF5, got a file that begins {start!r}.")
+
+
+def _check_matlab(path: Path) -> None:
+    """Refuse a file of MATLAB, level 4, whose matrices do not fill it, or have no name."""
+    content = path.read_bytes()
+    at = 0
+    while at < len(content):
+        check_length(path, at + 20, len(content))
+        kind, rows, columns, imaginary, name = struct.unpack_from("<5i", content, at)
+        swapped = kind // 1000 == 1 or kind < 0 or kind > 4052
+        if swapped:
+            kind, rows, columns, imaginary, name = struct.unpack_from(">5i", content, at)
+        item = kind % 100 // 10
+        if kind < 0 or item > 5 or kind % 10 or min(rows, columns) < 0 or imaginary or not 1 <= name <= 256:
+            raise InputError(f"{path}: expected a transform in a .mat file of level 4, as ITK writes. Write it again.")
+        end = at + 20 + name + rows * columns * _MATLAB_ITEM_SIZES[item]
+        check_length(path, end, len(content))
+        label = content[at + 20 : at + 20 + name].rstrip(b"\0")
+        if not label.decode("latin-1").isprintable() or not label.isascii():
+            raise InputError(f"{path}: expected a matrix's name as text, got {label[:20]!r}. Write the file again.")
+        at = end
 
 
 def read_ants_transforms(paths: list[str] | list[Path]) -> Transform:
