@@ -58,8 +58,9 @@ def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
     from scipy.stats import wilcoxon
+    from statsmodels.stats.multitest import multipletests
 
-    _complete(scores)
+    _check_complete(scores)
     rows = []
     for a, b in combinations(scores.columns, 2):
         difference = scores[a].to_numpy(float) - scores[b].to_numpy(float)
@@ -78,21 +79,7 @@ def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(
         rows, columns=["method_a", "method_b", "targets", "mean_difference", "median_difference", "a_better", "p"]
     )
-    return table.assign(p_holm=holm(table["p"].to_numpy(float)))
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """P-values corrected for their number (Holm 1979), in their order.
-
-    Examples
-    --------
-    >>> holm(np.array([0.01, 0.04, 0.03])).round(3).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty(len(p))
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return corrected
+    return table.assign(p_holm=multipletests(table["p"].to_numpy(float), method="holm")[1])
 
 
 def ranking(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: float = 0.05) -> Ranking:
@@ -113,7 +100,7 @@ def ranking(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: float
     """
     from scipy.stats import friedmanchisquare, studentized_range
 
-    _complete(scores)
+    _check_complete(scores)
     targets, methods = scores.shape
     if methods < 2:
         raise InputError(f"a ranking needs at least two methods, got {list(scores.columns)}")
@@ -125,7 +112,7 @@ def ranking(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: float
     return Ranking(mean_rank, friedman_p, float(q * np.sqrt(methods * (methods + 1) / (6 * targets))))
 
 
-def _complete(scores: pd.DataFrame) -> None:
+def _check_complete(scores: pd.DataFrame) -> None:
     if scores.isna().to_numpy().any():
         row, column = np.argwhere(scores.isna().to_numpy())[0]
         raise InputError(f"no score of method {scores.columns[column]!r} on target {scores.index[row]!r}")
