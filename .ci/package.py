@@ -16,15 +16,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ("pipelines/quickstart.toml", "sample_data/atlases/labels.tsv", "sample_data/targets/images/target1.nii.gz")
 IMPORTS = """
-import atlasseg, importlib, pkgutil, sys
+import atlasseg, importlib, pkgutil
 from atlasseg.resources import sample_data, shipped_recipes
 assert "site-packages" in atlasseg.__file__, atlasseg.__file__
 library = atlasseg.read_library(sample_data() / "atlases")
 assert len(library) == 6 and len(shipped_recipes()) >= 6
 for name in atlasseg.__all__:
     getattr(atlasseg, name)
-for name in ("registration", "fusion", "refinement", "regions", "tissue", "preprocessing", "evaluation", "cli"):
-    importlib.import_module(f"atlasseg.{name}")
+for module in pkgutil.iter_modules(atlasseg.__path__):
+    if not module.name.startswith("_"):
+        importlib.import_module(f"atlasseg.{module.name}")
 """
 MADE = (
     "index.html",

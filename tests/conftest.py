@@ -23,6 +23,14 @@ settings.load_profile("atlasseg")
 REAL = Path(os.environ.get("ATLASSEG_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what needs a POSIX system elsewhere."""
+    if os.name != "posix":
+        for item in items:
+            if item.get_closest_marker("posix"):
+                item.add_marker(pytest.mark.skip(reason="needs the signals or terminals of a POSIX system"))
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of real volumes; the test is skipped, with the reason, where it is absent."""

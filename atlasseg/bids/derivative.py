@@ -202,7 +202,10 @@ def write_description(derivative: Derivative, recipe: Recipe) -> None:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    try:
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path.resolve().as_uri()
 
 
 # -- one scan ---------------------------------------------------------------------------------------------------------

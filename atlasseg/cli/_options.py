@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -125,12 +124,12 @@ def workers_of(
 ) -> Workers:
     """Where to compute, as the options say."""
     from atlasseg.atlases.library import read_targets
-    from atlasseg.compute.workers import Workers
+    from atlasseg.compute.workers import Workers, processors
 
     if jobs == 0:
         count = len(read_targets(targets)) if targets else 0
         alone = cluster is not None or count < FEW_TARGETS
-        jobs = 1 if alone else min(os.cpu_count() or 1, count)
+        jobs = 1 if alone else min(processors(), count)
     return Workers(jobs, scheduler, cluster, settings, certificates=certificates)
 
 

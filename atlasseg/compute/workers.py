@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import subprocess
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -198,8 +199,7 @@ def _local(workers: Workers, memory_bytes: float, gpu: bool) -> Any:
         )
     gpus = gpu_names() if gpu else []
     count = min(jobs, fitting, len(gpus) or jobs)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // count)
+    threads = max(1, processors() // count)
     security = Security.temporary()
     inside = {"host": LOOPBACK, "protocol": "tls", "security": security, "dashboard": False}
     specification = {}
@@ -305,6 +305,11 @@ def _settings(path: Path | None) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read as a TOML file of cluster settings: {error}") from error
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_bytes() -> float:
     """Memory of this machine that is free, as far as it tells."""
     import psutil
@@ -318,7 +323,13 @@ def gpu_names() -> list[str]:
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     found = Path("/proc/driver/nvidia/gpus")
-    return [str(n) for n in range(len(list(found.iterdir())))] if found.is_dir() else []
+    if found.is_dir():
+        return [str(n) for n in range(len(list(found.iterdir())))]
+    try:  # Windows
+        told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(n) for n in range(len(told.stdout.splitlines()))]
 
 
 def fitting_resources(client: Client, wanted: Mapping[str, float]) -> dict[str, float]:

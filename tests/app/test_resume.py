@@ -48,6 +48,7 @@ def kills(target, progress, *, task, victim, trace):
     return result
 
 
+@pytest.mark.posix
 def test_the_scheduler_is_lost_and_the_run_resumed(dataset, cluster, monkeypatch):  # noqa: F811
     address, (scheduler, worker, _) = cluster
     assert [o.error for o in run(recipe(dataset, "serial"))] == ["", ""]

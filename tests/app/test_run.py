@@ -392,6 +392,7 @@ def test_a_full_disk_leaves_nothing_half_written(recipe, dataset, monkeypatch):
     assert not list((dataset / "out").glob("*head3*")) and (dataset / "out/head4").is_dir()
 
 
+@pytest.mark.posix
 def test_ctrl_c_leaves_nothing_half_written(recipe, dataset):
     slow = dataset / "slow.py"
     slow.write_text(

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -120,6 +119,8 @@ def test_lines_come_though_nothing_new_does_and_though_a_library_holds_the_inter
 
 def on_a_terminal(code, *, columns=80):
     """Everything that a program writes to a terminal."""
+    import pty
+
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -140,6 +141,7 @@ def on_a_terminal(code, *, columns=80):
     return written.decode()
 
 
+@pytest.mark.posix
 def test_on_a_terminal_rows_are_drawn_and_removed_and_lines_stay():
     code = HOLDS_THE_INTERPRETER.format(times=1).replace("for _", "progress.say('network 1: done')\n    for _")
     written = on_a_terminal(code)

@@ -76,6 +76,7 @@ def test_in_this_process():
     assert "a mistake in the program" in done[2].log and "Traceback" in done[2].log and "s  work" in done[2].log
 
 
+@pytest.mark.posix
 def test_on_local_workers(tmp_path):
     """Failures, phases, a worker that is killed: one cluster for all of it, since each takes seconds to start."""
     told = []
@@ -124,6 +125,7 @@ def test_nothing_is_begun_after_a_failure_where_that_is_asked_for(jobs):
     assert ("t1", "failed") in told and not [event for event in told if event in (("t2", "done"), ("t3", "done"))]
 
 
+@pytest.mark.posix
 def test_a_target_that_kills_its_process_is_given_up_and_the_others_done():
     aborted = []
     with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
@@ -199,6 +201,7 @@ def first_kills_the_other_workers(target, progress, *, folder, victims):
     (folder / f"{target.id}.done").write_text(target.id)
 
 
+@pytest.mark.posix
 def test_a_running_cluster_loses_a_worker_and_then_its_scheduler(cluster, tmp_path):
     address, (scheduler, one, _) = cluster
     where = Workers(scheduler=address)
@@ -237,6 +240,7 @@ echo "Submitted batch job $!"
 """
 
 
+@pytest.mark.posix
 def test_jobs_of_a_batch_system(tmp_path, monkeypatch):
     """SLURM's two commands, played by scripts that run a job where they are."""
     pytest.importorskip("dask_jobqueue")

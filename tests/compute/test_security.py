@@ -65,6 +65,7 @@ def intruder(port):
     return uid, bytes.fromhex(plain), bytes.fromhex(tls)
 
 
+@pytest.mark.posix
 def test_every_socket_of_a_run_refuses_another_user(tmp_path, dataset):
     """The command itself, with two workers: at least three sockets, and none that answers."""
     recipe = tmp_path / "recipe.toml"

@@ -75,6 +75,7 @@ def curves(folder):
     return (folder / "curves.tsv").read_text()
 
 
+@pytest.mark.posix
 def test_killed_and_resumed_to_the_last_digit_then_used(place):
     recipe, out, work, cache = place / "recipe.toml", place / "model", place / "model.work", place / "cache"
     for kind in ("images", "labels"):

@@ -249,5 +249,7 @@ def _may_run_side_by_side() -> bool:
 def _free_bytes() -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not told by this system
-        return 2**32
+    except (ValueError, OSError, AttributeError):  # macOS and Windows
+        import psutil
+
+        return int(psutil.virtual_memory().available)
