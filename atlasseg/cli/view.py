@@ -21,7 +21,8 @@ def view(
     """Serve the reports of a run on this machine alone, until Ctrl+C, and open them in a browser.
 
     The pages need no server: they can also be opened as files. This is for a machine without a screen: run it there,
-    and reach it through `ssh -L 8000:127.0.0.1:PORT machine`.
+    and reach it through `ssh -L PORT:127.0.0.1:PORT machine`. Other users of the machine cannot read the pages: the
+    address that is printed has a token, which each run of this command makes anew.
 
     **Examples**
 
@@ -35,7 +36,7 @@ def view(
 
     page = first_page(out)
     with Server(out, port=port) as server, suppress(KeyboardInterrupt):
-        typer.echo(f"{server.address}{page} (Ctrl+C ends it)")
+        typer.echo(f"{server.url(page)} (Ctrl+C ends it)")
         if browser:
-            webbrowser.open(server.address + page)
+            webbrowser.open(server.url(page))
         server.serve_forever()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from urllib.parse import quote
 
 MINUS = "\u2212"
 
@@ -37,6 +39,11 @@ class Cell:
     @property
     def _sorted_by(self) -> str:
         return "" if self.value is None else f' data-value="{escape(str(self.value))}"'
+
+
+def address(path: str) -> str:
+    """Percent-encode a relative path as the value of ``href``: a name may hold ``#``, ``?``, ``%`` or a space."""
+    return escape(quote(os.fsencode(path)))
 
 
 def text(value: object) -> Cell:

@@ -11,7 +11,7 @@ import numpy as np
 
 from atlasseg.labels import LabelTable
 from atlasseg.report import _html
-from atlasseg.report._html import Cell
+from atlasseg.report._html import Cell, address
 from atlasseg.report.outliers import FEWEST, Measured, Standout, standouts
 from atlasseg.report.page import label_colours
 from atlasseg.report.strips import Axis, strips
@@ -32,7 +32,7 @@ class TargetSummary:
     target : str
         Its id.
     href : str
-        Address of its report, seen from the cohort's page; empty where there is none.
+        Path of its report, seen from the cohort's page; empty where there is none.
     seconds : float
         How long it took.
     error : str
@@ -218,7 +218,7 @@ def _reasons(found: Sequence[Standout]) -> str:
 
 
 def _link(t: TargetSummary) -> str:
-    return f'<a href="{escape(t.href)}">{escape(t.target)}</a>' if t.href and not t.error else escape(t.target)
+    return f'<a href="{address(t.href)}">{escape(t.target)}</a>' if t.href and not t.error else escape(t.target)
 
 
 def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapping[str, Sequence[Standout]]) -> str:

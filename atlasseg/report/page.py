@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from atlasseg.labels import LabelTable
 from atlasseg.report import _html, figures
-from atlasseg.report._html import Cell
+from atlasseg.report._html import Cell, address
 from atlasseg.report.viewer import Candidate, script, viewer
 from atlasseg.volume import Image, LabelMap
 
@@ -221,7 +221,7 @@ def _header(report: TargetReport) -> str:
         shown.append(("time", _html.duration(report.seconds["total"])))
     spacing = " \u00d7 ".join(f"{mm:.3g}" for mm in report.image.spacing_mm)
     shown.append(("voxels of the scan, mm", f"{spacing}"))
-    home = f'<a href="{escape(report.home)}">All targets</a> \u00b7 ' if report.home else ""
+    home = f'<a href="{address(report.home)}">All targets</a> \u00b7 ' if report.home else ""
     return (
         f'<header>\n<p class="kind">{home}Segmentation report</p>\n<h1>{escape(report.target)}</h1>\n'
         f'<p class="cover">{made}</p>\n{_html.facts(shown)}{_check(report)}</header>\n<main>\n'

@@ -1,14 +1,18 @@
-"""A web server for the reports of a run, for this machine alone."""
+"""A web server for the reports of a run, for this machine and this user alone."""
 
 from __future__ import annotations
 
+import hmac
+import secrets
+import sys
 from functools import partial
 from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 from typing import IO, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from atlasseg.errors import InputError
 
@@ -34,7 +38,10 @@ def first_page(out: Path) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves what is in a folder, bound to 127.0.0.1.
+    """Serves what is in a folder, bound to 127.0.0.1, to whoever knows its token.
+
+    Other users of the machine reach the port too, so every request needs the token: in the address, as
+    ``?token=...``, which :meth:`url` gives, or afterwards in the cookie that the first answer sets.
 
     Files and folders whose name begins with a dot, such as the cache, are not served, nor is anything outside the
     folder, to which a link may lead. Requests under another name than this machine's are refused, so that no web page
@@ -53,7 +60,10 @@ class Server(ThreadingHTTPServer):
         The port cannot be had.
     """
 
+    daemon_threads = True
+
     def __init__(self, out: Path, *, port: int = 0) -> None:
+        self.token, self.session = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         try:
             super().__init__((LOCALHOST, port), partial(_Handler, directory=str(out.resolve())))
         except OSError as error:
@@ -64,28 +74,65 @@ class Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = LOCALHOST, self.socket.getsockname()[1]
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that went away; anything else is a fault of ours."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+    def url(self, page: str = "") -> str:
+        """Address of a page, with the token."""
+        return f"http://{LOCALHOST}:{self.server_port}/{page}?token={self.token}"
+
     @property
-    def address(self) -> str:
-        """Where it is reached."""
-        return f"http://{LOCALHOST}:{self.server_port}/"
+    def cookie(self) -> str:
+        """Name of its cookie: cookies of a host are shared by its ports, so each has its own."""
+        return f"atlasseg-{self.server_port}"
 
 
 class _Handler(SimpleHTTPRequestHandler):
     """Files of one folder, read alone."""
 
+    server: Server
+    timeout = 60
+    _welcome = False
+
     def send_head(self) -> Any:
         """What is asked for, where it may be had."""
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if host not in (LOCALHOST, "localhost"):
-            self.send_error(HTTPStatus.FORBIDDEN)
+        if not self._is_addressed_rightly() or not self._is_allowed():
+            self.send_error(HTTPStatus.FORBIDDEN, explain="Open the address that atlasseg view printed.")
             return None
-        root = Path(self.directory)
-        asked = [part for part in unquote(urlsplit(self.path).path).split("/") if part]
-        hidden = any(part.startswith(".") for part in asked)
-        if hidden or not Path(self.translate_path(self.path)).resolve().is_relative_to(root):
+        if not self._is_served():
             self.send_error(HTTPStatus.NOT_FOUND)
             return None
         return super().send_head()
+
+    def _is_addressed_rightly(self) -> bool:
+        try:
+            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            return False
+        return host in (LOCALHOST, "localhost")
+
+    def _is_allowed(self) -> bool:
+        """Whether the request has the token, or the cookie of an earlier one that had it."""
+        given = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+        if _same(given, self.server.token):
+            self._welcome = True
+            return True
+        try:
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
+        except CookieError:
+            return False
+        return cookie is not None and _same(cookie.value, self.server.session)
+
+    def _is_served(self) -> bool:
+        """Whether the path lies in the folder and no part of it is hidden."""
+        asked = [part for part in unquote(urlsplit(self.path).path).split("/") if part]
+        try:
+            inside = Path(self.translate_path(self.path)).resolve().is_relative_to(Path(self.directory))
+        except (OSError, ValueError):  # a NUL, or a name that is too long
+            return False
+        return inside and not any(part.startswith(".") for part in asked)
 
     def list_directory(self, path: Any) -> IO[bytes] | None:  # type: ignore[override]
         """No folder is listed."""
@@ -93,10 +140,21 @@ class _Handler(SimpleHTTPRequestHandler):
         return None
 
     def end_headers(self) -> None:
-        """Pages change from run to run."""
+        """Pages change from run to run; no other page may hold them, or learn the address."""
+        if self._welcome:
+            self._welcome = False
+            attributes = "HttpOnly; SameSite=Strict; Path=/"
+            self.send_header("Set-Cookie", f"{self.server.cookie}={self.server.session}; {attributes}")
         self.send_header("Cache-Control", "no-store")
+        self.send_header("Referrer-Policy", "no-referrer")
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "SAMEORIGIN")
         super().end_headers()
 
     def log_message(self, *args: Any) -> None:
         """Say nothing of every file."""
+
+
+def _same(given: str, expected: str) -> bool:
+    """Compare in a time that does not tell how much of it is right."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())

@@ -9,6 +9,7 @@ from html import escape
 import numpy as np
 
 from atlasseg.labels import LabelTable
+from atlasseg.report._html import address
 
 MOST_STRIPS = 60
 """Structures drawn one by one; of more, those that differ most between targets."""
@@ -106,7 +107,7 @@ def strips(
 def _dot(target: str, value: float, axis: Axis, y: float, href: str) -> str:
     told = f"<title>{escape(target)}: {axis.said(value)}</title>"
     dot = f'<circle cx="{axis.across(value):.1f}" cy="{y:.1f}" r="4.5">{told}</circle>'
-    return f'<a href="{escape(href)}" aria-label="{escape(target)}">{dot}</a>' if href else dot
+    return f'<a href="{address(href)}" aria-label="{escape(target)}">{dot}</a>' if href else dot
 
 
 def _box(dots: Mapping[str, float], axis: Axis, y: float) -> tuple[str, dict[str, float]]:

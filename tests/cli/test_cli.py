@@ -200,7 +200,7 @@ def test_view_serves_the_reports_of_a_run(tmp_path, monkeypatch):
         visitor = threading.Thread(target=real, args=[self, 0.01])
         visitor.start()
         try:
-            visited(f"{self.address}index.html")
+            visited(self.url("index.html"))
         finally:
             self.shutdown()
             visitor.join()
@@ -210,7 +210,9 @@ def test_view_serves_the_reports_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr("webbrowser.open", opened.append)
     status, output = call("view", tmp_path)
     assert status == 0 and asked[0][1] == "<p>all targets</p>"
-    assert opened == [asked[0][0]] and re.match(r"http://127\.0\.0\.1:\d+/index\.html \(Ctrl\+C ends it\)", output)
+    assert opened == [asked[0][0]] and re.match(
+        r"http://127\.0\.0\.1:\d+/index\.html\?token=[\w-]{43} \(Ctrl\+C ends it\)", output
+    )
     assert call("view", tmp_path, "--no-browser")[0] == 0 and len(opened) == 1
     status, output = call("view", tmp_path / "none")
     assert status == 2 and "there is no such folder" in output

@@ -1,6 +1,7 @@
 import dataclasses
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -284,3 +285,21 @@ def test_units_follow_the_size():
     assert _html.volume(12.34) == "12.3 mm\u00b3" and _html.volume(12340) == "12.3 ml"
     assert [_html.duration(s) for s in (0.04, 59.94, 125, 7260)] == ["0.0 s", "59.9 s", "2 min 5 s", "2 h 1 min"]
     assert _html.fixed(-0.0001, 2).html == "0.00"
+
+
+@pytest.mark.parametrize("id_", ["a b", "ct#2", "50%", "what?", "a&b", 'say "so"', "Kö'lner", "a:b", "100%25"])
+def test_links_lead_to_the_page_of_any_name(full, tmp_path, id_):
+    """A link is opened as a browser does: up to the first ``#`` or ``?``, then decoded."""
+    (tmp_path / id_).mkdir()
+    (tmp_path / id_ / f"{id_}.html").write_text("found")
+    href = f"{id_}/{id_}.html"
+    one = summaries(full)[0]
+    page = render_cohort(
+        CohortReport("c", "joint", [dataclasses.replace(one, target=f"{id_}{n}", href=href) for n in range(6)], TABLE)
+    )
+    links = [link for link in Balanced(page).links if ".html" in link]
+    assert len(links) >= 6  # the table and the dots
+    for link in links:
+        parts = urlsplit(link)
+        assert not (parts.scheme or parts.query or parts.fragment)
+        assert (tmp_path / unquote(parts.path)).read_text() == "found"
