@@ -855,8 +855,8 @@ def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path, monk
 @pytest.mark.parametrize("name", ["image.nii.gz", "image.nii", "p.nii.gz"])
 def test_a_full_disk_is_named(tmp_path, monkeypatch, name):
     """The temporary file is a link to a device on which every write finds no space."""
-    monkeypatch.setattr("secrets.token_hex", lambda _: "x")
-    temporary = tmp_path / f".x.{name}"
+    monkeypatch.setattr("atlasseg.files._owner", lambda: "x")
+    temporary = tmp_path / f".x.partial.{name}"
     temporary.symlink_to("/dev/full")
     opened = Path.open
 

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.recipe.tables import Evaluation
-
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -22,8 +20,9 @@ def evaluate(
         Path | None, typer.Option("--labels", help="Label table: names, and groups that are measured as one.")
     ] = None,
     tolerance_mm: Annotated[
-        float, typer.Option("--tolerance", min=0, help="Tolerance of the surface Dice in mm.")
-    ] = Evaluation.surface_tolerance_mm,
+        float | None,
+        typer.Option("--tolerance", min=0, help="Tolerance of the surface Dice in mm; by default that of a recipe."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the long table (label, metric, value) here.")] = None,
 ) -> None:
     """Measure a segmentation: overlap, surface distances, volumes.
@@ -39,7 +38,10 @@ def evaluate(
     from atlasseg.cli._tables import print_table
     from atlasseg.evaluation import evaluate as measure
     from atlasseg.labels import read_label_table
+    from atlasseg.recipe import Evaluation
 
+    if tolerance_mm is None:
+        tolerance_mm = Evaluation.surface_tolerance_mm
     table = None if labels is None else read_label_table(labels)
     scores = measure(
         io.read_label_map(segmentation), io.read_label_map(reference), table=table, surface_tolerance_mm=tolerance_mm

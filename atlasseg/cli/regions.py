@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from atlasseg.cli._options import MethodSettings
-from atlasseg.recipe.tables import Regions
 
 
 class Instances(StrEnum):
@@ -47,13 +46,13 @@ def regions(
     ] = None,
     votes: Annotated[bool, typer.Option(help="Whether regions vote on the segmentation's labels.")] = True,
     field_weight: Annotated[
-        float,
+        float | None,
         typer.Option(min=0, help="Weight of the neighbours in a region's vote; at 0 each region votes on its own."),
-    ] = Regions.field_weight,
+    ] = None,
     min_component_fraction: Annotated[
-        float,
+        float | None,
         typer.Option(min=0, max=1, help="Components below this fraction of their label's largest go to a neighbour."),
-    ] = Regions.min_component_fraction,
+    ] = None,
     largest_part: Annotated[
         str, typer.Option(help="Labels of which only the largest part stays: 1,2 or all.", metavar="LABELS")
     ] = "",
@@ -78,6 +77,7 @@ def regions(
     from atlasseg.app import regions as files
     from atlasseg.cli._tables import print_table
     from atlasseg.errors import InputError
+    from atlasseg.recipe import Regions
 
     if segmentation is None:
         if instances is not None or masks is not None:
@@ -101,8 +101,10 @@ def regions(
         out,
         method=method if votes else None,
         settings=settings or (),
-        field_weight=field_weight,
-        min_component_fraction=min_component_fraction,
+        field_weight=Regions.field_weight if field_weight is None else field_weight,
+        min_component_fraction=(
+            Regions.min_component_fraction if min_component_fraction is None else min_component_fraction
+        ),
         largest_part=files.label_choice(largest_part, "--largest-part"),
         fill_holes=files.label_choice(fill_holes, "--fill-holes"),
         removable_labels=files.label_choice(removable_labels, "--removable-labels"),

@@ -224,7 +224,7 @@ def test_a_run_without_a_recipe_chooses_the_methods_by_the_atlases_and_says_whic
     assert status == 0, output
     chosen = "preprocessing intensity; registration affine, diffeomorphic; fusion joint"
     assert f"no recipe given, so for 3 atlases: {chosen} ('atlasseg init' writes this as a recipe)" in output
-    assert "fusion.joint" in output and (dataset / "out/default/dataset_description.json").is_file()
+    assert "fusion.joint" in output and (dataset / "out/default").is_dir()
     for id_ in ("head1", "head2"):
         for kind in ("images", "labels"):
             (dataset / f"atlases/{kind}/{id_}.nii.gz").unlink()
@@ -233,7 +233,7 @@ def test_a_run_without_a_recipe_chooses_the_methods_by_the_atlases_and_says_whic
     )
     assert status == 0, output
     assert "for a single atlas: " in output and "fusion majority" in output
-    assert (dataset / "here/dataset_description.json").is_file()
+    assert (dataset / "here").is_dir()
 
 
 def test_a_run_without_recipe_and_atlases_says_what_to_do():

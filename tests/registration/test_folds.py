@@ -87,7 +87,7 @@ def noisy_pair() -> tuple[Image, Image]:
     return fixed, moving
 
 
-STEEP = {"iterations": (30, 30), "update_sigma_voxels": 0.6, "field_sigma_voxels": (0.0, 0.0), "radius_voxels": 1}
+STEEP = {"iterations": (30, 30), "update_sigma_voxels": 0.6, "total_field_sigma_voxels": (0.0, 0.0), "radius_voxels": 1}
 
 
 @pytest.fixture(scope="module")
