@@ -1,5 +1,6 @@
 """Data types: what they accept, what they refuse, and that a probability map is one."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap, SourceHeader
+from atlasseg.volume import Atlas, Grid, Image, LabelMap, LabelWeights, Mask, ProbabilityMap, SourceHeader
 
 SHAPE = (7, 9, 5)
 FLOAT32_SUM = 1e-6
@@ -303,3 +304,35 @@ def test_a_part_embedded_in_its_grid_is_where_it_was(weights, start):
     outside[box] = False
     assert (whole.probability(0)[outside] == 1).all()
     assert whole.grid.matches(Grid(SHAPE, AFFINE))
+
+
+def test_a_cropped_map_is_that_of_the_cropped_weights():
+    rng = np.random.default_rng(4)
+    weights = rng.random((*SHAPE, len(LABELS))) ** 3
+    weights[rng.random(SHAPE) < 0.6, 1:] = 0  # certain
+    whole = ProbabilityMap.from_dense(weights, LABELS, AFFINE, name="scan")
+    for start, stop in (((0, 0, 0), SHAPE), ((1, 0, 2), np.array(SHAPE) - 1), ((1, 1, 1), (2, 2, 2))):
+        found = whole.cropped(start, stop)
+        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        direct = ProbabilityMap.from_dense(weights[box], LABELS, whole.grid.cropped(start, stop).affine)
+        for name in ("mode", "voxels", "offsets", "labels", "values", "affine", "label_values"):
+            one, other = getattr(found, name), getattr(direct, name)
+            np.testing.assert_array_equal(one, other, err_msg=name)
+            assert one.dtype == other.dtype and one.flags.c_contiguous, name
+        assert found.name == "scan"
+
+
+def test_label_weights_take_and_keep_as_lists_do():
+    rng = np.random.default_rng(1)
+    lists = [[(int(v), float(rng.random())) for v in sorted(rng.choice(9, n, replace=False))] for n in (2, 0, 1, 4)]
+    offsets = np.concatenate(([0], np.cumsum([len(each) for each in lists])))
+    labels, values = (np.array([pair[k] for each in lists for pair in each]) for k in (0, 1))
+    weights = LabelWeights(offsets, labels, values)
+    assert weights.sizes.tolist() == [2, 0, 1, 4] and weights.places.tolist() == [0, 0, 2, 3, 3, 3, 3]
+
+    def unpacked(found):
+        return [list(zip(found.labels[a:b], found.values[a:b], strict=True)) for a, b in pairwise(found.offsets)]
+
+    assert unpacked(weights.take(np.array([3, 1, 0, 3]))) == [lists[n] for n in (3, 1, 0, 3)]
+    assert unpacked(weights.keep(values > 0.5)) == [[pair for pair in each if pair[1] > 0.5] for each in lists]
+    assert unpacked(weights.with_values(-values)) == [[(v, -w) for v, w in each] for each in lists]

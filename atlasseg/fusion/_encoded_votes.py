@@ -66,7 +66,7 @@ class EncodedVotes:
             if isinstance(atlas.labels, LabelMap):
                 code = shift + np.searchsorted(label_values, atlas.labels.array[box])
             else:
-                part = _BoxEntries.of(atlas.labels, box)
+                part = atlas.labels.cropped(first, last)
                 code = shift + np.searchsorted(label_values, part.mode)
                 code.reshape(-1)[part.voxels] = slots + lists + np.arange(part.voxels.size)
                 offsets.append(entries + part.offsets[1:])
@@ -85,33 +85,6 @@ class EncodedVotes:
             np.concatenate([np.zeros(0, np.float32), *list_fractions]).astype(np.float32),
             label_values,
             unknown,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _BoxEntries:
-    """The entries of a probability map in a box, `voxels` being flat indices in the box."""
-
-    mode: Int32
-    voxels: Int64
-    offsets: Int64
-    labels: Int32
-    values: Float32
-
-    @classmethod
-    def of(cls, labels: ProbabilityMap, box: tuple[slice, ...]) -> _BoxEntries:
-        index = np.stack(np.unravel_index(labels.voxels, labels.shape))
-        inside = np.all([(x >= s.start) & (x < s.stop) for x, s in zip(index, box, strict=True)], axis=0)
-        start = np.array([s.start for s in box])[:, None]
-        shape = tuple(s.stop - s.start for s in box)
-        counts = np.diff(labels.offsets)
-        entries = np.repeat(inside, counts)
-        return cls(
-            labels.mode[box],
-            np.ravel_multi_index(tuple(index[:, inside] - start), shape).astype(np.int64),
-            np.concatenate(([0], np.cumsum(counts[inside]))).astype(np.int64),
-            labels.labels[entries],
-            labels.values[entries],
         )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from atlasseg.fusion._votes import Votes
-from atlasseg.volume import Atlas, Bool, Float64, Int32, Int64
+from atlasseg.volume import Atlas, Bool, Float64, Int32, Int64, LabelWeights, take_entries
 
 BUFFER_BYTES = 1 << 26
 MAX_BUFFERS = 16
@@ -28,7 +28,7 @@ NEGLIGIBLE = 1e-7
 
 @dataclass(frozen=True, eq=False)
 class RaterVotes:
-    """What raters say: R rows, each with its entries and its possible labels, as in CSR matrices.
+    """What raters say: R rows, each with its entries, as in a CSR matrix, and its possible labels.
 
     Parameters
     ----------
@@ -39,11 +39,8 @@ class RaterVotes:
         Entries of one rater are adjacent; labels are indices.
     entry_fractions : (E,) float32
         How much of the rater's vote; they sum to 1 for a rater at a row.
-    offsets : (R + 1,) int64
-    labels : (P,) int32
-        Possible labels of each row, ascending indices.
-    prior : (P,) float64
-        Prior weight of each possible label.
+    possible : LabelWeights
+        Index of each possible label of each row (int32), and its prior weight (float64).
     """
 
     counts: Float64
@@ -51,9 +48,7 @@ class RaterVotes:
     entry_raters: Int32
     entry_labels: Int32
     entry_fractions: NDArray[np.float32]
-    offsets: Int64
-    labels: Int32
-    prior: Float64
+    possible: LabelWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +84,8 @@ def estimate_confusion(rows: RaterVotes, weights: Float64, raters: int, labels: 
     parts = int(np.clip(BUFFER_BYTES // max(raters * labels**2 * 8, 1), 1, MAX_BUFFERS))
     counts = _count(
         np.linspace(0, rows.counts.size, parts + 1).astype(np.int64), rows.counts, rows.entry_offsets,
-        rows.entry_raters, rows.entry_labels, rows.entry_fractions, rows.offsets, rows.labels, weights, raters, labels,
+        rows.entry_raters, rows.entry_labels, rows.entry_fractions,
+        rows.possible.offsets, rows.possible.labels, weights, raters, labels,
     ).sum(axis=0)  # fmt: skip
     total = counts.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(counts, total, out=np.zeros_like(counts), where=total > 0))
@@ -126,7 +122,7 @@ def run_em(
         What it is estimated with.
     """
     raters, labels = confusion.shape[:2]
-    weights = _run_e_step(rows, confusion, rows.prior.copy(), neighbours)
+    weights = _run_e_step(rows, confusion, rows.possible.values.copy(), neighbours)
     for _ in range(max_iterations):
         new = estimate_confusion(rows, weights, raters, labels)
         moved = float(np.abs(new - confusion).max(initial=0))
@@ -149,7 +145,7 @@ def list_possible_labels(rows: RaterVotes, confusion: Float64, prior: Float64) -
     _, labels = _possible(*args, offsets)
     return RaterVotes(
         rows.counts, rows.entry_offsets, rows.entry_raters, rows.entry_labels, rows.entry_fractions,
-        offsets, labels, prior[labels],
+        LabelWeights(offsets, labels, prior[labels]),
     )  # fmt: skip
 
 
@@ -188,41 +184,30 @@ def group_unanimous(votes: Votes, candidates: Sequence[Atlas]) -> tuple[Float64,
 
 def expand_to_voxels(rows: RaterVotes, weights: Float64, group: Int64) -> tuple[Float64, Int64, Int32]:
     """Weights, offsets and labels for each of many voxels, `group` (M,) being their rows; negligible ones left out."""
-    keep = weights >= NEGLIGIBLE
-    kept = np.concatenate(([0], np.cumsum(keep)))
-    begin, end = kept[rows.offsets[:-1]], kept[rows.offsets[1:]]
-    labels, values = rows.labels[keep], weights[keep]
-    sizes = (end - begin)[group]
-    offsets = np.concatenate(([0], np.cumsum(sizes)))
-    index = np.arange(offsets[-1]) + np.repeat(begin[group] - offsets[:-1], sizes)
-    return values[index], offsets, labels[index]
-
-
-def slice_rows(offsets: Int64, rows: Int64) -> tuple[Int64, Int64]:
-    """Of some rows of a CSR matrix: their offsets, and the index of each of their entries among all entries."""
-    sizes = np.diff(offsets)[rows]
-    new = np.concatenate(([0], np.cumsum(sizes)))
-    return new, np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], sizes)
+    found = rows.possible.with_values(weights).keep(weights >= NEGLIGIBLE).take(group)
+    return found.values, found.offsets, found.labels
 
 
 def tabulate_votes(votes: Votes, first: Int64, counts: Float64) -> RaterVotes:
     """Rater votes at the active voxels `first`. A label is possible if it has a vote; its prior is its share."""
-    entry_offsets, entries = slice_rows(votes.entry_offsets, first)
-    offsets, slots = slice_rows(votes.slot_offsets, first)
+    entry_offsets, entries = take_entries(votes.entry_offsets, first)
+    offsets, slots = take_entries(votes.slot_offsets, first)
     tally = votes.tally()[slots]
     total = np.add.reduceat(tally, offsets[:-1])
     return RaterVotes(
         counts, entry_offsets, votes.entry_candidates[entries], votes.entry_labels[entries],
-        votes.entry_fractions[entries], offsets, votes.slot_labels[slots], tally / np.repeat(total, np.diff(offsets)),
+        votes.entry_fractions[entries],
+        LabelWeights(offsets, votes.slot_labels[slots], tally / np.repeat(total, np.diff(offsets))),
     )  # fmt: skip
 
 
 def select_winners(rows: RaterVotes) -> Float64:
     """(P,) 1 for the possible label of highest prior in each row, on a tie the smallest, 0 for the others."""
-    sizes = np.diff(rows.offsets)
-    best = np.flatnonzero(rows.prior == np.repeat(np.maximum.reduceat(rows.prior, rows.offsets[:-1]), sizes))
-    row = np.repeat(np.arange(sizes.size), sizes)[best]
-    out = np.zeros(rows.prior.size)
+    possible = rows.possible
+    highest = np.repeat(np.maximum.reduceat(possible.values, possible.offsets[:-1]), possible.sizes)
+    best = np.flatnonzero(possible.values == highest)
+    row = possible.places[best]
+    out = np.zeros(possible.values.size)
     out[best[np.unique(row, return_index=True)[1]]] = 1
     return out
 
@@ -236,9 +221,11 @@ def append_unanimous(rows: RaterVotes, votes: Votes, candidates: Sequence[Atlas]
         np.concatenate((rows.entry_raters, raters)),
         np.concatenate((rows.entry_labels, labels)),
         np.concatenate((rows.entry_fractions, np.ones(labels.size, np.float32))),
-        np.concatenate((rows.offsets, rows.offsets[-1] + np.arange(1, counts.size + 1))),
-        np.concatenate((rows.labels, labels[entry_offsets[:-1]])),
-        np.concatenate((rows.prior, np.ones(counts.size))),
+        LabelWeights(
+            np.concatenate((rows.possible.offsets, rows.possible.offsets[-1] + np.arange(1, counts.size + 1))),
+            np.concatenate((rows.possible.labels, labels[entry_offsets[:-1]])),
+            np.concatenate((rows.possible.values, np.ones(counts.size))),
+        ),
     )
 
 
@@ -286,7 +273,7 @@ def _run_e_step(rows: RaterVotes, confusion: Float64, weights: Float64, neighbou
     """Posterior of each possible label: the E step."""
     shared = (
         rows.entry_offsets, rows.entry_raters, rows.entry_labels, rows.entry_fractions,
-        rows.offsets, rows.labels, rows.prior, confusion,
+        rows.possible.offsets, rows.possible.labels, rows.possible.values, confusion,
     )  # fmt: skip
     if neighbours is None:
         nothing = np.zeros((0, 6), np.int64)

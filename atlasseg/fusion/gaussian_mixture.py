@@ -16,7 +16,7 @@ from atlasseg.fusion._intensities import standardise
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
 from atlasseg.statistics.gaussians import CHUNK, Gaussians, from_moments, split, unpack_moments
-from atlasseg.volume import Atlas, Float64, Image, Int64, ProbabilityMap
+from atlasseg.volume import Atlas, Float64, Image, Int64, LabelWeights, ProbabilityMap
 
 FLOOR = 1e-2
 """Least variance of a label, as a share of that of all intensities: a label of a few voxels says little about it."""
@@ -116,20 +116,15 @@ class _MixtureData:
     ----------
     values : (R, C) float64
         Standardised intensities.
-    offsets : (R + 1,) int64
-        Where the labels of each voxel begin and end.
-    labels : (S,) int64
-        Labels of each voxel, numbered 0 to K - 1 by ascending value among those that occur.
-    prior : (S,) float64
-        Above 0; sums to 1 at each voxel.
+    prior : LabelWeights
+        Labels of each voxel (int64), numbered 0 to K - 1 by ascending value among those that occur, and their prior
+        (float64), above 0; it sums to 1 at each voxel.
     background : int
         Number of the background, or -1.
     """
 
     values: Float64
-    offsets: Int64
-    labels: Int64
-    prior: Float64
+    prior: LabelWeights
     background: int
 
     @classmethod
@@ -153,14 +148,17 @@ class _MixtureData:
         offsets = np.concatenate((votes.slot_offsets, votes.slot_offsets[-1] + 1 + np.arange(certain.size)))
         zero = np.flatnonzero(votes.label_values[every] == 0)
         return cls(
-            values, offsets.astype(np.int64), labels.astype(np.int64), np.concatenate((share, np.ones(certain.size))),
+            values,
+            LabelWeights(
+                offsets.astype(np.int64), labels.astype(np.int64), np.concatenate((share, np.ones(certain.size)))
+            ),
             int(zero[0]) if zero.size else -1,
-        )  # fmt: skip
+        )
 
     def posterior(self, power: float, merge_distance: float, background_gaussians: int, max_iterations: int) -> Float64:
         """(S,) posterior of each label at each voxel, not normalised."""
         centre = self.values.mean(axis=0)
-        number = int(self.labels.max()) + 1
+        number = int(self.prior.labels.max()) + 1
         each = np.arange(number)
         flat = Gaussians(np.tile(centre, (number, 1)), np.tile(np.eye(centre.size), (number, 1, 1)))
         _, _, mass, sums = self._sweep_once(flat, np.ones(number), each, each, 0.0, centre)
@@ -197,10 +195,10 @@ class _MixtureData:
     ) -> tuple[Float64, float, Float64, Float64]:
         """Posterior (S,), log-likelihood, and mass (Q,) and moments of each Gaussian."""
         first = np.searchsorted(of_class, np.arange(int(of_label.max()) + 2))
-        posterior = np.empty(self.labels.size)
+        posterior = np.empty(self.prior.labels.size)
         packed = _sweep(
-            self.values, self.offsets, of_label[self.labels], self.prior, gaussians.means, gaussians.whitening,
-            gaussians.log_scale, shares, first, power, centre, posterior,
+            self.values, self.prior.offsets, of_label[self.prior.labels], self.prior.values, gaussians.means,
+            gaussians.whitening, gaussians.log_scale, shares, first, power, centre, posterior,
         )  # fmt: skip
         total = packed.sum(axis=0)
         return posterior, float(total[0, 0]), total[:, 1], total[:, 1:]

@@ -14,10 +14,9 @@ from atlasseg.fusion._joint_numba import CHUNK
 from atlasseg.fusion._joint_numba import _count_votes as count_patch_votes
 from atlasseg.fusion._patch_match import run_patch_match
 from atlasseg.fusion._patches import NearestPatches, dilate, find_nearest_patches, map_tiles
-from atlasseg.fusion._staple import slice_rows
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
-from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, ProbabilityMap
+from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, ProbabilityMap, take_entries
 
 SMALLEST_DISTANCE = 1e-6
 """On standardised intensities, per voxel: keeps the weights finite where a patch is found again exactly."""
@@ -156,7 +155,7 @@ def fuse(
     silent = votes.voxels[counts == 0]
     if silent.size:  # no patch could be found near enough: the candidates vote where they are
         there = np.isin(votes.voxels, silent)
-        offsets, slots = slice_rows(votes.slot_offsets, np.flatnonzero(there))
+        offsets, slots = take_entries(votes.slot_offsets, np.flatnonzero(there))
         voxels = np.concatenate((voxels, np.repeat(silent, np.diff(offsets))))
         labels = np.concatenate((labels, votes.label_values[votes.slot_labels[slots]]))
         values = np.concatenate((values, votes.tally()[slots]))

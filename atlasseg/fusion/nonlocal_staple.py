@@ -21,7 +21,7 @@ from atlasseg.fusion._staple import (
 )
 from atlasseg.fusion._votes import Votes, fill_entries, index_slots, label_slots
 from atlasseg.methods import method
-from atlasseg.volume import Atlas, Bool, Float32, Image, Int32, Int64, ProbabilityMap
+from atlasseg.volume import Atlas, Bool, Float32, Image, Int32, Int64, LabelWeights, ProbabilityMap
 
 SMALLEST_FRACTION = 1e-3
 """Labels that get a smaller part of a candidate's vote are left out of it."""
@@ -133,13 +133,14 @@ def fuse(
     each = np.arange(votes.voxels.size)
     rows = RaterVotes(
         np.ones(each.size), votes.entry_offsets, votes.entry_candidates, votes.entry_labels, votes.entry_fractions,
-        votes.slot_offsets, votes.slot_labels, share,
+        LabelWeights(votes.slot_offsets, votes.slot_labels, share),
     )  # fmt: skip
     raters, labels = votes.unknown.shape
     confusion = estimate_confusion(rows, select_winners(rows), raters, labels)
     if prior == "global":
-        whole = np.bincount(rows.labels, share, labels)
-        rows = replace(rows, prior=(whole / whole.sum())[rows.labels])
+        possible = rows.possible
+        whole = np.bincount(possible.labels, share, labels)
+        rows = replace(rows, possible=possible.with_values((whole / whole.sum())[possible.labels]))
     posterior, _ = run_em(rows, confusion, max_iterations=max_iterations, tolerance=tolerance)
     return votes.to_map(*expand_to_voxels(rows, posterior, each), name=target.name)
 

@@ -128,11 +128,12 @@ def fuse(
     raters, labels = votes.unknown.shape
     confusion = estimate_confusion(rows, select_winners(rows), raters, labels)
     if prior == "local":
-        around = np.ones(rows.prior.size)
+        around = np.ones(rows.possible.values.size)
         around[: votes.slot_labels.size] = smooth_prior(votes, prior_sigma_voxels)
-        rows = replace(rows, prior=around)
+        rows = replace(rows, possible=rows.possible.with_values(around))
     else:
-        share = np.bincount(rows.labels, rows.prior * np.repeat(rows.counts, np.diff(rows.offsets)), labels)
+        possible = rows.possible
+        share = np.bincount(possible.labels, possible.values * np.repeat(rows.counts, possible.sizes), labels)
         rows = list_possible_labels(rows, confusion, share / share.sum())
     posterior, _ = run_em(
         rows,

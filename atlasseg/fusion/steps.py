@@ -122,9 +122,9 @@ def fuse(
     raters, labels = votes.unknown.shape
     confusion = estimate_confusion(rows, select_winners(rows), raters, labels)
     if prior == "local":
-        rows = replace(rows, prior=smooth_prior(votes, prior_sigma_voxels))
+        rows = replace(rows, possible=rows.possible.with_values(smooth_prior(votes, prior_sigma_voxels)))
     else:
-        share = np.bincount(rows.labels, rows.prior, labels)
+        share = np.bincount(rows.possible.labels, rows.possible.values, labels)
         rows = list_possible_labels(rows, confusion, share / share.sum())
     posterior, _ = run_em(
         rows,

@@ -327,7 +327,7 @@ def _vote(
         found = np.flatnonzero(concerned.any(axis=tuple(a for a in range(3) if a != axis)))
         box.append((max(0, int(found[0]) - MARGIN_VOXELS), min(n, int(found[-1]) + 1 + MARGIN_VOXELS)))
     start, stop = np.array(box).T
-    part = _cropped(given, start, stop)
+    part = given.cropped(start, stop)
     channels = region_channels(image.cropped(start, stop), part, posterior_weight=posterior_weight)
     regions = method(channels, noise_sd=(1.0,) * channels.array.shape[-1]).array.reshape(-1)
 
@@ -357,27 +357,6 @@ def _vote(
     has_region = (regions != 0).reshape(inside.shape)
     inside[has_region] = decision[regions].reshape(inside.shape)[has_region]
     return out
-
-
-def _cropped(given: ProbabilityMap, start: Int64, stop: Int64) -> ProbabilityMap:
-    """The part of a map in a box."""
-    box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    at = np.stack(np.unravel_index(given.voxels, given.shape), axis=-1)
-    keep = ((at >= start) & (at < stop)).all(axis=1)
-    lengths = np.diff(given.offsets)
-    entries = np.repeat(keep, lengths)
-    shape = tuple(int(n) for n in stop - start)
-    voxels = np.ravel_multi_index(tuple((at[keep] - start).T), shape).astype(np.int64)
-    return ProbabilityMap(
-        np.ascontiguousarray(given.mode[box]),
-        voxels,
-        np.concatenate([[0], np.cumsum(lengths[keep])]).astype(np.int64),
-        given.labels[entries],
-        given.values[entries],
-        given.grid.cropped(start, stop).affine,
-        given.label_values,
-        given.name,
-    )
 
 
 def _parts(labels: Int32) -> Int32:

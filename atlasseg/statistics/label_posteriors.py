@@ -21,7 +21,7 @@ from atlasseg.statistics._forward_backward import emissions, smooth
 from atlasseg.statistics.gaussians import Gaussians, from_moments, unpack_moments
 from atlasseg.statistics.markov_chain import MIN_TRANSITION
 from atlasseg.statistics.markov_field import SOLVERS, Solver, solve_field
-from atlasseg.volume import Float32, Float64, Image, Int32, Int64, ProbabilityMap
+from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelWeights, ProbabilityMap, take_entries
 
 RIM_VOXELS = 2
 """Certain voxels this near to uncertain ones count for the Gaussians, and are neighbours."""
@@ -35,7 +35,7 @@ STAYS = 0.9
 
 @dataclass(frozen=True, eq=False)
 class UncertainVoxels:
-    """Uncertain voxels and the certain ones around them, with their possible labels as in a CSR matrix.
+    """Uncertain voxels and the certain ones around them, with their possible labels.
 
     Parameters
     ----------
@@ -43,20 +43,16 @@ class UncertainVoxels:
         Ascending flat indices.
     values : (M, C) float32
         Intensities.
-    offsets : (M + 1,) int64
-    labels : (S,) int32
-        Index into `label_values` of each slot, ascending within a voxel.
-    prior : (S,) float64
-        Probability of each slot, above 0; sums to 1 at a voxel.
+    prior : LabelWeights
+        Index into `label_values` of each possible label of each voxel, and its probability (float64), above 0; they sum
+        to 1 at a voxel.
     label_values : (L,) int32
         Labels that occur, ascending.
     """
 
     voxels: Int64
     values: Float32
-    offsets: Int64
-    labels: Int32
-    prior: Float64
+    prior: LabelWeights
     label_values: Int32
 
     @classmethod
@@ -87,15 +83,15 @@ class UncertainVoxels:
         values[~slots] = prior.mode.reshape(-1)[voxels[~free]]
         every, labels = np.unique(values, return_inverse=True)
         intensities = np.ascontiguousarray(target.channels.reshape(prior.mode.size, -1)[voxels])
-        return cls(voxels, intensities, offsets, labels.astype(np.int32), shares, every)
+        return cls(voxels, intensities, LabelWeights(offsets, labels.astype(np.int32), shares), every)
 
     def gaussians(self, weights: Float64, before: Gaussians | None = None) -> Gaussians:
         """The most likely Gaussian of each label given (S,) weights of the slots."""
         centre = self.values.mean(axis=0, dtype=np.float64)
         bounds = np.linspace(0, self.voxels.size, CHUNKS + 1).astype(np.int64)
-        packed = _moments(self.values, self.offsets, self.labels, weights, centre, self.label_values.size, bounds).sum(
-            axis=0
-        )
+        packed = _moments(
+            self.values, self.prior.offsets, self.prior.labels, weights, centre, self.label_values.size, bounds
+        ).sum(axis=0)
         mass, first, second = unpack_moments(packed, self.values.shape[1])
         return from_moments(mass, first, second, centre, floor=FLOOR, before=before)
 
@@ -103,7 +99,12 @@ class UncertainVoxels:
         """(S,) log density of each slot's label."""
         return np.asarray(
             _log_densities(
-                self.values, self.offsets, self.labels, gaussians.means, gaussians.whitening, gaussians.log_scale
+                self.values,
+                self.prior.offsets,
+                self.prior.labels,
+                gaussians.means,
+                gaussians.whitening,
+                gaussians.log_scale,
             )
         )
 
@@ -112,8 +113,8 @@ class UncertainVoxels:
         return ProbabilityMap.from_entries(
             prior.mode,
             prior.affine,
-            np.repeat(self.voxels, np.diff(self.offsets)),
-            self.label_values[self.labels],
+            np.repeat(self.voxels, self.prior.sizes),
+            self.label_values[self.prior.labels],
             weights,
             label_values=prior.label_values,
             name=name,
@@ -183,12 +184,12 @@ def field_posteriors(
     rows = UncertainVoxels.extract(target, prior)
     if rows.voxels.size == 0:
         return prior
-    log_prior = np.log(rows.prior)
+    log_prior = np.log(rows.prior.values)
     field = field_of_labels(
-        rows.voxels, target.shape, target.affine[:3, :3], labels=rows.labels, offsets=rows.offsets, unary=-log_prior,
-        beta=beta, neighbours=neighbours, number_of_labels=rows.label_values.size,
+        rows.voxels, target.shape, target.affine[:3, :3], labels=rows.prior.labels, offsets=rows.prior.offsets,
+        unary=-log_prior, beta=beta, neighbours=neighbours, number_of_labels=rows.label_values.size,
     )  # fmt: skip
-    weights = rows.prior.copy()
+    weights: Float64 = rows.prior.values.copy()
     gaussians: Gaussians | None = None
     for _ in range(iterations):
         gaussians = rows.gaussians(weights, gaussians)
@@ -232,15 +233,13 @@ def chain_posteriors(
     inside[rows.voxels] = True
     sites, starts = curves.scan_order(inside.reshape(prior.shape), curve)
     at = np.searchsorted(rows.voxels, sites)
-    sizes = np.diff(rows.offsets)[at]
-    offsets = np.concatenate(([0], np.cumsum(sizes)))
-    slots = np.arange(offsets[-1]) + np.repeat(rows.offsets[at] - offsets[:-1], sizes)
-    labels = rows.labels[slots]
+    offsets, slots = take_entries(rows.prior.offsets, at)
+    labels = rows.prior.labels[slots]
     states = rows.label_values.size
-    share = rows.prior[slots]
+    share = rows.prior.values[slots]
     initial = np.full(states, 1 / states)
     same = STAYS if stays is None else stays
-    weights = rows.prior.copy()
+    weights: Float64 = rows.prior.values.copy()
     gaussians: Gaussians | None = None
     for _ in range(iterations):
         gaussians = rows.gaussians(weights, gaussians)

@@ -17,6 +17,7 @@ from atlasseg.volume.grid import (
     Int64,
     SourceHeader,
 )
+from atlasseg.volume.label_weights import LabelWeights, take_entries
 from atlasseg.volume.probabilities import ProbabilityMap
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "Int32",
     "Int64",
     "LabelMap",
+    "LabelWeights",
     "Mask",
     "ProbabilityMap",
     "SourceHeader",
     "check_channels",
+    "take_entries",
 ]

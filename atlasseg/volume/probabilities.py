@@ -14,6 +14,7 @@ from atlasseg.errors import InputError
 from atlasseg.volume import _display
 from atlasseg.volume.dense import LabelMap
 from atlasseg.volume.grid import Float32, Float64, Grid, Int32, Int64
+from atlasseg.volume.label_weights import LabelWeights
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -249,6 +250,11 @@ class ProbabilityMap:
         return _display.html(self, _display.slices(self.grid, None, self.mode, self.confidence()))
 
     @property
+    def entries(self) -> LabelWeights:
+        """The labels and their probabilities at each of `voxels`; the arrays are those of the map."""
+        return LabelWeights(self.offsets, self.labels, self.values)
+
+    @property
     def entry_voxels(self) -> Int64:
         """(E,) flat voxel index of every entry."""
         return np.repeat(self.voxels, np.diff(self.offsets))
@@ -268,6 +274,26 @@ class ProbabilityMap:
     def dense(self) -> Float32:
         """(I, J, K, L) float32 in the order of `label_values`: for small maps, since memory is voxels times labels."""
         return np.stack([self.probability(int(label)) for label in self.label_values], axis=-1)
+
+    def cropped(self, start: ArrayLike, stop: ArrayLike) -> ProbabilityMap:
+        """The voxels from `start` up to `stop` (exclusive), in place; both (3,) voxel indices inside the grid.
+
+        All labels stay listed in `label_values`.
+        """
+        first, last = np.asarray(start, dtype=np.int64), np.asarray(stop, dtype=np.int64)
+        grid = self.grid.cropped(first, last)
+        index = np.stack(np.unravel_index(self.voxels, self.shape))
+        inside = np.flatnonzero(((index >= first[:, None]) & (index < last[:, None])).all(axis=0))
+        entries = self.entries.take(inside)
+        return replace(
+            self,
+            mode=np.ascontiguousarray(self.mode[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]),
+            voxels=np.ravel_multi_index(tuple(index[:, inside] - first[:, None]), grid.shape).astype(np.int64),
+            offsets=entries.offsets,
+            labels=entries.labels,
+            values=entries.values,
+            affine=grid.affine,
+        )
 
     def padded_to(self, grid: Grid, start: ArrayLike) -> ProbabilityMap:
         """The same map as the part, from voxel `start` on, of a larger `grid` that is certain background elsewhere."""
