@@ -31,7 +31,7 @@ _LAZY = {
     "read_image": "io",
     "read_label_map": "io",
     "read_library": "atlases.library",
-    "read_label_table": "labels",
+    "read_label_table": "io",
     "read_recipe": "recipe",
     "read_transform": "io",
     "resample": "resampling",
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     from atlasseg.evaluation import evaluate as evaluate
     from atlasseg.io import read_image as read_image
     from atlasseg.io import read_label_map as read_label_map
+    from atlasseg.io import read_label_table as read_label_table
     from atlasseg.io import read_transform as read_transform
     from atlasseg.io import write_image as write_image
     from atlasseg.io import write_label_map as write_label_map
     from atlasseg.io import write_transform as write_transform
     from atlasseg.labels import LabelTable as LabelTable
-    from atlasseg.labels import read_label_table as read_label_table
     from atlasseg.pipeline import segment as segment
     from atlasseg.propagation import propagate as propagate
     from atlasseg.recipe import read_recipe as read_recipe

@@ -1,21 +1,24 @@
 """What labels mean: a table of values, names, colours and groups, and the text formats that carry one.
 
 Tables are recognised by their content, not by their file name: BIDS TSV (``index``, ``name``, ...), CSV with the same
-columns, ITK-SNAP label descriptions, and FreeSurfer colour tables. Writing to disk is in :mod:`atlasseg.io`.
+columns or those of Slicer, ITK-SNAP label descriptions, and FreeSurfer colour tables. Files are the affair of
+:mod:`atlasseg.io`.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Literal
 
 from atlasseg.errors import InputError
+
+log = logging.getLogger("atlasseg.io")
 
 Color = tuple[int, int, int]
 TableFormat = Literal["bids", "csv", "itk-snap", "freesurfer"]
@@ -31,14 +34,17 @@ _OKABE_ITO: tuple[Color, ...] = (
 )
 _SHADES = (0.0, -0.35, 0.45, -0.55, 0.65)  # toward black below 0, toward white above
 
-_VALUE_COLUMNS = ("index", "value", "id", "label")
+_VALUE_COLUMNS = ("index", "value", "id", "labelvalue", "label")
 _NAME_COLUMNS = ("name", "structure", "label")
 _COLOR_COLUMNS = ("color", "colour")
 _NOTHING = ("", "n/a")
 _NO_LABEL = "Clear Label"  # what ITK-SNAP calls background
 
-_ITK_SNAP_LINE = re.compile(r'^\s*(-?\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+[\d.]+\s+[01]\s+[01]\s+"(.*)"\s*$')
-_FREESURFER_LINE = re.compile(r"^\s*(-?\d+)\s+(\S+)\s+(\d+)\s+(\d+)\s+(\d+)\s+\d+\s*$")
+_REAL = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_ITK_SNAP_LINE = re.compile(rf'^\s*(-?\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+{_REAL}\s+[01]\s+[01]\s+"(.*)"\s*$', re.ASCII)
+# value, name, red, green, blue, alpha; and in some tables the type of the tissue, or another column
+_FREESURFER_LINE = re.compile(r"^\s*(-?\d+)\s+(\S+)\s+(\d+)\s+(\d+)\s+(\d+)\s+\d+(?:\s+-?\d+)?\s*$", re.ASCII)
+_MAX_VALUE = 2**31 - 1  # labels are 32 bits in a volume
 
 
 def default_color(value: int) -> Color:
@@ -97,35 +103,31 @@ class Label:
         for text in (self.name, self.group, self.abbreviation):
             if text is not None and (text.strip().lower() in _NOTHING or re.search(r"[\t\r\n]", text)):
                 raise InputError(f"label {self.value}: a name on one line without tabs is wanted, got {text!r}")
+        if not -_MAX_VALUE - 1 <= self.value <= _MAX_VALUE:
+            raise InputError(f"label {self.value} ({self.name}): expected a value of 32 bits, got {self.value}")
         if self.color is not None and (len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color)):
             raise InputError(f"label {self.value} ({self.name}): a colour is three numbers in 0..255, got {self.color}")
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Labels in the order of their file, each value and each name once.
+    """Labels in the order of their file, each value once; a name may be given to several.
 
     Raises
     ------
     InputError
-        A value or a name occurs twice.
+        A value occurs twice.
     """
 
     labels: tuple[Label, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
-        names: dict[str, int] = {}
         values: dict[int, str] = {}
         for label in self.labels:
             if label.value in values:
                 raise InputError(f"label {label.value} is listed twice: as {values[label.value]!r} and {label.name!r}")
-            if label.name in names:
-                raise InputError(
-                    f"the name {label.name!r} is given to two labels: {names[label.name]} and {label.value}"
-                )
             values[label.value] = label.name
-            names[label.name] = label.value
 
     @classmethod
     def from_values(cls, values: Iterable[int]) -> LabelTable:
@@ -137,8 +139,11 @@ class LabelTable:
         return {label.value: label for label in self.labels}
 
     @cached_property
-    def _by_name(self) -> dict[str, Label]:
-        return {label.name: label for label in self.labels}
+    def _by_name(self) -> dict[str, list[Label]]:
+        named: dict[str, list[Label]] = {}
+        for label in self.labels:
+            named.setdefault(label.name, []).append(label)
+        return named
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -192,11 +197,14 @@ class LabelTable:
         Raises
         ------
         InputError
-            The table has no such name.
+            The table has no such name, or gives it to several labels.
         """
         if name not in self._by_name:
             raise InputError(f"the label table has no label called {name!r}; it has {_listed(self._by_name)}")
-        return self._by_name[name].value
+        found = [label.value for label in self._by_name[name]]
+        if len(found) > 1:
+            raise InputError(f"the label table gives the name {name!r} to {_listed(found)}: give the number instead")
+        return found[0]
 
     def not_annotated_in(self, atlas_id: str) -> frozenset[int]:
         """Values that nobody drew in the atlas of that id, as far as this table says."""
@@ -208,29 +216,8 @@ class LabelTable:
         return LabelTable((*self.labels, *(Label(value, self.name(value), default_color(value)) for value in missing)))
 
 
-def read_label_table(path: str | Path) -> LabelTable:
-    """Label table of a BIDS TSV, CSV, ITK-SNAP or FreeSurfer file, recognised by its content.
-
-    Raises
-    ------
-    InputError
-        The file is absent, is not text, is in none of these formats, or has a faulty line. The message names file and
-        line.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: a label table must be text in UTF-8 ({error.reason} at byte {error.start})"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: the label table cannot be read: {error.strerror or error}") from error
-    return parse_label_table(text, source=str(path))
-
-
 def parse_label_table(text: str, *, source: str = "label table") -> LabelTable:
-    """Label table from text in any of the known formats.
+    """Label table from text in any of the known formats. Warns where a name is given to several labels.
 
     Parameters
     ----------
@@ -244,6 +231,13 @@ def parse_label_table(text: str, *, source: str = "label table") -> LabelTable:
     InputError
         The text is in none of the formats, or has a faulty line: the message holds `source` and the line's number.
     """
+    try:
+        return _parse(text, source)
+    except csv.Error as error:
+        raise InputError(f"{source}: expected a label table, got lines that are none ({error}).") from error
+
+
+def _parse(text: str, source: str) -> LabelTable:
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     content = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
     if not content:
@@ -291,6 +285,10 @@ def format_label_table(table: LabelTable, format: TableFormat = "bids") -> str:
         return "\n".join(rows) + "\n"
     if format == "freesurfer":
         short = LabelTable(tuple(replace(label, name=re.sub(r"\s+", "_", label.name.strip())) for label in table))
+        for name, labels in short._by_name.items():
+            if len({table[label.value].name for label in labels}) > 1:
+                values = " and ".join(str(label.value) for label in labels)
+                raise InputError(f"FreeSurfer's names have no spaces: {name!r} would be given to two labels: {values}")
         rows = ["# No. LabelName R G B A"]
         rows += [f"{x.value} {x.name} {' '.join(str(part) for part in short.color(x.value))} 0" for x in short]
         return "\n".join(rows) + "\n"
@@ -304,13 +302,17 @@ def _listed(items: Iterable[object], most: int = 12) -> str:
 
 
 def _table(rows: Sequence[tuple[int, Label]], source: str) -> LabelTable:
-    lines: dict[int | str, int] = {}
+    lines: dict[int, int] = {}
+    named: dict[str, list[int]] = {}
     for number, label in rows:
-        for key in (label.value, label.name):
-            if key in lines:
-                what = "value" if isinstance(key, int) else "name"
-                raise InputError(f"{source}, line {number}: the {what} {key!r} was given in line {lines[key]} already")
-            lines[key] = number
+        if label.value in lines:
+            first = lines[label.value]
+            raise InputError(f"{source}, line {number}: the value {label.value} was given in line {first} already")
+        lines[label.value] = number
+        named.setdefault(label.name, []).append(label.value)
+    for name, values in named.items():
+        if len(values) > 1:
+            log.warning("%s: the name %r is given to the labels %s", source, name, _listed(values))
     return LabelTable(tuple(label for _, label in rows))
 
 
@@ -375,10 +377,14 @@ def _from_row(row: dict[str, str]) -> Label:
 
 
 def _whole(text: str, column: str) -> int:
+    """A whole number, which may be written ``1.0``."""
     try:
         return int(text)
     except ValueError:
-        raise InputError(f"a whole number is wanted as {column}, got {text!r}") from None
+        number = float(text) if re.fullmatch(_REAL, text, re.ASCII) else float("nan")
+        if not number.is_integer() or abs(number) > _MAX_VALUE:
+            raise InputError(f"a whole number is wanted as {column}, got {text[:40]!r}") from None
+        return int(number)
 
 
 def _hex(text: str) -> Color:
@@ -389,7 +395,7 @@ def _hex(text: str) -> Color:
 
 
 def _channels(row: dict[str, str]) -> Color | None:
-    for names in (("r", "g", "b"), ("red", "green", "blue")):
+    for names in (("r", "g", "b"), ("red", "green", "blue"), ("color_r", "color_g", "color_b")):
         if all(name in row for name in names):
             red, green, blue = (_whole(row[name], name) for name in names)
             return red, green, blue

@@ -21,7 +21,8 @@ from hypothesis.extra import numpy as hnp
 
 from atlasseg import io
 from atlasseg.errors import GeometryError, InputError, OutputError
-from atlasseg.labels import Label, LabelTable, read_label_table
+from atlasseg.io import read_label_table
+from atlasseg.labels import Label, LabelTable
 from atlasseg.volume import Image, LabelMap, Mask, ProbabilityMap, SourceHeader
 
 SHAPE = (7, 9, 5)

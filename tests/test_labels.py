@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlasseg.errors import InputError
-from atlasseg.labels import Label, LabelTable, default_color, format_label_table, parse_label_table, read_label_table
+from atlasseg.io import read_label_table
+from atlasseg.labels import Label, LabelTable, default_color, format_label_table, parse_label_table
 
 FORMATS = ["bids", "csv", "itk-snap", "freesurfer"]
 
@@ -127,7 +128,7 @@ def test_freesurfer_names_lose_their_spaces_and_clashes_are_refused():
     assert (
         parse_label_table(format_label_table(LabelTable((Label(3, "Left CA1"),)), "freesurfer")).name(3) == "Left_CA1"
     )
-    with pytest.raises(InputError, match="two labels: 3 and 4"):
+    with pytest.raises(InputError, match="'CA_1' would be given to two labels: 3 and 4"):
         format_label_table(LabelTable((Label(3, "CA 1"), Label(4, "CA_1"))), "freesurfer")
 
 
@@ -146,7 +147,9 @@ def test_itk_snap_names_lose_their_double_quotes():
     ("text", "line", "reason"),
     [
         ("index\tname\n1\ta\n1\tb\n", 3, "value 1 was given in line 2"),
-        ("index\tname\n1\ta\n\n2\ta\n", 4, "name 'a' was given in line 2"),
+        ("index\tname\n1\ta\n\n1.0\tb\n", 4, "value 1 was given in line 2"),
+        ("index\tname\n1e99\ta\n", 2, "whole number is wanted as value, got '1e99'"),
+        ("index\tname\n99999999999\ta\n", 2, "expected a value of 32 bits"),
         ("index\tname\n1.5\ta\n", 2, "whole number is wanted as value, got '1.5'"),
         ("index\tname\n1\ta\tmore\n", 2, "2 columns are wanted"),
         ("index\tname\n1\t\n", 2, "both a value and a name"),
@@ -187,13 +190,62 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         read_label_table(binary)
 
 
+def test_a_value_given_twice_is_refused():
+    with pytest.raises(InputError, match="label 1 is listed twice: as 'a' and 'b'"):
+        LabelTable((Label(1, "a"), Label(1, "b")))
+
+
+def test_a_name_given_twice_is_told_and_no_error(caplog):
+    table = parse_label_table("index\tname\n1\tcortex\n2\tvein\n3\tcortex\n", source="t.tsv")
+    assert [label.name for label in table] == ["cortex", "vein", "cortex"]
+    assert "t.tsv: the name 'cortex' is given to the labels 1, 3" in caplog.text
+    assert (table.name(1), table.name(3), table.value("vein")) == ("cortex", "cortex", 2)
+    with pytest.raises(InputError, match="gives the name 'cortex' to 1, 3: give the number instead"):
+        table.value("cortex")
+    for form in FORMATS:
+        assert parse_label_table(format_label_table(table, form)).values == (1, 2, 3)
+
+
 @pytest.mark.parametrize(
-    "labels",
-    [(Label(1, "a"), Label(1, "b")), (Label(1, "a"), Label(2, "a"))],
+    ("text", "rows"),
+    [
+        (
+            "#No. Label Name:  R G B A\n\n0  Unknown  0 0 0 0\n10 Left-Alpha 0 118 14 0\n"
+            "# more\n901 Left-Beta  0 80 0 0 2\n",
+            [(0, "Unknown", (0, 0, 0)), (10, "Left-Alpha", (0, 118, 14)), (901, "Left-Beta", (0, 80, 0))],
+        ),
+        (
+            "  0  Unknown  0 0 0 0 -1\n  2  Left-White-Matter  245 245 245 0 2\n",
+            [(0, "Unknown", (0, 0, 0)), (2, "Left-White-Matter", (245, 245, 245))],
+        ),
+        (
+            "LabelValue,Name,Color_R,Color_G,Color_B,Color_A,Category\n1,Left hippocampus,128,174,128,255,SCT\n"
+            '2,"Kidney, left",241,214,145,255,SCT\n',
+            [(1, "Left hippocampus", (128, 174, 128)), (2, "Kidney, left", (241, 214, 145))],
+        ),
+        ('1 255 0 0 1e-05 1 1 "Noyau"\n2 0 1 2 .5 0 1 "b"\n3 0 1 2 1.E+0 1 0 "c"\n', None),
+        ("index,name\n1.0,A\n2.0,B\n", [(1, "A", default_color(1)), (2, "B", default_color(2))]),
+        ("index\tname\tr\tg\tb\n3e0\tA\t1.0\t2\t255.0\n", [(3, "A", (1, 2, 255))]),
+    ],
+    ids=["seventh column", "tissue type -1", "slicer", "scientific alpha", "float index", "float colours"],
 )
-def test_duplicates_are_refused(labels):
-    with pytest.raises(InputError, match=r"twice|two labels"):
-        LabelTable(labels)
+def test_tables_as_programs_write_them_are_read(text, rows):
+    found = [
+        (label.value, label.name, table.color(label.value)) for table in [parse_label_table(text)] for label in table
+    ]
+    assert found == (rows or [(1, "Noyau", (255, 0, 0)), (2, "b", (0, 1, 2)), (3, "c", (0, 1, 2))])
+
+
+def test_what_csv_cannot_hold_is_an_input_error():
+    with pytest.raises(InputError, match=r"t\.csv: expected a label table"):
+        parse_label_table("index,name\n1," + "a" * 200_000 + "\n", source="t.csv")
+
+
+def test_a_file_too_large_for_a_table_is_not_read(tmp_path):
+    with (tmp_path / "t.tsv").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(InputError, match=r"t\.tsv: expected a label table of at most 16777216 bytes"):
+        read_label_table(tmp_path / "t.tsv")
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\tb", "a\nb", "n/a"])

@@ -20,8 +20,9 @@ import numpy as np
 from atlasseg import io
 from atlasseg.atlases.library import grid_difference, read_library
 from atlasseg.errors import InputError
+from atlasseg.io import read_label_table
 from atlasseg.itk import is_orthonormal
-from atlasseg.labels import LabelTable, read_label_table
+from atlasseg.labels import LabelTable
 from atlasseg.volume import Grid, Image, LabelMap, Mask
 
 Severity = Literal["error", "warning", "note"]
@@ -117,7 +118,10 @@ def _examine(root: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
     for path in (root / name for name in ("labels.tsv", "labels.csv", "labels.txt")):
         if path.is_file():
             try:
-                table = read_label_table(path)
+                named: list[Finding] = []
+                with _warnings_as_findings(path, named):
+                    table = read_label_table(path)
+                yield from named
             except InputError as error:
                 yield Finding("error", path, str(error), "mend the line that is named")
     has_probabilities = (root / "probabilities").is_dir()

@@ -3,7 +3,7 @@
 ::
 
     LIBRARY/images/ID.nii.gz          scans, one an atlas (or ID/, a DICOM series)
-    LIBRARY/labels/ID.nii.gz          their labels, each on the grid of its own scan
+    LIBRARY/labels/ID.nii.gz          their labels, each on the grid of its own scan (Slicer's ID.seg.nrrd too)
     LIBRARY/labels/ID.json            optional: {"not_annotated": [3, "amygdala"]}, what nobody drew in that atlas
     LIBRARY/masks/ID.nii.gz           optional: where the scan is to be looked at
     LIBRARY/labels.tsv                optional: what the labels mean (also .csv or .txt: any label table)
@@ -25,7 +25,8 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.labels import LabelTable, read_label_table
+from atlasseg.io import read_label_table
+from atlasseg.labels import Label, LabelTable
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
 log = logging.getLogger(__name__)
@@ -227,13 +228,13 @@ def read_library(folder: str | Path, *more: str | Path) -> AtlasLibrary:
 
 def _library_in(root: Path) -> AtlasLibrary:
     """The atlases in one folder."""
-    images = _volumes_in(_folder(root) / "images")
+    images = _volumes_in(_folder(root) / "images", scans=True)
     if not images:
         raise InputError(
             f"{root / 'images'}: no images found; an atlas library has images/ID.nii.gz and labels/ID.nii.gz"
         )
-    table = _read_table(root)
     labels, masks = _volumes_in(root / "labels"), _volumes_in(root / "masks")
+    table = _read_table(root, labels)
     probabilities = _read_probability_files(root, images, labels, table)
     bare = sorted(images.keys() - labels.keys() - probabilities.keys())
     if bare:
@@ -302,12 +303,12 @@ def _targets_in(path: Path) -> list[Target]:
     if series is not None or not path.is_dir():
         return [Target(io.volume_id(path), path)]
     if not (path / "images").is_dir():
-        images = _volumes_in(path, folders=False)
+        images = _volumes_in(path, folders=False, scans=True)
         # a folder of slices is one scan
         if not images or all(io.is_dicom_name(image) for image in images.values()):
             return [Target(path.resolve().name, path)]
         return [Target(id_, images[id_]) for id_ in sorted(images)]
-    images = _volumes_in(path / "images")
+    images = _volumes_in(path / "images", scans=True)
     if not images:
         raise InputError(f"{path / 'images'}: no images found")
     labels, masks = _volumes_in(path / "labels"), _volumes_in(path / "masks")
@@ -323,15 +324,18 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _volumes_in(folder: Path, *, folders: bool = True) -> dict[str, Path]:
-    """Volumes of a folder by id, a folder within it being a DICOM series; none where there is no folder."""
+def _volumes_in(folder: Path, *, folders: bool = True, scans: bool = False) -> dict[str, Path]:
+    """Volumes of a folder by id, a folder within it being a DICOM series; none where there is no folder.
+
+    With `scans`, segmentations of Slicer (``.seg.nrrd``), which it keeps beside its scans, are left out.
+    """
     found: dict[str, Path] = {}
     if not folder.is_dir():
         return found
     for path in sorted(folder.iterdir()):
         if path.is_dir() and folders and not path.name.startswith("."):
             id_ = path.name
-        elif path.is_file() and io.is_volume(path):
+        elif path.is_file() and io.is_volume(path) and not (scans and io.is_segmentation(path)):
             id_ = io.volume_id(path)
         else:
             continue
@@ -347,11 +351,23 @@ def _check_orphans(images: Mapping[str, Path], others: Mapping[str, Path], kind:
         raise InputError(f"{others[orphans[0]].parent}: {kind} without an image of the same id: {_some(orphans)}")
 
 
-def _read_table(root: Path) -> LabelTable:
+def _read_table(root: Path, labels: Mapping[str, Path]) -> LabelTable:
+    """The table of the library; without one, that of the segments in its segmentations of Slicer."""
     found = [root / name for name in _TABLES if (root / name).is_file()]
     if len(found) > 1:
         raise InputError(f"{root}: several label tables, one is wanted: {', '.join(path.name for path in found)}")
-    return read_label_table(found[0]) if found else LabelTable()
+    if found:
+        return read_label_table(found[0])
+    rows: dict[int, tuple[Label, Path]] = {}
+    for path in (labels[id_] for id_ in sorted(labels) if io.is_segmentation(labels[id_])):
+        for label in read_label_table(path):
+            first, where = rows.setdefault(label.value, (label, path))
+            if first.name != label.name:
+                raise InputError(
+                    f"{path}: expected one meaning of label {label.value} in all atlases, got {label.name!r}, where "
+                    f"{where.name} has {first.name!r}. Give a segment the same label value in every file."
+                )
+    return LabelTable(tuple(rows[value][0] for value in sorted(rows)))
 
 
 def _not_annotated(root: Path, images: Mapping[str, Path], table: LabelTable) -> dict[str, frozenset[int]]:

@@ -36,7 +36,8 @@ from atlasseg.compute.execution import Listener, Outcome
 from atlasseg.compute.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.files import files_together
-from atlasseg.labels import LabelTable, read_label_table
+from atlasseg.io import read_label_table
+from atlasseg.labels import LabelTable
 from atlasseg.recipe import Recipe, with_paths
 from atlasseg.version import __version__
 

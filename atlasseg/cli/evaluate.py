@@ -37,7 +37,7 @@ def evaluate(
     from atlasseg.app.outputs import metrics_table, write_table
     from atlasseg.cli._tables import print_table
     from atlasseg.evaluation import evaluate as measure
-    from atlasseg.labels import read_label_table
+    from atlasseg.io import read_label_table
     from atlasseg.recipe import Evaluation
 
     if tolerance_mm is None:

@@ -25,7 +25,9 @@ from atlasseg.io.images import write_label_map as write_label_map
 from atlasseg.io.images import write_mask as write_mask
 from atlasseg.io.probabilities import read_probability_map as read_probability_map
 from atlasseg.io.probabilities import write_probability_map as write_probability_map
+from atlasseg.io.segmentations import is_segmentation as is_segmentation
 from atlasseg.io.tables import read_json as read_json
+from atlasseg.io.tables import read_label_table as read_label_table
 from atlasseg.io.tables import write_json as write_json
 from atlasseg.io.tables import write_label_table as write_label_table
 from atlasseg.io.tables import write_text as write_text
@@ -33,4 +35,3 @@ from atlasseg.io.tables import write_tsv as write_tsv
 from atlasseg.io.transforms import read_ants_transforms as read_ants_transforms
 from atlasseg.io.transforms import read_transform as read_transform
 from atlasseg.io.transforms import write_transform as write_transform
-from atlasseg.labels import read_label_table as read_label_table

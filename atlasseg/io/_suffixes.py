@@ -18,10 +18,14 @@ _SERIES = re.compile(r"#([0-9.]+)$")
 
 
 def volume_id(path: str | Path) -> str:
-    """Name of a volume's file without its suffixes: ``scan`` of ``folder/scan.nii.gz``, ``ct_series-2`` of ``ct#2``."""
+    """Name of a volume's file without its suffixes: ``scan`` of ``folder/scan.nii.gz``, ``ct_series-2`` of ``ct#2``.
+
+    A segmentation of Slicer has the name of its scan: ``scan`` of ``scan.seg.nrrd``.
+    """
     name = _SERIES.sub(r"_series-\1", Path(path).name)
     suffix = volume_suffix(name)
-    return name.removesuffix(name[-len(suffix) :]) if suffix else name
+    stem = name.removesuffix(name[-len(suffix) :]) if suffix else name
+    return re.sub(r"(?i)\.seg$", "", stem) if suffix in (".nrrd", ".nhdr") else stem
 
 
 def is_volume(path: str | Path) -> bool:

@@ -14,6 +14,7 @@ from atlasseg.io._opening import read_3d
 from atlasseg.io._source import Like, log, name_file
 from atlasseg.io._suffixes import volume_id
 from atlasseg.io._writing import write_volume
+from atlasseg.io.segmentations import is_segmentation, merge_layers
 from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
 
 _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
@@ -92,17 +93,20 @@ def read_scan(
 def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -> LabelMap:
     """Read a label map; labels are kept exactly, whatever the type on disk.
 
-    Values within 0.001 of a whole number, as scaling by ``scl_slope`` leaves them, are rounded with a warning.
-    `spacing_from` as of :func:`read_image`.
+    The layers of a segmentation of Slicer (``.seg.nrrd``) become one label map; :func:`read_label_table` names its
+    segments. Values within 0.001 of a whole number, as scaling by ``scl_slope`` leaves them, are rounded with a
+    warning. `spacing_from` as of :func:`read_image`.
 
     Raises
     ------
     InputError
-        As :func:`read_image`; and a value is not whole or beyond 32 bits. The message names the file.
+        As :func:`read_image`; and a value is not whole or beyond 32 bits, or segments overlap. The message names the
+        file.
     """
     path = Path(path)
-    raw = read_3d(path, spacing_from=spacing_from)
-    array = raw.array
+    layered = is_segmentation(path)
+    raw = read_3d(path, spacing_from=spacing_from, channels=layered)
+    array = merge_layers(path, raw.array) if layered else raw.array
     if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             whole = np.round(array)

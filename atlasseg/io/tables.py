@@ -11,7 +11,10 @@ from typing import Any
 
 from atlasseg.errors import InputError
 from atlasseg.files import atomic_write
-from atlasseg.labels import LabelTable, TableFormat, format_label_table
+from atlasseg.io.segmentations import is_segmentation, table_of_segments
+from atlasseg.labels import LabelTable, TableFormat, format_label_table, parse_label_table
+
+_MAX_TABLE = 1 << 24
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -27,11 +30,47 @@ def read_json(path: str | Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        if isinstance(error, UnicodeDecodeError):
+            raise InputError(f"{path}: cannot be read: {error}") from error
+        raise InputError(f"{path}: not JSON that can be read: {error}") from error
+    except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: a JSON object is wanted, got {type(found).__name__}")
     return found
+
+
+def read_label_table(path: str | Path) -> LabelTable:
+    """Read a label table.
+
+    Parameters
+    ----------
+    path : path
+        BIDS TSV, CSV (also Slicer's), ITK-SNAP or FreeSurfer, recognised by its content; or a segmentation of Slicer
+        (``.seg.nrrd``), whose header names its segments.
+
+    Raises
+    ------
+    InputError
+        The file is absent, is not text, is in none of these formats, or has a faulty line. The message names file and
+        line.
+    """
+    path = Path(path)
+    if is_segmentation(path):
+        return table_of_segments(path)
+    try:
+        size = path.stat().st_size
+        if size > _MAX_TABLE:
+            raise InputError(f"{path}: expected a label table of at most {_MAX_TABLE} bytes, got a file of {size}.")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: a label table must be text in UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: the label table cannot be read: {error.strerror or error}") from error
+    return parse_label_table(text, source=str(path))
 
 
 def write_json(data: Mapping[str, Any], path: str | Path) -> None:

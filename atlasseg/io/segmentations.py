@@ -1,0 +1,173 @@
+"""Segmentations of Slicer, ``.seg.nrrd``: segments with names and colours, in one layer or several that may overlap."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlasseg.errors import InputError
+from atlasseg.io._source import log
+from atlasseg.io.nrrd import read_nrrd_header
+from atlasseg.labels import Color, Label, LabelTable
+
+_SUFFIXES = (".seg.nrrd", ".seg.nhdr")
+_MAX_SEGMENTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A structure: in layer `layer` of the file its voxels are `stored`; here it is the label `value`."""
+
+    name: str
+    layer: int
+    stored: int
+    value: int
+    color: Color | None
+
+
+def is_segmentation(path: str | Path) -> bool:
+    """Whether the name of a file is that of a segmentation of Slicer."""
+    return Path(path).name.lower().endswith(_SUFFIXES)
+
+
+def read_segments(path: Path) -> tuple[Segment, ...]:
+    """Read what segments a file has.
+
+    A segment keeps its label value. Where two have the same one, since they lie in different layers, all are numbered
+    from 1 in the order of the file, with a warning.
+
+    Raises
+    ------
+    InputError
+        The header is damaged.
+    """
+    header, _ = read_nrrd_header(path)
+    numbers = sorted({int(n) for key in header for n in re.findall(r"^Segment(\d{1,6})_", key)})
+    if len(numbers) > _MAX_SEGMENTS:
+        raise InputError(f"{path}: expected at most {_MAX_SEGMENTS} segments, got {len(numbers)}.")
+    found = []
+    for order, n in enumerate(numbers, start=1):
+        name = _one_line(header.get(f"Segment{n}_Name") or header.get(f"Segment{n}_ID") or "") or f"segment {order}"
+        # files of Slicer 4.10 and before give neither: each segment is a layer of its own
+        layer = _whole(path, header, f"Segment{n}_Layer", n)
+        stored = _whole(path, header, f"Segment{n}_LabelValue", 1)
+        found.append(Segment(name, layer, stored, stored, _color(header.get(f"Segment{n}_Color", ""))))
+    found = _present(path, header, found)
+    if len({segment.stored for segment in found}) == len(found):
+        return tuple(found)
+    numbered = tuple(Segment(s.name, s.layer, s.stored, n, s.color) for n, s in enumerate(found, start=1))
+    log.warning(
+        "%s: segments in different layers share a label value; they are numbered %s",
+        path,
+        ", ".join(f"{segment.value} {segment.name!r}" for segment in numbered),
+    )
+    return numbered
+
+
+def table_of_segments(path: Path) -> LabelTable:
+    """Make a label table of the segments of a file.
+
+    Raises
+    ------
+    InputError
+        The header is damaged, or names no segment.
+    """
+    segments = read_segments(path)
+    if not segments:
+        raise InputError(f"{path}: expected a segmentation of Slicer, found no segment in its header.")
+    try:
+        return LabelTable(tuple(Label(segment.value, segment.name, segment.color) for segment in segments))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def merge_layers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
+    """Make one label map of the layers of a file.
+
+    Parameters
+    ----------
+    path : Path
+    array : (I, J, K) or (I, J, K, layers)
+
+    Returns
+    -------
+    (I, J, K) array
+
+    Raises
+    ------
+    InputError
+        Two segments overlap. The message names them, and how many voxels they share.
+    """
+    segments = read_segments(path)
+    if array.ndim == 3:
+        return array
+    merged = np.zeros(array.shape[:3], np.int32)
+    named = np.zeros(array.shape, bool)
+    for segment in segments:
+        inside = array[..., segment.layer] == segment.stored
+        named[..., segment.layer] |= inside
+        shared = np.unique(merged[inside])
+        shared = shared[shared != 0]
+        if shared.size:
+            other = next(one for one in segments if one.value == shared[0])
+            count = int((merged[inside] == shared[0]).sum())
+            raise InputError(
+                f"{path}: expected one label a voxel, but the segments {other.name!r} and {segment.name!r} overlap in "
+                f"{count} voxels, in layers {other.layer} and {segment.layer}. Write them into files of their own."
+            )
+        merged[inside] = segment.value
+    left = int(np.count_nonzero(array[~named]))
+    if left:
+        log.warning("%s: %d voxels have values of no segment; they are background", path, left)
+    return merged
+
+
+def _present(path: Path, header: dict[str, str], segments: list[Segment]) -> list[Segment]:
+    """The segments whose layer is in the file, which must differ in layer or label value."""
+    count = int(header["sizes"].split()[0]) if header.get("dimension") == "4" and header.get("sizes") else 1
+    absent = [segment.name for segment in segments if not 0 <= segment.layer < count]
+    if absent:
+        log.warning(
+            "%s: its header has the segments %s in layers that the file lacks; they are left out",
+            path,
+            ", ".join(map(repr, absent)),
+        )
+    present = [segment for segment in segments if 0 <= segment.layer < count]
+    places: dict[tuple[int, int], str] = {}
+    for segment in present:
+        other = places.setdefault((segment.layer, segment.stored), segment.name)
+        if other is not segment.name:
+            raise InputError(
+                f"{path}: expected a label value of its own for each segment of a layer, but {other!r} and "
+                f"{segment.name!r} have {segment.stored} in layer {segment.layer}. Save the segmentation again."
+            )
+    return present
+
+
+def _one_line(text: str) -> str:
+    name = " ".join(text.replace("\\n", " ").split())
+    return "" if name.lower() == "n/a" else name
+
+
+def _whole(path: Path, header: dict[str, str], key: str, default: int) -> int:
+    text = header.get(key, str(default)).strip()
+    if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
+        raise InputError(f"{path}: expected a whole number as {key}, got {text[:40]!r}.")
+    return int(text)
+
+
+def _color(text: str) -> Color | None:
+    """Three fractions of 1, as bytes."""
+    try:
+        parts = [float(part) for part in text.split()]
+    except ValueError:
+        return None
+    if len(parts) != 3 or not all(0 <= part <= 1 for part in parts):
+        return None
+    red, green, blue = (round(255 * part) for part in parts)
+    return red, green, blue
