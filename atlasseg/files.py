@@ -17,6 +17,39 @@ from pathlib import Path
 from atlasseg.errors import InputError, OutputError
 
 
+def checked_path(path: object, what: str = "path") -> Path:
+    """A path, of text or of a path-like object that is not empty.
+
+    Raises
+    ------
+    InputError
+        It is something else: the message names `what`.
+
+    Examples
+    --------
+    >>> checked_path("scan.nii.gz").suffixes
+    ['.nii', '.gz']
+    """
+    if not isinstance(path, str | os.PathLike) or not str(path).strip():
+        shown = repr(path) if isinstance(path, str) else "None" if path is None else f"a {type(path).__name__}"
+        raise InputError(f"{what}: expected the path of a file or folder, got {shown}.")
+    return Path(path)
+
+
+def checked_content(value: object, kind: type, path: str | Path) -> None:
+    """Refuse to write what is not of the `kind` that the file is for.
+
+    Raises
+    ------
+    InputError
+        The message names file, expected and actual type.
+    """
+    if not isinstance(value, kind):
+        name, got = kind.__name__, "None" if value is None else type(value).__name__
+        article = "an" if name[0] in "AEIOU" else "a"
+        raise InputError(f"{path}: expected {article} {name} to write, got {got}.")
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; on leaving it becomes `path`, unless anything went wrong: then nothing remains.

@@ -8,8 +8,10 @@ Everything here gives the same bits for any number of threads.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, overload
 
 import numba
@@ -17,9 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from atlasseg.errors import InputError
+from atlasseg.errors import GeometryError, InputError
 from atlasseg.transforms import EDGE_VOXELS, Affine, Transform, inverse_matrix, slabs
 from atlasseg.volume import Float64, Grid, Image, Int32, LabelMap, Mask, ProbabilityMap
+
+log = logging.getLogger(__name__)
 
 ImageInterpolation = Literal["linear", "cubic", "nearest"]
 LabelInterpolation = Literal["linear", "gaussian", "nearest"]
@@ -219,6 +223,44 @@ def coverage(volume_grid: Grid, grid: Grid, transform: Transform | None = None) 
         near = (index >= -EDGE_VOXELS) & (index <= last + EDGE_VOXELS)
         inside[start:stop] = near.all(axis=1).reshape(stop - start, *grid.shape[1:])
     return Mask(inside, grid.affine)
+
+
+def stack_channels(images: Sequence[Image]) -> tuple[Image, Mask]:
+    """Images of one scene, such as modalities of a scan, as the channels of one image.
+
+    Parameters
+    ----------
+    images : sequence of Image
+        One or more. The others are resampled onto the grid of the first where theirs differs, lying where their headers
+        say, with a warning.
+
+    Returns
+    -------
+    Image
+        (I, J, K, C), or the only image as it is.
+    Mask
+        Where all of them reach.
+
+    Raises
+    ------
+    GeometryError
+        One does not overlap the first in space.
+    """
+    first = images[0]
+    known, channels = np.ones(first.shape, bool), [first.channels]
+    for other in images[1:]:
+        if not other.grid.matches(first.grid):
+            reached = coverage(other.grid, first.grid).array
+            if not reached.any():
+                raise GeometryError(f"{other.name or 'image'}: does not overlap {first.name or 'the first'} in space")
+            log.warning(
+                "%s: on another grid than %s; it is resampled, lying where the header says", other.name, first.name
+            )
+            known = known & reached
+            other = resample(other, first.grid)
+        channels.append(other.channels)
+    stacked = replace(first, array=np.concatenate(channels, axis=3)) if len(channels) > 1 else first
+    return stacked, Mask(known, first.affine, first.name)
 
 
 def smooth(image: Image, sigma_mm: float | ArrayLike) -> Image:

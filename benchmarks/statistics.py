@@ -158,7 +158,7 @@ def fusion(given: argparse.Namespace) -> None:
         for name, labels, seconds in every_way(atlas.image, foreground(atlas.image)):
             row = " | ".join(f"{d:.4f}" for d in dice(labels, truth))
             print(f"| {id_} | {name} | {row} | {seconds:.1f} |", flush=True)
-    from atlasseg.app.compare import compare, overview
+    from atlasseg.app.compare import compare
 
     data = given.data.resolve() / "hippocampus"
     with tempfile.TemporaryDirectory() as out:
@@ -168,7 +168,7 @@ def fusion(given: argparse.Namespace) -> None:
         )
         found = compare(recipe, FUSIONS)
     print(f"\nhippocampus, {len(found.scores)} targets, {len(read_library(data / 'atlases').ids)} atlases\n")
-    print(overview(found).to_string(index=False))
+    print(found.overview().to_string(index=False))
     print(found.tests.to_string(index=False), flush=True)
 
 

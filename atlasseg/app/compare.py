@@ -23,7 +23,7 @@ from atlasseg.compute.execution import Listener, Outcome, Phase, over_targets
 from atlasseg.compute.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
-from atlasseg.evaluation.comparison import Ranking, paired_tests, ranking
+from atlasseg.evaluation.comparison import Comparison
 from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.pipeline import Progress, Segmentation, align, check_provenance, fuse
 from atlasseg.recipe import Recipe, with_methods
@@ -44,27 +44,10 @@ class Fused:
     summary: TargetSummary
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """What `compare` found.
+@dataclass(frozen=True, eq=False, repr=False)
+class CohortComparison(Comparison):
+    """A comparison over the targets of a recipe, with the outcome of each target."""
 
-    Parameters
-    ----------
-    metrics : DataFrame
-        Long form: target, method, label, name, metric, value, note; seconds and peak memory are metrics too.
-    scores : DataFrame
-        Mean Dice over the labels: one row a target, one column a method. Targets on which a method has no Dice are left
-        out of it, and so of tests and ranking.
-    tests : DataFrame
-        Every pair of methods, see `paired_tests`.
-    ranking : Ranking
-    outcomes : list of Outcome
-    """
-
-    metrics: pd.DataFrame
-    scores: pd.DataFrame
-    tests: pd.DataFrame
-    ranking: Ranking
     outcomes: list[Outcome[Fused]]
 
 
@@ -76,7 +59,7 @@ def compare(
     listener: Listener | None = None,
     cache: Path | None = None,
     limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
-) -> Comparison:
+) -> CohortComparison:
     """Segment the targets in every way of `names` on the same registrations, and compare.
 
     Parameters
@@ -96,7 +79,7 @@ def compare(
 
     Returns
     -------
-    Comparison
+    CohortComparison
         Also written to the output folder: ``comparison.tsv``, ``comparison_tests.tsv``, ``comparison_ranks.tsv`` and
         ``comparison.html``, and each target's segmentations; where the recipe wants reports, also ``index.html``, the
         page of the cohort by the recipe's own way (the first, where that is not among them), and a page of each target
@@ -145,7 +128,7 @@ def compare(
     outputs.write_table(metrics, out / "comparison.tsv")
     found = rank_methods(metrics, done)
     outputs.write_table(found.tests, out / "comparison_tests.tsv")
-    outputs.write_table(rank_table(found.ranking), out / "comparison_ranks.tsv")
+    outputs.write_table(found.ranking.to_frame(), out / "comparison_ranks.tsv")
     from atlasseg.report.comparison import comparison_sections, render_comparison
 
     page = render_comparison(
@@ -184,63 +167,10 @@ def collect_metrics(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def rank_methods(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> Comparison:
-    """Scores, tests and ranks over the targets on which every method has a Dice.
-
-    Raises
-    ------
-    InputError
-        There is no such target.
-    """
-    dice = metrics[(metrics["metric"] == "dice") & metrics["label"].notna()]
-    means = dice.pivot_table(index="target", columns="method", values="value", aggfunc="mean", sort=False)
-    means = means.reindex(index=metrics["target"].unique().tolist(), columns=metrics["method"].unique().tolist())
-    scores, unknown = means.dropna(), means.isna().to_numpy()
-    left_out = [
-        f"{target} ({', '.join(means.columns[row])})"
-        for target, row in zip(means.index, unknown, strict=True)
-        if row.any()
-    ]
-    if left_out:
-        log.warning("no Dice, so these targets are left out of tests and ranks: %s", "; ".join(left_out))
-    if scores.empty:
-        raise InputError(f"no target has a Dice of every method: {'; '.join(left_out)}; its other measures are written")
-    return Comparison(metrics, scores, paired_tests(scores), ranking(scores), list(done))
-
-
-def rank_table(ranking: Ranking) -> pd.DataFrame:
-    """One row a method, best first: method, mean_rank; and in every row alike friedman_p and critical_difference."""
-    table = ranking.mean_rank.rename("mean_rank").rename_axis("method").reset_index()
-    return table.assign(friedman_p=ranking.friedman_p, critical_difference=ranking.critical_difference)
-
-
-def overview(found: Comparison) -> pd.DataFrame:
-    """One row a method, best first: its Dice over the targets, mean HD95, calibration, cost and rank."""
-    import pandas as pd
-
-    metrics = found.metrics
-    of_labels = metrics[metrics["label"].notna() | (metrics["name"] == "all")]
-    per_target = of_labels.groupby(["method", "metric", "target"])["value"].mean()
-
-    def mean(method: str, metric: str) -> float:
-        return float(per_target[method, metric].mean())
-
-    return pd.DataFrame(
-        [
-            {
-                "method": method,
-                "Dice": found.scores[method].mean(),
-                "sd": found.scores[method].std(),
-                "worst": found.scores[method].min(),
-                "HD95 (mm)": mean(method, "hausdorff_95_mm"),
-                "calibration error": mean(method, "expected_calibration_error"),
-                "seconds": mean(method, "seconds"),
-                "peak MB": mean(method, "peak_memory_mb"),
-                "mean rank": rank,
-            }
-            for method, rank in found.ranking.mean_rank.items()
-        ]
-    )
+def rank_methods(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> CohortComparison:
+    """Scores, tests and ranks over the targets on which every method has a Dice; errors as of `Comparison.of`."""
+    found = Comparison.of(metrics)
+    return CohortComparison(metrics, found.scores, found.tests, found.ranking, list(done))
 
 
 def _fuse_every_variant(

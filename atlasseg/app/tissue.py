@@ -14,7 +14,6 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.app import outputs
-from atlasseg.app.priors import Prior, on_scan, read_prior
 from atlasseg.atlases.library import Target, read_targets
 from atlasseg.compute.execution import Listener, Outcome, capture_logs, over_targets
 from atlasseg.compute.workers import Workers
@@ -23,8 +22,9 @@ from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.labels import Label, LabelTable, default_color
 from atlasseg.pipeline import Progress
 from atlasseg.preprocessing.foreground import foreground
+from atlasseg.priors import Prior, on_scan, read_prior
 from atlasseg.recipe import Recipe
-from atlasseg.resampling import coverage, resample
+from atlasseg.resampling import resample, stack_channels
 from atlasseg.tissues import Tissues
 from atlasseg.volume import Image, Mask
 
@@ -166,23 +166,11 @@ def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, rec
     GeometryError
         A mask is not on the scan's grid, or a modality does not reach the scan.
     """
-    image, finite = io.read_scan(target.image, channels=True)
-    channels = [image.channels]
-    known = np.ones(image.shape, bool) if finite is None else finite.array
-    for path in modalities:
-        other, its_known = io.read_scan(path, channels=True)
-        if not other.grid.matches(image.grid):
-            reached = coverage(other.grid, image.grid).array
-            if not reached.any():
-                raise GeometryError(f"{path}: it does not overlap {target.image} in space")
-            log.warning("%s: on another grid than %s; it is resampled, lying where the header says", path, target.image)
-            known = known & reached
-            its_known = its_known and resample(its_known, image.grid)
-            other = resample(other, image.grid)
-        channels.append(other.channels)
-        known = known if its_known is None else known & its_known.array
-    if len(channels) > 1:
-        image = replace(image, array=np.concatenate(channels, axis=3))
+    read = [io.read_scan(path, channels=True) for path in (target.image, *modalities)]
+    image, reached = stack_channels([scan for scan, _ in read])
+    known = reached.array
+    for _, finite in read:
+        known = known if finite is None else known & resample(finite, image.grid).array
     inside = _region(target, mask, image, recipe)
     region = inside.array & known
     if not region.any():

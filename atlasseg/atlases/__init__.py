@@ -1,1 +1,5 @@
 """Atlases: libraries of labelled scans, and what is wrong with one."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

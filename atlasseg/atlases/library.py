@@ -25,6 +25,7 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.files import checked_path
 from atlasseg.io import read_label_table
 from atlasseg.labels import Label, LabelTable
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
@@ -216,7 +217,7 @@ def read_library(folder: str | Path, *more: str | Path) -> AtlasLibrary:
         A folder is absent or holds no images; an id occurs twice; an image lacks its labels or labels their image; a
         label table or sidecar is faulty. The message names folder, files and ids.
     """
-    parts = [_library_in(Path(each)) for each in (folder, *more)]
+    parts = [_library_in(checked_path(each, "library")) for each in (folder, *more)]
     found: dict[str, AtlasFiles] = {}
     for atlas in (atlas for part in parts for atlas in part.atlases):
         if atlas.id in found:
@@ -286,7 +287,7 @@ def read_targets(paths: str | Path | Iterable[str | Path]) -> tuple[Target, ...]
         A path is absent, a folder holds no scan, or an id occurs twice. The message names them.
     """
     targets: dict[str, Target] = {}
-    for path in [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]:
+    for path in _paths(paths):
         for target in _targets_in(path):
             if target.id in targets and targets[target.id].image != target.image:
                 raise InputError(f"two targets are called {target.id!r}: {targets[target.id].image} and {target.image}")
@@ -294,6 +295,12 @@ def read_targets(paths: str | Path | Iterable[str | Path]) -> tuple[Target, ...]
     if not targets:
         raise InputError("no targets are given")
     return tuple(targets.values())
+
+
+def _paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """One path or several, each checked."""
+    many = isinstance(paths, Iterable) and not isinstance(paths, str | Mapping) and not hasattr(paths, "__array__")
+    return [checked_path(path, "targets") for path in (paths if many and not isinstance(paths, Path) else [paths])]
 
 
 def _targets_in(path: Path) -> list[Target]:

@@ -76,7 +76,6 @@ def compare(
     announce(f"compare: read the recipe {recipe}" if recipe else "compare: read the atlases")
     from atlasseg import methods
     from atlasseg.app.compare import compare as compare_methods
-    from atlasseg.app.compare import overview
     from atlasseg.cli._tables import print_table
     from atlasseg.recipe import with_paths
 
@@ -89,7 +88,7 @@ def compare(
         found = compare_methods(
             checked, chosen, workers=workers, listener=progress, cache=cache, limit_bytes=int(1e9 * cache_limit)
         )
-    print_table(overview(found), title=f"mean over {len(found.scores)} targets")
+    print_table(found.overview(), title=f"mean over {len(found.scores)} targets")
     print_table(found.tests.drop(columns="median_difference"), title="mean Dice, every two methods")
     typer.echo(
         f"mean ranks differ where they lie {found.ranking.critical_difference:.2f} or more apart (Nemenyi, 0.05)"

@@ -1,6 +1,17 @@
 """How good a segmentation is: overlap, surface distances, calibration, and tests of one method against another."""
 
+import lazy_loader as _lazy
+
 from atlasseg.evaluation.result import FOREGROUND, EvaluationResult, Score, mean_over_labels
 from atlasseg.evaluation.table import evaluate
 
 __all__ = ["FOREGROUND", "EvaluationResult", "Score", "evaluate", "mean_over_labels"]
+
+__getattr__, _dir, _submodules = _lazy.attach(
+    __name__,
+    ["calibration", "comparison", "disagreement", "overlap", "prediction", "result", "surface", "table"],
+)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_submodules]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +13,16 @@ from atlasseg.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
+
+OVERVIEW = {
+    "hausdorff_95_mm": "HD95 (mm)",
+    "expected_calibration_error": "calibration error",
+    "seconds": "seconds",
+    "peak_memory_mb": "peak MB",
+}
+"""Metrics of a comparison's overview beside Dice and rank, with the titles of their columns."""
 
 
 class Ranking(NamedTuple):
@@ -30,6 +42,88 @@ class Ranking(NamedTuple):
     mean_rank: pd.Series[float]
     friedman_p: float
     critical_difference: float
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a method, best first: ``method``, ``mean_rank``, and in all rows the test and critical difference."""
+        table = self.mean_rank.rename("mean_rank").rename_axis("method").reset_index()
+        return table.assign(friedman_p=self.friedman_p, critical_difference=self.critical_difference)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Several methods on the same targets.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        Long form: ``target``, ``method``, ``label``, ``name``, ``metric``, ``value``, ``note``; seconds (and peak
+        memory, where it was measured) are metrics too.
+    scores : DataFrame
+        Mean Dice over the labels: one row a target, one column a method. Targets on which a method has no Dice are left
+        out of it, and so of tests and ranking.
+    tests : DataFrame
+        Every pair of methods, see `paired_tests`.
+    ranking : Ranking
+    """
+
+    metrics: pd.DataFrame
+    scores: pd.DataFrame
+    tests: pd.DataFrame
+    ranking: Ranking
+
+    @classmethod
+    def of(cls, metrics: pd.DataFrame) -> Comparison:
+        """Scores, tests and ranks over the targets on which every method has a Dice.
+
+        Parameters
+        ----------
+        metrics : DataFrame
+            As the field `metrics`.
+
+        Raises
+        ------
+        InputError
+            There is no such target.
+        """
+        dice = metrics[(metrics["metric"] == "dice") & metrics["label"].notna()]
+        means = dice.pivot_table(index="target", columns="method", values="value", aggfunc="mean", sort=False)
+        means = means.reindex(index=metrics["target"].unique().tolist(), columns=metrics["method"].unique().tolist())
+        scores, unknown = means.dropna(), means.isna().to_numpy()
+        left_out = [
+            f"{target} ({', '.join(means.columns[row])})"
+            for target, row in zip(means.index, unknown, strict=True)
+            if row.any()
+        ]
+        if left_out:
+            log.warning("no Dice, so these targets are left out of tests and ranks: %s", "; ".join(left_out))
+        if scores.empty:
+            raise InputError(
+                f"no target has a Dice of every method: {'; '.join(left_out)}; its other measures are written"
+            )
+        return Comparison(metrics, scores, paired_tests(scores), ranking(scores))
+
+    def overview(self) -> pd.DataFrame:
+        """One row a method, best first: its Dice over the targets, mean HD95, rank, and what else was measured."""
+        import pandas as pd
+
+        of_labels = self.metrics[self.metrics["label"].notna() | (self.metrics["name"] == "all")]
+        per_target = of_labels.groupby(["method", "metric", "target"])["value"].mean()
+        means = per_target.groupby(["method", "metric"]).mean()
+        rows = []
+        for method, rank in self.ranking.mean_rank.items():
+            dice = self.scores[method]
+            row = {"method": method, "Dice": dice.mean(), "sd": dice.std(), "worst": dice.min()}
+            row |= {title: means[method, metric] for metric, title in OVERVIEW.items() if (method, metric) in means}
+            rows.append({**row, "mean rank": rank})
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        table = self.overview().to_string(index=False, float_format=lambda value: f"{value:.4g}")
+        return f"mean over {len(self.scores)} targets\n{table}"
+
+    def _repr_html_(self) -> str:
+        table = self.overview().to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}")
+        return f'<div class="atlasseg-comparison">mean over {len(self.scores)} targets{table}</div>'
 
 
 def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:

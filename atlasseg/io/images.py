@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atlasseg.errors import InputError
+from atlasseg.files import checked_content, checked_path
 from atlasseg.io._nifti_header import SpacingSource
 from atlasseg.io._opening import read_3d
 from atlasseg.io._source import Like, log, name_file
@@ -67,7 +68,7 @@ def read_scan(
 
     With `channels`, a 4-D file is a scan of several channels.
     """
-    path = Path(path)
+    path = checked_path(path)
     raw = read_3d(path, channels=channels, spacing_from=spacing_from, series=series)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dealt with as such
         array = np.asarray(raw.array, dtype=np.float32)
@@ -103,7 +104,7 @@ def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -
         As :func:`read_image`; and a value is not whole or beyond 32 bits, or segments overlap. The message names the
         file.
     """
-    path = Path(path)
+    path = checked_path(path)
     layered = is_segmentation(path)
     raw = read_3d(path, spacing_from=spacing_from, channels=layered)
     array = merge_layers(path, raw.array) if layered else raw.array
@@ -145,7 +146,7 @@ def read_mask(path: str | Path, *, spacing_from: SpacingSource = "sform") -> Mas
     InputError
         As :func:`read_image`; and a value is not finite, or none lies inside.
     """
-    path = Path(path)
+    path = checked_path(path)
     raw = read_3d(path, spacing_from=spacing_from)
     if not np.isfinite(raw.array).all():
         raise InputError(f"{path}: a mask must be finite, found NaN or infinite values")
@@ -177,7 +178,8 @@ def write_image(image: Image, path: str | Path, *, like: Like = None) -> None:
     InputError
         The path has another suffix.
     """
-    write_volume(Path(path), list(np.moveaxis(image.channels, -1, 0)), np.dtype(np.float32), image, like)
+    checked_content(image, Image, path)
+    write_volume(checked_path(path), list(np.moveaxis(image.channels, -1, 0)), np.dtype(np.float32), image, like)
 
 
 def write_label_map(labels: LabelMap, path: str | Path, *, like: Like = None) -> None:
@@ -185,14 +187,16 @@ def write_label_map(labels: LabelMap, path: str | Path, *, like: Like = None) ->
 
     Parameters and errors as of :func:`write_image`.
     """
+    checked_content(labels, LabelMap, path)
     place = like if isinstance(like, SourceHeader) else like.source_header if like is not None else SourceHeader()
     dtype = _label_type(labels, (labels.source_header.dtype, place.dtype))
-    write_volume(Path(path), [labels.array], dtype, labels, like)
+    write_volume(checked_path(path), [labels.array], dtype, labels, like)
 
 
 def write_mask(mask: Mask, path: str | Path, *, like: Like = None) -> None:
     """Write a mask as uint8, 1 inside. Parameters and errors as of :func:`write_image`."""
-    write_volume(Path(path), [mask.array], np.dtype(np.uint8), mask, like)
+    checked_content(mask, Mask, path)
+    write_volume(checked_path(path), [mask.array], np.dtype(np.uint8), mask, like)
 
 
 def _label_type(labels: LabelMap, wanted: Iterable[str | None]) -> np.dtype[Any]:

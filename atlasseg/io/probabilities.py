@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.files import checked_content, checked_path
 from atlasseg.io._nifti_header import SpacingSource
 from atlasseg.io._opening import open_volume
 from atlasseg.io._source import Like, Source, log
@@ -56,7 +57,9 @@ def read_probability_map(
     GeometryError
         Several volumes are not on one grid.
     """
-    paths = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
+    paths = [checked_path(one) for one in (path if isinstance(path, list | tuple) else [path])]
+    if not paths:
+        raise InputError("path: expected a path or a list of paths, got an empty list.")
     first = paths[0]
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     values: list[int] = []
@@ -91,7 +94,8 @@ def write_probability_map(probabilities: ProbabilityMap, path: str | Path, *, li
     label is expanded at a time. Parameters and errors as of :func:`write_image`; the suffix must be
     ``.nii.gz`` or ``.nii``.
     """
-    path = Path(path)
+    path = checked_path(path)
+    checked_content(probabilities, ProbabilityMap, path)
     if volume_suffix(path.name) not in NIFTI_SUFFIXES:
         raise InputError(f"{path}: probabilities are written as .nii.gz or .nii")
     values = [int(value) for value in probabilities.label_values]

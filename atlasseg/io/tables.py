@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlasseg.errors import InputError
-from atlasseg.files import atomic_write
+from atlasseg.files import atomic_write, checked_content, checked_path
 from atlasseg.io.segmentations import is_segmentation, table_of_segments
 from atlasseg.labels import LabelTable, TableFormat, format_label_table, parse_label_table
 
@@ -25,7 +25,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     InputError
         The file is absent, or is not a JSON object. The message names the file, and the line of the fault.
     """
-    path = Path(path)
+    path = checked_path(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -56,7 +56,7 @@ def read_label_table(path: str | Path) -> LabelTable:
         The file is absent, is not text, is in none of these formats, or has a faulty line. The message names file and
         line.
     """
-    path = Path(path)
+    path = checked_path(path)
     if is_segmentation(path):
         return table_of_segments(path)
     try:
@@ -80,7 +80,8 @@ def write_json(data: Mapping[str, Any], path: str | Path) -> None:
 
 def write_label_table(table: LabelTable, path: str | Path, *, format: TableFormat | None = None) -> None:
     """Write a label table as BIDS TSV, or as CSV where the path ends so; see :func:`.labels.format_label_table`."""
-    chosen: TableFormat = format or ("csv" if Path(path).suffix.lower() == ".csv" else "bids")
+    checked_content(table, LabelTable, path)
+    chosen: TableFormat = format or ("csv" if checked_path(path).suffix.lower() == ".csv" else "bids")
     write_text(format_label_table(table, chosen), path)
 
 

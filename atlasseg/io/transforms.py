@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from atlasseg.errors import InputError, OutputError
-from atlasseg.files import atomic_write
+from atlasseg.files import atomic_write, checked_content, checked_path
 from atlasseg.io._guard import run_guarded
 from atlasseg.io._guarded import unpack_transform
 from atlasseg.io._opening import open_volume
@@ -49,7 +49,7 @@ def read_transform(path: str | Path) -> Transform:
         No such file, or it is damaged, or it holds a kind of transform that has no counterpart here. The message names
         the file. ``.h5`` and ``.xfm`` are read in a process of their own, which a damaged file can crash alone.
     """
-    path = Path(path)
+    path = checked_path(path)
     kind = _suffix(path)
     if not path.is_file():
         raise InputError(f"{path}: no such transform file")
@@ -200,7 +200,8 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
     """
     import SimpleITK as sitk
 
-    path = Path(path)
+    path = checked_path(path)
+    checked_content(transform, Transform, path)
     kind = _suffix(path)
     if kind == ".mat" and isinstance(transform, Chain):
         raise InputError(

@@ -92,6 +92,11 @@ def list_methods(stage: str | None = None) -> tuple[Method, ...]:
     stage : str, optional
         "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue"; all where None.
 
+    Returns
+    -------
+    tuple of Method
+        Each with its ``name``, ``summary``, ``parameters`` and ``references``.
+
     Raises
     ------
     InputError

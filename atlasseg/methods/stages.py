@@ -66,8 +66,8 @@ def stage_of(name: str) -> Stage:
     InputError
         There is no such stage.
     """
-    if name not in STAGES:
-        raise InputError(f"there is no stage {name!r} with methods{suggestion(name, STAGES)}")
+    if not isinstance(name, str) or name not in STAGES:
+        raise InputError(f"there is no stage {name!r} with methods{suggestion(str(name), STAGES)}")
     return STAGES[name]
 
 

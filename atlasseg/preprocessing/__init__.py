@@ -1,1 +1,5 @@
 """Before registration: bias field, intensities, foreground, crop. A file with a function `preprocess` is a method."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -17,7 +17,7 @@ table inside it, named after a method, holds the parameters of that method, chec
     method = "local_weighted"
 """
 
-from atlasseg.recipe.parsing import parse_recipe, read_recipe, with_device, with_methods, with_paths
+from atlasseg.recipe.parsing import make_step, parse_recipe, read_recipe, with_device, with_methods, with_paths
 from atlasseg.recipe.tables import (
     RENAMED_KEYS,
     SECTIONS,
@@ -56,6 +56,7 @@ __all__ = [
     "Step",
     "Tissue",
     "Training",
+    "make_step",
     "parse_recipe",
     "read_recipe",
     "with_device",

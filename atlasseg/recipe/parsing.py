@@ -12,6 +12,7 @@ from typing import Any
 
 from atlasseg import methods, resources
 from atlasseg.errors import InputError
+from atlasseg.files import checked_path
 from atlasseg.recipe.tables import (
     RENAMED_KEYS,
     SECTIONS,
@@ -46,7 +47,7 @@ def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
         The file is absent or no TOML; a table, key, method or value is not what it should be. The message names
         the file, the key, what was given and what was wanted.
     """
-    file = Path(path)
+    file = checked_path(path, "recipe")
     if not file.suffix and file.parent == Path() and not file.exists():
         return _read_shipped(file.name, overrides)
     try:
@@ -238,24 +239,57 @@ def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) ->
         method = methods.get(stage, name)
     except InputError as error:
         raise InputError(f"{where}: [{stage}] {key}: {error}") from None
-    given = table.get(name, {})
+    arguments = _arguments(method, table.get(name, {}), f"{where}: [{stage}.{name}]")
+    if key != name:
+        _check_required(method, arguments, f"{where}: [{stage}.{name}]")
+    return Step(method, arguments)
+
+
+def make_step(stage: str, name: str, parameters: Mapping[str, Any]) -> Step:
+    """A method with some of its parameters, checked as those of a recipe are.
+
+    Parameters
+    ----------
+    stage, name : str
+        Of the method.
+    parameters : mapping
+        Name to value; NumPy's numbers and arrays stand for Python's. The others keep their defaults.
+
+    Raises
+    ------
+    InputError
+        There is no such stage, method or parameter, a value has not the parameter's type, or a parameter without a
+        default is missing.
+
+    Examples
+    --------
+    >>> make_step("fusion", "joint", {"beta": 3}).arguments
+    {'beta': 3.0}
+    """
+    method = methods.get(stage, name)
+    plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in parameters.items()}
+    arguments = _arguments(method, plain, f"{stage} method {name!r}:")
+    _check_required(method, arguments, f"{stage} method {name!r}:")
+    return Step(method, arguments)
+
+
+def _arguments(method: methods.Method, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The given parameters, checked against the method's signature."""
     parameters = {p.name: p for p in method.parameters}
     arguments = {}
     for parameter, value in given.items():
         if parameter in method.needs.renamed:
-            raise InputError(
-                f"{where}: [{stage}.{name}] {parameter} is now called {method.needs.renamed[parameter]}. Rename the key"
-            )
+            raise InputError(f"{where} {parameter} is now called {method.needs.renamed[parameter]}. Rename the key")
         if parameter not in parameters:
-            raise InputError(
-                f"{where}: [{stage}.{name}] has no parameter {parameter!r}{methods.suggestion(parameter, parameters)}"
-            )
-        hint = parameters[parameter].annotation
-        arguments[parameter] = _checked(hint, value, f"{where}: [{stage}.{name}] {parameter}")
+            raise InputError(f"{where} has no parameter {parameter!r}{methods.suggestion(parameter, parameters)}")
+        arguments[parameter] = _checked(parameters[parameter].annotation, value, f"{where} {parameter}")
+    return arguments
+
+
+def _check_required(method: methods.Method, arguments: Mapping[str, Any], where: str) -> None:
     lacking = [p.name for p in method.parameters if p.required and p.name not in arguments]
-    if lacking and key != name:
-        raise InputError(f"{where}: [{stage}.{name}] lacks the parameter {lacking[0]!r}")
-    return Step(method, arguments)
+    if lacking:
+        raise InputError(f"{where} lacks the parameter {lacking[0]!r}")
 
 
 def _checked(hint: Any, value: Any, what: str) -> Any:

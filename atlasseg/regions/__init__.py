@@ -1,5 +1,7 @@
 """Homogeneous regions of a volume, the graph of what touches what, and label maps made consistent with both."""
 
+import lazy_loader as _lazy
+
 from atlasseg.regions.adjacency_graph import AdjacencyGraph, adjacency_graph
 from atlasseg.regions.consistency import Consistent, make_consistent
 from atlasseg.regions.instances import Instances, instances
@@ -17,3 +19,23 @@ __all__ = [
     "merge",
     "split",
 ]
+
+__getattr__, _dir, _submodules = _lazy.attach(
+    __name__,
+    [
+        "consistency",
+        "evidence",
+        "figures",
+        "label_field",
+        "merging",
+        "noise",
+        "octree",
+        "region_growing",
+        "split_and_merge",
+        "watershed",
+    ],
+)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_submodules]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.volume import _display
+from atlasseg.volume import display
 from atlasseg.volume.dense import Image, LabelMap, Mask
-from atlasseg.volume.grid import Int32
+from atlasseg.volume.grid import Grid, Int32
 from atlasseg.volume.probabilities import ProbabilityMap
 
 
@@ -47,15 +47,23 @@ class Atlas:
 
     def __repr__(self) -> str:
         kind = "labels" if isinstance(self.labels, LabelMap) else "label probabilities"
-        facts = [f"id: {self.id}", self.image.grid.described(), kind + _display.listed_labels(self.label_values)[6:]]
+        facts = [f"id: {self.id}", self.image.grid.described(), kind + display.listed_labels(self.label_values)[6:]]
         facts += ["with a mask"] if self.mask is not None else []
         facts += [f"not annotated: {sorted(self.not_annotated)}"] if self.not_annotated else []
         return f"Atlas({'; '.join(facts)})"
 
     def _repr_html_(self) -> str:
-        return _display.html(
-            self, _display.slices(self.image.grid, self.image.channels[..., 0], self.segmentation.array)
-        )
+        return display.html(self, display.slices(self.image.grid, self.image.channels[..., 0], self.segmentation.array))
+
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels lie."""
+        return self.image.grid
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K)."""
+        return self.image.shape
 
     @property
     def segmentation(self) -> LabelMap:

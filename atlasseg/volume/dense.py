@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from atlasseg import interop
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.volume import _display
+from atlasseg.volume import display
 from atlasseg.volume.grid import Bool, Float32, Float64, Grid, Int32, SourceHeader
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Image(_Volume):
         return f"{channels}dtype: {self.array.dtype}; range: {self.array.min():.4g} to {self.array.max():.4g}"
 
     def _repr_html_(self) -> str:
-        return _display.html(self, _display.slices(self.grid, self.channels[..., 0]))
+        return display.html(self, display.slices(self.grid, self.channels[..., 0]))
 
     @property
     def channels(self) -> Float32:
@@ -262,7 +262,7 @@ class Mask(_Volume):
         return f"inside: {inside} voxels ({100 * inside / self.array.size:.3g} %)"
 
     def _repr_html_(self) -> str:
-        return _display.html(self, _display.slices(self.grid, None, self.array.astype(np.int32)))
+        return display.html(self, display.slices(self.grid, None, self.array.astype(np.int32)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -301,7 +301,7 @@ class LabelMap(_Volume):
         return np.unique(self.array)
 
     def _values_described(self) -> str:
-        return f"dtype: {self.array.dtype}; {_display.listed_labels(self.values)}"
+        return f"dtype: {self.array.dtype}; {display.listed_labels(self.values)}"
 
     def _repr_html_(self) -> str:
-        return _display.html(self, _display.slices(self.grid, None, self.array))
+        return display.html(self, display.slices(self.grid, None, self.array))

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from atlasseg import interop
 from atlasseg.errors import InputError
-from atlasseg.volume import _display
+from atlasseg.volume import display
 from atlasseg.volume.dense import LabelMap
 from atlasseg.volume.grid import Float32, Float64, Grid, Int32, Int64
 from atlasseg.volume.label_weights import LabelWeights
@@ -243,11 +243,11 @@ class ProbabilityMap:
     def __repr__(self) -> str:
         name = f"name: {self.name}; " if self.name else ""
         uncertain = 100 * self.voxels.size / self.mode.size
-        described = f"{self.grid.described()}; {_display.listed_labels(self.label_values)}"
+        described = f"{self.grid.described()}; {display.listed_labels(self.label_values)}"
         return f"ProbabilityMap({name}{described}; uncertain: {uncertain:.3g} % of the voxels)"
 
     def _repr_html_(self) -> str:
-        return _display.html(self, _display.slices(self.grid, None, self.mode, self.confidence()))
+        return display.html(self, display.slices(self.grid, None, self.mode, self.confidence()))
 
     @property
     def entries(self) -> LabelWeights:

@@ -92,7 +92,7 @@ def test_importing_the_package_and_its_commands_pulls_no_heavy_library():
 def test_every_name_that_the_package_offers_is_there():
     for name in atlasseg.__all__:
         assert getattr(atlasseg, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'segmnt'"):
+    with pytest.raises(AttributeError, match="No atlasseg attribute segmnt"):
         atlasseg.segmnt  # noqa: B018
 
 

@@ -113,4 +113,4 @@ def _registering(recipe: Recipe) -> Recipe:
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    return ", ".join(str(path) for path in paths)
+    return ", ".join(str(path) for path in paths) or "prior"

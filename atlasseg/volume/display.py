@@ -43,7 +43,7 @@ def listed_labels(values: Int32) -> str:
     return f"labels: {first}, ... {every[-1]} ({len(every)} labels)"
 
 
-def html(volume: object, picture: str) -> str:
+def html(volume: object, url: str) -> str:
     """HTML of a volume: its slices, and its text below them."""
     kind, _, facts = repr(volume).partition("(")
     rows = [fact.partition(": ") for fact in facts.removesuffix(")").split("; ")]
@@ -54,8 +54,16 @@ def html(volume: object, picture: str) -> str:
     )
     return (
         f'<div class="atlasseg-volume"><strong>{escape(kind)}</strong><br>'
-        f'<img src="{picture}" alt="Axial, coronal and sagittal slice, the patient\'s right on the left" '
+        f'<img src="{url}" alt="Axial, coronal and sagittal slice, the patient\'s right on the left" '
         f'style="max-width:100%;height:auto"><table style="border:none">{cells}</table></div>'
+    )
+
+
+def picture(grid: Grid, scan: NDArray[Any] | None, labels: Int32 | None = None) -> str:
+    """HTML of the slices of a volume alone; parameters as of `slices`."""
+    return (
+        f'<img src="{slices(grid, scan, labels)}" style="max-width:100%;height:auto" '
+        'alt="Axial, coronal and sagittal slice, the patient\'s right on the left">'
     )
 
 

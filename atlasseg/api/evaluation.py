@@ -1,0 +1,91 @@
+"""``atlasseg.evaluate``: how good a segmentation is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from atlasseg.api.coercion import LABELS, as_label_map, as_label_table, as_list, given, one_each, refuse
+from atlasseg.atlases.library import AtlasLibrary
+from atlasseg.errors import InputError
+from atlasseg.evaluation import evaluate as evaluate_label_map
+
+
+def evaluate(
+    segmentation: Any,
+    reference: Any,
+    *,
+    table: Any = None,
+    groups: Mapping[str, Collection[int]] | None = None,
+    not_annotated: Collection[int] = (),
+    surface_tolerance_mm: float = 1.0,
+) -> Any:
+    """Measure one or many segmentations against their references.
+
+    Overlap (Dice, Jaccard, volume similarity, sensitivity, precision) and surface distances (Hausdorff distance, its
+    95th percentile, average symmetric surface distance, surface Dice), of every label that occurs in either, of groups
+    of labels, and of all labels as one ("foreground"). A label that one of the two lacks gets the worst value of each
+    measure, and a note.
+
+    Parameters
+    ----------
+    segmentation : label map or list of these
+        A path, a `LabelMap`, an image of nibabel, SimpleITK or ANTs, or what `segment` or `fuse` returned.
+    reference : label map or list of these
+        On the same grid (its axes may be stored in another order); as many as segmentations.
+    table : LabelTable, path or AtlasLibrary, optional
+        Names the labels, and gives groups.
+    groups : mapping of name to labels, optional
+        Further groups, each evaluated as one structure.
+    not_annotated : collection of int
+        Labels that nobody drew in the reference: not evaluated.
+    surface_tolerance_mm : float
+        Of surface Dice, in mm, 0 or more.
+
+    Returns
+    -------
+    EvaluationResult, or list of EvaluationResult
+        ``result["dice"]``, ``result["dice", LABEL]``, ``result.mean()``, ``result.to_frame()``; a table when printed.
+
+    Raises
+    ------
+    InputError
+        An argument cannot be used.
+    GeometryError
+        The grids differ.
+
+    References
+    ----------
+    .. [1] Taha and Hanbury (2015), Metrics for evaluating 3D medical image segmentation: analysis, selection, and tool,
+       BMC Medical Imaging 15:29.
+    .. [2] Nikolov et al. (2021), Clinically applicable segmentation of head and neck anatomy for radiotherapy: deep
+       learning algorithm development and validation study, JMIR 23(7):e26151 (surface Dice).
+
+    Examples
+    --------
+    >>> import atlasseg, numpy as np
+    >>> reference = atlasseg.LabelMap(np.array([[[1, 1, 0, 5]]]), np.eye(4))
+    >>> segmentation = atlasseg.LabelMap(np.array([[[1, 0, 0, 5]]]), np.eye(4))
+    >>> result = atlasseg.evaluate(segmentation, reference)
+    >>> result["dice"].round(3).to_dict()
+    {'label 1': 0.667, 'label 5': 1.0}
+    """
+    named = table.table if isinstance(table, AtlasLibrary) else None if table is None else as_label_table(table)
+    found, many = as_list(segmentation, "segmentation", LABELS)
+    known = one_each(reference, len(found), "reference") if many else [reference]
+    if groups is not None and not isinstance(groups, Mapping):
+        raise refuse(groups, "groups", 'a dictionary like {"cortex": [3, 42]}')
+    if isinstance(surface_tolerance_mm, bool) or not isinstance(surface_tolerance_mm, int | float):
+        raise InputError(f"surface_tolerance_mm: expected a number of mm, got {given(surface_tolerance_mm)}.")
+    results = [
+        evaluate_label_map(
+            as_label_map(s, what="segmentation"),
+            as_label_map(r, what="reference"),
+            table=named,
+            groups=groups,
+            not_annotated=not_annotated,
+            surface_tolerance_mm=surface_tolerance_mm,
+        )
+        for s, r in zip(found, known, strict=True)
+    ]
+    return results if many else results[0]

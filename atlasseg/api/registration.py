@@ -1,0 +1,323 @@
+"""``atlasseg.register``: the transform between two images, and what can be done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from atlasseg import io
+from atlasseg.api.coercion import (
+    ATLASES,
+    as_atlas,
+    as_atlases,
+    as_image,
+    as_label_map,
+    as_list,
+    as_mask,
+    as_step,
+    as_transform,
+    given,
+    is_many,
+    is_path,
+    one_each,
+    refuse,
+)
+from atlasseg.atlases.library import AtlasLibrary, Target
+from atlasseg.errors import InputError
+from atlasseg.methods import Method
+from atlasseg.propagation import propagate
+from atlasseg.registration.fit import fit
+from atlasseg.registration.quality import RegistrationQuality, quality
+from atlasseg.resampling import resample
+from atlasseg.transforms import Transform
+from atlasseg.volume import Atlas, Float64, Image, LabelMap, Mask, ProbabilityMap, display
+
+Kind = Literal["image", "labels", "mask"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PairwiseRegistration:
+    """One image registered to another.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Each on its own grid.
+    transform : Transform
+        Takes points of the fixed image to points of the moving image (`moving_from_fixed`), both RAS+ mm.
+    method : str
+        What found it.
+    atlas : Atlas, optional
+        The moving image with its labels, where an atlas was registered.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atlasseg.transforms import Affine
+    >>> image = Image(np.arange(24.0).reshape(2, 3, 4), np.eye(4))
+    >>> shifted = PairwiseRegistration(image, image, Affine.translation((0, 0, 1)), "by hand")
+    >>> shifted.warp(image).array[0, 0]
+    array([1., 2., 3., 0.], dtype=float32)
+    >>> shifted.transform_points([0, 0, 0])
+    array([0., 0., 1.])
+    """
+
+    fixed: Image
+    moving: Image
+    transform: Transform
+    method: str
+    atlas: Atlas | None = None
+
+    @cached_property
+    def warped(self) -> Image:
+        """The moving image on the grid of the fixed one."""
+        return resample(self.moving, self.fixed.grid, self.transform)
+
+    @cached_property
+    def candidate(self) -> Atlas | None:
+        """The atlas on the grid of the fixed image, ready to be fused; None where an image alone was registered."""
+        return None if self.atlas is None else propagate(self.atlas, self.transform, self.fixed.grid)
+
+    @overload
+    def warp(self, volume: Image, *, kind: None = None, interpolation: str | None = None) -> Image: ...
+    @overload
+    def warp(self, volume: LabelMap, *, kind: None = None, interpolation: str | None = None) -> LabelMap: ...
+    @overload
+    def warp(self, volume: Mask, *, kind: None = None, interpolation: str | None = None) -> Mask: ...
+    @overload
+    def warp(
+        self, volume: ProbabilityMap, *, kind: None = None, interpolation: str | None = None
+    ) -> ProbabilityMap: ...
+    @overload
+    def warp(self, volume: Atlas, *, kind: None = None, interpolation: str | None = None) -> Atlas: ...
+    @overload
+    def warp(self, volume: Any, *, kind: Literal["image"], interpolation: str | None = None) -> Image: ...
+    @overload
+    def warp(self, volume: Any, *, kind: Literal["labels"], interpolation: str | None = None) -> LabelMap: ...
+    @overload
+    def warp(self, volume: Any, *, kind: Literal["mask"], interpolation: str | None = None) -> Mask: ...
+    def warp(self, volume: Any, *, kind: Kind | None = None, interpolation: str | None = None) -> Any:
+        """Bring a volume from the space of the moving image onto the grid of the fixed one, in one resampling.
+
+        Parameters
+        ----------
+        volume : Image, LabelMap, Mask, ProbabilityMap, Atlas, path or image of another library
+            In the space of the moving image, on any grid.
+        kind : {"image", "labels", "mask"}
+            What a path or an image of another library holds: it decides the interpolation. The types of atlasseg say
+            it themselves.
+        interpolation : str, optional
+            As of `atlasseg.resample`; by default linear, of labels each on its own.
+
+        Returns
+        -------
+        Image, LabelMap, Mask, ProbabilityMap or Atlas
+            The kind that was given, on the grid of the fixed image.
+
+        Raises
+        ------
+        InputError
+            The volume cannot be used, its kind is not known, or there is no such interpolation.
+        """
+        source = _of_kind(volume, kind)
+        options: dict[str, Any] = {} if interpolation is None else {"interpolation": interpolation}
+        if isinstance(source, Atlas):
+            return propagate(source, self.transform, self.fixed.grid, **options)
+        return resample(source, self.fixed.grid, self.transform, **options)
+
+    @property
+    def inverse(self) -> PairwiseRegistration:
+        """The registration the other way round: its `warp` brings volumes onto the grid of the moving image.
+
+        The inverse of a deformation has no closed form and is found point by point, see `atlasseg.transforms.Inverse`.
+        """
+        return PairwiseRegistration(self.moving, self.fixed, ~self.transform, self.method)
+
+    def transform_points(self, points_mm: ArrayLike) -> Float64:
+        """Where points of the fixed image lie in the moving image.
+
+        Parameters
+        ----------
+        points_mm : (..., 3)
+            RAS+ mm.
+
+        Returns
+        -------
+        (..., 3) float64
+            RAS+ mm.
+        """
+        return self.transform(points_mm)
+
+    @cached_property
+    def similarity(self) -> float:
+        """Mean local correlation of the fixed and the warped image, 0 to 1, where both are known."""
+        bare = Atlas("", self.moving, LabelMap(np.zeros(self.moving.shape, np.int32), self.moving.affine))
+        return fit(self.fixed, None, propagate(bare, self.transform, self.fixed.grid), self.transform).similarity
+
+    @cached_property
+    def quality(self) -> RegistrationQuality:
+        """How regular the transform is on the grid of the fixed image: range of its Jacobian, and where it folds."""
+        return quality(self.transform, self.fixed.grid)
+
+    def write(self, path: str | Path) -> None:
+        """Write the transform for ITK, ANTs and Slicer; what has no closed form is sampled on the fixed image's grid.
+
+        Parameters
+        ----------
+        path : path
+            ``.h5`` for any transform, ``.tfm`` or ``.mat`` for an affine one, ``.nii.gz`` for a displacement field.
+
+        Raises
+        ------
+        InputError
+            The file's name says no known kind, or the kind cannot hold the transform.
+        OutputError
+            It cannot be written.
+        """
+        if not is_path(path):
+            raise refuse(path, "path", "a path")
+        io.write_transform(self.transform, path, grid=self.fixed.grid)
+
+    def to_sitk(self) -> Any:
+        """The transform for SimpleITK, on LPS+ mm points; what has no closed form is sampled on the fixed grid."""
+        return self.transform.to_sitk(grid=self.fixed.grid)
+
+    def __repr__(self) -> str:
+        names = f"moving {self.moving.name or 'image'} to fixed {self.fixed.name or 'image'}"
+        return f"PairwiseRegistration({names}; method: {self.method}; transform: {type(self.transform).__name__})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{display.picture(image.grid, image.channels[..., 0])}</td></tr>"
+            for name, image in (("fixed", self.fixed), ("warped", self.warped))
+        )
+        return f'<div class="atlasseg-registration">{escape(repr(self))}<table>{rows}</table></div>'
+
+
+@overload
+def register(
+    fixed: Any, moving: list[Any] | AtlasLibrary, method: str | Method = ..., **options: Any
+) -> list[PairwiseRegistration]: ...
+@overload
+def register(fixed: Any, moving: Any, method: str | Method = ..., **options: Any) -> PairwiseRegistration: ...
+def register(
+    fixed: Any,
+    moving: Any,
+    method: str | Method = "diffeomorphic",
+    *,
+    initial: Any = None,
+    fixed_mask: Any = None,
+    moving_mask: Any = None,
+    **parameters: Any,
+) -> Any:
+    """Find the transform between a fixed image and one or many moving images.
+
+    Parameters
+    ----------
+    fixed : image
+        The target: a path, an `Image`, or an image of nibabel, SimpleITK or ANTs.
+    moving : image, atlas, library or list of these
+        What is brought onto it. Of an `Atlas`, of a pair (image, labels) and of a library the labels stay with the
+        result, and their masks are used.
+    method : str
+        Name of a registration method, see ``atlasseg.list_methods("registration")``. "diffeomorphic" starts with an
+        affine registration of its own.
+    initial : transform or list of transforms, optional
+        Where to start: takes points of the fixed to points of the moving image. One for all, or one each.
+    fixed_mask : mask, optional
+        Where in the fixed image similarity is measured.
+    moving_mask : mask or list of masks, optional
+        The same in the moving images.
+    **parameters
+        Of the method, by name; see ``atlasseg methods registration METHOD`` for names, ranges and defaults.
+
+    Returns
+    -------
+    PairwiseRegistration, or list of PairwiseRegistration
+        One, or one for each moving image in the order given.
+
+    Raises
+    ------
+    InputError
+        An image cannot be used, or there is no such method or parameter.
+    MissingLibraryError
+        The method needs a library that is not installed.
+
+    See Also
+    --------
+    segment : registration, fusion and all between, by a recipe.
+
+    References
+    ----------
+    Every method names its paper: ``atlasseg methods registration METHOD``.
+
+    Examples
+    --------
+    >>> import atlasseg
+    >>> sample = atlasseg.sample_data()
+    >>> found = atlasseg.register(sample / "targets/images/target1.nii.gz", sample / "atlases/images/atlas1.nii.gz",
+    ...                           method="affine")
+    >>> found
+    PairwiseRegistration(moving atlas1 to fixed target1; method: affine; transform: Affine)
+    >>> found.warp(sample / "atlases/labels/atlas1.nii.gz", kind="labels").shape
+    (48, 56, 42)
+    """
+    step = as_step("registration", method, parameters)
+    target = as_image(fixed, what="fixed")
+    members, many = as_list(moving, "moving", ATLASES) if not _is_library(moving) else (as_atlases(moving), True)
+    sources = [_source(member, f"moving, number {n}" if many else "moving") for n, member in enumerate(members, 1)]
+    images = [source.image if isinstance(source, Atlas) else source for source in sources]
+    masks = [
+        (source.mask if isinstance(source, Atlas) else None) if mask is None else as_mask(mask, what="moving_mask")
+        for source, mask in zip(sources, one_each(moving_mask, len(sources), "moving_mask"), strict=True)
+    ]
+    start = None
+    if initial is not None:
+        start = [as_transform(each, what="initial") for each in one_each(initial, len(sources), "initial")]
+    inside = None if fixed_mask is None else as_mask(fixed_mask, what="fixed_mask")
+    transforms = step(target, images, initial=start, fixed_mask=inside, moving_masks=masks)
+    results = [
+        PairwiseRegistration(target, image, transform, step.name, source if isinstance(source, Atlas) else None)
+        for image, transform, source in zip(images, transforms, sources, strict=True)
+    ]
+    return results if many else results[0]
+
+
+def _is_library(value: Any) -> bool:
+    """Whether atlases are to be read from a library, so that their labels come along."""
+    return isinstance(value, AtlasLibrary) or (is_path(value) and is_many(value))
+
+
+def _source(value: Any, what: str) -> Image | Atlas:
+    """A moving image, with its labels where they are known."""
+    if isinstance(value, tuple):
+        return as_atlas(value, what=what)
+    if isinstance(value, Target):
+        return as_atlas(value, what=what) if value.labels is not None else value.read()[0]
+    return value if isinstance(value, Atlas) else as_image(value, what=what)
+
+
+def _of_kind(volume: Any, kind: Kind | None) -> Image | LabelMap | Mask | ProbabilityMap | Atlas:
+    """A volume to be warped, of the kind that it is said to be."""
+    if kind not in (None, "image", "labels", "mask"):
+        raise InputError(f"kind: expected 'image', 'labels' or 'mask', got {given(kind)}.")
+    if kind == "labels":
+        return as_label_map(volume, what="volume")
+    if kind == "mask":
+        return as_mask(volume, what="volume")
+    if isinstance(volume, Image | LabelMap | Mask | ProbabilityMap | Atlas):
+        if kind == "image" and not isinstance(volume, Image):
+            return as_image(volume, what="volume")
+        return volume
+    if isinstance(volume, tuple):
+        return as_atlas(volume, what="volume")
+    if kind is None:
+        advice = 'Say what it holds, since that decides the interpolation: kind="image", "labels" or "mask"'
+        raise refuse(volume, "volume", "a volume whose kind is known", advice)
+    return as_image(volume, what="volume")

@@ -1,0 +1,211 @@
+"""``atlasseg.segment``: from a scan and a library of atlases to a segmentation, by a recipe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from atlasseg import io
+from atlasseg.api.coercion import IMAGE, as_atlases, as_image, as_label_map, as_list, as_mask, is_path, one_each, refuse
+from atlasseg.api.recipes import as_recipe, kind_of
+from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
+from atlasseg.atlases.prepared import engine_of, read_prepared, register_prepared
+from atlasseg.errors import InputError
+from atlasseg.pipeline import Registrar, RegistrationResult, Scans
+from atlasseg.pipeline import segment as segment_scan
+from atlasseg.recipe import Recipe
+from atlasseg.volume import Atlas, Image, LabelMap, Mask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A scan as a user gave it: its id, perhaps a mask, and perhaps a reference segmentation."""
+
+    id: str
+    scan: Image
+    mask: Mask | None = None
+    reference: LabelMap | None = None
+    not_annotated: frozenset[int] = frozenset()
+
+
+def segment(
+    scan: Any,
+    library: Any,
+    recipe: Any = None,
+    *,
+    mask: Any = None,
+    overrides: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Any:
+    """Segment one or many scans with a library of atlases.
+
+    An atlas that is the scan itself, by its id or its intensities, does not vote.
+
+    Parameters
+    ----------
+    scan : image or list of images
+        A path, an `Image`, or an image of nibabel, SimpleITK or ANTs; a folder with ``images/`` holds many.
+    library : AtlasLibrary, path or list of atlases
+        The library or its folder; atlases or pairs (image, labels). One atlas will do.
+    recipe : Recipe, path or str, optional
+        A recipe, its ``.toml`` file, the name of one that comes with atlasseg (``"hippocampus"``), or a fusion method
+        (``"joint"``, ``"majority"``, ``"joint+markov_field"``), which is put into the default recipe. The default
+        scales the intensities, registers every atlas deformably and fuses by joint label fusion; a single atlas is
+        carried over as it is.
+    mask : mask or list of masks, optional
+        Where in the scan similarity is measured.
+    overrides : sequence of str
+        Changes to the recipe, as ``--set`` makes them: ``["fusion.beta=3"]``.
+    progress : callable, optional
+        Called with the name of each stage as it begins.
+
+    Returns
+    -------
+    Segmentation, or list of Segmentation
+        On the scan's own grid: ``labels``, ``probabilities`` (with their ``entropy``, in bits), ``alignment``
+        (candidates and how well they fit) and ``seconds``.
+
+    Raises
+    ------
+    InputError
+        An argument cannot be used, the recipe is faulty, or no atlas is left but the scan itself.
+    GeometryError
+        A mask is not on the grid of its scan.
+
+    See Also
+    --------
+    run : the same for many scans, with reports, in parallel, continued after an interruption.
+    compare : several fusion methods on the same registrations.
+
+    Examples
+    --------
+    >>> import atlasseg
+    >>> sample = atlasseg.sample_data()
+    >>> library = atlasseg.read_library(sample / "atlases").only(["atlas1", "atlas2"])
+    >>> result = atlasseg.segment(sample / "targets/images/target1.nii.gz", library, "majority",
+    ...                           overrides=['registration.steps=["affine"]'])
+    >>> result.labels.shape
+    (48, 56, 42)
+    """
+    source = as_library(library)
+    atlases = as_atlases(source, what="library")
+    checked = as_recipe(recipe, overrides=overrides, kind=kind_of(atlases))
+    if checked.tissue is not None:
+        raise InputError(f"recipe {checked.name}: its table [tissue] is of atlasseg.tissue. Give it to that function.")
+    if progress is not None and not callable(progress):
+        raise refuse(progress, "progress", "a function that takes the name of a stage")
+    cases, many = as_cases(scan, mask=mask)
+    registrar = make_registrar(checked, source)
+    results = [
+        segment_scan(case.scan, others(case, atlases), checked, mask=case.mask, progress=progress, registrar=registrar)
+        for case in cases
+    ]
+    return results if many else results[0]
+
+
+def as_cases(value: Any, *, mask: Any = None, what: str = "scan") -> tuple[list[Case], bool]:
+    """The scans that a user gave, and whether they were several.
+
+    Raises
+    ------
+    InputError
+        One cannot be used.
+    """
+    if isinstance(value, AtlasLibrary):
+        value = [value.read(id_) for id_ in value.ids]
+    elif is_path(value) and is_folder_of_images(value):
+        value = list(read_targets(value))
+    members, many = as_list(value, what, IMAGE)
+    masks = one_each(mask, len(members), "mask")
+    cases = []
+    for number, (member, inside) in enumerate(zip(members, masks, strict=True), start=1):
+        name = f"{what}, number {number}" if many else what
+        case = _case(member, name, number)
+        cases.append(case if inside is None else replace(case, mask=as_mask(inside)))
+    return cases, many
+
+
+def _case(value: Any, what: str, number: int) -> Case:
+    if isinstance(value, Target):
+        scan, mask = value.read()
+        return Case(value.id, scan, mask, value.read_labels(scan))
+    if isinstance(value, Atlas):
+        return Case(value.id, value.image, value.mask, value.segmentation, value.not_annotated)
+    if isinstance(value, tuple) and len(value) in (2, 3):
+        scan = as_image(value[0], what=f"{what}, image")
+        mask = None if len(value) == 2 or value[2] is None else as_mask(value[2], what=f"{what}, mask")
+        return Case(scan.name or f"scan{number}", scan, mask, as_label_map(value[1], what=f"{what}, labels"))
+    scan = as_image(value, what=what)
+    return Case(scan.name or f"scan{number}", scan)
+
+
+def is_folder_of_images(path: Any) -> bool:
+    """Whether a path is a folder laid out with ``images/``."""
+    return bool(str(path).strip()) and (Path(path) / "images").is_dir()
+
+
+def as_library(value: Any) -> Any:
+    """The library of a folder, unread; anything else as it is."""
+    return read_library(value) if is_path(value) and is_folder_of_images(value) else value
+
+
+def others(case: Case, atlases: Sequence[Atlas]) -> list[Atlas]:
+    """The atlases that are not the scan itself, by id or by content.
+
+    Raises
+    ------
+    InputError
+        None is left.
+    """
+    content = io.content_hash(case.scan)
+    found = []
+    for atlas in atlases:
+        same = atlas.image.shape == case.scan.shape and io.content_hash(atlas.image) == content
+        if atlas.id == case.id or same:
+            log.info("%s: atlas %s is the scan itself and is left out", case.id, atlas.id)
+        else:
+            found.append(atlas)
+    if not found:
+        raise InputError(f"{case.id}: expected atlases other than the scan itself, got none.")
+    return found
+
+
+def make_registrar(recipe: Recipe, library: Any) -> Registrar | None:
+    """What registers by way of the template of a prepared library, where the recipe names one; else None.
+
+    Raises
+    ------
+    InputError
+        The prepared library cannot be read, or does not fit the library.
+    """
+    folder = recipe.registration.prepared
+    if folder is None:
+        return None
+    if not isinstance(library, AtlasLibrary):
+        raise InputError(
+            f"recipe {recipe.name}: expected the library that {folder} was prepared from, got atlases in memory. "
+            "Give an AtlasLibrary or its folder."
+        )
+    prepared = read_prepared(folder)
+    prepared.check(library)
+    engine, iterations = engine_of(recipe.registration.steps), recipe.registration.refine_iterations
+
+    def by_template(scans: Scans) -> RegistrationResult:
+        transforms = register_prepared(
+            scans.target,
+            prepared,
+            scans.images,
+            ids=[atlas.id for atlas in scans.atlases],
+            fixed_mask=scans.target_mask,
+            moving_masks=list(scans.atlas_masks),
+            engine=engine,
+            refine_iterations=iterations,
+        )
+        return RegistrationResult(tuple(transforms), (0, 0, 0), scans.target.shape)
+
+    return by_template

@@ -1,0 +1,19 @@
+# The public modules of this package, loaded when they are first used.
+
+from . import (
+    doctor,
+    fetching,
+    library,
+    prepared,
+    probabilistic,
+    selection,
+)
+
+__all__ = [
+    "doctor",
+    "fetching",
+    "library",
+    "prepared",
+    "probabilistic",
+    "selection",
+]

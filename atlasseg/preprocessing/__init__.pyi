@@ -1,0 +1,17 @@
+# The public modules of this package, loaded when they are first used.
+
+from . import (
+    crop,
+    foreground,
+    histogram_matching,
+    intensity,
+    n4,
+)
+
+__all__ = [
+    "crop",
+    "foreground",
+    "histogram_matching",
+    "intensity",
+    "n4",
+]
