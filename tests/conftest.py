@@ -1,5 +1,6 @@
 """What many tests share: real volumes where there are any, and a small data set on disk."""
 
+import locale
 import os
 from dataclasses import replace
 from functools import wraps
@@ -29,6 +30,14 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("posix"):
                 item.add_marker(pytest.mark.skip(reason="needs the signals or terminals of a POSIX system"))
+
+
+@pytest.fixture(autouse=True)
+def _locale():
+    """Set the locale back that ITK's readers of DICOM and VTK, which tests use as oracles, change to C."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")

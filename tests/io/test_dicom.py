@@ -1,6 +1,5 @@
 """DICOM: every slice by its own header, or the reason why it is not read."""
 
-import locale
 import shutil
 
 import numpy as np
@@ -103,15 +102,6 @@ def test_compressed_pixels_are_read(tmp_path, write_slices, expected_values, syn
     np.testing.assert_array_equal(io.read_image(tmp_path / "t1").array, expected_values)
 
 
-@pytest.fixture
-def locale_kept():
-    """GDCM, with which the next test writes, sets the locale of the process to C."""
-    before = locale.setlocale(locale.LC_ALL)
-    yield
-    locale.setlocale(locale.LC_ALL, before)
-
-
-@pytest.mark.usefixtures("locale_kept")
 def test_what_only_itk_can_decode_is_decoded_in_a_process_of_its_own(tmp_path, write_slices, expected_values):
     """Lossless JPEG, the usual compression of archives; each slice rescaled by its own."""
 
