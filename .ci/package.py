@@ -32,8 +32,8 @@ MADE = (
     "metrics.tsv",
     "dataset_description.json",
     "target1/target1.html",
-    "target1/target1_desc-local_weighted_dseg.nii.gz",
-    "target2/target2_desc-local_weighted_entropy.nii.gz",
+    "target1/target1_desc-localweighted_dseg.nii.gz",
+    "target2/target2_desc-localweighted_entropy.nii.gz",
 )
 COMPILED = (".pyc", ".nbi", ".nbc")
 
