@@ -248,14 +248,13 @@ def stack_channels(images: Sequence[Image]) -> tuple[Image, Mask]:
     """
     first = images[0]
     known, channels = np.ones(first.shape, bool), [first.channels]
-    for other in images[1:]:
+    names = [str(image.source_header.path or image.name or "image") for image in images]
+    for name, other in zip(names[1:], images[1:], strict=True):
         if not other.grid.matches(first.grid):
             reached = coverage(other.grid, first.grid).array
             if not reached.any():
-                raise GeometryError(f"{other.name or 'image'}: does not overlap {first.name or 'the first'} in space")
-            log.warning(
-                "%s: on another grid than %s; it is resampled, lying where the header says", other.name, first.name
-            )
+                raise GeometryError(f"{name}: it does not overlap {names[0]} in space")
+            log.warning("%s: on another grid than %s; it is resampled, lying where the header says", name, names[0])
             known = known & reached
             other = resample(other, first.grid)
         channels.append(other.channels)
