@@ -40,6 +40,17 @@ def _locale():
     locale.setlocale(locale.LC_ALL, before)
 
 
+CASES = Path(__file__).parents[2] / "shared" / "cases" / "files"
+
+
+@pytest.fixture(scope="session")
+def cases():
+    """The folder of files that went wrong once; the test is skipped, with the reason, where it is absent."""
+    if not CASES.is_dir():
+        pytest.skip(f"no collected cases in {CASES}")
+    return CASES
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of real volumes; the test is skipped, with the reason, where it is absent."""

@@ -71,8 +71,8 @@ def load_inputs(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]
         raise InputError(f"recipe {recipe.name}: its table [tissue] is of atlasseg tissue; give it to that command")
     if not recipe.data.atlases or not recipe.data.targets or recipe.data.out is None:
         raise InputError(f"recipe {recipe.name}: [data] must name atlases, targets and out (or give them as options)")
-    library = read_library(*recipe.data.atlases)
-    targets = read_targets(recipe.data.targets)
+    library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from)
+    targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     read_checked.cache_clear()
     read_atlas.cache_clear()  # files may have changed since an earlier run in this process
     for id_ in library.ids:
@@ -133,7 +133,7 @@ def training_library(recipe: Recipe, without: Collection[str] = ()) -> AtlasLibr
     """
     if not recipe.data.atlases:
         raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
-    library = read_library(*recipe.data.atlases)
+    library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from)
     return library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
 
 

@@ -31,6 +31,7 @@ def register_files(
     warped_labels: Path | None = None,
     initial: Path | None = None,
     device: str = "auto",
+    spacing_from: io.SpacingSource = "sform",
 ) -> tuple[RegistrationQuality, float]:
     """Register `moving` to `fixed` and write the transform to `out`.
 
@@ -54,6 +55,8 @@ def register_files(
         Transform file, from points of the fixed scan to points of the moving one, where the first step starts.
     device : str
         "auto", "cpu" or "cuda".
+    spacing_from : {"sform", "pixdim"}
+        As of :func:`atlasseg.io.read_image`.
 
     Returns
     -------
@@ -63,8 +66,10 @@ def register_files(
         Mean local correlation of the warped and the fixed scan.
     """
     recipe = _recipe({"registration": {"steps": list(steps)}}, [f"registration.{s}" for s in settings], device)
-    (target, known), (source, source_known) = io.read_scan(fixed), io.read_scan(moving)
-    masks = [_mask(fixed_mask, known), _mask(moving_mask, source_known)]
+    (target, known), (source, source_known) = (
+        io.read_scan(path, spacing_from=spacing_from) for path in (fixed, moving)
+    )
+    masks = [_mask(fixed_mask, known, spacing_from), _mask(moving_mask, source_known, spacing_from)]
     transforms: Sequence[Transform] | None = None if initial is None else [io.read_transform(initial)]
     for step in recipe.registration.steps:
         transforms = step(target, [source], initial=transforms, fixed_mask=masks[0], moving_masks=[masks[1]])
@@ -76,14 +81,21 @@ def register_files(
     if warped is not None:
         io.write_image(carried, warped, like=target)
     if labels is not None and warped_labels is not None:
-        label_map = io.read_label_map(labels)
+        label_map = io.read_label_map(labels, spacing_from=spacing_from)
         io.write_label_map(resample(label_map, target.grid, transform), warped_labels, like=target)
     value = LocalCorrelation().value(target.array, carried.array, mask=masks[0].array if masks[0] else None)
     return quality(transform, target.grid, mask=masks[0]), value
 
 
 def fuse_files(
-    target: Path, candidates: Path, out: Path, *, method: str, settings: Sequence[str] = (), device: str = "auto"
+    target: Path,
+    candidates: Path,
+    out: Path,
+    *,
+    method: str,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+    spacing_from: io.SpacingSource = "sform",
 ) -> ProbabilityMap:
     """Fuse candidates that lie in a dataset folder, on the target's grid, and write the segmentation to `out`.
 
@@ -101,6 +113,8 @@ def fuse_files(
         ``"key=value"`` each: its parameters.
     device : str
         "auto", "cpu" or "cuda".
+    spacing_from : {"sform", "pixdim"}
+        As of :func:`atlasseg.io.read_image`.
 
     Raises
     ------
@@ -108,18 +122,18 @@ def fuse_files(
         A candidate is on another grid.
     """
     recipe = _recipe({"fusion": {"method": method}}, [f"fusion.{method}.{s}" for s in settings], device)
-    scan = io.read_image(target)
-    library = read_library(candidates)
+    scan = io.read_image(target, spacing_from=spacing_from)
+    library = read_library(candidates, spacing_from=spacing_from)
     fused: ProbabilityMap = recipe.fusion.method(scan, [library.read(id_) for id_ in library.ids])
     io.write_label_map(fused.label_map(), out, like=scan)
     return fused
 
 
-def _mask(path: Path | None, known: Mask | None) -> Mask | None:
+def _mask(path: Path | None, known: Mask | None, spacing_from: io.SpacingSource) -> Mask | None:
     """The mask in a file, without the voxels whose intensity is not known."""
     if path is None:
         return known
-    mask = io.read_mask(path)
+    mask = io.read_mask(path, spacing_from=spacing_from)
     if known is not None and not mask.grid.matches(known.grid):
         raise GeometryError(f"{path}: the mask is not on the grid of its image")
     return mask if known is None else mask.with_array(mask.array & known.array)

@@ -83,7 +83,7 @@ def tissue(
         raise InputError(f"recipe {recipe.name}: the table [tissue] is missing")
     if not recipe.data.targets or recipe.data.out is None:
         raise InputError("tissue needs scans and a folder for the results (SCAN... and --out, or [data] in the recipe)")
-    targets = read_targets(recipe.data.targets)
+    targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     if len(targets) > 1 and (modalities or mask is not None):
         raise InputError(f"--with and --mask are of a single scan, and {len(targets)} are given")
     prior = read_prior(recipe.tissue.prior) if recipe.tissue.prior else None
@@ -166,7 +166,7 @@ def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, rec
     GeometryError
         A mask is not on the scan's grid, or a modality does not reach the scan.
     """
-    read = [io.read_scan(path, channels=True) for path in (target.image, *modalities)]
+    read = [io.read_scan(path, channels=True, spacing_from=target.spacing_from) for path in (target.image, *modalities)]
     image, reached = stack_channels([scan for scan, _ in read])
     known = reached.array
     for _, finite in read:
@@ -182,7 +182,7 @@ def _region(target: Target, mask: Path | None, image: Image, recipe: Recipe) -> 
     path = mask or target.mask
     if path is None or recipe.preprocessing.mask == "foreground":
         return foreground(image)
-    found = io.read_mask(path)
+    found = io.read_mask(path, spacing_from=target.spacing_from)
     if not found.grid.matches(image.grid):
         raise GeometryError(
             f"{path}: the mask (shape {found.shape}) is not on the grid of {target.image} (shape {image.shape})"

@@ -187,7 +187,7 @@ def pretrain(
     require_libraries()
     where = resolved(device)
     check_free(out)
-    targets = read_targets(recipe.data.targets)
+    targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     images = [preprocess(target.read()[0], recipe.preprocessing.steps) for target in targets]
     channels = {target.id: image.channels.shape[3] for target, image in zip(targets, images, strict=True)}
     if len(set(channels.values())) > 1:

@@ -55,6 +55,8 @@ class AtlasFiles:
     mask : Path, optional
     not_annotated : frozenset of int
         Labels that nobody drew in it.
+    spacing_from : {"sform", "pixdim"}
+        As of :func:`atlasseg.io.read_image`.
     """
 
     id: str
@@ -64,6 +66,7 @@ class AtlasFiles:
     probability_labels: tuple[int, ...] | None = None
     mask: Path | None = None
     not_annotated: frozenset[int] = frozenset()
+    spacing_from: io.SpacingSource = "sform"
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,10 @@ class AtlasLibrary:
             Its labels, probabilities or mask are not on the grid of its image.
         """
         files = self.files(id)
-        image, mask = _read_scan(files.image, files.mask)
+        image, mask = _read_scan(files.image, files.mask, files.spacing_from)
         labels: LabelMap | ProbabilityMap
         if files.labels is not None:
-            labels = io.read_label_map(files.labels)
+            labels = io.read_label_map(files.labels, spacing_from=files.spacing_from)
             _check_grid(files.labels, labels, files.image, image)
             labels = replace(labels, affine=image.affine)
             self._check_values(files.labels, labels, files.not_annotated)
@@ -176,6 +179,7 @@ class Target:
     image: Path
     labels: Path | None = None
     mask: Path | None = None
+    spacing_from: io.SpacingSource = "sform"
 
     def read(self) -> tuple[Image, Mask | None]:
         """The scan, and its mask; intensities that are not finite are masked too, with a warning.
@@ -187,7 +191,7 @@ class Target:
         GeometryError
             The mask is not on the grid of the scan.
         """
-        return _read_scan(self.image, self.mask)
+        return _read_scan(self.image, self.mask, self.spacing_from)
 
     def read_labels(self, scan: Image) -> LabelMap | None:
         """The reference segmentation, or None where there is none.
@@ -201,15 +205,16 @@ class Target:
         """
         if self.labels is None:
             return None
-        labels = io.read_label_map(self.labels)
+        labels = io.read_label_map(self.labels, spacing_from=self.spacing_from)
         _check_grid(self.labels, labels, self.image, scan)
         return replace(labels, affine=scan.affine)
 
 
-def read_library(folder: str | Path, *more: str | Path) -> AtlasLibrary:
+def read_library(folder: str | Path, *more: str | Path, spacing_from: io.SpacingSource = "sform") -> AtlasLibrary:
     """Find the atlases in a folder, or in several together, laid out as this module says. No volume is read yet.
 
     Of several folders the first gives the library its `root`, and the first that has a label table its `table`.
+    `spacing_from` says which voxel size its volumes are read with, as of :func:`atlasseg.io.read_image`.
 
     Raises
     ------
@@ -222,7 +227,7 @@ def read_library(folder: str | Path, *more: str | Path) -> AtlasLibrary:
     for atlas in (atlas for part in parts for atlas in part.atlases):
         if atlas.id in found:
             raise InputError(f"two atlases are called {atlas.id!r}: {found[atlas.id].image} and {atlas.image}")
-        found[atlas.id] = atlas
+        found[atlas.id] = replace(atlas, spacing_from=spacing_from)
     table = next((part.table for part in parts if len(part.table)), LabelTable())
     return AtlasLibrary(parts[0].root, tuple(found[id_] for id_ in sorted(found)), table)
 
@@ -267,7 +272,9 @@ def _library_in(root: Path) -> AtlasLibrary:
     )
 
 
-def read_targets(paths: str | Path | Iterable[str | Path]) -> tuple[Target, ...]:
+def read_targets(
+    paths: str | Path | Iterable[str | Path], *, spacing_from: io.SpacingSource = "sform"
+) -> tuple[Target, ...]:
     """Find the scans to segment. No volume is read yet.
 
     Parameters
@@ -291,7 +298,7 @@ def read_targets(paths: str | Path | Iterable[str | Path]) -> tuple[Target, ...]
         for target in _targets_in(path):
             if target.id in targets and targets[target.id].image != target.image:
                 raise InputError(f"two targets are called {target.id!r}: {targets[target.id].image} and {target.image}")
-            targets[target.id] = target
+            targets[target.id] = replace(target, spacing_from=spacing_from)
     if not targets:
         raise InputError("no targets are given")
     return tuple(targets.values())
@@ -441,11 +448,11 @@ def _integer(text: str) -> int | None:
         return None
 
 
-def _read_scan(path: Path, mask_path: Path | None) -> tuple[Image, Mask | None]:
-    image, finite = io.read_scan(path)
+def _read_scan(path: Path, mask_path: Path | None, spacing_from: io.SpacingSource) -> tuple[Image, Mask | None]:
+    image, finite = io.read_scan(path, spacing_from=spacing_from)
     if mask_path is None:
         return image, finite
-    mask = io.read_mask(mask_path)
+    mask = io.read_mask(mask_path, spacing_from=spacing_from)
     _check_grid(mask_path, mask, path, image)
     inside = mask.array if finite is None else mask.array & finite.array
     if not inside.any():
@@ -471,7 +478,9 @@ def _check_grid(path: Path, volume: LabelMap | ProbabilityMap | Mask, image_path
 
 
 def _read_probabilities(files: AtlasFiles, image: Image) -> ProbabilityMap:
-    probabilities = io.read_probability_map(files.probabilities, labels=files.probability_labels)
+    probabilities = io.read_probability_map(
+        files.probabilities, labels=files.probability_labels, spacing_from=files.spacing_from
+    )
     _check_grid(files.probabilities[0], probabilities, files.image, image)
     return replace(probabilities, affine=image.affine)
 

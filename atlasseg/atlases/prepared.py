@@ -95,10 +95,15 @@ class PreparedLibrary:
             )
 
 
+_SIZES = {"sform": "", "pixdim": " voxel sizes of pixdim"}
+
+
 def fingerprints(library: AtlasLibrary) -> dict[str, str]:
     """Atlas id to SHA-256 of the files of its scan and its mask: what a template depends on. Labels do not enter."""
     return {
-        files.id: hashlib.sha256(f"{_file_hash(files.image)} {_file_hash(files.mask)}".encode()).hexdigest()
+        files.id: hashlib.sha256(
+            f"{_file_hash(files.image)} {_file_hash(files.mask)}{_SIZES[files.spacing_from]}".encode()
+        ).hexdigest()
         for files in library.atlases
     }
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def planned(dataset: Path, out: Path, scans: Sequence[Scan], recipe: Recipe, *, 
             )
     if recipe.output.transforms and recipe.data.atlases:
         names: dict[str, str] = {}
-        for atlas in read_library(*recipe.data.atlases).ids:
+        for atlas in read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from).ids:
             other = names.setdefault(outputs.entity(atlas), atlas)
             if other != atlas:
                 raise InputError(
@@ -308,7 +309,8 @@ def write_report(scan: Scan, out: Path, dataset: Path) -> None:
     if found is None:
         raise InputError(f"{out / scan.folder}: there are no results of {scan.path.name} to report on")
     stem, made = found
-    image, _ = Target(scan.id, scan.path).read()
+    data = tomllib.loads(made["Recipe"]).get("data", {})
+    image, _ = Target(scan.id, scan.path, spacing_from=data.get("spacing_from", "sform")).read()
     labels = io.read_label_map(Path(f"{stem}_dseg.nii.gz"))
     table = read_label_table(Path(f"{stem}_dseg.tsv"))
     entropy, changes = Path(f"{stem}_entropy.nii.gz"), Path(f"{stem}_regions.tsv")

@@ -15,6 +15,7 @@ from atlasseg.cli import (
     cache,
     certificates,
     compare,
+    convert,
     doctor,
     evaluate,
     fetch,
@@ -73,6 +74,7 @@ compare.add_to(app)
 view.add_to(app)
 evaluate.add_to(app)
 doctor.add_to(app)
+convert.add_to(app)
 fetch.add_to(app)
 methods.add_to(app)
 recipes.add_to(app)

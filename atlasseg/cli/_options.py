@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +22,21 @@ class DeviceName(StrEnum):
     cuda = "cuda"
 
 
+class SpacingName(StrEnum):
+    """Which voxel size of a NIfTI header is used where it gives two."""
+
+    sform = "sform"
+    pixdim = "pixdim"
+
+
+SpacingFrom = Annotated[
+    SpacingName | None,
+    typer.Option(
+        "--spacing-from",
+        help="Voxel size to use where the sform and the pixdim of a NIfTI header differ. [default: sform]",
+        show_default=False,
+    ),
+]
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file (.toml), or a name that `atlasseg recipes` lists.")
 ]
@@ -114,6 +129,11 @@ FEW_TARGETS = 4
 """So few are as fast without other processes, since the registrations of one target go side by side."""
 
 
+def spacing_source(chosen: SpacingName | None) -> Literal["sform", "pixdim"]:
+    """The option as :func:`atlasseg.io.read_image` takes it."""
+    return "pixdim" if chosen is SpacingName.pixdim else "sform"
+
+
 def workers_of(
     jobs: int,
     targets: Sequence[Path],
@@ -142,10 +162,13 @@ def load_recipe(
     atlases: list[Path] | None,
     out: Path | None,
     prepared: Path | None,
+    spacing_from: SpacingName | None = None,
 ) -> Recipe:
     """Read a recipe; paths given as options take the place of its own. Without a path it is chosen by the atlases."""
     from atlasseg.recipe import read_recipe, with_device, with_paths
 
+    if spacing_from is not None:
+        settings = [*(settings or ()), f"data.spacing_from={spacing_from.value}"]
     chosen = _choose_recipe(atlases, settings) if path is None else read_recipe(path, overrides=settings or ())
     recipe = with_device(chosen, device.value)
     return with_paths(recipe, targets=targets or (), atlases=atlases or (), out=out, prepared=prepared)

@@ -22,6 +22,7 @@ from atlasseg.cli._options import (
     Prepared,
     Scheduler,
     Settings,
+    SpacingFrom,
     Targets,
     load_recipe,
     workers_of,
@@ -50,6 +51,7 @@ def compare(
     cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
     prepared: Prepared = None,
     settings: Settings = None,
+    spacing_from: SpacingFrom = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
     scheduler: Scheduler = None,
@@ -80,7 +82,16 @@ def compare(
     from atlasseg.recipe import with_paths
 
     with Progress("read the atlases and the targets") as progress:
-        checked = load_recipe(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
+        checked = load_recipe(
+            recipe,
+            settings,
+            device,
+            targets=targets,
+            atlases=atlases,
+            out=out,
+            prepared=prepared,
+            spacing_from=spacing_from,
+        )
         if leave_one_out:
             checked = with_paths(checked, targets=checked.data.atlases)
         chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]

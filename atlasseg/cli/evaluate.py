@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from atlasseg.cli._options import SpacingFrom, spacing_source
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -23,6 +25,7 @@ def evaluate(
         float | None,
         typer.Option("--tolerance", min=0, help="Tolerance of the surface Dice in mm; by default that of a recipe."),
     ] = None,
+    spacing_from: SpacingFrom = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the long table (label, metric, value) here.")] = None,
 ) -> None:
     """Measure a segmentation: overlap, surface distances, volumes.
@@ -42,9 +45,13 @@ def evaluate(
 
     if tolerance_mm is None:
         tolerance_mm = Evaluation.surface_tolerance_mm
+    sizes = spacing_source(spacing_from)
     table = None if labels is None else read_label_table(labels)
     scores = measure(
-        io.read_label_map(segmentation), io.read_label_map(reference), table=table, surface_tolerance_mm=tolerance_mm
+        io.read_label_map(segmentation, spacing_from=sizes),
+        io.read_label_map(reference, spacing_from=sizes),
+        table=table,
+        surface_tolerance_mm=tolerance_mm,
     )
     rows = metrics_table(scores)
     if out is not None:

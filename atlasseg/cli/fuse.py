@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName, MethodSettings
+from atlasseg.cli._options import Device, DeviceName, MethodSettings, SpacingFrom, spacing_source
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,6 +29,7 @@ def fuse(
     probabilities: Annotated[
         Path | None, typer.Option(help="Also write the probabilities, 4-D, a label a volume.")
     ] = None,
+    spacing_from: SpacingFrom = None,
     device: Device = DeviceName.auto,
 ) -> None:
     """Fuse candidates that some other tool has registered.
@@ -41,8 +42,11 @@ def fuse(
     from atlasseg.app.stages import fuse_files
     from atlasseg.volume import Image
 
-    fused = fuse_files(target, candidates, out, method=method, settings=settings or (), device=device.value)
-    scan = io.read_image(target)
+    sizes = spacing_source(spacing_from)
+    fused = fuse_files(
+        target, candidates, out, method=method, settings=settings or (), device=device.value, spacing_from=sizes
+    )
+    scan = io.read_image(target, spacing_from=sizes)
     typer.echo(f"wrote {out}")
     if entropy is not None:
         io.write_image(Image(fused.entropy(), scan.affine), entropy, like=scan)

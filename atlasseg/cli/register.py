@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName
+from atlasseg.cli._options import Device, DeviceName, SpacingFrom, spacing_source
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,6 +39,7 @@ def register(
             "displacement field."
         ),
     ] = None,
+    spacing_from: SpacingFrom = None,
     device: Device = DeviceName.auto,
 ) -> None:
     """Register MOVING to FIXED and write the transform, in ITK's format, which ANTs and Slicer apply as well.
@@ -65,6 +66,7 @@ def register(
         warped_labels=warped_labels,
         initial=initial,
         device=device.value,
+        spacing_from=spacing_source(spacing_from),
     )
     typer.echo(f"local correlation {similarity:.4f}; {quality}")
     typer.echo(f"wrote {out}")

@@ -24,6 +24,7 @@ from atlasseg.cli._options import (
     Prepared,
     Scheduler,
     Settings,
+    SpacingFrom,
     Targets,
     load_recipe,
     workers_of,
@@ -50,6 +51,7 @@ def run(
     out: Out = None,
     prepared: Prepared = None,
     settings: Settings = None,
+    spacing_from: SpacingFrom = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
     scheduler: Scheduler = None,
@@ -80,7 +82,16 @@ def run(
     from atlasseg.app.run import run as run_recipe
 
     with Progress("read the atlases and the targets") as progress:
-        checked = load_recipe(recipe, settings, device, targets=targets, atlases=atlases, out=out, prepared=prepared)
+        checked = load_recipe(
+            recipe,
+            settings,
+            device,
+            targets=targets,
+            atlases=atlases,
+            out=out,
+            prepared=prepared,
+            spacing_from=spacing_from,
+        )
         workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
         limit_bytes = int(1e9 * cache_limit)
         if not dry_run:

@@ -16,6 +16,7 @@ from atlasseg.cli._options import (
     MethodSettings,
     Out,
     Scheduler,
+    SpacingFrom,
     workers_of,
 )
 from atlasseg.cli.run import report_failures
@@ -54,6 +55,7 @@ def tissue(
         Path | None, typer.Option("--mask", help="Where the only scan is classified; else its foreground is found.")
     ] = None,
     settings: MethodSettings = None,
+    spacing_from: SpacingFrom = None,
     jobs: Jobs = 1,
     scheduler: Scheduler = None,
     cluster: Cluster = None,
@@ -89,6 +91,8 @@ def tissue(
     if prior:
         asked.append(f"tissue.prior={json.dumps([str(path.resolve()) for path in prior])}")
     asked += [f"tissue.{setting}" for setting in settings or ()]
+    if spacing_from is not None:
+        asked.append(f"data.spacing_from={spacing_from.value}")
     if recipe is not None:
         checked = read_recipe(recipe, overrides=asked)
     else:

@@ -16,7 +16,6 @@ from atlasseg.files import checked_path
 from atlasseg.recipe.tables import (
     RENAMED_KEYS,
     SECTIONS,
-    Data,
     Fusion,
     Recipe,
     Refinement,
@@ -120,10 +119,11 @@ def parse_recipe(
         raise InputError(f'{where}: the table [fusion] with method = "..." is missing')
     if base is not None and "data" in sections:
         data = sections["data"]
-        sections["data"] = Data(
-            tuple(base / folder for folder in data.atlases),
-            tuple(base / target for target in data.targets),
-            None if data.out is None else base / data.out,
+        sections["data"] = replace(
+            data,
+            atlases=tuple(base / folder for folder in data.atlases),
+            targets=tuple(base / target for target in data.targets),
+            out=None if data.out is None else base / data.out,
         )
     if base is not None and "registration" in sections and sections["registration"].prepared is not None:
         registration = sections["registration"]

@@ -50,11 +50,14 @@ class Data:
         Scans to segment: files, or folders with ``images/`` and, to evaluate, ``labels/``.
     out : path, optional
         Folder for the results.
+    spacing_from : {"sform", "pixdim"}
+        Which voxel size of a NIfTI header to use where its sform and its pixdim differ by more than 1 %.
     """
 
     atlases: tuple[Path, ...] = ()
     targets: tuple[Path, ...] = ()
     out: Path | None = None
+    spacing_from: Literal["sform", "pixdim"] = "sform"
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
     transform : Transform
         Maps (N, 3) RAS+ mm points to RAS+ mm points.
     grid : Grid
-        Where to measure; at least 2 voxels along each axis.
+        Where to measure. Across an axis of a single voxel (a single slice) the transform is taken as a translation.
 
     Returns
     -------
@@ -73,19 +73,20 @@ def jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
 
     Raises
     ------
-    GeometryError
-        An axis of the grid has a single voxel.
     InputError
         The transform maps a voxel to NaN or infinity.
     """
-    if min(grid.shape) < 2:
-        raise GeometryError(f"a Jacobian needs at least 2 voxels along each axis, got a grid of shape {grid.shape}")
     per_voxel_mm3 = float(np.linalg.det(grid.affine[:3, :3]))
     out = np.empty(grid.shape, np.float32)
     for start, stop in slabs(grid):
         first, last = max(start - 1, 0), min(stop + 1, grid.shape[0])  # with a neighbour on either side
         mapped_mm = _mapped_mm(transform, grid.cropped((first, 0, 0), (last, *grid.shape[1:])))
-        out[start:stop] = _determinants(mapped_mm)[start - first : stop - first] / per_voxel_mm3
+        inside = tuple(slice(0, n) for n in mapped_mm.shape[:3])
+        for axis in np.flatnonzero(np.array(grid.shape) == 1):
+            step_mm = grid.affine[:3, axis]
+            mapped_mm = np.concatenate([mapped_mm, mapped_mm + step_mm], axis=axis)
+        determinants = _determinants(np.ascontiguousarray(mapped_mm))[inside]
+        out[start:stop] = determinants[start - first : stop - first] / per_voxel_mm3
     return out
 
 
@@ -113,7 +114,7 @@ def quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> Re
     Raises
     ------
     GeometryError
-        The mask is not on the grid, or an axis has a single voxel.
+        The mask is not on the grid.
     InputError
         The mask is empty, or the transform gives NaN.
     """

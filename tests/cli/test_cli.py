@@ -25,6 +25,7 @@ COMMANDS = [
     "view",
     "evaluate",
     "doctor",
+    "convert",
     "fetch",
     "methods",
     "recipes",

@@ -1,22 +1,9 @@
-"""Files that went wrong once, which are not part of the project, and makers of files of the same kinds."""
-
-from pathlib import Path
+"""Makers of DICOM files."""
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
-
-CASES = Path(__file__).parents[2] / ".." / "shared" / "cases" / "files"
-
-
-@pytest.fixture(scope="session")
-def cases() -> Path:
-    """Folder of the collected files; the test skips where it is absent."""
-    if not CASES.is_dir():
-        pytest.skip(f"no collected cases in {CASES.resolve()}")
-    return CASES.resolve()
-
 
 VALUES = np.random.default_rng(7).integers(0, 1000, (8, 10, 12)).astype(np.uint16)
 """(slices, rows, columns) that the DICOM files below hold, before rescaling."""
