@@ -53,9 +53,10 @@ def evaluate(
         table=table,
         surface_tolerance_mm=tolerance_mm,
     )
-    rows = metrics_table(scores)
     if out is not None:
-        write_table(rows, out)
-    shown = rows.assign(label=rows["label"].astype("object").where(rows["label"].notna(), ""))
-    wide = shown.pivot_table(index=["label", "name"], columns="metric", values="value", sort=False)
-    print_table(wide.reset_index())
+        write_table(metrics_table(scores), out)
+    wide = scores.to_frame(wide=True)
+    wide["label"] = wide["label"].astype("object").where(wide["label"].notna(), "")
+    print_table(wide)
+    for note in scores.notes:
+        typer.echo(f"note: {note}")

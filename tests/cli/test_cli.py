@@ -17,6 +17,7 @@ from atlasseg import io, methods
 from atlasseg.cli import app
 from atlasseg.report import server
 from atlasseg.resampling import resample
+from atlasseg.volume import LabelMap
 
 COMMANDS = [
     "run",
@@ -241,3 +242,11 @@ def test_a_run_without_recipe_and_atlases_says_what_to_do():
     status, output = call("run", "--targets", "scan.nii.gz")
     assert status == 2
     assert "expected a recipe or --atlases DIR, got neither. Try: atlasseg run quickstart" in output
+
+
+def test_evaluate_tells_its_notes_and_that_both_maps_are_empty(tmp_path):
+    empty = LabelMap(np.zeros((3, 4, 5), np.int32), np.eye(4))
+    io.write_label_map(empty, tmp_path / "empty.nii.gz")
+    status, told = call("evaluate", tmp_path / "empty.nii.gz", tmp_path / "empty.nii.gz")
+    assert status == 0 and "foreground" in told
+    assert "note: neither the segmentation nor the reference has a label" in told
