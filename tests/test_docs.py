@@ -1,13 +1,18 @@
 """The site's generated pages are complete, links between files lead somewhere, and CI finds the README's command."""
 
+import dataclasses
 import importlib
+import inspect
 import re
 import sys
+import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from atlasseg import methods
+import atlasseg
+from atlasseg import methods, recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +35,31 @@ def test_every_method_has_a_page_with_its_parameters(extension):
             assert not missing, f"{stage}/{name}: {missing}"
 
 
+def test_every_key_of_a_recipe_has_a_meaning_and_an_example_that_is_valid(extension):
+    text = extension.recipe_pages.EXAMPLES.read_text("utf-8")
+    examples = tomllib.loads(text)
+    for title, kind in recipe.SECTIONS.items():
+        meanings = methods.described_parameters(inspect.getdoc(kind))
+        keys = [field.name for field in dataclasses.fields(kind)]
+        assert [key for key in keys if not meanings.get(key)] == [], f"[{title}]: keys without a meaning"
+        assert set(examples[title]) == set(keys), f"[{title}]: one example for each key"
+    apart = {"tissue": examples.pop("tissue")}  # these exclude others
+    initial = {"registration": {"initial": examples["registration"].pop("initial")}, "fusion": examples["fusion"]}
+    for tables in (examples, apart, initial):
+        recipe.parse_recipe(tables)
+
+
+def test_every_public_name_is_on_a_page_of_the_reference(extension):
+    pages = "\n".join(extension.api_pages.pages().values())
+    missing = [name for name in atlasseg.__all__ if not name.startswith("__") and f"atlasseg.{name}" not in pages]
+    assert not missing
+
+
+def test_every_command_has_a_page_with_its_options(extension):
+    pages = {str(path): text for path, text in extension.command_pages.pages().items()}
+    assert "`--atlases" in pages["commands/run.md"] and "commands/atlases_average.md" in pages
+
+
 def test_terminal_texts_of_methods_hold_no_markup_of_equations():
     for stage in methods.STAGES:
         for name in methods.names(stage):
@@ -46,6 +76,19 @@ def test_links_between_pages_lead_somewhere():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             made = any(part in target for part in ("generated/", "gallery/"))  # by the build, which checks them
             assert made or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_addresses_elsewhere_are_well_formed():
+    """CI has no internet, so only their form is checked; ``sphinx -b linkcheck`` asks the sites."""
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/guide").glob("*.md"), *(ROOT / "docs/examples").glob("*")]
+    found = [
+        (page.name, url) for page in pages for url in re.findall(r"https?:[^\s)>\]`\"']+", page.read_text("utf-8"))
+    ]
+    assert found
+    for name, url in found:
+        parts = urlsplit(url)
+        local = parts.hostname in ("127.0.0.1", "localhost")
+        assert parts.hostname and (local or (parts.scheme == "https" and "." in parts.hostname)), f"{name}: {url}"
 
 
 def test_ci_finds_the_test_command_in_the_readme():

@@ -64,14 +64,6 @@ def read_certificates(folder: Path) -> Security:
     return Security(require_encryption=True, tls_ca_file=texts[AUTHORITY], **roles, **keys)
 
 
-def certificate_files(folder: Path) -> Security:
-    """The security of a cluster whose processes read the certificates in `folder` themselves."""
-    certificate, key = str(folder / CERTIFICATE), str(folder / KEY)
-    roles = ("client", "scheduler", "worker")
-    files = {f"tls_{role}_cert": certificate for role in roles} | {f"tls_{role}_key": key for role in roles}
-    return Security(require_encryption=True, tls_ca_file=str(folder / AUTHORITY), **files)
-
-
 def write_certificates(folder: Path) -> None:
     """Make new certificates for a Dask cluster: ``ca.pem``, ``cert.pem`` and ``key.pem``, for your user alone to read.
 

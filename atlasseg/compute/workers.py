@@ -9,10 +9,9 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from atlasseg.errors import InputError, MissingLibraryError
@@ -263,8 +262,7 @@ def _at_most(name: str, threads: int) -> int:
     return min(threads, int(given)) if given.isdecimal() and int(given) > 0 else threads
 
 
-@contextmanager
-def _batch_jobs(workers: Workers) -> Iterator[Any]:
+def _batch_jobs(workers: Workers) -> Any:
     """Jobs of a batch system, each with one worker of one thread that declares the memory it asked for."""
     assert workers.cluster is not None
     try:
@@ -273,32 +271,29 @@ def _batch_jobs(workers: Workers) -> Iterator[Any]:
         raise MissingLibraryError("--cluster needs dask-jobqueue: pip install 'atlasseg[cluster]'") from error
     from dask.utils import parse_bytes
 
-    from atlasseg.compute.secure import WORKER_CLASS, PagelessScheduler, certificate_files, write_certificates
+    from atlasseg.compute.secure import WORKER_CLASS, PagelessScheduler
 
     settings = _settings(workers.settings)
+    if settings.setdefault("security", True):
+        settings.setdefault("shared_temp_directory", "~")  # of the files for the jobs: readable by the user alone
+        settings.setdefault("protocol", "tls://")
+    else:
+        settings["security"] = None
+        log.warning("%s: without TLS, any process that reaches a port runs code as you", workers.settings)
     settings.setdefault("scheduler_cls", PagelessScheduler)
     cores, memory = settings.setdefault("cores", 1), settings.setdefault("memory", "4GB")
     extra = [*settings.pop("worker_extra_args", ()), "--nthreads", "1", "--resources", f"memory={parse_bytes(memory)}"]
     extra += ["--no-dashboard", "--worker-class", WORKER_CLASS]
     prologue = [f"export {name}={cores}" for name in THREADS] + [f"export {n}={v}" for n, v in QUIET.items()]
     settings["job_script_prologue"] = [*prologue, *settings.get("job_script_prologue", ())]
-    with ExitStack() as stack:
-        if settings.pop("security", True):
-            shared = Path(settings.pop("shared_temp_directory", "~")).expanduser()
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix=".atlasseg-", dir=shared)))
-            write_certificates(folder)
-            settings |= {"security": certificate_files(folder), "protocol": "tls://"}
-        else:
-            log.warning("%s: without TLS, any process that reaches a port runs code as you", workers.settings)
-        try:
-            cluster = getattr(dask_jobqueue, CLUSTERS[workers.cluster])(
-                **{"processes": 1, **settings}, worker_extra_args=extra
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{workers.settings or workers.cluster}: dask-jobqueue cannot use it: {error}") from error
-        stack.enter_context(cluster)
-        cluster.scale(jobs=workers.jobs)
-        yield cluster
+    try:
+        cluster = getattr(dask_jobqueue, CLUSTERS[workers.cluster])(
+            **{"processes": 1, **settings}, worker_extra_args=extra
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{workers.settings or workers.cluster}: dask-jobqueue cannot use it: {error}") from error
+    cluster.scale(jobs=workers.jobs)
+    return cluster
 
 
 def _settings(path: Path | None) -> dict[str, Any]:

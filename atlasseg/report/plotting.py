@@ -30,6 +30,7 @@ def plot_slices(
     overlay: NDArray[np.floating[Any]] | None = None,
     overlay_name: str = "",
     overlay_range: tuple[float, float] | None = None,
+    overlay_colors: str = "inferno",
     table: LabelTable | None = None,
     planes: Sequence[Plane] = ("axial", "coronal", "sagittal"),
     at_mm: ArrayLike | None = None,
@@ -55,6 +56,8 @@ def plot_slices(
         Label of the colour bar.
     overlay_range : (float, float), optional
         Values at the two ends of the colour bar; by default the smallest and the largest.
+    overlay_colors : str
+        Name of a matplotlib colormap.
     table : LabelTable, optional
         Gives the colours of the labels.
     planes : sequence of {"axial", "coronal", "sagittal"}
@@ -110,7 +113,7 @@ def plot_slices(
         panel.imshow(flat.of(image.channels[..., 0]), cmap="gray", vmin=window[0], vmax=window[1], **flat.drawing)
         if overlay is not None:
             low, high = overlay_range or (float(np.nanmin(overlay)), float(np.nanmax(overlay)))
-            bar = panel.imshow(flat.of(overlay), cmap="inferno", vmin=low, vmax=high, alpha=0.6, **flat.drawing)
+            bar = panel.imshow(flat.of(overlay), cmap=overlay_colors, vmin=low, vmax=high, alpha=0.6, **flat.drawing)
         if labels is not None:
             _draw_labels(panel, flat, labels, table or LabelTable(), filled)
         flat.mark_sides(panel)

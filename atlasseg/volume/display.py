@@ -35,7 +35,7 @@ _SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
 def listed_labels(values: Int32) -> str:
-    """``labels: 0, 1, 4`` or, of many, ``labels: 0, 2, 3, ... 77 (16 labels)``."""
+    """List label values in one line, with their number where not all of them are shown."""
     every = values.tolist()
     if len(every) <= MOST_LABELS:
         return f"labels: {', '.join(map(str, every)) or 'none'}"

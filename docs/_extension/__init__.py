@@ -1,8 +1,8 @@
 """Sphinx extension of this site: pages generated from the live package, and three small conveniences.
 
-`method_pages`, `recipe_pages`, `api_pages` and `command_pages` each return pages as a mapping from a path under
-``docs/generated`` to its text. They are written before Sphinx looks for sources; a page whose text did not change is
-not touched, so that a second build is quick.
+`method_pages`, `recipe_pages`, `api_pages`, `command_pages` and `repository_pages` each return pages: a mapping from a
+path under ``docs/generated`` to its text. They are written before Sphinx looks for sources; a page whose text did not
+change is not touched, so that a second build is quick.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from . import api_pages, mathjax, method_pages, recipe_pages, references, repository_pages
+from . import api_pages, command_pages, mathjax, method_pages, recipe_pages, references, repository_pages
 
-GENERATORS = (method_pages, recipe_pages, api_pages, repository_pages)
+GENERATORS = (method_pages, recipe_pages, api_pages, command_pages, repository_pages)
 
 
 def write_pages(app: Sphinx) -> None:

@@ -59,6 +59,11 @@ def table_page(title: str, kind: type, example: dict[str, Any]) -> str:
             f"The parameters of a method go into a table of its own, ``[{title}.METHOD]``: see "
             f":doc:`the methods of {title} </generated/methods/{title}/index>`.\n"
         )
+    rows = [
+        (f":ref:`{f.name} <recipe-{title}-{f.name}>`", described_type(hints[f.name]), default(f))
+        for f in dataclasses.fields(kind)
+    ]
+    parts.append(rst.table(("key", "type", "default"), rows))
     for f in dataclasses.fields(kind):
         parts += [
             f".. _recipe-{title}-{f.name}:\n",

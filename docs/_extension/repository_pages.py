@@ -21,6 +21,7 @@ def pages() -> dict[Path, str]:
         made[Path("results") / ("index.md" if path.name == "RESULTS.md" else path.name)] = re.sub(
             r"\]\(results/([^)]+)\)", r"](\1)", text
         )
-    names = "\n".join(path.stem for path in made if path.stem != "index")
+    made[Path("contributing.md")] = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    names = "\n".join(path.stem for path in made if path.parent.name == "results" and path.stem != "index")
     made[Path("results/index.md")] += f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
     return made
