@@ -23,6 +23,7 @@ import numpy as np
 from atlasseg import io
 from atlasseg.atlases.selection import choose, likenesses, select, thumbnails
 from atlasseg.errors import InputError
+from atlasseg.fusion.contrast import match_contrast
 from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.propagation import propagate
@@ -109,13 +110,18 @@ class Alignment:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What comes out for one scan, on its own grid; `changes` says what regions did to each label, where asked for."""
+    """What comes out for one scan, on its own grid.
+
+    `changes` says what regions did to each label, where asked for; `contrast` what was done about a contrast of the
+    atlases that differs from the scan's, empty where nothing was.
+    """
 
     labels: LabelMap
     probabilities: ProbabilityMap
     alignment: Alignment
     seconds: Mapping[str, float] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
+    contrast: str = ""
 
 
 Registrar = Callable[[Scans], RegistrationResult]
@@ -298,9 +304,15 @@ def fuse(
     """
     seconds = dict(alignment.seconds)
     with _stage("fuse", seconds, progress):
-        voters = [c.atlas for c in alignment.candidates if c.qc.keep]
+        voters: Sequence[Atlas] = [c.atlas for c in alignment.candidates if c.qc.keep]
+        method, voters, contrast = _match_contrast(method, alignment.target, voters)
         fused: ProbabilityMap = executor(method, alignment.target, voters, mask=alignment.target_mask)
     if refinement is not None:
+        if contrast and refinement.method.needs.model is not None:
+            log.warning(
+                "%s: refinement %s was trained on scans of the atlases' contrast; its result here is not reliable",
+                alignment.target.name, refinement.name,
+            )  # fmt: skip
         with _stage("refine", seconds, progress):
             fused = executor(refinement, alignment.target, fused, provenance=provenance)
     changes: tuple[Change, ...] = ()
@@ -315,7 +327,22 @@ def fuse(
             )
             fused, changes = consistent.probabilities, consistent.changes
     probabilities = fused.padded_to(alignment.grid, alignment.start)
-    return Segmentation(probabilities.label_map(), probabilities, alignment, seconds, changes)
+    return Segmentation(probabilities.label_map(), probabilities, alignment, seconds, changes, contrast)
+
+
+def _match_contrast(method: Step, target: Image, voters: Sequence[Atlas]) -> tuple[Step, Sequence[Atlas], str]:
+    """A fusion and its candidates, brought to the target's contrast if it compares intensities, and what was done.
+
+    It is done here, before the fusion, so that it is told even where the fusion's result is kept from an earlier run.
+    """
+    if not method.method.needs.compares_intensities:
+        return method, voters, ""
+    match = match_contrast(target, voters, contrast=method.arguments.get("contrast", "auto"))
+    if match.message:
+        log.warning("%s: %s", target.name or "scan", match.message)
+    if method.method.has_parameter("contrast"):
+        method = replace(method, arguments={**method.arguments, "contrast": "same"})
+    return method, match.candidates, match.message
 
 
 def provenance(atlases: Sequence[Atlas], recipe: Recipe) -> dict[str, dict[str, Any]]:

@@ -88,3 +88,19 @@ def test_without_atlases_or_steps_there_is_nothing_to_do(case):
         segment(scan, [], parse_recipe(TABLES))
     with pytest.raises(InputError, match="steps is empty"):
         segment(scan, atlases, parse_recipe({"fusion": {"method": "majority"}}))
+
+
+@pytest.mark.parametrize("contrast", ["auto", "same"])
+def test_another_contrast_is_told_once_and_mapped(case, contrast, caplog):
+    scan, atlases = case
+    inverse = scan.with_array(scan.array.max() - scan.array)
+    fusion = {"method": "local_weighted", "local_weighted": {"contrast": contrast}}
+    recipe = parse_recipe({**TABLES, "fusion": fusion})
+    found = segment(inverse, atlases, recipe)
+    told = [r.getMessage() for r in caplog.records if "differ from the scan in contrast" in r.getMessage()]
+    if contrast == "same":
+        assert not told and not found.contrast
+    else:
+        assert told == [f"head3: {found.contrast}"]
+        assert found.contrast.startswith(f"{len(atlases)} of {len(atlases)} atlases differ")
+    assert not segment(scan, atlases, recipe).contrast

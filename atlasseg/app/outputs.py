@@ -242,6 +242,7 @@ def write_segmentation(
             p.name: recipe.fusion.method.arguments.get(p.name, p.default)
             for p in recipe.fusion.method.method.parameters
         },
+        "Contrast": result.contrast or None,
         "Refinement": recipe.refinement.method.name if recipe.refinement.method is not None else None,
         "Regions": recipe.regions is not None,
         "Recipe": recipe.text,

@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 """Change of the log-likelihood, in parts of itself, at which the iterations stop."""
 
 
-@method("fusion")
+@method("fusion", compares_intensities=False)
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

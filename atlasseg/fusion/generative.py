@@ -12,6 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._staple import find_neighbours
 from atlasseg.fusion._votes import Votes
+from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float64, Image, Int64, ProbabilityMap
 
@@ -32,6 +33,7 @@ def fuse(
     sigma: float = 0.5,
     beta: float = 0.75,
     max_iterations: int = 20,
+    contrast: Contrast = "auto",
 ) -> ProbabilityMap:
     r"""Fuse by the generative model of Sabuncu et al. [1]_.
 
@@ -88,6 +90,9 @@ def fuse(
         Strength of the Markov random field on the index, for `semi_local`, 0 or more.
     max_iterations : int
         At most so many, for `semi_local` and `global`.
+    contrast : {"auto", "same", "different"}
+        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
+        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------
@@ -113,6 +118,7 @@ def fuse(
             "generative needs rho and sigma above 0, beta of 0 or more and max_iterations of at least 1, got "
             f"{rho}, {sigma}, {beta} and {max_iterations}"
         )
+    candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates, hard=True)
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)

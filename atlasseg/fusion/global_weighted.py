@@ -9,6 +9,7 @@ import numpy as np
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._votes import Votes
+from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
 from atlasseg.similarity import MetricName, SimilarityMetric, metric_class
 from atlasseg.volume import Atlas, Bool, Float32, Image, ProbabilityMap
@@ -18,7 +19,12 @@ MARGIN_VOXELS = 2
 
 @method("fusion")
 def fuse(
-    target: Image, candidates: Sequence[Atlas], *, similarity: MetricName = "correlation", power: float = 8.0
+    target: Image,
+    candidates: Sequence[Atlas],
+    *,
+    similarity: MetricName = "correlation",
+    power: float = 8.0,
+    contrast: Contrast = "auto",
 ) -> ProbabilityMap:
     r"""Fuse by a vote in which each candidate has one weight for the whole volume.
 
@@ -46,6 +52,9 @@ def fuse(
         The measure m.
     power : float
         The exponent p, above 0: 0 would be the majority vote, a large one picks the single most similar candidate.
+    contrast : {"auto", "same", "different"}
+        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
+        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------
@@ -67,6 +76,7 @@ def fuse(
     metric = metric_class(similarity)()
     if not power > 0:
         raise InputError(f"global_weighted needs a power above 0, got {power}")
+    candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates)
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)

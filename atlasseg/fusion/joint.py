@@ -12,9 +12,9 @@ from atlasseg.errors import InputError
 from atlasseg.fusion import _joint_numba
 from atlasseg.fusion._encoded_votes import EncodedVotes, find_disagreement
 from atlasseg.fusion._patches import PatchSearch, as_radius, dilate, expand_masks
-from atlasseg.fusion._votes import check_candidates
+from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
-from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap, check_channels
+from atlasseg.volume import Atlas, Float32, Image, Int32, Int64, LabelMap, ProbabilityMap
 
 
 @method("fusion")
@@ -28,6 +28,7 @@ def fuse(
     search_radius_voxels: int | tuple[int, int, int] = 3,
     nonnegative: bool = True,
     device: Device = "auto",
+    contrast: Contrast = "auto",
 ) -> ProbabilityMap:
     r"""Fuse by weights that minimise the expected error of the vote, including errors that candidates share.
 
@@ -74,6 +75,9 @@ def fuse(
         others scaled to sum 1.
     device : {'auto', 'cpu', 'cuda'}
         'auto' takes a CUDA GPU where there is one.
+    contrast : {"auto", "same", "different"}
+        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
+        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------
@@ -95,12 +99,11 @@ def fuse(
     .. [2] Wang and Yushkevich (2013), Multi-atlas segmentation with joint label fusion and corrective learning: an
        open source implementation, Frontiers in Neuroinformatics 7:27.
     """
-    check_candidates(target, candidates)
-    check_channels(target, candidates)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not (np.isfinite(value) and value > 0):
             raise InputError(f"{name} must be a number above 0, got {value!r}")
 
+    candidates = in_contrast(target, candidates, contrast)
     place = resolved(device)
     images = [_move_channels_first(atlas.image) for atlas in candidates]
     patch = as_radius(patch_radius_voxels, "patch_radius_voxels")

@@ -11,6 +11,7 @@ from scipy.ndimage import map_coordinates
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised, box_mean, correlate_locally, gaussian_mean
 from atlasseg.fusion._votes import Votes
+from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
 from atlasseg.similarity.local_correlation import local_correlation_map
 from atlasseg.volume import Atlas, Float32, Float64, Image, Int64, ProbabilityMap
@@ -37,6 +38,7 @@ def fuse(
     top: int = 8,
     epsilon: float = 1e-3,
     bins: int = 8,
+    contrast: Contrast = "auto",
 ) -> ProbabilityMap:
     r"""Fuse by a vote in which each candidate has a weight at every voxel.
 
@@ -87,6 +89,9 @@ def fuse(
         The eps of (3) and (4), on standardised intensities.
     bins : int
         Bins a side of the histograms of (6), of equal width from 2 standard deviations below the mean to 2 above.
+    contrast : {"auto", "same", "different"}
+        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
+        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------
@@ -117,6 +122,7 @@ def fuse(
             f"at least 2, got power={power}, sigma_voxels={sigma_voxels}, epsilon={epsilon}, "
             f"radius_voxels={radius_voxels}, top={top}, bins={bins}"
         )
+    candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates)
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)

@@ -11,7 +11,7 @@ from atlasseg.statistics.label_posteriors import chain_posteriors
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
-@method("fusion")
+@method("fusion", compares_intensities=False)
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

@@ -12,7 +12,7 @@ from atlasseg.statistics.markov_field import Solver
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
-@method("fusion")
+@method("fusion", compares_intensities=False)
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],

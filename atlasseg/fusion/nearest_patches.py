@@ -15,6 +15,7 @@ from atlasseg.fusion._joint_numba import _count_votes as count_patch_votes
 from atlasseg.fusion._patch_match import run_patch_match
 from atlasseg.fusion._patches import NearestPatches, dilate, find_nearest_patches, map_tiles
 from atlasseg.fusion._votes import Votes
+from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, ProbabilityMap, take_entries
 
@@ -35,6 +36,7 @@ def fuse(
     bandwidth: float = 1.0,
     iterations: int = 5,
     seed: int = 0,
+    contrast: Contrast = "auto",
 ) -> ProbabilityMap:
     r"""Fuse by the votes of the nearest patches.
 
@@ -76,6 +78,9 @@ def fuse(
         Sweeps of PatchMatch.
     seed : int
         Of PatchMatch's random numbers, 0 or more.
+    contrast : {"auto", "same", "different"}
+        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
+        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------
@@ -109,6 +114,7 @@ def fuse(
         raise InputError(
             f"nearest_patches needs iterations of at least 1 and seed of 0 or more, got {iterations}, {seed}"
         )
+    candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates)
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)

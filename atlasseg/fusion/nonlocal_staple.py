@@ -20,6 +20,7 @@ from atlasseg.fusion._staple import (
     select_winners,
 )
 from atlasseg.fusion._votes import Votes, fill_entries, index_slots, label_slots
+from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Image, Int32, Int64, LabelWeights, ProbabilityMap
 
@@ -42,6 +43,7 @@ def fuse(
     prior: Literal["local", "global"] = "local",
     max_iterations: int = 100,
     tolerance: float = 1e-4,
+    contrast: Contrast = "auto",
 ) -> ProbabilityMap:
     r"""Fuse by STAPLE with a non-local model of correspondence.
 
@@ -89,6 +91,9 @@ def fuse(
         At most so many.
     tolerance : float
         Largest change of a confusion probability at which to stop.
+    contrast : {"auto", "same", "different"}
+        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
+        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------
@@ -119,6 +124,7 @@ def fuse(
             "nonlocal_staple needs max_iterations of at least 1 and tolerance above 0, got "
             f"{max_iterations} and {tolerance}"
         )
+    candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates, hard=True)
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)

@@ -21,6 +21,7 @@ from atlasseg.fusion._staple import (
     tabulate_votes,
 )
 from atlasseg.fusion._votes import Votes
+from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
@@ -37,6 +38,7 @@ def fuse(
     mrf_beta: float = 0.5,
     max_iterations: int = 100,
     tolerance: float = 1e-4,
+    contrast: Contrast = "auto",
 ) -> ProbabilityMap:
     r"""Fuse by similarity and truth estimation for propagated segmentations (STEPS).
 
@@ -78,6 +80,9 @@ def fuse(
         At most so many.
     tolerance : float
         Largest change of a confusion probability at which to stop.
+    contrast : {"auto", "same", "different"}
+        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
+        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------
@@ -109,6 +114,7 @@ def fuse(
         raise InputError(
             f"steps needs max_iterations of at least 1 and tolerance above 0, got {max_iterations} and {tolerance}"
         )
+    candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates, hard=True)
     if votes.voxels.size == 0:
         return votes.cast(name=target.name)
