@@ -1,7 +1,7 @@
 """MetaImage, ``.mha`` and ``.mhd`` with ``.raw`` or ``.zraw``, read by its text header.
 
 The reader is our own since the one in ITK ends the process on some damaged headers. Where a header uses what is rare
-(a list of files, values as text), :func:`read_metaimage` says None, and ITK reads the file in a process of its own.
+(a list of files), :func:`read_metaimage` says None, and ITK reads the file in a process of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def read_metaimage(path: Path) -> Source | None:
     """
     header, start = _read_header(path)
     data_file = header["ElementDataFile"]
-    if data_file.split()[0] == "LIST" or "%" in data_file or not _flag(header, "BinaryData", default=True):
+    if not _flag(header, "BinaryData", default=True):
+        raise InputError(f"{path}: expected values in binary, got BinaryData = {header['BinaryData'][:20]}.")
+    if data_file.split()[0] == "LIST" or "%" in data_file:
         return None
     axes = _numbers(path, header, "DimSize", int(_numbers(path, header, "NDims", 1)[0]))
     shape = [int(n) for n in axes]

@@ -17,7 +17,7 @@ _SIZES = {
     "|ulonglong|unsigned long long|unsigned long long int|uint64|uint64_t|double",
 }
 _ITEM_SIZES = {name: size for size, names in _SIZES.items() for name in names.split("|")}
-_GZIP, _BZIP2 = ("gzip", "gz"), ("bzip2", "bz2")
+_GZIP, _TEXT = ("gzip", "gz"), ("text", "txt", "ascii", "hex")
 _MAX_HEADER = 1 << 20
 
 
@@ -80,8 +80,8 @@ def check_nrrd(path: Path, header: dict[str, str], start: int) -> bool:
     shape = [int(size) for size in sizes]
     check_shape(path, shape)
     expected = promised_bytes(shape, _ITEM_SIZES[kind.lower()])
-    if encoding in _BZIP2:
-        raise InputError(f"{path}: expected raw, gzip or text values, got bzip2. Save it with gzip.")
+    if encoding not in ("raw", *_GZIP, *_TEXT):
+        raise InputError(f"{path}: expected raw, gzip or text values, got {encoding[:40]!r}. Save it with gzip.")
     data_file = header.get("data file", header.get("datafile", ""))
     skips = [header.get(key, "0") for key in ("byte skip", "byteskip", "line skip", "lineskip")]
     if data_file.startswith("LIST") or "%" in data_file or any(skip != "0" for skip in skips):
@@ -93,7 +93,8 @@ def check_nrrd(path: Path, header: dict[str, str], start: int) -> bool:
         check_length(values, begin + expected, values.stat().st_size)
     elif encoding in _GZIP:
         check_stream(values, expected, start=begin)
-    else:
+    else:  # a digit and a space, or two digits, for each value at least
+        check_length(values, begin + 2 * expected // _ITEM_SIZES[kind.lower()] - 1, values.stat().st_size)
         return False
     return True
 
