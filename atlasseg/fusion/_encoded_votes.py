@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlasseg.volume import Atlas, Bool, Float32, Int32, Int64, LabelMap, ProbabilityMap
+from atlasseg.volume import Atlas, Bool, Int32, Int64, LabelMap, LabelWeights, ProbabilityMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +25,8 @@ class EncodedVotes:
         Code of each candidate at each voxel of the box.
     start : (3,) int64
         Where the box begins in the target's grid; may be negative.
-    list_offsets : (U + 1,) int64
-        Where the list of code ``slots + u`` begins and ends in the next two.
-    list_slots, list_fractions : (E,) int32 and float32
-        Slots, and how much of the vote is for each.
+    lists : LabelWeights
+        Place u is the list of code ``slots + u``: slots (int32), and the fraction of the vote for each (float32).
     label_values : (L,) int32
         Every label, ascending; 0 among them.
     unknown : (G, L) bool
@@ -37,9 +35,7 @@ class EncodedVotes:
 
     codes: Int32
     start: Int64
-    list_offsets: Int64
-    list_slots: Int32
-    list_fractions: Float32
+    lists: LabelWeights
     label_values: Int32
     unknown: Bool
 
@@ -80,9 +76,11 @@ class EncodedVotes:
         return cls(
             codes,
             np.asarray(start, np.int64),
-            np.concatenate(offsets),
-            np.concatenate([np.zeros(0, np.int32), *list_slots]).astype(np.int32),
-            np.concatenate([np.zeros(0, np.float32), *list_fractions]).astype(np.float32),
+            LabelWeights(
+                np.concatenate(offsets),
+                np.concatenate([np.zeros(0, np.int32), *list_slots]).astype(np.int32),
+                np.concatenate([np.zeros(0, np.float32), *list_fractions]).astype(np.float32),
+            ),
             label_values,
             unknown,
         )

@@ -297,9 +297,9 @@ def count_votes(
             chosen,
             weights,
             codes,
-            encoded.list_offsets,
-            encoded.list_slots,
-            encoded.list_fractions,
+            encoded.lists.offsets,
+            encoded.lists.labels,
+            encoded.lists.values,
             encoded.unknown,
             background,
         )

@@ -231,7 +231,7 @@ def count_votes(
     numbers, near = tensor(number.reshape(-1)), (window @ strides).tolist()
     codes = tensor(encoded.codes.reshape(len(encoded.codes), -1))
     moves, weight_of = tensor(search.offsets @ box_strides)[tensor(chosen).long()], tensor(weights).double()
-    lists = tensor(encoded.list_offsets), tensor(encoded.list_slots).long(), tensor(encoded.list_fractions).double()
+    lists = tensor(encoded.lists.offsets), tensor(encoded.lists.labels).long(), tensor(encoded.lists.values).double()
     counts, slots, values = [], [], []
     size = max(1, HELD // (2 * groups * labels))
     for first in range(0, voxels.size, size):

@@ -204,7 +204,7 @@ def _vote(
         part = slice(first, first + CHUNK)
         counted: tuple[Int64, Int32, Float32] = count_patch_votes(
             at_number[part], at_code[part], number.reshape(-1), near, moves, patches.astype(np.int32),
-            weights.astype(np.float32), codes, encoded.list_offsets, encoded.list_slots, encoded.list_fractions,
+            weights.astype(np.float32), codes, encoded.lists.offsets, encoded.lists.labels, encoded.lists.values,
             encoded.unknown, background,
         )  # fmt: skip
         return counted

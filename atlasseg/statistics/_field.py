@@ -16,7 +16,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
-from atlasseg.volume import Bool, Float64, Int32, Int64
+from atlasseg.volume import Bool, Float64, Int32, Int64, LabelWeights
 
 SYMMETRIC = 1e-9
 """An interaction matrix is symmetric, and obeys the triangle inequality, within this."""
@@ -28,12 +28,9 @@ class Field:
 
     Parameters
     ----------
-    offsets : (M + 1,) int64
-        Where each voxel's slots begin and end; every voxel has at least one.
-    labels : (S,) int32
-        Label index, 0 to L - 1, of each slot, ascending within a voxel.
-    unary : (S,) float64
-        u_n, what the slot's label costs at its voxel.
+    costs : LabelWeights
+        u_n, the cost of each label that is possible at each of the M voxels. Its S entries are the slots; every voxel
+        has at least one. Labels are indices, 0 to L - 1.
     neighbours : (M, D) int32
         The voxel in each direction, -1 where there is none; direction D - 1 - d is opposite to d.
     weights : (D,) float64
@@ -46,9 +43,7 @@ class Field:
         Where each colour begins and ends in `order`.
     """
 
-    offsets: Int64
-    labels: Int32
-    unary: Float64
+    costs: LabelWeights
     neighbours: Int32
     weights: Float64
     interaction: Float64
@@ -58,66 +53,72 @@ class Field:
     @property
     def slot_voxels(self) -> Int64:
         """(S,) voxel of each slot."""
-        return np.repeat(np.arange(self.offsets.size - 1), np.diff(self.offsets))
+        return self.costs.places
 
     def with_unary(self, unary: NDArray[np.floating[Any]]) -> Field:
         """The same field with other costs, certain neighbours not included."""
-        return replace(self, unary=np.ascontiguousarray(unary, np.float64).reshape(-1))
+        return replace(self, costs=self.costs.with_values(np.ascontiguousarray(unary, np.float64).reshape(-1)))
 
     def energy(self, chosen: Int64) -> float:
         """E of a labelling given as the (M,) slot that each voxel takes."""
-        pairs = _pair_energy(self.labels[chosen], self.neighbours, self.weights, self.interaction)
-        return float(self.unary[chosen].sum() + pairs.sum() / 2)
+        pairs = _pair_energy(self.costs.labels[chosen], self.neighbours, self.weights, self.interaction)
+        return float(self.costs.values[chosen].sum() + pairs.sum() / 2)
 
     def free_energy(self, beliefs: Float64) -> float:
         """Sum of q u + w q V q + q log q for (S,) q: what mean field minimises, never below -log of sum exp(-E)."""
-        pairs = _expected_pairs(self.offsets, self.labels, beliefs, self.neighbours, self.weights, self.interaction)
+        pairs = _expected_pairs(
+            self.costs.offsets, self.costs.labels, beliefs, self.neighbours, self.weights, self.interaction
+        )
         held = beliefs[beliefs > 0]
-        return float((beliefs * self.unary).sum() + pairs.sum() / 2 + (held * np.log(held)).sum())
+        return float((beliefs * self.costs.values).sum() + pairs.sum() / 2 + (held * np.log(held)).sum())
 
     def independent(self) -> Float64:
         """(S,) probabilities exp(-u) scaled to sum 1 at each voxel: no voxel knows of its neighbours."""
-        return softmax(-self.unary, self.offsets)
+        return softmax(-self.costs.values, self.costs.offsets)
 
     def conditional(self, chosen: Int64) -> Float64:
         """(S,) p(x_n | all other labels), the others as in the (M,) slots `chosen`."""
-        taken = self.labels[chosen]
+        taken = self.costs.labels[chosen]
         cost = _conditional_cost(
-            self.offsets, self.labels, self.unary, taken, self.neighbours, self.weights, self.interaction
+            self.costs.offsets,
+            self.costs.labels,
+            self.costs.values,
+            taken,
+            self.neighbours,
+            self.weights,
+            self.interaction,
         )
-        return softmax(-cost, self.offsets)
+        return softmax(-cost, self.costs.offsets)
 
     def best(self, values: NDArray[np.floating[Any]]) -> Int64:
         """(M,) first slot of the largest of (S,) `values` at each voxel."""
-        return np.asarray(_best(np.ascontiguousarray(values), self.offsets))
+        return np.asarray(_best(np.ascontiguousarray(values), self.costs.offsets))
 
 
 def field_of_labels(
+    costs: LabelWeights,
     voxels: Int64,
     shape: tuple[int, int, int],
     edges_mm: Float64,
     *,
-    labels: Int32,
-    offsets: Int64,
-    unary: Float64,
     beta: float,
     neighbours: Literal[6, 26] = 6,
     interaction: Float64 | None = None,
     number_of_labels: int,
     certain: Int32 | None = None,
 ) -> Field:
-    """The field over some voxels of a grid.
+    """Make the field over some voxels of a grid.
 
     Parameters
     ----------
+    costs : LabelWeights
+        See `Field`.
     voxels : (M,) int64
         Ascending flat (C order) indices.
     shape : (I, J, K)
         Of the grid.
     edges_mm : (3, 3) float64
         A voxel's edges as columns, as in an affine.
-    labels, offsets, unary
-        See `Field`.
     beta : float
         Strength, 0 or more. The weight of a direction is beta times the shortest edge's length over the distance of
         the two centres, both in mm.
@@ -128,7 +129,7 @@ def field_of_labels(
     number_of_labels : int
         L.
     certain : (I * J * K,) int32, optional
-        Label index of the voxels that are not listed but known, -1 elsewhere: what they add is put into `unary`.
+        Label index of the voxels that are not listed but known, -1 elsewhere: what they add is put into the costs.
 
     Raises
     ------
@@ -149,12 +150,13 @@ def field_of_labels(
     row[voxels] = np.arange(voxels.size, dtype=np.int32)
     index = np.stack(np.unravel_index(voxels, shape), axis=1).astype(np.int32)
     known = np.zeros(0, np.int32) if certain is None else certain
-    table, cost = _table(index, np.array(shape), steps, row, known, offsets, labels, unary, weights, apart)
+    args = (costs.offsets, costs.labels, np.asarray(costs.values, np.float64), weights, apart)
+    table, cost = _table(index, np.array(shape), steps, row, known, *args)
     parity = index % 2
     colour = parity.sum(axis=1) % 2 if neighbours == 6 else parity @ np.array([4, 2, 1])
     order = np.argsort(colour, kind="stable")
     bounds = np.searchsorted(colour[order], np.arange(colour.max() + 2))
-    return Field(offsets, labels, cost, table, weights, apart, order, np.unique(bounds))
+    return Field(costs.with_values(cost), table, weights, apart, order, np.unique(bounds))
 
 
 def dense_field(
@@ -166,7 +168,7 @@ def dense_field(
     neighbours: Literal[6, 26] = 6,
     interaction: Float64 | None = None,
 ) -> Field:
-    """The field over a region in which every voxel may be of every class.
+    """Make the field over a region in which every voxel may be of every class.
 
     Parameters
     ----------
@@ -184,15 +186,18 @@ def dense_field(
     """
     voxels = np.flatnonzero(inside)
     if unary.ndim != 2 or len(unary) != voxels.size:
-        raise InputError(f"costs (M, K) of the region's {voxels.size} voxels are wanted, got shape {unary.shape}")
+        raise InputError(f"expected costs (M, K) of the region's {voxels.size} voxels, got shape {unary.shape}")
     count = unary.shape[1]
+    costs = LabelWeights(
+        np.arange(voxels.size + 1, dtype=np.int64) * count,
+        np.tile(np.arange(count, dtype=np.int32), voxels.size),
+        np.ascontiguousarray(unary, np.float64).reshape(-1),
+    )
     return field_of_labels(
+        costs,
         voxels,
         (inside.shape[0], inside.shape[1], inside.shape[2]),
         edges_mm,
-        labels=np.tile(np.arange(count, dtype=np.int32), voxels.size),
-        offsets=np.arange(voxels.size + 1, dtype=np.int64) * count,
-        unary=np.ascontiguousarray(unary, np.float64).reshape(-1),
         beta=beta,
         neighbours=neighbours,
         interaction=interaction,
@@ -212,7 +217,7 @@ def check_interaction(interaction: Float64 | None, number_of_labels: int) -> Flo
         return 1.0 - np.eye(number_of_labels)
     given = np.ascontiguousarray(interaction, dtype=np.float64)
     if given.shape != (number_of_labels, number_of_labels):
-        raise InputError(f"an interaction of {number_of_labels} labels by as many is wanted, got shape {given.shape}")
+        raise InputError(f"expected an interaction of shape {(number_of_labels, number_of_labels)}, got {given.shape}")
     off = np.abs(given - given.T).max(initial=0) > SYMMETRIC
     if not np.isfinite(given).all() or off or given.min(initial=0) < 0 or np.diag(given).any():
         raise InputError("an interaction must be finite, symmetric, 0 between equal labels and not negative elsewhere")

@@ -70,11 +70,12 @@ def solve(
             "belief propagation needs damping of 0 to below 1, max_iterations of at least 1 and tolerance of 0 or "
             f"more, got {damping}, {max_iterations} and {tolerance}"
         )
-    messages = np.zeros((field.unary.size, field.weights.size))
+    messages = np.zeros((field.costs.values.size, field.weights.size))
     history = []
+    costs = field.costs
     for _ in range(max_iterations):
         new = _messages(
-            field.offsets, field.labels, field.unary, messages, field.neighbours, field.weights, field.interaction,
+            costs.offsets, costs.labels, costs.values, messages, field.neighbours, field.weights, field.interaction,
             product == "sum", damping,
         )  # fmt: skip
         history.append(float(_largest_change(messages, new).max(initial=0)))
@@ -85,7 +86,7 @@ def solve(
 
 
 def _beliefs(field: Field, messages: Float64) -> Float64:
-    return softmax(messages.sum(axis=1) - field.unary, field.offsets)
+    return softmax(messages.sum(axis=1) - field.costs.values, field.costs.offsets)
 
 
 @njit(cache=True, nogil=True, parallel=True)

@@ -54,11 +54,11 @@ def solve(field: Field, *, start: Int64 | None = None, max_cycles: int = 10) -> 
     if start is not None:
         chosen = np.array(start, np.int64)
     else:
-        chosen = field.offsets[:-1].copy() if count == 2 else field.best(-field.unary)
+        chosen = field.costs.offsets[:-1].copy() if count == 2 else field.best(-field.costs.values)
     energies = [field.energy(chosen)]
     slot_voxels = field.slot_voxels
-    by_label = np.argsort(field.labels, kind="stable")
-    bounds = np.searchsorted(field.labels[by_label], np.arange(count + 1))
+    by_label = np.argsort(field.costs.labels, kind="stable")
+    bounds = np.searchsorted(field.costs.labels[by_label], np.arange(count + 1))
     improved = True
     for _ in range(max_cycles):
         improved = False
@@ -103,14 +103,14 @@ def expand_label(
     """
     import maxflow
 
-    taken = field.labels[chosen]
+    taken = field.costs.labels[chosen]
     free = slots[taken[slot_voxels[slots]] != label]
     if free.size == 0:
         return None
     voxels = slot_voxels[free]
     node = np.full(chosen.size, -1, np.int64)
     node[voxels] = np.arange(voxels.size)
-    keep, take = field.unary[chosen[voxels]].copy(), field.unary[free].copy()
+    keep, take = field.costs.values[chosen[voxels]].copy(), field.costs.values[free].copy()
     V = field.interaction
     graph = maxflow.Graph[float](voxels.size, voxels.size * field.weights.size // 2)
     ids = graph.add_grid_nodes(voxels.size)

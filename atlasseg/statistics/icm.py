@@ -59,7 +59,7 @@ def solve(field: Field, *, start: Int64 | None = None, max_iterations: int = 50)
     """
     if max_iterations < 1:
         raise InputError(f"iterated conditional modes need max_iterations of at least 1, got {max_iterations}")
-    chosen = field.best(-field.unary) if start is None else np.array(start, np.int64)
+    chosen = field.best(-field.costs.values) if start is None else np.array(start, np.int64)
     energies = [field.energy(chosen)]
     changed = 1
     for _ in range(max_iterations):
@@ -68,9 +68,9 @@ def solve(field: Field, *, start: Int64 | None = None, max_iterations: int = 50)
             changed += int(
                 _sweep(
                     field.order[first:last],
-                    field.offsets,
-                    field.labels,
-                    field.unary,
+                    field.costs.offsets,
+                    field.costs.labels,
+                    field.costs.values,
                     chosen,
                     field.neighbours,
                     field.weights,

@@ -186,8 +186,8 @@ def field_posteriors(
         return prior
     log_prior = np.log(rows.prior.values)
     field = field_of_labels(
-        rows.voxels, target.shape, target.affine[:3, :3], labels=rows.prior.labels, offsets=rows.prior.offsets,
-        unary=-log_prior, beta=beta, neighbours=neighbours, number_of_labels=rows.label_values.size,
+        rows.prior.with_values(-log_prior), rows.voxels, target.shape, target.affine[:3, :3], beta=beta,
+        neighbours=neighbours, number_of_labels=rows.label_values.size,
     )  # fmt: skip
     weights: Float64 = rows.prior.values.copy()
     gaussians: Gaussians | None = None

@@ -94,9 +94,10 @@ def solve(
 def iterate(field: Field, beliefs: Float64, *, damping: float = 0.0) -> float:
     """One sweep over all colours, in place; the largest change of a probability."""
     largest = 0.0
+    costs = field.costs
     for first, last in zip(field.colours[:-1], field.colours[1:], strict=True):
         changes = _sweep(
-            field.order[first:last], field.offsets, field.labels, field.unary, beliefs, field.neighbours,
+            field.order[first:last], costs.offsets, costs.labels, costs.values, beliefs, field.neighbours,
             field.weights, field.interaction, damping,
         )  # fmt: skip
         largest = max(largest, float(changes.max(initial=0)))

@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 from atlasseg.errors import InputError
 from atlasseg.statistics import belief_propagation, graph_cut, icm, mean_field
 from atlasseg.statistics._field import dense_field, directions, field_of_labels
+from atlasseg.volume import LabelWeights
 
 EDGES = np.diag([0.9, 1.4, 2.1]) @ np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
 
@@ -35,7 +36,7 @@ def energy_by_hand(unary, inside, labels, beta, neighbours, interaction=None):
 
 def every(field):
     """All labellings as slots, and their energies."""
-    ranges = [range(a, b) for a, b in itertools.pairwise(field.offsets)]
+    ranges = [range(a, b) for a, b in itertools.pairwise(field.costs.offsets)]
     slots = np.array(list(itertools.product(*ranges)))
     return slots, np.array([field.energy(s) for s in slots])
 
@@ -46,7 +47,7 @@ def test_energy_by_hand(neighbours):
     for interaction in (None, V):
         field, unary, inside = problem((3, 4, 2), 3, neighbours=neighbours, interaction=interaction, holes=0.3)
         labels = np.random.default_rng(1).integers(0, 3, len(unary))
-        chosen = field.offsets[:-1] + labels
+        chosen = field.costs.offsets[:-1] + labels
         by_hand = energy_by_hand(unary, inside, labels, 0.7, neighbours, interaction)
         assert field.energy(chosen) == pytest.approx(by_hand, abs=1e-12)
 
@@ -63,7 +64,7 @@ def test_certain_neighbours_and_few_labels():
     offsets = np.concatenate(([0], np.cumsum([len(s) for s in sets])))
     unary = rng.normal(size=labels.size)
     field = field_of_labels(
-        voxels, shape, EDGES, labels=labels, offsets=offsets, unary=unary, beta=0.6, neighbours=26,
+        LabelWeights(offsets, labels, unary), voxels, shape, EDGES, beta=0.6, neighbours=26,
         number_of_labels=3, certain=certain.reshape(-1),
     )  # fmt: skip
     slots, energies = every(field)
@@ -96,7 +97,7 @@ def test_free_energy_never_rises(neighbours, damping):
         field, _, _ = problem((5, 6, 4), 4, seed=seed, beta=1.5, neighbours=neighbours, holes=0.2)
         found = mean_field.solve(field, damping=damping, max_iterations=15, tolerance=0)
         assert (np.diff(found.history) <= 1e-9).all() and found.history[-1] < found.history[0]
-        np.testing.assert_allclose(np.add.reduceat(found.values, field.offsets[:-1]), 1)
+        np.testing.assert_allclose(np.add.reduceat(found.values, field.costs.offsets[:-1]), 1)
 
 
 def test_mean_field_bounds_the_partition_function():
@@ -113,20 +114,20 @@ def test_modes_lower_the_energy_to_where_no_single_change_helps(neighbours):
         field, unary, _ = problem((5, 4, 3), 3, seed=seed, neighbours=neighbours, holes=0.2)
         found = icm.solve(field)
         assert found.converged and (np.diff(found.energies) <= 1e-9).all()
-        labels = field.labels[found.chosen]
+        labels = field.costs.labels[found.chosen]
         single = field.conditional(found.chosen).reshape(unary.shape)
         np.testing.assert_allclose(single[np.arange(len(labels)), labels], single.max(axis=1))
 
 
 def test_conditionals_are_differences_of_energy():
     field, unary, _ = problem((2, 3, 2), 3, neighbours=26)
-    chosen = field.offsets[:-1] + np.random.default_rng(3).integers(0, 3, len(unary))
+    chosen = field.costs.offsets[:-1] + np.random.default_rng(3).integers(0, 3, len(unary))
     conditional = field.conditional(chosen).reshape(unary.shape)
     for n in range(len(unary)):
         energies = []
         for s in range(3):
             other = chosen.copy()
-            other[n] = field.offsets[n] + s
+            other[n] = field.costs.offsets[n] + s
             energies.append(field.energy(other))
         np.testing.assert_allclose(conditional[n], np.exp(-np.array(energies) - logsumexp(-np.array(energies))))
 
@@ -141,7 +142,7 @@ def test_belief_propagation_is_exact_on_a_tree(product):
     V = np.array([[0, 1.0, 3], [1, 0, 2], [3, 2, 0]])
     field = dense_field(unary, inside, EDGES, beta=0.8, interaction=V)
     slots, energies = every(field)
-    marginal = np.empty(field.unary.size)
+    marginal = np.empty(field.costs.values.size)
     for s in range(marginal.size):
         own = -energies[(slots == s).any(axis=1)]
         marginal[s] = logsumexp(own) if product == "sum" else own.max()
@@ -156,7 +157,7 @@ def test_belief_propagation_with_loops_is_nearer_than_mean_field():
     field, _, _ = problem((2, 3, 2), 2, beta=0.4)
     slots, energies = every(field)
     p = np.exp(-energies - logsumexp(-energies))
-    exact = np.array([p[(slots == s).any(axis=1)].sum() for s in range(field.unary.size)])
+    exact = np.array([p[(slots == s).any(axis=1)].sum() for s in range(field.costs.values.size)])
     loopy = belief_propagation.solve(field, max_iterations=200, tolerance=1e-9)
     assert loopy.converged
     near = np.abs(loopy.values - exact).max()
@@ -177,13 +178,13 @@ def test_expansion_is_within_twice_the_best_and_no_move_helps():
     for seed in range(5):
         for interaction, bound in ((None, 2), (V, 2 * 1.5 / 0.8)):
             field, _, _ = problem((2, 2, 2), 3, seed=seed, interaction=interaction)
-            field = field.with_unary(np.abs(field.unary))
+            field = field.with_unary(np.abs(field.costs.values))
             slots, energies = every(field)
             found = graph_cut.solve(field)
             assert found.converged and (np.diff(found.energies) <= 1e-9).all()
             assert energies.min() - 1e-9 <= found.energies[-1] <= bound * energies.min()
-            of_slots = field.labels[slots]
-            now = field.labels[found.chosen]
+            of_slots = field.costs.labels[slots]
+            now = field.costs.labels[found.chosen]
             for label in range(3):
                 moves = ((of_slots == now) | (of_slots == label)).all(axis=1)
                 assert energies[moves].min() >= found.energies[-1] - 1e-9
@@ -198,7 +199,7 @@ def test_solvers_of_lower_energy():
     cut, modes = graph_cut.solve(field), icm.solve(field)
     assert cut.energies[-1] <= modes.energies[-1] < modes.energies[0]
     for chosen in (cut.chosen, modes.chosen, field.best(mean_field.solve(field).values)):
-        assert (field.labels[chosen] == truth.reshape(-1)).mean() > 0.94
+        assert (field.costs.labels[chosen] == truth.reshape(-1)).mean() > 0.94
 
 
 def test_what_is_refused():
