@@ -214,7 +214,7 @@ def test_what_is_refused():
         dense_field(unary, inside, EDGES, beta=-1)
     with pytest.raises(InputError, match="6 or 26"):
         dense_field(unary, inside, EDGES, beta=1, neighbours=18)
-    with pytest.raises(InputError, match="3 labels"):
+    with pytest.raises(InputError, match="interaction of shape"):
         dense_field(unary, inside, EDGES, beta=1, interaction=np.zeros((2, 2)))
     with pytest.raises(InputError, match="symmetric"):
         dense_field(unary, inside, EDGES, beta=1, interaction=np.triu(np.ones((3, 3)), 1))
