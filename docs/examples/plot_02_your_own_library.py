@@ -89,7 +89,7 @@ print_findings(root)
 try:
     library.read("bert")
 except atlasseg.errors.AtlasSegError as error:
-    print(error)
+    print(str(error).replace(f"{root.parent}/", ""))
 
 # %%
 # Look at it
@@ -104,9 +104,9 @@ plt.show()
 # %%
 # Labels that are missing in some atlases
 # ---------------------------------------
-# Nobody drew the hippocampi in *cleo*. Their voxels then say "background", and would vote
-# against the structure. Say that the label was not annotated, in ``labels/cleo.json``, and the background of
-# *cleo* no longer counts as evidence against it:
+# Nobody drew the hippocampi in *cleo*. Their voxels then say "background", and would vote against the
+# structure. Say that the label was not annotated, in ``labels/cleo.json``, and the background of *cleo* no
+# longer counts as evidence against it:
 
 (root / "labels/cleo.json").write_text('{"not_annotated": [17, 53]}')
 print(atlasseg.read_library(root).read("cleo").not_annotated)

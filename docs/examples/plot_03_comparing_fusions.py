@@ -25,7 +25,7 @@ from atlasseg.report import plot_slices
 library = atlasseg.read_library(atlasseg.sample_data() / "atlases")
 targets = library.only(["atlas1", "atlas3", "atlas5"])
 
-methods = ["majority", "staple", "local_weighted", "nearest_patches"]
+methods = ["majority", "global_weighted", "local_weighted", "staple"]
 found = atlasseg.compare(targets, library, methods)
 print(found)
 

@@ -55,6 +55,9 @@ axis.set(xlabel="Dice after affine registration", ylabel="", title="Metrics on t
 plt.show()
 
 # %%
-# Rule of thumb: keep the default, ``local_correlation``. It is also robust to a bias field, because it looks
-# at one small window at a time. Take ``mutual_information`` for scans of different modality. ``mean_squares``
-# is for scans on one intensity scale, such as CT.
+# With inverted contrast ``mean_squares`` and ``correlation`` fail: they pull bright onto bright.
+# ``local_correlation`` finds its way, and ``mutual_information`` loses nothing.
+#
+# Rule of thumb: keep the default, ``local_correlation``, for scans of one kind. It is robust to a bias field,
+# because it looks at one small window at a time. Take ``mutual_information`` for scans of different modality.
+# ``mean_squares`` is for scans on one intensity scale, such as CT.

@@ -53,9 +53,9 @@ patch_voxels = [24, 24, 24]
 
 [training]
 folds = 2
-members = 1
+n_models = 1
 steps = 60
-round_steps = 10
+validate_every = 10
 learning_rate = 1e-2
 """)
 
@@ -72,11 +72,11 @@ learning_rate = 1e-2
 def run_command(line):
     """Run a command of atlasseg and print what it prints."""
     command = [sys.executable, "-m", "atlasseg", *shlex.split(line)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=work, env={**os.environ, "COLUMNS": "100"})
     print(done.stdout or done.stderr)
 
 
-run_command(f"train {recipe} --out {work / 'refiner'} --device cpu")
+run_command("train recipe.toml --out refiner --device cpu")
 
 # %%
 # The curve

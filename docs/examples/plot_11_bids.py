@@ -30,7 +30,8 @@ import atlasseg
 from atlasseg.report import plot_slices
 
 folder = atlasseg.sample_data()
-study = Path(tempfile.mkdtemp()) / "study"
+work = Path(tempfile.mkdtemp())
+study = work / "study"
 scans = {
     "sub-01/anat/sub-01_T1w.nii.gz": "target1",
     "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz": "target2",
@@ -62,14 +63,14 @@ show_tree(study)
 def run_command(line):
     """Run a command of atlasseg and print what it prints."""
     command = [sys.executable, "-m", "atlasseg", *shlex.split(line)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=work, env={**os.environ, "COLUMNS": "100"})
     print(done.stdout or done.stderr)
 
 
 out = study / "derivatives/atlasseg"
 run_command(
-    f"bids {study} {out} participant --recipe quickstart --atlases {folder / 'atlases'} "
-    "--skip-bids-validation --set preprocessing.mask=none"
+    f"bids study study/derivatives/atlasseg participant --recipe quickstart --atlases {folder / 'atlases'} "
+    "--skip-bids-validation --nprocs 1 --set preprocessing.mask=none"
 )
 show_tree(out)
 
@@ -77,8 +78,8 @@ show_tree(out)
 # The names say what each file is: ``dseg`` are labels, ``entropy`` is the uncertainty, the ``.tsv`` beside
 # the labels holds their names, and the ``.json`` says how they were made.
 
-labels = atlasseg.read_label_map(out / "sub-01/anat/sub-01_desc-local_weighted_dseg.nii.gz")
-table = atlasseg.read_label_table(out / "sub-01/anat/sub-01_desc-local_weighted_dseg.tsv")
+labels = atlasseg.read_label_map(out / "sub-01/anat/sub-01_desc-localweighted_dseg.nii.gz")
+table = atlasseg.read_label_table(out / "sub-01/anat/sub-01_desc-localweighted_dseg.tsv")
 scan = atlasseg.read_image(study / "sub-01/anat/sub-01_T1w.nii.gz")
 plot_slices(scan, labels, table=table, title="sub-01")
 plt.show()
@@ -88,7 +89,7 @@ plt.show()
 # -----
 # The second call makes one table of all volumes: a row a scan, a column a structure.
 
-run_command(f"bids {study} {out} group")
+run_command("bids study study/derivatives/atlasseg group")
 volumes = pd.read_csv(out / "group_volumes.tsv", sep="\t")
 volumes.iloc[:, :8].round(1)
 
