@@ -58,6 +58,9 @@ def test_every_public_name_is_on_a_page_of_the_reference(extension):
 def test_every_command_has_a_page_with_its_options(extension):
     pages = {str(path): text for path, text in extension.command_pages.pages().items()}
     assert "`--atlases" in pages["commands/run.md"] and "commands/atlases_average.md" in pages
+    assert "atlasseg run [RECIPE] [OPTIONS]\n" in pages["commands/run.md"]
+    assert "`--device auto|cpu|cuda`" in pages["commands/run.md"] and "default: auto]" in pages["commands/run.md"]
+    assert "`--jobs, -j JOBS`" in pages["commands/run.md"] and "default: 0]" in pages["commands/run.md"]
 
 
 def test_terminal_texts_of_methods_hold_no_markup_of_equations():
@@ -76,6 +79,43 @@ def test_links_between_pages_lead_somewhere():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             made = any(part in target for part in ("generated/", "gallery/"))  # by the build, which checks them
             assert made or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.fixture(scope="module")
+def links():
+    """The script of CI that checks a built site."""
+    spec = importlib.util.spec_from_file_location("links", ROOT / ".ci/links.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_broken_links_of_a_built_site_are_found(links, tmp_path, capsys):
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "picture one.png").touch()
+    (tmp_path / "guide/data.html").write_text('<h2 id="labels"></h2><a name="old"></a><a href="../index.html#top">')
+    sound = (
+        '<p id="top"><a href="guide/data.html#labels"><a href="guide/data.html#old"><a href="#top"><a href="#">'
+        '<img src="picture%20one.png"><a href="https://example.org/none#x"><a href="mailto:x@example.org">'
+    )
+    (tmp_path / "index.html").write_text(sound)
+    assert links.main(tmp_path) == 0 and not capsys.readouterr().out
+    (tmp_path / "index.html").write_text(
+        sound + '<a href="guide/none.html"><a href="guide/data.html#none"><a href="#none"><img src="none.png">'
+    )
+    assert links.main(tmp_path) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split()[5].rstrip(",") for line in told] == [
+        "guide/none.html",
+        "guide/data.html#none",
+        "#none",
+        "none.png",
+    ]
+
+
+def test_a_folder_without_a_site_is_refused_by_the_check_of_links(links, tmp_path, capsys):
+    assert links.main(tmp_path) == 1
+    assert "index.html" in capsys.readouterr().out
 
 
 def test_addresses_elsewhere_are_well_formed():

@@ -63,7 +63,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "Start with `atlasseg run quickstart`; look at a dataset of your own with "
+        "Start with `atlasseg run quickstart`. Check a dataset of your own with "
         "`atlasseg doctor DIR`.\n\nExit status: 0 all done; 1 some targets failed, each named with its "
         "reason; 2 the request itself was wrong; 130 interrupted."
     ),
@@ -101,10 +101,12 @@ def atlasseg(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done, not only what is wrong.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print progress messages, not only warnings.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Atlas-based 3-D segmentation: from labelled scans and a new one to a segmentation with its uncertainty."""
+    """Segment medical images in 3-D with a library of labelled scans (atlases)."""
     ctx.call_on_close(set_up_logging(verbose=verbose, quiet=quiet).flush)
 
 

@@ -44,20 +44,23 @@ OptionalRecipe = Annotated[
     Path | None,
     typer.Argument(
         metavar="[RECIPE]",
-        help="A recipe file (.toml), or a name that `atlasseg recipes` lists; without it --atlases says what to do.",
+        help="A recipe file (.toml), or a name from `atlasseg recipes`. Without it, methods are chosen for --atlases.",
     ),
 ]
 Targets = Annotated[
     list[Path] | None, typer.Option("--targets", help="A scan, or a folder with images/ (and labels/); repeatable.")
 ]
 Atlases = Annotated[
-    list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; several form one library.")
+    list[Path] | None,
+    typer.Option("--atlases", help="Folder of an atlas library. Repeatable; several folders form one library."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
 ModelOut = Annotated[Path, typer.Option("--out", metavar="MODEL_DIR", help="Folder for the model.")]
 Prepared = Annotated[
     Path | None,
-    typer.Option("--prepared", help="Library prepared by `atlasseg atlases prepare`, in place of registration steps."),
+    typer.Option(
+        "--prepared", help="Output of `atlasseg atlases prepare` for this library; replaces the registration steps."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -69,7 +72,7 @@ MethodSettings = Annotated[
 Without = Annotated[list[str] | None, typer.Option("--without", metavar="ID", help="Leave an atlas out; repeatable.")]
 Device = Annotated[
     DeviceName,
-    typer.Option("--device", help="auto: a CUDA GPU if there is one; cuda: an error if there is none."),
+    typer.Option("--device", help="auto: a CUDA GPU if there is one, else the CPU; cuda: an error if there is none."),
 ]
 Jobs = Annotated[
     int,
@@ -77,7 +80,7 @@ Jobs = Annotated[
         "--jobs",
         "-j",
         min=0,
-        help="Number of worker processes, or jobs of a --cluster. 0: one a processor; 1: this process alone.",
+        help="Number of worker processes, or of jobs on a --cluster. 0: one for each processor; 1: this process only.",
     ),
 ]
 Scheduler = Annotated[
@@ -115,13 +118,13 @@ CacheLimit = Annotated[
         "--cache-limit",
         metavar="GB",
         min=0,
-        help="Size of the cache; the oldest results go first. 0: no large results.",
+        help="Maximum size of the cache; the oldest results are removed first. 0: keep no large results.",
     ),
 ]
 DEFAULT_LIMIT_GB = 50.0
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print what would be done, what the cache holds, and an estimate of the rest."),
+    typer.Option("--dry-run", help="Print the plan (steps, cached results, estimated time and memory) and stop."),
 ]
 
 

@@ -20,7 +20,8 @@ from atlasseg.cli._options import (
 )
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look at an atlas library, prepare it once for many targets, average it, or learn on it."
+    no_args_is_help=True,
+    help="List the atlases of a library, make a template or a probabilistic atlas, or learn to correct errors.",
 )
 
 
@@ -56,12 +57,12 @@ def prepare(
         Path | None,
         typer.Option("--recipe", help="Preprocess and register as this recipe does; give the one you will run."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often the template is made anew from the last one.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of iterations of the template.")] = 3,
 ) -> None:
-    """Register the atlases of a library to their mean once, so that every target costs less.
+    """Make a groupwise template of a library, so that many targets are segmented faster.
 
-    Then give the folder to a run: it registers the target to the template alone, composes the way to each atlas, and
-    refines it in a few iterations.
+    A run with --prepared registers the target to the template only. It composes this transform with the one from the
+    template to each atlas, and refines the result in a few iterations.
 
     **Example**
 
@@ -98,25 +99,27 @@ def average(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the library.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the probabilistic library.")],
     prepared: Annotated[
-        Path | None, typer.Option("--prepared", help="What atlases prepare made of the library; saves the template.")
+        Path | None,
+        typer.Option("--prepared", help="Output of `atlases prepare` for this library, to reuse its template."),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", help="Preprocess the scans as this recipe does; give the one you will run."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often the template is made anew from the last one.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of iterations of the template.")] = 3,
     shrink: Annotated[
-        int | None, typer.Option(min=1, help="Voxels of the template as a multiple of the scans'; 2 for large scans.")
+        int | None,
+        typer.Option(min=1, help="Voxel size of the template, as a multiple of that of the scans; 2 for large scans."),
     ] = None,
     smoothing_mm: Annotated[
         float | None,
-        typer.Option(min=0, help="Width of the smoothing (sd); by default the one that suits held-out atlases best."),
+        typer.Option(min=0, help="Standard deviation of the smoothing; by default estimated on held-out atlases."),
     ] = None,
 ) -> None:
-    """Make a probabilistic atlas of a library: a template, and how probable each label is at each of its voxels.
+    """Make a probabilistic atlas of a library: a template with the probability of each label at each voxel.
 
-    The result is a library of one, so a run with it needs one registration a target. Labels that nobody drew in an
-    atlas are not background there.
+    The result is a library with one atlas, so a run with it needs one registration for each target. Labels that are
+    declared as not annotated in an atlas are not counted as background there.
 
     **Example**
 
@@ -142,7 +145,7 @@ def average(
             progress=progress.text,
         )
     chosen = "given" if smoothing_mm is not None else "most likely for atlases held out"
-    typer.echo(f"smoothed by {made.smoothing_mm:.3g} mm ({chosen})")
+    typer.echo(f"smoothing: {made.smoothing_mm:.3g} mm ({chosen})")
     typer.echo(f"wrote {out}: probabilities of {len(made.probabilities.label_values) - 1} labels")
 
 
@@ -154,27 +157,29 @@ def correct(
     without: Without = None,
     cases: Annotated[
         Path | None,
-        typer.Option("--cases", metavar="DIR", help="Further labelled scans to learn on, segmented as a target is."),
+        typer.Option(
+            "--cases", metavar="DIR", help="Further labelled scans to train on; they are segmented like targets."
+        ),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="Voxels that a label's classifier is trained on at most.")
+        int, typer.Option(min=1, help="Maximum number of voxels to train the classifier of a label on.")
     ] = 100_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the voxels' draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing the voxels.")] = 0,
     cache: TrainingCache = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,
 ) -> None:
-    """Learn on a library which errors a recipe makes, so that they can be mended in every target.
+    """Learn the errors of a recipe on the library, to correct them in every target (corrective learning).
 
-    Segments every atlas from the others, and all --cases from the atlases, and trains a classifier for each label on
-    what was wrong. The model serves this recipe and this library alone. To measure it on an atlas of the library, train
-    one --without that atlas; on a case, one without that case.
+    Segments every atlas from the others, and all --cases from the atlases. Then trains a classifier for each label on
+    the errors. The model is valid for this recipe and this library only. To measure it on an atlas of the library,
+    train a model --without that atlas; to measure it on a case, train one without that case.
 
     **Example**
 
     - `atlasseg atlases correct recipe.toml --out my_atlases_corrective`
 
-    and in the recipe, the path being relative to its own folder:
+    Then use the model in the recipe. The path is relative to the folder of the recipe:
 
     - `[refinement]` `method = "corrective_learning"`
     - `[refinement.corrective_learning]` `model = "my_atlases_corrective"`

@@ -80,7 +80,10 @@ def bids(
         Path, typer.Argument(metavar="OUT_DIR", help="Folder for the derivative, e.g. BIDS_DIR/derivatives/atlasseg.")
     ],
     level: Annotated[
-        Level, typer.Argument(metavar="participant|group", help="Scan by scan; then all of them together.")
+        Level,
+        typer.Argument(
+            metavar="participant|group", help="participant: segment the scans; group: summarise all results."
+        ),
     ],
     recipe: Annotated[
         Path | None,
@@ -88,11 +91,11 @@ def bids(
             "--recipe",
             metavar="RECIPE",
             envvar="ATLASSEG_RECIPE",
-            help="A recipe file (.toml) or a recipe's name; without it the atlases say what to do.",
+            help="A recipe file (.toml), or a name. Without it, methods are chosen for --atlases.",
         ),
     ] = None,
     atlases: Annotated[
-        list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; in place of the recipe's.")
+        list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; replaces that of the recipe.")
     ] = None,
     participant_label: Annotated[
         list[str] | None,
@@ -103,41 +106,44 @@ def bids(
     ] = None,
     bids_filter_file: Annotated[
         Path | None,
-        typer.Option(
-            "--bids-filter-file", help='JSON that says which scan is meant: {"t1w": {"acquisition": "highres"}}.'
-        ),
+        typer.Option("--bids-filter-file", help='JSON file that selects scans: {"t1w": {"acquisition": "highres"}}.'),
     ] = None,
     work_dir: Annotated[
         Path | None,
-        typer.Option("--work-dir", "-w", help="Folder for what is computed on the way; .work in the output folder."),
+        typer.Option("--work-dir", "-w", help="Folder for intermediate results. [default: .work in OUT_DIR]"),
     ] = None,
     nprocs: Annotated[
         int,
         typer.Option(
-            "--nprocs", "--n-cpus", "--n_cpus", "--jobs", "-j", min=0, help="Worker processes; 0 one a processor."
+            "--nprocs",
+            "--n-cpus",
+            "--n_cpus",
+            "--jobs",
+            "-j",
+            min=0,
+            help="Number of worker processes. 0: one for each processor.",
         ),
     ] = 0,
     mem_gb: Annotated[
         float | None,
-        typer.Option("--mem-gb", "--mem_gb", help="Memory that the workers may take together; all that is free."),
+        typer.Option("--mem-gb", "--mem_gb", help="Memory limit of all workers together. [default: all free memory]"),
     ] = None,
     skip_bids_validation: Annotated[
         bool,
-        typer.Option(
-            "--skip-bids-validation", "--skip_bids_validation", help="Go on whatever the BIDS validator says."
-        ),
+        typer.Option("--skip-bids-validation", "--skip_bids_validation", help="Do not run the BIDS validator."),
     ] = False,
     reports_only: Annotated[
-        bool, typer.Option("--reports-only", help="Only make the pages again, from the results that are there.")
+        bool, typer.Option("--reports-only", help="Only make the report pages again from existing results.")
     ] = False,
     stop_on_first_crash: Annotated[
-        bool, typer.Option("--stop-on-first-crash", help="Begin no other scan once one failed.")
+        bool, typer.Option("--stop-on-first-crash", help="Start no further scan after a failure.")
     ] = False,
     probseg: Annotated[
-        bool | None, typer.Option("--probseg/--no-probseg", help="Write label probabilities; else as the recipe says.")
+        bool | None,
+        typer.Option("--probseg/--no-probseg", help="Write label probabilities. [default: as in the recipe]"),
     ] = None,
     xfm: Annotated[
-        bool | None, typer.Option("--xfm/--no-xfm", help="Write the transforms; else as the recipe says.")
+        bool | None, typer.Option("--xfm/--no-xfm", help="Write the transforms. [default: as in the recipe]")
     ] = None,
     prepared: Prepared = None,
     settings: Settings = None,
@@ -155,8 +161,8 @@ def bids(
     """Segment the scans of a BIDS dataset, as a BIDS-App.
 
     `participant` writes a BIDS derivative: for each scan its segmentation with label table and sidecar, volumes,
-    entropy, and a report. Every session is a scan of its own. `group` makes one table of all volumes and one page of
-    all scans from them.
+    entropy, and a report. Every session is segmented separately. `group` makes one table of all volumes and one page
+    of all scans from these results.
 
     **Examples**
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Look at what runs have kept, remove it, or verify that it is whole.")
+app = typer.Typer(no_args_is_help=True, help="List, remove or verify the kept results of runs.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A --cache folder, or the output folder of a run.")]
 
@@ -25,7 +25,7 @@ def _found(folder: Path) -> Path:
 
 @app.command("ls")
 def ls(folder: Folder) -> None:
-    """List what is kept, by stage: results, their size, and when one was last used."""
+    """List the kept results of each stage: number, size, and time of last use."""
     import time
 
     import pandas as pd
@@ -50,13 +50,16 @@ def clear(
     folder: Folder,
     stage: Annotated[
         list[str] | None,
-        typer.Option("--stage", help="Only of this stage (fusion, registration.ffd); repeatable."),
+        typer.Option("--stage", help="Remove only results of this stage (fusion, registration.ffd); repeatable."),
     ] = None,
     limit: Annotated[
-        float | None, typer.Option("--limit", metavar="GB", min=0, help="Only what was used longest ago, down to this.")
+        float | None,
+        typer.Option(
+            "--limit", metavar="GB", min=0, help="Remove the least recently used results until this size is left."
+        ),
     ] = None,
 ) -> None:
-    """Remove what is kept; runs that need it make it again."""
+    """Remove kept results; later runs compute them again."""
     from atlasseg.store import cache
 
     found = _found(folder)
@@ -67,9 +70,9 @@ def clear(
 @app.command("verify")
 def verify(
     folder: Folder,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove damaged results.")] = False,
 ) -> None:
-    """Read everything that is kept against its checksums; the exit status is 1 where something is damaged."""
+    """Verify the checksums of all kept results; the exit status is 1 if any is damaged."""
     from atlasseg.store.cache import damaged
 
     count = 0

@@ -59,12 +59,12 @@ def compare(
     cluster_settings: ClusterSettings = None,
     certificates: Certificates = None,
 ) -> None:
-    """Register once, fuse every way, and test the difference.
+    """Compare fusion methods on the same registrations, with statistical tests.
 
-    Every method gets the same registrations. Writes comparison.tsv (all measures, time and memory), the paired tests
-    (Wilcoxon, corrected by Holm), the ranks with their critical difference, and a page with the plots. The targets must
-    come with labels; with --leave-one-out they are the atlases themselves. A recipe with a [refinement] is compared
-    with and without it.
+    Every target is registered once. Writes comparison.tsv (all measures, time and memory), paired tests (Wilcoxon,
+    corrected by Holm), ranks with their critical difference, and a page with plots. The targets need reference labels;
+    with --leave-one-out each atlas is a target for the others. A recipe with a table [refinement] is compared with and
+    without the refinement.
 
     **Examples**
 

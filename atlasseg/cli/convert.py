@@ -35,7 +35,8 @@ def convert(
 ) -> None:
     """Convert a scan or a label map to NIfTI, NRRD or MetaImage.
 
-    Each DICOM slice is rescaled and placed by its own header. Of a folder with several series the error lists them.
+    Each DICOM slice is rescaled and placed by its own header. If a folder has several series, the error message lists
+    them, and FOLDER#2 or --series chooses one.
 
     **Examples**
 

@@ -16,9 +16,9 @@ def add_to(app: typer.Typer) -> None:
 def doctor(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with images/ and labels/.")],
 ) -> None:
-    """Look a dataset over: geometry, intensities, labels, files, duplicates.
+    """Check a dataset for problems: geometry, intensities, labels, files, duplicates.
 
-    Exit status 0 where nothing is wrong, 1 where something would fail a run.
+    Exit status: 0 if there are no errors, 1 if there is an error that would make a run fail.
 
     **Example**
 

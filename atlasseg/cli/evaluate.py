@@ -17,9 +17,10 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     segmentation: Annotated[Path, typer.Argument(help="Label map to measure.")],
-    reference: Annotated[Path, typer.Argument(help="Label map that is taken for the truth, on the same grid.")],
+    reference: Annotated[Path, typer.Argument(help="Reference label map, on the same grid.")],
     labels: Annotated[
-        Path | None, typer.Option("--labels", help="Label table: names, and groups that are measured as one.")
+        Path | None,
+        typer.Option("--labels", help="Label table with names, and with groups of labels to measure as one structure."),
     ] = None,
     tolerance_mm: Annotated[
         float | None,
@@ -28,9 +29,9 @@ def evaluate(
     spacing_from: SpacingFrom = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the long table (label, metric, value) here.")] = None,
 ) -> None:
-    """Measure a segmentation: overlap, surface distances, volumes.
+    """Measure a segmentation against a reference: overlap, surface distances, volumes.
 
-    Every label of the reference counts: one that the segmentation misses gets the worst value of each measure.
+    All labels of the reference are measured. A label that the segmentation lacks gets the worst value of each measure.
 
     **Example**
 

@@ -14,13 +14,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def fetch(
-    name: Annotated[str | None, typer.Argument(help="Which; without it those that there are are listed.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to be made; by default it has the name.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the dataset. Without it, the datasets are listed.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write. [default: NAME]")] = None,
 ) -> None:
     """Download a public dataset as a library, with its licence.
 
-    What was downloaded is checked against the dataset's published checksum. A broken download is gone on from by the
-    same command.
+    The download is verified by the published checksum. If it was interrupted, the same command continues it.
 
     **Examples**
 

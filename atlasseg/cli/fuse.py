@@ -25,14 +25,14 @@ def fuse(
         str, typer.Option("--method", help="Fusion method; see atlasseg methods fusion.")
     ] = "local_weighted",
     settings: MethodSettings = None,
-    entropy: Annotated[Path | None, typer.Option(help="Also write where to look: entropy in bits.")] = None,
+    entropy: Annotated[Path | None, typer.Option(help="Also write the uncertainty: entropy in bits.")] = None,
     probabilities: Annotated[
-        Path | None, typer.Option(help="Also write the probabilities, 4-D, a label a volume.")
+        Path | None, typer.Option(help="Also write the probabilities, 4-D, one volume for each label.")
     ] = None,
     spacing_from: SpacingFrom = None,
     device: Device = DeviceName.auto,
 ) -> None:
-    """Fuse candidates that some other tool has registered.
+    """Fuse atlases that another program has registered to the target.
 
     **Example**
 

@@ -20,14 +20,14 @@ def init(
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")] = Path("recipe.toml"),
     brief: Annotated[
-        bool, typer.Option("--brief", help="Only the most common tables, and only the methods that are used.")
+        bool, typer.Option("--brief", help="Write only the most common tables and the methods in use.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file where it is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a recipe to start from, with every key, its meaning and its default.
+    """Write a recipe that lists every key with its meaning and its default.
 
-    Without RECIPE the recipe is the one that `atlasseg run` uses where none is given. All keys that it does not set are
-    comments: remove the `# ` before one to change it.
+    Without RECIPE, it is the recipe that `atlasseg run` uses when no recipe is given. Keys that the recipe does not set
+    are written as comments: remove the `# ` before a key to set it.
 
     **Examples**
 

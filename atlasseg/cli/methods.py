@@ -15,11 +15,13 @@ def add_to(app: typer.Typer) -> None:
 def methods(
     stage: Annotated[
         str | None,
-        typer.Argument(help="preprocessing, registration, fusion, refinement, regions or tissue; all where left out."),
+        typer.Argument(
+            help="preprocessing, registration, fusion, refinement, regions or tissue. Without it, all stages."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Argument(help="One method of the stage, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One method of the stage, with its full description.")] = None,
 ) -> None:
-    """List the methods of each stage; of one stage, with parameters, defaults and references.
+    """List the methods of all stages, or those of one stage with parameters, defaults and references.
 
     **Examples**
 

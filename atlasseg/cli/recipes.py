@@ -13,7 +13,7 @@ def add_to(app: typer.Typer) -> None:
 def recipes() -> None:
     """List the recipes that come with atlasseg, one line each.
 
-    A recipe is given to a command by its name. To change one, write it to a file first.
+    Use a recipe by its name. To change one, write it to a file with `atlasseg init NAME`.
 
     **Examples**
 

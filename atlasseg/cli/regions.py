@@ -25,7 +25,12 @@ def add_to(app: typer.Typer) -> None:
 
 def regions(
     volume: Annotated[Path, typer.Argument(metavar="VOLUME", help="The scan.")],
-    out: Annotated[Path, typer.Option("--out", help="Label map to write: the regions, or the segmentation made fit.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Label map to write: the regions or, with --segmentation, the corrected segmentation."
+        ),
+    ],
     method: Annotated[
         str,
         typer.Option("--method", metavar="METHOD", help="Method that finds regions: see `atlasseg methods regions`."),
@@ -35,14 +40,15 @@ def regions(
         Path | None, typer.Option(help="Seeds (growing) or markers (watershed), a label map on the scan's grid.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="Also write a TSV: of regions size, mean, sd, neighbours; of labels changes.")
+        Path | None,
+        typer.Option(help="Also write a TSV: size, mean, sd and neighbours of regions, or the changes of labels."),
     ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for pictures: borders, octree blocks, dendrogram of the merges.")
     ] = None,
     segmentation: Annotated[
         Path | None,
-        typer.Option(help="Label map or probabilities to be made consistent with the regions, in place of them."),
+        typer.Option(help="Label map or probabilities to make consistent with the regions."),
     ] = None,
     votes: Annotated[bool, typer.Option(help="Whether regions vote on the segmentation's labels.")] = True,
     field_weight: Annotated[
@@ -56,17 +62,19 @@ def regions(
     largest_part: Annotated[
         str, typer.Option(help="Labels of which only the largest part stays: 1,2 or all.", metavar="LABELS")
     ] = "",
-    fill_holes: Annotated[str, typer.Option(help="Labels whose holes are filled.", metavar="LABELS")] = "",
+    fill_holes: Annotated[str, typer.Option(help="Labels whose holes are filled: 1,2 or all.", metavar="LABELS")] = "",
     removable_labels: Annotated[
         str, typer.Option(help="Labels that the votes may remove: 1,2 or all.", metavar="LABELS")
     ] = "",
     instances: Annotated[
-        Path | None, typer.Option(help="Also write the number of each voxel's instance of its label (panoptic).")
+        Path | None, typer.Option(help="Also write a map that numbers the instances of each label (panoptic).")
     ] = None,
-    instances_by: Annotated[Instances, typer.Option(help="What an instance is.")] = Instances.components,
-    masks: Annotated[Path | None, typer.Option(help="Folder for one binary mask a label of the segmentation.")] = None,
+    instances_by: Annotated[
+        Instances, typer.Option(help="How instances of a label are separated.")
+    ] = Instances.components,
+    masks: Annotated[Path | None, typer.Option(help="Folder for binary masks, one for each label.")] = None,
 ) -> None:
-    """Cut a volume into homogeneous regions; or make a segmentation consistent with them.
+    """Partition a volume into homogeneous regions, or make a segmentation consistent with them.
 
     **Examples**
 

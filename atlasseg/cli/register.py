@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 def register(
     fixed: Annotated[Path, typer.Argument(help="The scan whose grid the result is on (the target).")],
-    moving: Annotated[Path, typer.Argument(help="The scan that is brought onto it (the atlas).")],
+    moving: Annotated[Path, typer.Argument(help="The scan that is aligned to it (the atlas).")],
     out: Annotated[
         Path, typer.Option("--out", help="Transform to write: .h5, .tfm, .mat (affine) or .nii.gz (field).")
     ],
@@ -27,11 +27,17 @@ def register(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A parameter of a step; repeatable.")
     ] = None,
-    fixed_mask: Annotated[Path | None, typer.Option(help="Where in the fixed scan similarity is measured.")] = None,
-    moving_mask: Annotated[Path | None, typer.Option(help="Where in the moving scan similarity is measured.")] = None,
+    fixed_mask: Annotated[
+        Path | None, typer.Option(help="Region of the fixed scan in which the similarity is measured.")
+    ] = None,
+    moving_mask: Annotated[
+        Path | None, typer.Option(help="Region of the moving scan in which the similarity is measured.")
+    ] = None,
     warped: Annotated[Path | None, typer.Option(help="Also write the moving scan on the fixed scan's grid.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Label map of the moving scan, to be carried over ...")] = None,
-    warped_labels: Annotated[Path | None, typer.Option(help="... and written here.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Label map of the moving scan, to warp to the fixed scan.")
+    ] = None,
+    warped_labels: Annotated[Path | None, typer.Option(help="File for the warped --labels.")] = None,
     initial: Annotated[
         Path | None,
         typer.Option(
@@ -42,7 +48,9 @@ def register(
     spacing_from: SpacingFrom = None,
     device: Device = DeviceName.auto,
 ) -> None:
-    """Register MOVING to FIXED and write the transform, in ITK's format, which ANTs and Slicer apply as well.
+    """Register MOVING to FIXED and write the transform in ITK's format.
+
+    ANTs, Slicer and SimpleITK can apply the transform.
 
     **Example**
 

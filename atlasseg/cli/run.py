@@ -62,12 +62,12 @@ def run(
     cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
     dry_run: DryRun = False,
 ) -> None:
-    """Segment every target of a recipe, evaluate, and report.
+    """Segment every target, evaluate the results, and write reports.
 
     Registers the atlases to each target, carries their labels over and fuses them. Writes for each target a
-    segmentation on the scan's own grid, its volumes, an entropy map (where to look), and a report for a browser.
-    Targets that come with labels are evaluated against them. What is done and has not changed is not done again.
-    Without RECIPE the methods are chosen by the atlases, and printed.
+    segmentation on the grid of the scan, the volumes of the structures, an entropy map (the uncertainty), and a report
+    for the browser. Targets with reference labels are evaluated against them. Results that are already there and still
+    valid are not computed again. Without RECIPE, atlasseg chooses methods for the atlases and prints them.
 
     **Examples**
 

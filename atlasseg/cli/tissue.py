@@ -40,8 +40,8 @@ def tissue(
         str | None,
         typer.Option("--model", metavar="MODEL", help="Model: see `atlasseg methods tissue`. [default: field]"),
     ] = None,
-    classes: Annotated[int | None, typer.Option("--classes", min=2, help="How many. [default: 3]")] = None,
-    names: Annotated[str | None, typer.Option("--names", help="Of the classes, with commas.")] = None,
+    classes: Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. [default: 3]")] = None,
+    names: Annotated[str | None, typer.Option("--names", help="Names of the classes, with commas.")] = None,
     prior: Annotated[
         list[Path] | None,
         typer.Option(
@@ -62,10 +62,10 @@ def tissue(
     cluster_settings: ClusterSettings = None,
     certificates: Certificates = None,
 ) -> None:
-    """Find the tissues of a scan by its intensities, with or without a prior.
+    """Classify the tissues of a scan by intensity, with or without a prior.
 
-    Writes for each scan a label map, the probability and the part (partial volume) of each class in each voxel, the
-    scan without its bias field and that field, volumes, and a report for a browser.
+    Writes for each scan a label map, the probability or (with partial volume) the fraction of each class in each voxel,
+    the scan corrected for its bias field, the bias field, volumes, and a report for the browser.
 
     **Examples**
 

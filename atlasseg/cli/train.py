@@ -22,12 +22,18 @@ from atlasseg.cli._options import (
 
 Memory = Annotated[
     str | None,
-    typer.Option("--gpu-memory", metavar="8GB", help="Depth, width and patch are scaled to what a step may take."),
+    typer.Option(
+        "--gpu-memory", metavar="8GB", help="Memory for a training step; the network and its patches are sized to fit."
+    ),
 ]
 
 Flops = Annotated[
     float | None,
-    typer.Option("--gflop", min=0.001, help="Likewise, to so many billion floating point operations a step."),
+    typer.Option(
+        "--gflop",
+        min=0.001,
+        help="Billions of floating-point operations for a training step; sizes the network likewise.",
+    ),
 ]
 
 
@@ -50,30 +56,38 @@ def train(
     without: Without = None,
     memory: Memory = None,
     gflop: Flops = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="For each network; as training.minutes.")] = None,
-    init: Annotated[
-        Path | None, typer.Option("--init", metavar="MODEL", help="Begin from the weights of another model.")
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Training time of each network; sets training.minutes.")
     ] = None,
-    freeze: Annotated[Freeze | None, typer.Option("--freeze", help="Leave the encoder of --init as it is.")] = None,
-    rate: Annotated[float | None, typer.Option("--lr", help="As training.learning_rate.")] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="MODEL", help="Start from the weights of another model.")
+    ] = None,
+    freeze: Annotated[
+        Freeze | None, typer.Option("--freeze", help="Part of --init whose weights are not trained.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option("--lr", help="Learning rate; sets training.learning_rate.")] = None,
     cache: TrainingCache = None,
     torchscript: Annotated[
-        bool, typer.Option("--torchscript", help="Also write the networks as TorchScript, checked to say the same.")
+        bool,
+        typer.Option(
+            "--torchscript", help="Also write the networks as TorchScript, and check that their output is the same."
+        ),
     ] = False,
     settings: Settings = None,
     device: Device = DeviceName.auto,
 ) -> None:
-    """Train a 3-D U-Net on a library to correct what a recipe fuses.
+    """Train a 3-D U-Net that corrects the output of a recipe.
 
-    Segments every atlas from the others, and trains on scan and fused probabilities a network for each fold, which the
-    other folds teach. A training that was interrupted goes on when the same command is given again. The tables
-    [refiner], [training] and [augmentation] of the recipe say how.
+    Segments every atlas from the others. The atlases are divided into folds, and one network is trained for each fold
+    on the atlases of the other folds. Its input is the scan and the fused probabilities. If the training was
+    interrupted, the same command continues it. The tables [refiner], [training] and [augmentation] of the recipe set
+    the network and its training.
 
     **Example**
 
     - `atlasseg train recipe.toml --out my_refiner --gpu-memory 8GB`
 
-    and in the recipe, the path being relative to its own folder:
+    Then use the model in the recipe. The path is relative to the folder of the recipe:
 
     - `[refinement]` `method = "unet"`
     - `[refinement.unet]` `model = "my_refiner"`
@@ -119,11 +133,13 @@ def pretrain(
     ],
     memory: Memory = None,
     gflop: Flops = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="As training.minutes.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Training time; sets training.minutes.")] = None,
     settings: Settings = None,
     device: Device = DeviceName.auto,
 ) -> None:
-    """Train the network on scans without labels, to be begun from: it learns to fill in what is hidden from it.
+    """Pre-train the encoder on unlabelled scans by masked reconstruction.
+
+    Parts of each scan are masked, and the network learns to reconstruct them. Use the result with `train --init`.
 
     **Example**
 
@@ -148,4 +164,4 @@ def pretrain(
             progress=progress.note,
         )
     scores = model.members[0].scores
-    typer.echo(f"wrote {out}: what is hidden is filled in with a squared error of {scores['validation_loss']:.4f}")
+    typer.echo(f"wrote {out}: mean squared error of the reconstruction {scores['validation_loss']:.4f}")

@@ -15,14 +15,14 @@ def add_to(app: typer.Typer) -> None:
 
 def view(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run, or a target's folder in it.")],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on. 0: any free port.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
-    """Serve the reports of a run on this machine alone, until Ctrl+C, and open them in a browser.
+    """Open the reports of a run in a browser, from a local web server that runs until Ctrl+C.
 
-    The pages need no server: they can also be opened as files. This is for a machine without a screen: run it there,
-    and reach it through `ssh -L PORT:127.0.0.1:PORT machine`. Other users of the machine cannot read the pages: the
-    address that is printed has a token, which each run of this command makes anew.
+    The pages can also be opened as files. Use this command on a machine without a screen: start it there, and connect
+    with `ssh -L PORT:127.0.0.1:PORT machine`. Other users of the machine cannot read the pages, because the printed
+    address contains a new token each time.
 
     **Examples**
 
@@ -36,7 +36,7 @@ def view(
 
     page = first_page(out)
     with Server(out, port=port) as server, suppress(KeyboardInterrupt):
-        typer.echo(f"{server.url(page)} (Ctrl+C ends it)")
+        typer.echo(f"{server.url(page)} (Ctrl+C to stop)")
         if browser:
             webbrowser.open(server.url(page))
         server.serve_forever()

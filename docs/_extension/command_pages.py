@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ def overview(commands: dict[tuple[str, ...], Any]) -> str:
     ]
     names = "\n".join("_".join(words) for words in commands)
     return (
-        "# Commands\n\nEverything can be done in a terminal. `atlasseg COMMAND --help` shows these pages there, and "
-        "`atlasseg --install-completion` teaches your shell the commands.\n\n| command | purpose |\n|---|---|\n"
+        "# Commands\n\n`atlasseg COMMAND --help` shows these pages in the terminal. `atlasseg --install-completion` "
+        "adds tab completion to your shell.\n\n| command | purpose |\n|---|---|\n"
         + "\n".join(rows)
-        + "\n\nExit status: 0 all done; 1 some targets failed, each named with its reason; 2 the request itself was "
-        f"wrong; 130 interrupted.\n\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
+        + "\n\n| exit status | meaning |\n|---|---|\n| 0 | all done |\n"
+        "| 1 | some targets failed; each is named with the reason |\n"
+        "| 2 | the command line, the recipe or an input is wrong |\n| 130 | interrupted |\n"
+        f"\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
     )
 
 
@@ -66,20 +69,28 @@ def command_page(words: tuple[str, ...], command: Any) -> str:
 def _entry(head: str, parameter: Any) -> str:
     """One argument or option as a definition."""
     text = " ".join((getattr(parameter, "help", None) or "").split())
-    default = parameter.default
-    if default not in (None, False, (), []) and not callable(default) and getattr(parameter, "show_default", True):
-        text += f" Default: `{default}`."
+    default = getattr(parameter.default, "value", parameter.default)  # of an enumeration
+    shown = isinstance(default, (str, int, float)) and default != "" and default is not False
+    if shown and "[default:" not in text:
+        text += f" [default: {parameter.opts[0].removeprefix('--') if default is True else default}]"
+    text = text.replace("[default: ", "\\[default: ")
     return f"`{head}`\n: {text or 'see above'}\n"
 
 
+def _value(parameter: Any) -> str:
+    kind = parameter.type_descriptor.annotation
+    choices = kind if isinstance(kind, type) and issubclass(kind, Enum) else ()
+    return parameter.metavar or "|".join(choice.value for choice in choices) or str(parameter.name).upper()
+
+
 def _metavar(parameter: Any) -> str:
-    name = parameter.metavar or str(parameter.name).upper()
-    return name if parameter.required else f"[{name}]"
+    name = _value(parameter)
+    return name if parameter.required or name.startswith("[") else f"[{name}]"
 
 
 def _spelling(parameter: Any) -> str:
     names = ", ".join([*parameter.opts, *parameter.secondary_opts])
-    return names if parameter.is_flag else f"{names} {parameter.metavar or str(parameter.name).upper()}"
+    return names if parameter.is_flag else f"{names} {_value(parameter)}"
 
 
 def _first(text: str | None) -> str:
