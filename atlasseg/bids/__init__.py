@@ -1,1 +1,1 @@
-"""BIDS: find the scans of a dataset, and write results as a derivative."""
+"""BIDS: find the scans of a dataset and write results as a derivative."""

@@ -1,4 +1,4 @@
-"""A run over the scans of a BIDS dataset, written as a BIDS derivative; and what is said of all participants together.
+"""BIDS derivatives: run over the scans of a BIDS dataset, and summarise all participants.
 
 ::
 
@@ -6,12 +6,12 @@
     OUT/sub-01/[ses-1/]anat/sub-01_desc-joint_dseg.nii.gz .json, .tsv
                             sub-01_desc-joint_probseg.nii.gz, sub-01_from-ATLAS_to-T1w_mode-image_xfm.h5 on request
                             sub-01_desc-joint_entropy.nii.gz, _volumes.tsv, _atlases.tsv, _prediction.tsv
-    OUT/sub-01/sub-01.html                                the report; in figures/ what the page of all shows of it
-    OUT/group_volumes.tsv, .json, index.html              by the group level
-    OUT/logs/                                             what was said of scans that failed
+    OUT/sub-01/sub-01.html                                report; figures/ holds the pictures for index.html
+    OUT/group_volumes.tsv, .json, index.html              written by the group level
+    OUT/logs/                                             logs of scans that failed
 
-The run itself is that of :mod:`atlasseg.app.run`, in a folder of its own. The process that made a scan's results puts
-them into the derivative together: where there is no ``dseg.json`` there is no result.
+The run is the one of :mod:`atlasseg.app.run`, in a separate work folder. The process that computed the results of a
+scan moves all of them into the derivative at once, ``dseg.json`` last. A scan without ``dseg.json`` has no result.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from atlasseg.report.cohort_page import TargetSummary
 
 WORK = ".work"
-"""In the output folder: where the run computes, where no other folder is named."""
+"""Default work folder of the run, inside the output folder."""
 
-NOT_OF_BIDS = (
+NON_BIDS_PATTERNS = (
     f"{WORK}/",
     "*.html",
     "figures",
@@ -64,45 +64,46 @@ NOT_OF_BIDS = (
     "*_regions.tsv",
     "*_xfm.*",
 )
-"""Patterns of what a derivative holds that BIDS 1.11 has no name for."""
+"""File name patterns in the derivative that BIDS 1.11 does not define."""
 
 README = """\
 # Segmentations by atlasseg
 
-Labels that were carried over from a library of atlases by registration and fused. For each scan, in its folder `anat`:
+Atlas-based segmentations: the labels of a library of atlases were propagated by registration and fused. The folder
+`anat` of each scan holds:
 
-- `*_dseg.nii.gz` the segmentation on the scan's own grid; `*_dseg.tsv` what its labels mean
-- `*_dseg.json` how it was made
-- `*_probseg.nii.gz` the probabilities of the labels, one a volume, in the order of `LabelMap`
-- `*_entropy.nii.gz` where to look: how unsure each voxel is, in bits
-- `*_volumes.tsv` the labels' volumes; `*_atlases.tsv` how well each atlas fits, and whether it voted
-- `*_prediction.tsv` what Dice each label is likely to have, made without a reference
-- `*_from-ATLAS_to-T1w_mode-image_xfm.h5` brings images of an atlas onto the scan (ITK)
+- `*_dseg.nii.gz` segmentation on the grid of the scan; `*_dseg.tsv` names of its labels
+- `*_dseg.json` recipe, methods and library versions
+- `*_probseg.nii.gz` label probabilities, one volume per label, in the order of `LabelMap`
+- `*_entropy.nii.gz` uncertainty of each voxel: entropy of the label probabilities, in bits
+- `*_volumes.tsv` volume of each label; `*_atlases.tsv` similarity of each atlas, and whether it voted
+- `*_prediction.tsv` predicted Dice of each label, computed without a reference
+- `*_from-ATLAS_to-T1w_mode-image_xfm.h5` transform that resamples images of an atlas onto the scan (ITK)
 
-`sub-LABEL/*.html` is the report on a scan, `index.html` and `group_volumes.tsv` are about all of them.
+`sub-LABEL/*.html` is the report of one scan. `index.html` and `group_volumes.tsv` summarise all scans.
 """
 
 
 @dataclass(frozen=True)
 class Derivative:
-    """Where a derivative of a dataset goes."""
+    """Output folder of a derivative, and the dataset that it was derived from."""
 
     root: Path
     dataset: Path
 
     def report(self, scan: Scan) -> Path:
-        """The page on a scan."""
+        """Path of the HTML report of a scan."""
         return self.root / scan.folder.parts[0] / f"{scan.stem}.html"
 
     def picture(self, scan: Scan) -> Path:
-        """What the page of all scans shows of one."""
+        """Path of the picture of a scan that ``index.html`` shows."""
         return self.root / scan.folder.parts[0] / "figures" / f"{scan.stem}_dseg.html"
 
     def uri(self, scan: Scan) -> str:
-        """The scan as a BIDS URI of the derivative."""
+        """BIDS URI of the scan, such as ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
         folder = scan.path.parent.resolve().relative_to(
             self.dataset.resolve()
-        )  # the file itself may be a link of git-annex
+        )  # resolve the folder only: the file may be a git-annex link
         return f"bids:raw:{(folder / scan.path.name).as_posix()}"
 
 
@@ -123,30 +124,30 @@ def participant_level(
     Parameters
     ----------
     dataset : path
-        The scans' dataset.
+        Root of the BIDS dataset.
     out : path
-        The derivative.
+        Root of the derivative.
     scans : sequence of Scan
-        See `find_scans`.
+        Scans to segment, from `find_scans`.
     recipe : Recipe
-        Its targets and output folder are not used.
+        Its targets and its output folder are ignored.
     work : path, optional
-        Where the run computes and keeps what it computed; by default ``.work`` in `out`.
+        Folder for intermediate results and the cache; by default ``.work`` in `out`.
     workers, listener, limit_bytes, stop_on_failure
         As for `run`.
 
     Returns
     -------
     list of Outcome
-        One a scan, as of `run`.
+        One per scan, as from `run`.
 
     Raises
     ------
     InputError, OutputError, ClusterError
-        As `run` does; also where `out` is the dataset itself.
+        As from `run`; also if `out` is the dataset itself.
     """
     derivative = Derivative(out, dataset)
-    prepared = planned(dataset, out, scans, recipe, work=work)
+    prepared = prepare_recipe(dataset, out, scans, recipe, work=work)
     write_description(derivative, recipe)
     done = run(
         prepared,
@@ -161,19 +162,25 @@ def participant_level(
     return done
 
 
-def planned(dataset: Path, out: Path, scans: Sequence[Scan], recipe: Recipe, *, work: Path | None = None) -> Recipe:
-    """The recipe as `run` is given it: over the scans, into the folder for work. Parameters as of `participant_level`.
+def prepare_recipe(
+    dataset: Path, out: Path, scans: Sequence[Scan], recipe: Recipe, *, work: Path | None = None
+) -> Recipe:
+    """Set the targets of a recipe to the scans and its output folder to the work folder.
+
+    The parameters are those of `participant_level`.
 
     Raises
     ------
     InputError
-        `out` or the folder for work is the dataset itself, or atlases have names that differ in no letter or digit.
+        `out` or the work folder is the dataset itself, or two atlases get the same name in BIDS, where only letters and
+        digits count.
     """
     work = work or out / WORK
     for folder in (out, work):
         if folder.resolve() == dataset.resolve():
             raise InputError(
-                f"{folder}: results cannot go into the dataset itself; give e.g. {dataset}/derivatives/atlasseg"
+                f"{folder}: expected an output folder other than the dataset itself. Give e.g. "
+                f"{dataset}/derivatives/atlasseg."
             )
     if recipe.output.transforms and recipe.data.atlases:
         names: dict[str, str] = {}
@@ -181,23 +188,24 @@ def planned(dataset: Path, out: Path, scans: Sequence[Scan], recipe: Recipe, *, 
             other = names.setdefault(outputs.entity(atlas), atlas)
             if other != atlas:
                 raise InputError(
-                    f"the transforms of atlases {other!r} and {atlas!r} would have one name in BIDS; rename one"
+                    f"the transforms of atlases {other!r} and {atlas!r} would have the same file name in BIDS, which "
+                    f"allows only letters and digits. Rename one of the atlases."
                 )
     return with_paths(recipe, targets=[scan.path for scan in scans], out=work)
 
 
 def write_description(derivative: Derivative, recipe: Recipe) -> None:
-    """Make the output folder, and say there what made it, from what, and what is not of BIDS in it."""
+    """Create the output folder with ``dataset_description.json``, ``.bidsignore`` and a README."""
     outputs.ready_folder(derivative.root, recipe)
-    described = {
+    description = {
         **outputs.dataset_description(recipe),
         "SourceDatasets": [
             {"URL": _relative(path, derivative.root)} for path in (derivative.dataset, *recipe.data.atlases)
         ],
         "DatasetLinks": {"raw": _relative(derivative.dataset, derivative.root)},
     }
-    io.write_json(described, derivative.root / "dataset_description.json")
-    io.write_text("".join(f"{pattern}\n" for pattern in NOT_OF_BIDS), derivative.root / ".bidsignore")
+    io.write_json(description, derivative.root / "dataset_description.json")
+    io.write_text("".join(f"{pattern}\n" for pattern in NON_BIDS_PATTERNS), derivative.root / ".bidsignore")
     readme = derivative.root / "README.md"
     if not readme.exists():
         io.write_text(README, readme)
@@ -206,7 +214,7 @@ def write_description(derivative: Derivative, recipe: Recipe) -> None:
 def _relative(path: Path, folder: Path) -> str:
     try:
         return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # on another drive of Windows
+    except ValueError:  # another drive on Windows
         return path.resolve().as_uri()
 
 
@@ -214,7 +222,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _publish(target: Target, results: Path, summary: TargetSummary, *, derivative: Derivative) -> None:
-    """Put the results of a scan into the derivative, under the names that BIDS gives them."""
+    """Copy the results of a scan into the derivative under their BIDS names."""
     scan = Scan(target.image)
     desc = next(results.glob("*_dseg.json")).name.split("_")[-2]
     with files_together(
@@ -233,15 +241,15 @@ def _publish(target: Target, results: Path, summary: TargetSummary, *, derivativ
 
 
 def is_result(name: str, scan: Scan) -> bool:
-    """Whether a file of an ``anat`` folder is a result of this scan, and not of another one."""
+    """Whether a file in an ``anat`` folder is a result of this scan."""
     return re.match(rf"{re.escape(scan.stem)}_(desc|from)-", name) is not None
 
 
 def result_name(name: str, target: str, scan: Scan, desc: str) -> str:
-    """The name in a derivative of a file that `run` wrote for a target."""
+    """BIDS file name of a file that `run` wrote for a target."""
     rest = name.removeprefix(f"{target}_")
     transform = re.fullmatch(r"from-scan_to-(.+)_mode-points_(xfm\..+)", rest)
-    if transform is not None:  # points go from scan to atlas, so images go from atlas to scan
+    if transform is not None:  # a transform that maps points from scan to atlas resamples images from atlas to scan
         atlas, suffix = outputs.entity(transform[1]), transform[2]
         return f"{scan.stem}_from-{atlas}_to-{scan.suffix}_mode-image_{suffix}"
     return f"{scan.stem}_{rest}" if rest.startswith("desc-") else f"{scan.stem}_{desc}_{rest}"
@@ -255,22 +263,22 @@ COLUMNS = {
         "volume_mm3": {"Description": "volume", "Units": "mm^3"},
     },
     "dseg": {
-        "group": {"Description": "labels of one group are also measured as one structure"},
-        "not_annotated_in": {"Description": "atlases in which nobody drew the label"},
+        "group": {"Description": "group of labels that is also measured as one structure"},
+        "not_annotated_in": {"Description": "atlases in which the label is not annotated"},
     },
 }
-"""What the columns of tables mean."""
+"""Descriptions of table columns for the sidecars."""
 
 
 def _sidecars(
     folder: Path, results: Path, scan: Scan, summary: TargetSummary, desc: str, derivative: Derivative
 ) -> dict[str, dict[str, Any]]:
-    """Name to content of every JSON file of a scan's results."""
+    """Contents of the JSON sidecars of a scan, by file name."""
     stem, raw = f"{scan.stem}_{desc}", derivative.uri(scan)
     image = f"bids::{scan.folder}/{stem}_dseg.nii.gz"
     placed = {"Sources": [raw], "SpatialReference": raw}
     made = {**io.read_json(results / f"{scan.id}_{desc}_dseg.json"), "Warnings": summary.warnings}
-    said = {
+    sidecars = {
         "dseg": {**made, **placed, **COLUMNS["dseg"], "Description": "labels fused from atlases", "Manual": False},
         "entropy": {
             "Description": "entropy of the label probabilities",
@@ -278,28 +286,28 @@ def _sidecars(
             **placed,
         },
         "disagreement": {
-            "Description": "share of the atlases that say another label",
+            "Description": "fraction of the atlases that vote for another label",
             **placed,
         },
         "volumes": {"Description": "volumes of the labels", "Sources": [image], **COLUMNS["volumes"]},
     }
     order = results / f"{scan.id}_{desc}_probseg.json"
     if order.is_file():
-        description = "probability of each label, one a volume, in the order of LabelMap"
-        said["probseg"] = {"Description": description, **io.read_json(order), **placed, "Manual": False}
-    beside = {name: [*folder.glob(f"{stem}_{name}.nii.gz"), *folder.glob(f"{stem}_{name}.tsv")] for name in said}
-    return {f"{stem}_{name}.json": content for name, content in said.items() if beside[name]}
+        description = "label probabilities, one volume per label, in the order of LabelMap"
+        sidecars["probseg"] = {"Description": description, **io.read_json(order), **placed, "Manual": False}
+    files = {name: [*folder.glob(f"{stem}_{name}.nii.gz"), *folder.glob(f"{stem}_{name}.tsv")] for name in sidecars}
+    return {f"{stem}_{name}.json": content for name, content in sidecars.items() if files[name]}
 
 
 def write_report(scan: Scan, out: Path, dataset: Path) -> None:
-    """Make the page on a scan again, from its results in the derivative: nothing is computed anew.
+    """Write the HTML report of a scan again from its results in the derivative, without computing anything.
 
-    How long the stages took and what was warned of meanwhile is not among them, and not on the page.
+    The page lacks the run times and the warnings, because the derivative does not store them.
 
     Raises
     ------
     InputError
-        There are no results of this scan, or a file of them cannot be read.
+        The scan has no results, or a file of its results cannot be read.
     """
     from atlasseg.report.figures import contact
     from atlasseg.report.page import TargetReport, render
@@ -307,7 +315,9 @@ def write_report(scan: Scan, out: Path, dataset: Path) -> None:
     derivative = Derivative(out, dataset)
     found = _results(out / scan.folder, scan)
     if found is None:
-        raise InputError(f"{out / scan.folder}: there are no results of {scan.path.name} to report on")
+        raise InputError(
+            f"{out / scan.folder}: expected results of {scan.path.name}, got none. Run the participant level first."
+        )
     stem, made = found
     data = tomllib.loads(made["Recipe"]).get("data", {})
     image, _ = Target(scan.id, scan.path, spacing_from=data.get("spacing_from", "sform")).read()
@@ -334,7 +344,7 @@ def write_report(scan: Scan, out: Path, dataset: Path) -> None:
 
 
 def _results(folder: Path, scan: Scan) -> tuple[str, dict[str, Any]] | None:
-    """What the paths of a scan's results begin with, and the sidecar of its segmentation; None where there are none."""
+    """Common beginning of the paths of a scan's results, and the sidecar of its segmentation; None without results."""
     for path in sorted(folder.glob("*_dseg.json")):
         if is_result(path.name, scan):
             return str(path).removesuffix("_dseg.json"), io.read_json(path)
@@ -345,24 +355,24 @@ def _results(folder: Path, scan: Scan) -> tuple[str, dict[str, Any]] | None:
 
 
 def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
-    """Write the table of all volumes and the page of all scans, from the results in the derivative.
+    """Write the table of volumes and the summary page of all scans from the results in the derivative.
 
     Parameters
     ----------
     dataset, out : path
-        The scans' dataset, and its derivative.
+        Roots of the dataset and of its derivative.
     scans : sequence of Scan
-        Those to tell of; one without results is told of as failed.
+        Scans to summarise. One without results is listed as failed.
 
     Returns
     -------
     list of Scan
-        Those without results.
+        Scans without results.
 
     Raises
     ------
     InputError
-        None of them has results, or a file of results cannot be read.
+        No scan has results, or a file of results cannot be read.
     """
     from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
 
@@ -376,8 +386,8 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
             continue
         stem, made = result
         volumes = _read_table(f"{stem}_volumes.tsv")
-        judged = _read_table(f"{stem}_atlases.tsv")
-        voted = judged["voted"] == "yes"
+        quality = _read_table(f"{stem}_atlases.tsv")
+        voted = quality["voted"] == "yes"
         page, picture = derivative.report(scan), derivative.picture(scan)
         summaries.append(
             TargetSummary(
@@ -387,16 +397,16 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
                 warnings=made["Warnings"],
                 volumes=volumes,
                 predicted=_predicted(stem),
-                similarity=float(judged.loc[voted, "similarity"].mean()),
-                atlases=len(judged),
+                similarity=float(quality.loc[voted, "similarity"].mean()),
+                atlases=len(quality),
                 voted=int(voted.sum()),
             )
         )
         rows.append((scan, made, volumes))
         table = table if len(table) else read_label_table(f"{stem}_dseg.tsv")
-        atlases = max(atlases, len(judged))
+        atlases = max(atlases, len(quality))
     if not rows:
-        raise InputError(f"{out}: there are no results of {len(scans)} scans; run the participant level first")
+        raise InputError(f"{out}: expected results of {len(scans)} scans, got none. Run the participant level first.")
     _write_volumes(rows, out)
     recipes = {made["Recipe"] for _, made, _ in rows}
     report = CohortReport(
@@ -413,7 +423,7 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
 
 
 def _predicted(stem: str) -> dict[int, float]:
-    """Dice that each label is likely to have."""
+    """Predicted Dice of each label."""
     known = _read_table(f"{stem}_prediction.tsv").dropna(subset="predicted_dice")
     return dict(zip(known["label"].tolist(), known["predicted_dice"].tolist(), strict=True))
 
@@ -425,12 +435,12 @@ def _read_table(path: str) -> pd.DataFrame:
 
 
 def _write_volumes(rows: Sequence[tuple[Scan, Mapping[str, Any], pd.DataFrame]], out: Path) -> None:
-    """One row a scan, one column a structure, and a sidecar that says which is which."""
+    """Write ``group_volumes.tsv`` (one row per scan, one column per structure) and its sidecar."""
     import pandas as pd
 
     names = {int(label): str(name) for _, _, v in rows for label, name in zip(v["label"], v["name"], strict=True)}
-    often = Counter(names.values())
-    columns = {label: f"{name} {label}" if often[name] > 1 else name for label, name in sorted(names.items())}
+    counts = Counter(names.values())
+    columns = {label: f"{name} {label}" if counts[name] > 1 else name for label, name in sorted(names.items())}
     table = pd.DataFrame(
         [
             {
@@ -444,11 +454,11 @@ def _write_volumes(rows: Sequence[tuple[Scan, Mapping[str, Any], pd.DataFrame]],
         ]
     )
     outputs.write_table(table.dropna(axis="columns", how="all"), out / "group_volumes.tsv")
-    said: dict[str, Any] = {
+    sidecar: dict[str, Any] = {
         "participant_id": {"Description": "participant"},
-        "session_id": {"Description": "session, where there are any"},
-        "scan": {"Description": "the scan that was segmented"},
-        "fusion": {"Description": "method by which its atlases were fused"},
+        "session_id": {"Description": "session, if the dataset has sessions"},
+        "scan": {"Description": "segmented scan"},
+        "fusion": {"Description": "fusion method"},
     }
-    said |= {c: {"Description": f"volume of label {label}", "Units": "mm^3"} for label, c in columns.items()}
-    io.write_json({"GeneratedBy": {"Name": "atlasseg", "Version": __version__}, **said}, out / "group_volumes.json")
+    sidecar |= {c: {"Description": f"volume of label {label}", "Units": "mm^3"} for label, c in columns.items()}
+    io.write_json({"GeneratedBy": {"Name": "atlasseg", "Version": __version__}, **sidecar}, out / "group_volumes.json")

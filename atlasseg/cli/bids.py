@@ -199,9 +199,9 @@ def bids(
     workers = replace(workers, memory_bytes=None if mem_gb is None else 1e9 * mem_gb)
     limit_bytes = int(1e9 * cache_limit)
     if dry_run:
-        from atlasseg.bids.derivative import planned
+        from atlasseg.bids.derivative import prepare_recipe
 
-        report_plan(planned(bids_dir, out_dir, scans, checked, work=work_dir), workers, None, limit_bytes)
+        report_plan(prepare_recipe(bids_dir, out_dir, scans, checked, work=work_dir), workers, None, limit_bytes)
         return
 
     from atlasseg.bids.derivative import participant_level
