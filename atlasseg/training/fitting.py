@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from atlasseg.errors import InputError, TrainingError
 from atlasseg.recipe.training import Training
 from atlasseg.refinement.network.model import Member
-from atlasseg.refinement.network.networks import build, load_weights, weights_of
+from atlasseg.refinement.network.networks import load_weights, weights_of
 from atlasseg.refinement.network.precision import autocast_dtype
 from atlasseg.refinement.network.tensors import read_tensors, write_tensors
 from atlasseg.training.checkpoints import optimiser_state, part, restore_optimiser
-from atlasseg.training.optimisation import absolute_sum, learning_rate, make_optimiser
+from atlasseg.training.optimisation import absolute_sum, average_weights, learning_rate, make_optimiser
 from atlasseg.training.planning import Plan
 
 log = logging.getLogger(__name__)
@@ -107,8 +107,8 @@ class _State:
         self.learned = [p for p in self.network.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(self.learned, task.training)
         self.half = autocast_dtype(task.device) if task.training.mixed_precision else None
-        self.mean = {name: tensor.clone() for name, tensor in weights_of(self.network).items()}
-        self.best = {name: tensor.clone() for name, tensor in self.mean.items()}
+        self.mean = average_weights(self.network, task.training.ema_decay)
+        self.best = {name: tensor.clone() for name, tensor in weights_of(self.network).items()}
         self.numbers: dict[str, Any] = {
             "step": 0,
             "best": None,
@@ -125,7 +125,7 @@ class _State:
         }
 
     def write(self, path: Path, key: str) -> None:
-        groups = (("weights/", weights_of(self.network)), ("mean/", self.mean), ("best/", self.best))
+        groups = (("weights/", weights_of(self.network)), ("mean/", weights_of(self.mean.module)), ("best/", self.best))
         tensors = {prefix + name: tensor for prefix, group in groups for name, tensor in group.items()}
         tensors |= {f"optimiser/{name}": tensor for name, tensor in optimiser_state(self.optimiser).items()}
         write_tensors(path, tensors, {"key": key, **self.numbers})
@@ -138,9 +138,10 @@ class _State:
                 "to begin anew"
             )
         load_weights(self.network, part(tensors, "weights/"), str(path))
-        for mine, prefix in ((self.mean, "mean/"), (self.best, "best/")):
-            for name, tensor in part(tensors, prefix).items():
-                mine[name].copy_(tensor)
+        load_weights(self.mean.module, part(tensors, "mean/"), str(path))
+        self.mean.n_averaged.fill_(1 + state["step"])
+        for name, tensor in part(tensors, "best/").items():
+            self.best[name].copy_(tensor)
         restore_optimiser(self.optimiser, part(tensors, "optimiser/"))
         self.numbers = state
         self.half = state["half"] and getattr(torch, state["half"])
@@ -220,7 +221,8 @@ def _fit_loop(
         if not numbers["done"] and stop():
             keep()
             raise KeyboardInterrupt
-    temperature, scores = task.finish(_with(task, state.best), state.half)
+    load_weights(state.mean.module, state.best, "training")
+    temperature, scores = task.finish(state.mean.module, state.half)
     scores = {
         _column(task): numbers["best"],
         **scores,
@@ -283,12 +285,7 @@ def _attempt(state: _State, task: Task, rate: float) -> tuple[float, float]:
     if not math.isfinite(length):
         raise TrainingError(f"{task.name}: the gradient is {length} at step {step + 1}, of {', '.join(names)}")
     state.optimiser.step()
-    share = min(training.ema_decay, (1 + step) / (10 + step)) if training.ema_decay else 0.0
-    for name, tensor in weights_of(state.network).items():
-        if tensor.is_floating_point():
-            state.mean[name].lerp_(tensor, 1 - share)
-        else:
-            state.mean[name].copy_(tensor)
+    state.mean.update_parameters(state.network)
     return total, loading
 
 
@@ -304,7 +301,7 @@ def _set_train_mode(network: nn.Module) -> None:
 def _round(state: _State, task: Task, rate: float, progress: Callable[[str], None]) -> None:
     """Validate the running mean of the weights, and keep it where it is the best so far."""
     numbers = state.numbers
-    value = task.validate(_with(task, state.mean), state.half)
+    value = task.validate(state.mean.module, state.half)
     row = {
         "step": numbers["step"],
         "learning_rate": rate,
@@ -314,7 +311,7 @@ def _round(state: _State, task: Task, rate: float, progress: Callable[[str], Non
     numbers["curve"].append(row)
     if numbers["best"] is None or task.sign * (value - numbers["best"]) > 0:
         numbers["best"], numbers["best_round"] = value, len(numbers["curve"])
-        state.best = {name: tensor.clone() for name, tensor in state.mean.items()}
+        state.best = {name: tensor.clone() for name, tensor in weights_of(state.mean.module).items()}
     progress(
         f"{task.name}: step {numbers['step']} of {task.training.steps}, loss {row['training_loss']:.4f}, "
         f"{task.measure} {value:.4f} (best {numbers['best']:.4f}), {numbers['seconds']:.0f} s"
@@ -323,14 +320,6 @@ def _round(state: _State, task: Task, rate: float, progress: Callable[[str], Non
 
 def _column(task: Task) -> str:
     return task.measure.lower().replace(" ", "_")
-
-
-def _with(task: Task, weights: Mapping[str, Tensor]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        network = build(task.plan.form).to(task.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    load_weights(network, weights, "training")
-    network.eval()
-    return network  # type: ignore[no-any-return]
 
 
 def _seeds(task: Task, *more: int) -> int:

@@ -1,11 +1,18 @@
-"""Optimisers and how the learning rate falls."""
+"""Optimiser, learning rate, and the moving average of the weights.
+
+The learning rate is a function of the elapsed share of the training, not one of torch's schedulers: those count steps,
+and a training may be limited in minutes. A function has no state to keep either, where torch's schedulers compute each
+rate from the last one and drift from the formula (CONTRIBUTING gives the figures).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atlasseg.recipe.training import Training
 
@@ -53,6 +60,27 @@ def learning_rate(training: Training, t: float) -> float:
             factor = (1 - t) ** training.decay_power
     rising = min(1.0, (t + 1e-3) / training.warmup_fraction) if training.warmup_fraction else 1.0
     return training.learning_rate * factor * rising
+
+
+def average_weights(network: nn.Module, decay: float) -> AveragedModel:
+    """Make the exponential moving average of a network's weights and buffers; `update_parameters` adds a step to it.
+
+    The weights at the start are its first. At step n, from 0, its decay is the smaller of `decay` and
+    (1 + n) / (10 + n), so that the start is soon forgotten; with `decay` 0 it is the network itself.
+    """
+
+    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            step = int(count) - 1
+            decayed = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+            decayed(averages, weights, count)
+        else:  # counters of a batch norm
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
+
+    model = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    model.update_parameters(network)
+    return model.eval()
 
 
 def absolute_sum(parameters: list[nn.Parameter]) -> Tensor:

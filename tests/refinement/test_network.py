@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim import lr_scheduler
 
 from atlasseg.errors import InputError
 from atlasseg.recipe.training import Augmentation, Refiner, Training
@@ -25,7 +26,7 @@ from atlasseg.refinement.network.networks import (
 )
 from atlasseg.refinement.network.windows import _gaussian, make_predictor, probabilities, slabs, sparse_entries
 from atlasseg.training.loss import deep_supervision_loss, loss
-from atlasseg.training.optimisation import learning_rate, make_optimiser
+from atlasseg.training.optimisation import average_weights, learning_rate, make_optimiser
 from atlasseg.training.patches import PatchSource, _random_affine, draw
 from atlasseg.training.planning import plan
 from atlasseg.training.scoring import fit_temperature, mean_dice
@@ -293,6 +294,50 @@ def test_learning_rates_fall_as_they_are_said_to():
     assert learning_rate(Training(warmup_fraction=0.5, decay="none", learning_rate=1.0), 0.25) == pytest.approx(
         0.5, abs=0.01
     )
+
+
+def test_learning_rates_are_those_of_torch_schedulers():
+    steps, rate = 40, 1.5
+    oracles = {
+        "none": lambda o: lr_scheduler.ConstantLR(o, factor=1.0),
+        "exponential": lambda o: lr_scheduler.ExponentialLR(o, np.exp(-rate / steps)),
+        "step": lambda o: lr_scheduler.StepLR(o, steps // 4, np.exp(-rate / 4)),
+        "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, steps),
+        "poly": lambda o: lr_scheduler.PolynomialLR(o, steps, 0.7),
+    }
+    for decay, make in oracles.items():
+        training = Training(decay=decay, decay_rate=rate, decay_stages=4, decay_power=0.7, warmup_fraction=0.0)
+        optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+        scheduler, found = make(optimiser), []
+        for _ in range(steps):
+            found.append(optimiser.param_groups[0]["lr"])
+            optimiser.step()
+            scheduler.step()
+        expected = [learning_rate(training, step / steps) for step in range(steps)]
+        assert found == pytest.approx(expected, rel=1e-9), decay
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.99])
+def test_weights_are_averaged_with_a_decay_that_rises(decay):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    expected = {name: tensor.clone().double() for name, tensor in network.state_dict().items()}
+    average = average_weights(network, decay)
+    for step in range(5):
+        network(torch.randn(6, 3)).square().sum().backward()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter -= 0.1 * torch.randn_like(parameter)
+        average.update_parameters(network)
+        kept = min(decay, (1 + step) / (10 + step))
+        for name, tensor in network.state_dict().items():
+            expected[name] = kept * expected[name] + (1 - kept) * tensor
+    found = average.module.state_dict()
+    assert found.pop("1.num_batches_tracked") == 5  # a count has no mean
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor.double(), expected[name], atol=1e-6, rtol=1e-6)
+        assert decay == 0 or not torch.equal(tensor, network.state_dict()[name])
+    assert not average.module.training
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
