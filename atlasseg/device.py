@@ -1,4 +1,4 @@
-"""Where to compute: on a CUDA GPU, or on the processor."""
+"""Compute devices: a CUDA GPU, or the processor."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ log = logging.getLogger(__name__)
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def resolved(device: Device) -> Literal["cpu", "cuda"]:
-    """Where 'auto' leads; the others as they are.
+def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
+    """Resolve a device name: 'auto' becomes 'cuda' if torch finds a CUDA GPU, else 'cpu'.
 
     Raises
     ------
     InputError
-        There is no such device, or no CUDA GPU where one is asked for by name.
+        The device is unknown, or is 'cuda' and torch finds no CUDA GPU.
     MissingLibraryError
-        'cuda' is asked for by name, and torch is not installed.
+        The device is 'cuda', and torch is not installed.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+        raise InputError(f"expected the device 'auto', 'cpu' or 'cuda', got {device!r}")
     if device == "cpu" or (device == "auto" and not (_driver_present() and _torch_present())):
         return "cpu"
     if not _torch_present():
@@ -38,7 +38,7 @@ def resolved(device: Device) -> Literal["cpu", "cuda"]:
             log.info("computing on %s", torch.cuda.get_device_name())
         return "cuda"
     if device == "cuda":
-        raise InputError("device 'cuda' was asked for, but torch finds no CUDA GPU; use 'auto' or 'cpu'")
+        raise InputError("device 'cuda': torch finds no CUDA GPU. Use 'auto' or 'cpu'.")
     return "cpu"
 
 
@@ -47,7 +47,7 @@ def _torch_present() -> bool:
 
 
 def _driver_present() -> bool:
-    """Whether NVIDIA's driver is there: asked before torch is imported, which takes seconds."""
+    """Whether NVIDIA's driver is installed. This check avoids the import of torch, which takes seconds."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

@@ -42,7 +42,7 @@ from atlasseg import io, phantoms  # noqa: E402
 from atlasseg.app.context import RunContext, load_inputs  # noqa: E402
 from atlasseg.app.run import run, segment_target  # noqa: E402
 from atlasseg.atlases.library import Target, read_targets  # noqa: E402
-from atlasseg.compute.execution import over_targets  # noqa: E402
+from atlasseg.compute.execution import process_targets  # noqa: E402
 from atlasseg.compute.workers import QUIET, Workers  # noqa: E402
 from atlasseg.pipeline import call_directly  # noqa: E402
 from atlasseg.recipe import Data, Recipe, parse_recipe, read_recipe, with_methods  # noqa: E402
@@ -248,7 +248,7 @@ def memory(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     rows = []
     for count in (10, 100, 1000):
         targets = [Target(f"t{n}", Path("none")) for n in range(count)]
-        over_targets(pretend, targets, workers=Workers(2))
+        process_targets(pretend, targets, workers=Workers(2))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
         rows.append({"run": f"{count} simulated targets", "driver's peak, MB": peak})
         print(rows[-1], flush=True)

@@ -24,7 +24,7 @@ import pandas as pd
 
 from atlasseg.app.outputs import software_versions
 from atlasseg.atlases.library import read_library
-from atlasseg.device import resolved
+from atlasseg.device import resolve_device
 from atlasseg.evaluation import evaluate, mean_over_labels
 from atlasseg.evaluation.calibration import expected_calibration_error
 from atlasseg.evaluation.comparison import paired_tests
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "refiner.md")
     given = parser.parse_args()
 
-    device = resolved(given.device)
+    device = resolve_device(given.device)
     root = given.data / "hippocampus"
     library, cases = read_library(root / "atlases", root / "more_atlases"), read_library(root / "targets")
     first = list(read_library(root / "atlases").ids)

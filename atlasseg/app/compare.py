@@ -19,7 +19,7 @@ from atlasseg.app.registrar import make_registrar
 from atlasseg.app.run import register_target, write_logs
 from atlasseg.atlases.library import Target
 from atlasseg.compute import costs
-from atlasseg.compute.execution import Listener, Outcome, Phase, over_targets
+from atlasseg.compute.execution import Listener, Outcome, Phase, process_targets
 from atlasseg.compute.workers import Workers
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
@@ -108,8 +108,8 @@ def compare(
         raise InputError(f"fewer than two of these methods can be used here: {reasons}")
     context = begin_run(recipe, library, targets, cache=cache, limit_bytes=limit_bytes)
     shown = next((each for each in variants if each.variant == recipe.variant), variants[0])
-    needs = costs.memory(recipe, atlases=len(library), voxels=largest_voxels(library))
-    done = over_targets(
+    needs = costs.estimate_memory(recipe, atlases=len(library), voxels=largest_voxels(library))
+    done = process_targets(
         partial(_fuse_every_variant, context=context, variants=variants, shown=shown),
         targets,
         before=[
@@ -118,7 +118,7 @@ def compare(
             )
         ],
         memory_bytes=needs.fusing,
-        gpu=any(costs.on_gpu(step) for each in variants for step in costs.steps_of(each)),
+        gpu=any(costs.uses_gpu(step) for each in variants for step in costs.list_steps(each)),
         workers=workers,
         listener=listener,
         on_abort=lambda target: discard_partial(out / target.id),

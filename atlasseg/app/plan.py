@@ -133,12 +133,12 @@ def estimate(
     known = _measured(context.cache)
     stages = []
     for stage, count in wanted.items():
-        rough_s = costs.of_stage(costs.SECONDS, stage, 0.5) * voxels / 1e6
-        rough_bytes = costs.of_stage(costs.KEPT_BYTES, stage, 20.0) * voxels
+        rough_s = costs.look_up_stage(costs.SECONDS, stage, 0.5) * voxels / 1e6
+        rough_bytes = costs.look_up_stage(costs.CACHED_BYTES, stage, 20.0) * voxels
         seconds, size = known.get(stage, (rough_s, rough_bytes))
         to_do = max(count - found[stage], 0)
         stages.append(Planned(stage, found[stage], to_do, to_do * seconds, to_do * size, stage in known))
-    memory = costs.memory(recipe, atlases=len(library), voxels=voxels)
+    memory = costs.estimate_memory(recipe, atlases=len(library), voxels=voxels)
     fitting = workers.jobs
     if workers.scheduler is None and workers.cluster is None:
         fitting = max(1, min(workers.jobs, int(workers.free_bytes() // max(memory.registering, memory.fusing))))

@@ -19,7 +19,7 @@ from atlasseg.app.context import DEFAULT_LIMIT_BYTES, LOGS, RunContext, begin_ru
 from atlasseg.app.registrar import initial_file, make_registrar
 from atlasseg.atlases.library import Target
 from atlasseg.compute import costs
-from atlasseg.compute.execution import Listener, Outcome, Phase, capture_logs, over_targets
+from atlasseg.compute.execution import Listener, Outcome, Phase, capture_logs, process_targets
 from atlasseg.compute.workers import Workers
 from atlasseg.evaluation import evaluate
 from atlasseg.files import atomic_directory, discard_partial
@@ -94,11 +94,11 @@ def run(
     """
     library, targets, out = load_inputs(recipe)
     context = begin_run(recipe, library, targets, cache=cache, limit_bytes=limit_bytes, keep_others=keep_others)
-    needs = costs.memory(recipe, atlases=len(library), voxels=largest_voxels(library))
+    needs = costs.estimate_memory(recipe, atlases=len(library), voxels=largest_voxels(library))
     most = max(needs.registering, needs.fusing)
     if workers.memory_bytes is not None and most > workers.memory_bytes:
         log.warning("a step takes about %.1f GB, and it may take %.1f GB", most / 1e9, workers.memory_bytes / 1e9)
-    done = over_targets(
+    done = process_targets(
         partial(segment_target, context=context) if after is None else partial(_then, context=context, after=after),
         targets,
         before=[Phase("register", partial(_register, context=context), needs.registering, needs.gpu)],

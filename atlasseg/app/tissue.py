@@ -15,7 +15,7 @@ import numpy as np
 from atlasseg import io
 from atlasseg.app import outputs
 from atlasseg.atlases.library import Target, read_targets
-from atlasseg.compute.execution import Listener, Outcome, capture_logs, over_targets
+from atlasseg.compute.execution import Listener, Outcome, capture_logs, process_targets
 from atlasseg.compute.workers import Workers
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import atomic_directory, discard_partial
@@ -96,7 +96,7 @@ def tissue(
     out = recipe.data.out
     outputs.ready_folder(out, recipe)
     task = partial(_classify, recipe=recipe, prior=prior, modalities=tuple(modalities), mask=mask, out=out)
-    return over_targets(
+    return process_targets(
         task, targets, workers=workers, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
     )
 

@@ -19,7 +19,7 @@ from atlasseg.app.context import training_library
 from atlasseg.app.outputs import software_versions
 from atlasseg.app.registrar import make_registrar
 from atlasseg.atlases.library import read_targets
-from atlasseg.device import Device, resolved
+from atlasseg.device import Device, resolve_device
 from atlasseg.errors import InputError
 from atlasseg.pipeline import preprocess
 from atlasseg.recipe import Recipe
@@ -85,7 +85,7 @@ def train(
 
     require_libraries()
     library = training_library(recipe, without)
-    where = resolved(device)
+    where = resolve_device(device)
     check_free(out)
     recipe, begun = load_initial_weights(recipe, init, freeze_encoder)
     work = out.parent / f"{out.name}.work"
@@ -185,7 +185,7 @@ def pretrain(
     from atlasseg.training.pretraining import fit_reconstruction
 
     require_libraries()
-    where = resolved(device)
+    where = resolve_device(device)
     check_free(out)
     targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     images = [preprocess(target.read()[0], recipe.preprocessing.steps) for target in targets]

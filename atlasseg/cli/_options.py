@@ -147,12 +147,12 @@ def workers_of(
 ) -> Workers:
     """Where to compute, as the options say."""
     from atlasseg.atlases.library import read_targets
-    from atlasseg.compute.workers import Workers, processors
+    from atlasseg.compute.workers import Workers, count_processors
 
     if jobs == 0:
         count = len(read_targets(targets)) if targets else 0
         alone = cluster is not None or count < FEW_TARGETS
-        jobs = 1 if alone else min(processors(), count)
+        jobs = 1 if alone else min(count_processors(), count)
     return Workers(jobs, scheduler, cluster, settings, certificates=certificates)
 
 

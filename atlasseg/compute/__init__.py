@@ -1,1 +1,1 @@
-"""Where the work is done: in this process, by worker processes, or by a cluster; and what it takes."""
+"""Execution of the steps of a run: in this process, in worker processes or on a cluster; and cost estimates."""

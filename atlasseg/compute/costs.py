@@ -1,7 +1,7 @@
-"""What the steps of a run take: memory, seconds and disk.
+"""Cost estimates of the steps of a run: memory, time and disk space.
 
-The constants are estimates, each from single runs on a few real scans; they are not fitted, and have no error bars. A
-plan uses what was measured of the kept results instead wherever there are such.
+Each constant is an estimate from single runs on a few real scans. They are not fitted and have no error bars. A plan
+uses the measured costs of cached results where there are any.
 """
 
 from __future__ import annotations
@@ -12,58 +12,58 @@ from atlasseg.methods import Workload
 from atlasseg.recipe import Recipe, Step
 
 PROCESS_BYTES = 400e6
-"""Python with the libraries, compiled kernels included."""
+"""Memory of a Python process with its libraries and compiled kernels."""
 
-LIBRARY_BYTES, REGISTERED_BYTES, CARRIED_BYTES = 13, 24, 40
-"""A voxel of an atlas as read and preprocessed; of its transform, with the copy that a step makes; carried over."""
+LIBRARY_BYTES, TRANSFORM_BYTES, PROPAGATED_BYTES = 13, 24, 40
+"""Memory per voxel and atlas: preprocessed atlas; its transform, with one working copy; propagated labels and image."""
 
 PAIR_BYTES, FUSION_BYTES = 100, 150
-"""A voxel of the target while a pair is registered, of which two go side by side; and while fused, entropy included."""
+"""Memory per target voxel: registration of one pair (two run side by side); fusion, entropy included."""
 
 SECONDS = {"preprocessing": 0.05, "registration": 1.5, "propagate": 0.3, "fit": 0.1, "fusion": 3.0}
-"""A million voxels, where nothing better is known: of fusion for all atlases together, of the others for one volume."""
+"""Default time per million voxels: fusion for all atlases together, the other stages for one volume."""
 
-KEPT_BYTES = {"preprocessing": 4.0, "registration": 12.0, "propagate": 25.0, "fit": 0.0, "fusion": 20.0}
-"""A voxel of what is kept, where nothing better is known."""
+CACHED_BYTES = {"preprocessing": 4.0, "registration": 12.0, "propagate": 25.0, "fit": 0.0, "fusion": 20.0}
+"""Default size per voxel of a cached result."""
 
 RESULT_BYTES, REPORT_BYTES = 3.0, 600e3
-"""A voxel of a target's results, compressed, and its report."""
+"""Disk space of the compressed results per target voxel, and of one report."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a process needs to register a target and to fuse and refine it, and whether a GPU is used."""
+    """Memory of a process in bytes: to register a target, and to fuse and refine it; and whether it uses a GPU."""
 
     registering: float
     fusing: float
     gpu: bool
 
 
-def memory(recipe: Recipe, *, atlases: int, voxels: int) -> Memory:
-    """What is declared to the workers: `atlases` scans of at most so many `voxels`, and a target like them."""
+def estimate_memory(recipe: Recipe, *, atlases: int, voxels: int) -> Memory:
+    """Estimate the memory of a recipe for a number of atlases and a target that each have up to `voxels` voxels."""
     library = PROCESS_BYTES + atlases * voxels * LIBRARY_BYTES
-    registering = library + voxels * (atlases * REGISTERED_BYTES + 2 * PAIR_BYTES)
-    fusing = library + voxels * (atlases * (REGISTERED_BYTES / 2 + CARRIED_BYTES) + FUSION_BYTES)
+    registering = library + voxels * (atlases * TRANSFORM_BYTES + 2 * PAIR_BYTES)
+    fusing = library + voxels * (atlases * (TRANSFORM_BYTES / 2 + PROPAGATED_BYTES) + FUSION_BYTES)
     refinement = recipe.refinement.method
     if refinement is not None:
         fusing += refinement.method.memory_bytes(Workload(voxels, atlases))
-    return Memory(registering, fusing, any(on_gpu(step) for step in steps_of(recipe)))
+    return Memory(registering, fusing, any(uses_gpu(step) for step in list_steps(recipe)))
 
 
-def steps_of(recipe: Recipe) -> tuple[Step, ...]:
-    """Every method that the recipe uses."""
+def list_steps(recipe: Recipe) -> tuple[Step, ...]:
+    """List every method that the recipe uses."""
     optional = (recipe.refinement.method, recipe.regions and recipe.regions.method)
     last = (recipe.fusion.method, *(step for step in optional if step))
     return (*recipe.preprocessing.steps, *recipe.registration.steps, *last)
 
 
-def on_gpu(step: Step) -> bool:
-    """Whether a method computes on a GPU here."""
-    from atlasseg.device import resolved
+def uses_gpu(step: Step) -> bool:
+    """Whether a method computes on a GPU of this machine."""
+    from atlasseg.device import resolve_device
 
-    return step.method.has_device and resolved(step.arguments.get("device", "auto")) == "cuda"
+    return step.method.has_device and resolve_device(step.arguments.get("device", "auto")) == "cuda"
 
 
-def of_stage(table: dict[str, float], stage: str, default: float) -> float:
-    """The value for a stage of the cache: its own, or that of what its name begins with."""
+def look_up_stage(table: dict[str, float], stage: str, default: float) -> float:
+    """Look up the value of a cache stage ``STAGE.METHOD`` in a table, under its full name or under ``STAGE``."""
     return table.get(stage, table.get(stage.partition(".")[0], default))

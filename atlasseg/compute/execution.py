@@ -1,10 +1,10 @@
-"""Work on many targets, in this process or on Dask workers; a target that fails does not stop the others.
+"""Execution of a task for many targets, in this process or on Dask workers. A failed target does not stop the others.
 
-A cohort is one graph: a chain of phases for each target. Phases hand on nothing but how they ended: what they computed
-lies in the cache, or is in the target's folder. So neither the driver nor the scheduler holds more for a large cohort
-than for a small one: of the chains, given out in the targets' order, there are as many under way as there are workers.
-A worker that dies takes down only what it was at, which another one begins again. A target whose process died time and
-again waits for the others to be done, has one more chance, and is then given up.
+Each target is a chain of phases. A phase passes only its outcome to the next one; its results are in the cache or in
+the folder of the target. The driver submits the chains in the order of the targets, at most one per worker at a time,
+so the memory of the driver and of the scheduler does not grow with the number of targets. If a worker dies, another one
+repeats its phase. If the process of a target dies repeatedly, the target is retried once after all others, then
+reported as failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from atlasseg.atlases.library import Target
-from atlasseg.compute.workers import Workers, are_local, connected, fitting_resources, replace_lost
+from atlasseg.compute.workers import Workers, are_local, connect, replace_lost, select_resources
 from atlasseg.errors import AtlasSegError, ClusterError
 from atlasseg.pipeline import Progress
 
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Listener = Callable[[str, str], None]
-"""Told (target, stage): "waiting" for every target first, then each stage as it begins, then "done" or "failed"."""
+"""Callback (target, stage). The stages are "waiting", each stage when it starts, and "done" or "failed"."""
 
 T = TypeVar("T")
 
 Task = Callable[[Target, Progress], T]
-"""Does one target, writes its results, and returns what is to be said of it. Task and result must be picklable."""
+"""Function that processes one target, writes its results and returns a summary. Task and summary must be picklable."""
 
 TOPIC = "atlasseg"
-"""Under which workers tell the stages that they come to."""
+"""Dask event topic under which workers report the stages that they start."""
 
-LOOK_S = 1.0
-"""How often the driver looks whether workers came or went, and whether the scheduler is still there."""
+POLL_INTERVAL_S = 1.0
+"""Interval at which the driver checks the number of workers and the state of the scheduler."""
 
-PATIENCE_S = 120.0
-"""After so long without any worker it is said that none is there; and given up, where they are this machine's own."""
+NO_WORKER_TIMEOUT_S = 120.0
+"""Time without any worker after which the driver warns; if the workers are local processes, it stops with an error."""
 
 
 @dataclass(frozen=True)
 class Phase(Generic[T]):
-    """A part of the work on a target, with what it takes; its results lie where the next phase finds them again."""
+    """One part of the work on a target, with its resource needs. Its results go into the cache for the next phase."""
 
     name: str
     task: Task[T]
@@ -60,10 +60,10 @@ class Phase(Generic[T]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """How one target ended.
+    """Outcome of one target.
 
-    `error` says why it failed, and is empty where it did not; `result` is the task's; `log` is what was said meanwhile,
-    with the traceback of a failure.
+    `error` is the reason of a failure, or empty; `result` is the return value of the task; `log` holds the log messages
+    and the traceback of a failure.
     """
 
     target: str
@@ -73,7 +73,7 @@ class Outcome(Generic[T]):
     log: str = ""
 
 
-def over_targets(
+def process_targets(
     task: Task[T],
     targets: Sequence[Target],
     *,
@@ -85,73 +85,73 @@ def over_targets(
     on_abort: Callable[[Target], None] = lambda target: None,
     stop_on_failure: bool = False,
 ) -> list[Outcome[T]]:
-    """Do `task` for every target.
+    """Run a task for every target.
 
     Parameters
     ----------
     task : callable
-        See `Task`. It must be able to do without the phases before it.
+        See `Task`. It must also work if no phase ran before it.
     targets : sequence of Target
     before : sequence of Phase
-        Parts of the work that workers do first, each with its own demands; left out in this process.
+        Phases that workers run before `task`, each with its own resource needs; skipped in this process.
     memory_bytes, gpu
-        What `task` takes, as of a `Phase`.
+        Resource needs of `task`, as for a `Phase`.
     workers : Workers
-        Where; by default in this process, one target after the other.
+        Where to run; by default in this process, one target after the other.
     listener : callable, optional
         See `Listener`.
     on_abort : callable
-        Cleans up, when no local worker is there any more, after a target whose process was ended from outside.
+        Cleans up after a target whose process was killed. Called when no local worker runs any more.
     stop_on_failure : bool
-        Once a target failed, begin no other, and end those under way; each of them is then said to have failed, too.
+        After the first failure, start no other target and cancel the running ones; all of these count as failed.
 
     Returns
     -------
     list of Outcome
-        One a target, in the order of the targets.
+        One per target, in the order of the targets.
 
     Raises
     ------
     InputError
-        The workers cannot be used: see `connected`.
+        The workers cannot be used, see `connect`.
     ClusterError
-        The scheduler was lost. What was finished is written.
+        The connection to the scheduler was lost. Finished results are on disk.
     """
-    tell = listener or (lambda target, stage: None)
+    report = listener or (lambda target, stage: None)
     for target in targets:
-        tell(target.id, "waiting")
+        report(target.id, "waiting")
     if workers.in_process or not targets:
         done: list[Outcome[T]] = []
         for n, target in enumerate(targets):
-            done.append(_attempt(task, target, lambda stage, id_=target.id: tell(id_, stage)))  # type: ignore[misc]
-            tell(target.id, "failed" if done[-1].error else "done")
+            done.append(_attempt(task, target, lambda stage, id_=target.id: report(id_, stage)))  # type: ignore[misc]
+            report(target.id, "failed" if done[-1].error else "done")
             if stop_on_failure and done[-1].error:
-                return [*done, *(_stopped(other, after=target) for other in targets[n + 1 :])]
+                return [*done, *(_make_skipped(other, failed=target) for other in targets[n + 1 :])]
         return done
     phases = [*before, Phase("whole", task, memory_bytes, gpu)]
-    most, on_gpu = max(phase.memory_bytes for phase in phases), any(phase.gpu for phase in phases)
-    under_way: dict[str, Target] = {}
+    max_bytes, any_gpu = max(phase.memory_bytes for phase in phases), any(phase.gpu for phase in phases)
+    running: dict[str, Target] = {}
     try:
-        with connected(workers, memory_bytes=most, gpu=on_gpu) as client:
-            driver: _Driver[T] = _Driver(client, phases, targets, tell, under_way, stop_on_failure)
+        with connect(workers, memory_bytes=max_bytes, gpu=any_gpu) as client:
+            driver: _Driver[T] = _Driver(client, phases, targets, report, running, stop_on_failure)
             return driver.run()
     finally:
-        for target in under_way.values():
+        for target in running.values():
             on_abort(target)
 
 
-def _attempt(task: Task[T], target: Target, tell: Progress) -> Outcome[T]:
-    """Do one target, turning what goes wrong with it into an Outcome."""
-    begun = time.perf_counter()
+def _attempt(task: Task[T], target: Target, report: Progress) -> Outcome[T]:
+    """Run a task for one target; exceptions become an Outcome."""
+    start = time.perf_counter()
     with capture_logs(logging.NOTSET, "%(levelname)s: %(message)s") as lines:
 
-        def told(stage: str) -> None:
-            lines.append(f"{time.perf_counter() - begun:9.2f} s  {stage}")
-            tell(stage)
+        def report_and_log(stage: str) -> None:
+            lines.append(f"{time.perf_counter() - start:9.2f} s  {stage}")
+            report(stage)
 
         try:
-            result = task(target, told)
-            return Outcome(target.id, time.perf_counter() - begun, result=result)
+            result = task(target, report_and_log)
+            return Outcome(target.id, time.perf_counter() - start, result=result)
         except (AtlasSegError, OSError, MemoryError) as error:
             reason = str(error) or type(error).__name__
             lines.append(traceback.format_exc())
@@ -159,18 +159,18 @@ def _attempt(task: Task[T], target: Target, tell: Progress) -> Outcome[T]:
             log.exception("target %s: unexpected failure", target.id)
             reason = f"{type(error).__name__}: {error}"
     log.error("target %s failed: %s", target.id, reason)
-    return Outcome(target.id, time.perf_counter() - begun, reason, log="\n".join(lines))
+    return Outcome(target.id, time.perf_counter() - start, reason, log="\n".join(lines))
 
 
-def _stopped(target: Target, *, after: Target) -> Outcome[Any]:
-    """The outcome of a target that was not done because another one failed."""
-    reason = f"not done: stopped after target {after.id} failed"
+def _make_skipped(target: Target, *, failed: Target) -> Outcome[Any]:
+    """Make the outcome of a target that was skipped because another one failed."""
+    reason = f"not done: stopped after target {failed.id} failed"
     return Outcome(target.id, 0.0, reason, log=reason)
 
 
 @contextmanager
 def capture_logs(level: int, form: str) -> Iterator[list[str]]:
-    """Collect what the package logs at a level and above, each as `form` of :mod:`logging` says."""
+    """Collect the log messages of the package at or above a level, in a :mod:`logging` format string `form`."""
     lines: list[str] = []
     handler = logging.Handler(level)
     handler.setFormatter(logging.Formatter(form))
@@ -187,7 +187,7 @@ def capture_logs(level: int, form: str) -> Iterator[list[str]]:
 
 
 def _on_worker(task: Task[Any], target: Target, before: Outcome[Any] | None, level: int) -> Outcome[Any]:
-    """Do a phase in a worker, unless the one before it failed."""
+    """Run a phase in a worker, unless the phase before it failed."""
     from distributed import get_worker
 
     if before is not None and before.error:
@@ -198,14 +198,14 @@ def _on_worker(task: Task[Any], target: Target, before: Outcome[Any] | None, lev
         root.addHandler(_Forwarding())
     worker = get_worker()
     outcome = _attempt(task, target, lambda stage: worker.log_event(TOPIC, (target.id, stage)))
-    return outcome if before is None else _added(before, outcome)
+    return outcome if before is None else _add_seconds(before, outcome)
 
 
 class _Forwarding(logging.Handler):
-    """Hands what atlasseg logs in a worker, and Python's warnings, to the driver, which logs it as its own."""
+    """Log handler that forwards log messages of atlasseg and Python warnings from a worker to the driver."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the record as plain values, with its template and its first argument, by which records are grouped."""
+        """Send a log record as plain values, with its template and first argument, which the driver groups by."""
         from distributed import get_worker
 
         if record.name.partition(".")[0] not in ("atlasseg", "py"):
@@ -219,31 +219,31 @@ class _Forwarding(logging.Handler):
             "template": str(record.msg),
             "subject": str(record.args[0]) if about_first else "",  # type: ignore[index]
         }
-        with suppress(Exception):  # a worker that is being ended has nobody to tell
+        with suppress(Exception):  # the connection may be gone while the worker shuts down
             get_worker().log_event(TOPIC, sent)
 
 
-def _added(before: Outcome[Any], outcome: Outcome[T]) -> Outcome[T]:
+def _add_seconds(before: Outcome[Any], outcome: Outcome[T]) -> Outcome[T]:
     return Outcome(outcome.target, before.seconds + outcome.seconds, outcome.error, outcome.result, outcome.log)
 
 
 class _Driver(Generic[T]):
-    """Gives the targets' chains out to a client's workers and takes in what comes of them."""
+    """Submits the chains of phases to the workers of a Dask client and collects their outcomes."""
 
     def __init__(
         self,
         client: Client,
         phases: Sequence[Phase[Any]],
         targets: Sequence[Target],
-        tell: Listener,
-        under_way: dict[str, Target],
+        report: Listener,
+        running: dict[str, Target],
         stop_on_failure: bool,
     ) -> None:
-        self.client, self.phases, self.targets, self.tell = client, phases, targets, tell
+        self.client, self.phases, self.targets, self.report = client, phases, targets, report
         self.level = logging.getLogger().getEffectiveLevel()
         self.news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.done: dict[str, Outcome[T]] = {}
-        self.under_way, self.chains = under_way, dict[str, "list[Future[Any]]"]()
+        self.running, self.chains = running, dict[str, "list[Future[Any]]"]()
         self.workers, self.looked, self.seen = 0, 0.0, time.monotonic()
         self.resources: list[dict[str, float]] = []
         self.waiting, self.suspects = deque(targets), set[str]()
@@ -251,7 +251,7 @@ class _Driver(Generic[T]):
         self.stop_on_failure = stop_on_failure
 
     def run(self) -> list[Outcome[T]]:
-        """Every target's outcome, in their order."""
+        """Run all targets and return their outcomes in the order of the targets."""
         self.client.subscribe_topic(TOPIC, self._on_event)
         try:
             while len(self.done) < len(self.targets):
@@ -259,7 +259,7 @@ class _Driver(Generic[T]):
                 while self.waiting and len(self.chains) < self.workers:
                     self._submit(self.waiting.popleft())
                 with suppress(queue.Empty):
-                    self.news.get(timeout=LOOK_S)()
+                    self.news.get(timeout=POLL_INTERVAL_S)()
         except BaseException:
             self.client.cancel([future for chain in self.chains.values() for future in chain])
             raise
@@ -268,13 +268,13 @@ class _Driver(Generic[T]):
         return [self.done[target.id] for target in self.targets]
 
     def _look(self) -> None:
-        """See, once in a while, how many workers there are, and that the scheduler is."""
+        """Count the workers and check the connection to the scheduler, at most once per `POLL_INTERVAL_S`."""
         if self.client.status != "running":
             raise ClusterError(
-                "the scheduler was lost; what was finished is written and kept: the same command goes on from there"
+                "the connection to the scheduler was lost; finished results are kept. Run the same command again."
             )
         now = time.monotonic()
-        if now - self.looked < LOOK_S and self.workers:
+        if now - self.looked < POLL_INTERVAL_S and self.workers:
             return
         replace_lost(self.client, self.lost_since)
         threads = self.client.nthreads()
@@ -283,14 +283,17 @@ class _Driver(Generic[T]):
             self.seen = now
             if not self.resources:
                 self.resources = [
-                    fitting_resources(self.client, {"memory": phase.memory_bytes, "GPU": float(phase.gpu)})
+                    select_resources(self.client, {"memory": phase.memory_bytes, "GPU": float(phase.gpu)})
                     for phase in self.phases
                 ]
-        elif now - self.seen > PATIENCE_S:
+        elif now - self.seen > NO_WORKER_TIMEOUT_S:
             if are_local(self.client):
-                raise ClusterError(f"no worker process came up in {PATIENCE_S:.0f} s; what was finished is kept")
+                raise ClusterError(
+                    f"no worker process started within {NO_WORKER_TIMEOUT_S:.0f} s; finished results are kept. Run the "
+                    f"same command again."
+                )
             self.seen = now
-            log.warning("no worker is there: waiting")
+            log.warning("waiting: the scheduler has no worker")
 
     def _submit(self, target: Target) -> None:
         futures: list[Future[Any]] = []
@@ -307,7 +310,7 @@ class _Driver(Generic[T]):
                     pure=False,
                 )
             )
-        self.under_way[target.id], self.chains[target.id] = target, futures
+        self.running[target.id], self.chains[target.id] = target, futures
         futures[-1].add_done_callback(lambda future: self.news.put(lambda: self._on_end(target, future)))
 
     def _on_event(self, event: tuple[float, Any]) -> None:
@@ -316,37 +319,37 @@ class _Driver(Generic[T]):
             logging.getLogger(record.name).handle(record)
             return
         target, stage = event[1]
-        self.news.put(lambda: self.tell(target, stage) if target in self.chains else None)
+        self.news.put(lambda: self.report(target, stage) if target in self.chains else None)
 
     def _on_end(self, target: Target, future: Future[Any]) -> None:
-        """Take in the end of a chain: its outcome, or that its process died time and again."""
+        """Record the outcome of a chain, or retry it later if its process died repeatedly."""
         if future.status == "cancelled":
-            self.workers = 0  # look at once: the scheduler may be gone
+            self.workers = 0  # check at once: the scheduler may be gone
             return
         error = future.exception()
         del self.chains[target.id]
         if error is None:
             outcome = future.result()
-            del self.under_way[target.id]
+            del self.running[target.id]
         elif target.id not in self.suspects:
-            log.warning("target %s: its process died time and again; once more when the others are done", target.id)
+            log.warning("target %s: its process died repeatedly; retrying after the other targets", target.id)
             self.suspects.add(target.id)
             self.waiting.append(target)
             return
         else:
-            reason = f"its process died, time and again (killed, or out of memory): {error}"
+            reason = f"its process died repeatedly (killed, or out of memory): {error}"
             log.error("target %s failed: %s", target.id, reason)
             outcome = Outcome(target.id, 0.0, reason, log=reason)
         self.done[target.id] = outcome
-        self.tell(target.id, "failed" if outcome.error else "done")
+        self.report(target.id, "failed" if outcome.error else "done")
         if outcome.error and self.stop_on_failure:
             self._stop(target)
 
     def _stop(self, failed: Target) -> None:
-        """End what is under way, and take every target that is not done for failed."""
+        """Cancel the running chains and report every unfinished target as failed."""
         self.client.cancel([future for chain in self.chains.values() for future in chain])
         self.chains.clear()
         self.waiting.clear()
         for target in self.targets:
             if target.id not in self.done:
-                self.done[target.id] = _stopped(target, after=failed)
+                self.done[target.id] = _make_skipped(target, failed=failed)

@@ -1,7 +1,8 @@
-"""Dask without open doors: TLS with certificates on both sides, and no HTTP server.
+"""Secure Dask processes: mutual TLS with certificates, and no HTTP server.
 
-Whoever may speak to a Dask worker or scheduler may run code as its user. So every process that atlasseg starts asks for
-a certificate that only this run has, and none serves Dask's HTTP pages, which have no authentication.
+Anyone who can connect to a Dask worker or scheduler can run code as its user. Every process that atlasseg starts
+therefore requires a certificate that only this run has, and none serves Dask's HTTP pages, which have no
+authentication.
 """
 
 from __future__ import annotations
@@ -15,40 +16,40 @@ from distributed.security import Security
 from atlasseg.errors import InputError
 
 AUTHORITY, CERTIFICATE, KEY = "ca.pem", "cert.pem", "key.pem"
-"""Names of the files in a folder of certificates."""
+"""File names in a folder of certificates."""
 
 
 class _WithoutPages:
-    """Dask starts an HTTP server in each scheduler and worker, also without a dashboard; here it starts none."""
+    """Mixin without the HTTP server that Dask starts in each scheduler and worker, even without a dashboard."""
 
     def start_http_server(self, *args: Any, **kwargs: Any) -> None:
         """Start nothing."""
 
 
 class PagelessScheduler(_WithoutPages, Scheduler):
-    """A scheduler without an HTTP server."""
+    """Dask scheduler without an HTTP server."""
 
 
 class PagelessWorker(_WithoutPages, Worker):
-    """A worker without an HTTP server."""
+    """Dask worker without an HTTP server."""
 
 
 WORKER_CLASS = f"{PagelessWorker.__module__}.{PagelessWorker.__qualname__}"
-"""What ``dask worker --worker-class`` takes."""
+"""Import path of the worker class, for ``dask worker --worker-class``."""
 
 
 def read_certificates(folder: Path) -> Security:
-    """The security of a Dask cluster whose certificates are in a folder.
+    """Read the certificates of a Dask cluster from a folder.
 
     Parameters
     ----------
     folder : path
-        Holds ``ca.pem``, ``cert.pem`` and ``key.pem``, as `write_certificates` makes them.
+        Holds ``ca.pem``, ``cert.pem`` and ``key.pem``, as written by `write_certificates`.
 
     Raises
     ------
     InputError
-        A file is missing or no PEM file.
+        A file is missing or is not a PEM file.
     """
     texts = {}
     for name in (AUTHORITY, CERTIFICATE, KEY):
@@ -58,24 +59,24 @@ def read_certificates(folder: Path) -> Security:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: expected a PEM file of the cluster's certificates: {error}") from error
         if "-----BEGIN " not in texts[name]:
-            raise InputError(f"{path}: expected a PEM file, found no '-----BEGIN' in it")
+            raise InputError(f"{path}: expected a PEM file, got a text without '-----BEGIN'.")
     roles = {f"tls_{role}_cert": texts[CERTIFICATE] for role in ("client", "scheduler", "worker")}
     keys = {f"tls_{role}_key": texts[KEY] for role in ("client", "scheduler", "worker")}
     return Security(require_encryption=True, tls_ca_file=texts[AUTHORITY], **roles, **keys)
 
 
 def write_certificates(folder: Path) -> None:
-    """Make new certificates for a Dask cluster: ``ca.pem``, ``cert.pem`` and ``key.pem``, for your user alone to read.
+    """Write new certificates for a Dask cluster: ``ca.pem``, ``cert.pem`` and ``key.pem``, readable by your user only.
 
     Parameters
     ----------
     folder : path
-        Made if it does not exist.
+        Created if it does not exist.
 
     Raises
     ------
     InputError
-        There are certificates in the folder already.
+        The folder holds certificates already.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     security = Security.temporary()

@@ -1,4 +1,4 @@
-"""Where a cohort is worked on: worker processes on this machine, a running Dask cluster, or a batch system's jobs."""
+"""Workers of a run: processes on this machine, a running Dask cluster, or jobs of a batch system."""
 
 from __future__ import annotations
 
@@ -30,57 +30,58 @@ CLUSTERS = {
     "moab": "MoabCluster",
     "htcondor": "HTCondorCluster",
 }
-"""Batch systems that dask-jobqueue knows, and its class for each."""
+"""Batch systems, and the dask-jobqueue class of each."""
 
-CONNECT_S = 20.0
-"""A scheduler that has not answered by then cannot be reached."""
+CONNECT_TIMEOUT_S = 20.0
+"""Timeout of a connection to a scheduler."""
 
 LOOPBACK = "127.0.0.1"
-"""Where the processes of this machine listen."""
+"""Address on which local processes listen."""
 
-REPLACED_AFTER_S = 3.0
-"""A local worker without a process for so long is started anew."""
+RESTART_AFTER_S = 3.0
+"""Time without a process after which a local worker is restarted."""
 
 _UNWATCHED = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "500ms"}
 
 QUIET = {f"DASK_{name.replace('.', '__').upper()}": str(value) for name, value in _UNWATCHED.items()}
-"""Environment of workers and schedulers in which Dask watches itself less: that takes a tenth of the time."""
+"""Environment variables that turn off Dask's profiler, which takes a tenth of the time, in workers and schedulers."""
 
 CONFIGURATION = {
     **_UNWATCHED,
-    "distributed.worker.memory.target": False,  # what a step takes is declared; Dask sees only what the process has
+    "distributed.worker.memory.target": False,  # steps declare their memory; Dask would limit the whole process
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
-    "distributed.deploy.lost-worker-timeout": "10 minutes",  # on a busy machine it takes time to be back
-    "distributed.admin.tick.limit": "30s",  # kernels that hold the interpreter are no fault of the event loop's
+    "distributed.deploy.lost-worker-timeout": "10 minutes",  # a restart on a busy machine takes time
+    "distributed.admin.tick.limit": "30s",  # compiled kernels may block the event loop
 }
 
 
 @dataclass(frozen=True)
 class Workers:
-    """What to compute on.
+    """Workers that a run computes on: this process, local processes, a Dask cluster or a batch system.
 
     Parameters
     ----------
     jobs : int
-        Worker processes, or jobs of a batch system; 1 without scheduler and cluster is this process itself.
+        Number of worker processes, or of jobs of a batch system. 1 without scheduler and cluster computes in this
+        process.
     scheduler : str, optional
-        Address of a running Dask scheduler; its workers are used, however many there are.
+        Address of a running Dask scheduler; all of its workers are used.
     cluster : str, optional
-        A batch system of `CLUSTERS`, which is asked for `jobs` jobs of one worker each.
+        Batch system, a key of `CLUSTERS`. It gets `jobs` jobs with one worker each.
     settings : path, optional
-        TOML file of the arguments that dask-jobqueue's cluster takes (queue, cores, memory, walltime, ...).
+        TOML file with arguments for the dask-jobqueue cluster (queue, cores, memory, walltime, ...).
     memory_bytes : float, optional
-        What the worker processes of this machine may take together; what is free where None.
+        Total memory limit of the local worker processes, in bytes; by default the free memory.
     certificates : path, optional
-        Folder with the certificates of a scheduler that asks for them; see `atlasseg.compute.secure`.
+        Folder with the certificates of a scheduler that uses TLS, see `atlasseg.compute.secure`.
 
     Raises
     ------
     InputError
-        `jobs` is below 1, `memory_bytes` is not above 0, scheduler and cluster are both given, or there is no such
-        batch system.
+        `jobs` is below 1, `memory_bytes` is not above 0, scheduler and cluster are both given, or the batch system is
+        unknown.
     """
 
     jobs: int = 1
@@ -92,17 +93,17 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
-            raise InputError(f"jobs must be at least 1, got {self.jobs}")
+            raise InputError(f"expected at least 1 job, got {self.jobs}")
         if self.memory_bytes is not None and not self.memory_bytes > 0:
-            raise InputError(f"the memory that may be taken must be above 0, got {self.memory_bytes / 1e9:g} GB")
+            raise InputError(f"expected a memory limit above 0 GB, got {self.memory_bytes / 1e9:g} GB")
         if self.scheduler is not None and self.cluster is not None:
-            raise InputError("give a running scheduler or a batch system, not both")
+            raise InputError("expected a running scheduler or a batch system, got both. Give only one.")
         if self.cluster is not None and self.cluster not in CLUSTERS:
-            raise InputError(f"there is no batch system {self.cluster!r}; there are: {', '.join(CLUSTERS)}")
+            raise InputError(f"there is no batch system {self.cluster!r}. Choose from: {', '.join(CLUSTERS)}.")
         if self.settings is not None and self.cluster is None:
-            raise InputError("a settings file goes with a batch system (--cluster)")
+            raise InputError("a settings file needs a batch system. Give --cluster.")
         if self.certificates is not None and self.scheduler is None:
-            raise InputError("certificates go with a running scheduler (--scheduler); all others have their own")
+            raise InputError("certificates need a running scheduler. Give --scheduler, or leave out --certificates.")
 
     @property
     def in_process(self) -> bool:
@@ -110,39 +111,39 @@ class Workers:
         return self.jobs == 1 and self.scheduler is None and self.cluster is None
 
     def free_bytes(self) -> float:
-        """Memory of this machine that they may take."""
+        """Memory in bytes that local workers may use: the free memory, or the limit if that is lower."""
         return min(available_bytes(), self.memory_bytes or math.inf)
 
 
 @contextmanager
-def connected(workers: Workers, *, memory_bytes: float, gpu: bool) -> Iterator[Client]:
-    """A client of the workers, which are started where they are not running, and ended on leaving.
+def connect(workers: Workers, *, memory_bytes: float, gpu: bool) -> Iterator[Client]:
+    """Connect a Dask client to the workers. Local workers and jobs are started, and stopped on leaving.
 
     Parameters
     ----------
     workers : Workers
-        Of more than this process.
+        Workers other than this process alone.
     memory_bytes : float
-        What the step that takes most needs: no more local workers are started than this machine has memory for.
+        Memory of the most demanding step, in bytes. It limits the number of local workers.
     gpu : bool
-        Whether steps compute on a GPU: each local worker then gets one of its own.
+        Whether steps compute on a GPU. Each local worker then gets its own GPU.
 
     Raises
     ------
     InputError
-        The scheduler cannot be reached, or the settings cannot be used.
+        The scheduler cannot be reached, or the settings are invalid.
     MissingLibraryError
         dask-jobqueue is not installed.
     """
     import dask
     from distributed import Client
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # what matters of it is told in our own words
+    logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # atlasseg reports the failures itself
     with dask.config.set(CONFIGURATION):
         if workers.scheduler is not None:
             try:
                 client = Client(
-                    workers.scheduler, timeout=CONNECT_S, set_as_default=False, security=_security_of(workers)
+                    workers.scheduler, timeout=CONNECT_TIMEOUT_S, set_as_default=False, security=_security_of(workers)
                 )
             except (OSError, ValueError) as error:
                 raise InputError(f"scheduler {workers.scheduler}: cannot be reached: {error}") from error
@@ -157,7 +158,7 @@ def connected(workers: Workers, *, memory_bytes: float, gpu: bool) -> Iterator[C
 
 
 def _security_of(workers: Workers) -> Any:
-    """Certificates for a running scheduler: of the folder given, or else of Dask's own configuration."""
+    """Certificates for a running scheduler, from the given folder or from Dask's configuration."""
     from distributed.security import Security
 
     if workers.certificates is not None:
@@ -181,9 +182,10 @@ def _security_of(workers: Workers) -> Any:
 
 
 def _local(workers: Workers, memory_bytes: float, gpu: bool) -> Any:
-    """A scheduler in this process and workers of one thread each, in processes that are replaced when they die.
+    """Start a scheduler in this process and local worker processes with one Dask thread each.
 
-    All of them listen on the loopback interface alone, and to holders of this run's certificate alone.
+    All listen on the loopback interface only and accept only the certificate of this run. Processes that die are
+    replaced.
     """
     from distributed import Nanny, SpecCluster
     from distributed.security import Security
@@ -194,17 +196,17 @@ def _local(workers: Workers, memory_bytes: float, gpu: bool) -> Any:
     fitting = max(1, int(free // max(memory_bytes, 1)))
     if fitting < jobs:
         log.warning(
-            "%d workers instead of %d: a step takes %.1f GB, and %.1f GB are free",
+            "starting %d workers instead of %d: a step needs %.1f GB, and %.1f GB are free",
             *(fitting, jobs, memory_bytes / 1e9, free / 1e9),
         )
-    gpus = gpu_names() if gpu else []
+    gpus = list_gpus() if gpu else []
     count = min(jobs, fitting, len(gpus) or jobs)
-    threads = max(1, processors() // count)
+    threads = max(1, count_processors() // count)
     security = Security.temporary()
     inside = {"host": LOOPBACK, "protocol": "tls", "security": security, "dashboard": False}
     specification = {}
     for n in range(count):
-        environment = {name: str(_at_most(name, threads)) for name in THREADS}
+        environment = {name: str(_limit_threads(name, threads)) for name in THREADS}
         resources = {"memory": max(free / count, memory_bytes)}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[n]
@@ -215,12 +217,12 @@ def _local(workers: Workers, memory_bytes: float, gpu: bool) -> Any:
     scheduler = {"cls": PagelessScheduler, "options": inside}
     cluster = SpecCluster(scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
     cluster.worker_spec.update(specification)
-    cluster.scale(count)  # goes on without waiting: one that does not come up is seen to by `replace_lost`
+    cluster.scale(count)  # does not wait; `replace_lost` restarts a worker that does not come up
     return cluster
 
 
 def are_local(client: Client) -> bool:
-    """Whether the workers are processes that this one started."""
+    """Whether this process started the workers."""
     from distributed import Nanny
 
     specification = getattr(client.cluster, "worker_spec", {})
@@ -228,13 +230,13 @@ def are_local(client: Client) -> bool:
 
 
 def replace_lost(client: Client, lost_since: dict[Any, float]) -> None:
-    """Start those local workers anew that ended while they started: their nannies leave it at that.
+    """Restart local workers that died during their start, which Dask's nannies do not do.
 
     Parameters
     ----------
     client : Client
     lost_since : dict
-        Name of each worker to when it was first found lost; kept from call to call.
+        Time at which each worker was first found lost, by its name. Pass the same dictionary in every call.
     """
     from distributed import Status
 
@@ -245,7 +247,7 @@ def replace_lost(client: Client, lost_since: dict[Any, float]) -> None:
         process = nanny.process
         if process is not None and process.status in (Status.starting, Status.running):
             lost_since.pop(name, None)
-        elif time.monotonic() - lost_since.setdefault(name, time.monotonic()) > REPLACED_AFTER_S:
+        elif time.monotonic() - lost_since.setdefault(name, time.monotonic()) > RESTART_AFTER_S:
             del lost_since[name]
             cluster.workers.pop(name, None)
             cluster.loop.add_callback(nanny.close)
@@ -254,16 +256,16 @@ def replace_lost(client: Client, lost_since: dict[Any, float]) -> None:
 
 
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-"""Variables by which libraries are told how many threads to use."""
+"""Environment variables that set the number of threads of libraries."""
 
 
-def _at_most(name: str, threads: int) -> int:
+def _limit_threads(name: str, threads: int) -> int:
     given = os.environ.get(name, "")
     return min(threads, int(given)) if given.isdecimal() and int(given) > 0 else threads
 
 
 def _batch_jobs(workers: Workers) -> Any:
-    """Jobs of a batch system, each with one worker of one thread that declares the memory it asked for."""
+    """Start jobs of a batch system, each with one worker of one Dask thread that declares its memory as a resource."""
     assert workers.cluster is not None
     try:
         import dask_jobqueue
@@ -275,7 +277,7 @@ def _batch_jobs(workers: Workers) -> Any:
 
     settings = _settings(workers.settings)
     if settings.setdefault("security", True):
-        settings.setdefault("shared_temp_directory", "~")  # of the files for the jobs: readable by the user alone
+        settings.setdefault("shared_temp_directory", "~")  # for the certificates of the jobs, readable by the user only
         settings.setdefault("protocol", "tls://")
     else:
         settings["security"] = None
@@ -291,7 +293,9 @@ def _batch_jobs(workers: Workers) -> Any:
             **{"processes": 1, **settings}, worker_extra_args=extra
         )
     except (TypeError, ValueError) as error:
-        raise InputError(f"{workers.settings or workers.cluster}: dask-jobqueue cannot use it: {error}") from error
+        raise InputError(
+            f"{workers.settings or workers.cluster}: dask-jobqueue refuses the settings: {error}"
+        ) from error
     cluster.scale(jobs=workers.jobs)
     return cluster
 
@@ -302,23 +306,23 @@ def _settings(path: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a TOML file of cluster settings: {error}") from error
+        raise InputError(f"{path}: expected a TOML file with cluster settings: {error}") from error
 
 
-def processors() -> int:
-    """Processors that this process may use."""
+def count_processors() -> int:
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_bytes() -> float:
-    """Memory of this machine that is free, as far as it tells."""
+    """Free memory of this machine in bytes, as the operating system reports it."""
     import psutil
 
     return float(psutil.virtual_memory().available)
 
 
-def gpu_names() -> list[str]:
-    """The CUDA GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; asked without starting CUDA."""
+def list_gpus() -> list[str]:
+    """List the CUDA GPUs that this process may use, in the notation of CUDA_VISIBLE_DEVICES, without starting CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
@@ -326,27 +330,27 @@ def gpu_names() -> list[str]:
     if found.is_dir():
         return [str(n) for n in range(len(list(found.iterdir())))]
     try:  # Windows
-        told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=60)
+        listing = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(n) for n in range(len(told.stdout.splitlines()))]
+    return [str(n) for n in range(len(listing.stdout.splitlines()))]
 
 
-def fitting_resources(client: Client, wanted: Mapping[str, float]) -> dict[str, float]:
-    """Of the resources that a step wants, those that the workers declare.
+def select_resources(client: Client, needed: Mapping[str, float]) -> dict[str, float]:
+    """Select the resources of a step that at least one worker declares; Dask would wait forever for the others.
 
     Raises
     ------
     InputError
-        No worker has enough of one that all workers declare.
+        All workers declare a resource, and none has enough of it.
     """
     declared = [worker.get("resources") or {} for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-    asked = {}
-    for name, amount in wanted.items():
+    selected = {}
+    for name, amount in needed.items():
         have = [resources[name] for resources in declared if name in resources]
         if not have or amount <= 0:
             continue
         if len(have) == len(declared) and max(have) < amount:
-            raise InputError(f"a step wants {name}={amount:.3g}, and no worker declares more than {max(have):.3g}")
-        asked[name] = amount
-    return asked
+            raise InputError(f"a step needs {name}={amount:.3g}, and no worker declares more than {max(have):.3g}.")
+        selected[name] = amount
+    return selected

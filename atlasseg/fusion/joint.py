@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from atlasseg.device import Device, resolved
+from atlasseg.device import Device, resolve_device
 from atlasseg.errors import InputError
 from atlasseg.fusion import _joint_numba
 from atlasseg.fusion._encoded_votes import EncodedVotes, find_disagreement
@@ -104,7 +104,7 @@ def fuse(
             raise InputError(f"{name} must be a number above 0, got {value!r}")
 
     candidates = in_contrast(target, candidates, contrast)
-    place = resolved(device)
+    place = resolve_device(device)
     images = [_move_channels_first(atlas.image) for atlas in candidates]
     patch = as_radius(patch_radius_voxels, "patch_radius_voxels")
     window = as_radius(search_radius_voxels, "search_radius_voxels")

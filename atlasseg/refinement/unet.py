@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from annotated_types import Ge, Lt
 
-from atlasseg.device import Device, resolved
+from atlasseg.device import Device, resolve_device
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.methods import Data, Workload, method
 from atlasseg.refinement.examples import differences, patient_spacing_mm, scan_digests
@@ -59,7 +59,7 @@ def check(
     from atlasseg.refinement.network.model import read_model
 
     trained = read_model(model)
-    resolved(device)
+    resolve_device(device)
     if provenance is None:
         return
     version = trained.record.get("versions", {}).get("atlasseg", __version__)
@@ -225,7 +225,7 @@ def refined(
     if max(ratio.max(), 1 / ratio.min()) > SPACING_RATIO:
         log.warning("%s: its voxels are %s times the size of those the model was trained on", name, ratio.round(2))
 
-    where = resolved(device)
+    where = resolve_device(device)
     case = case_of(target, fused, model.coding, candidates=model.candidates)
     networks = []
     for member in model.members:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from atlasseg.device import Device, resolved
+from atlasseg.device import Device, resolve_device
 from atlasseg.errors import InputError
 from atlasseg.methods import Data, method
 from atlasseg.registration._engine import dense
@@ -105,7 +105,7 @@ def register(
     least_total = min(total_field_sigma_voxels)
     require({"update_sigma_voxels": update_sigma_voxels, "total_field_sigma_voxels": least_total}, least=0)
     mixed = is_mixed(precision)
-    machine = resolved(device)
+    machine = resolve_device(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from atlasseg.device import Device, resolved
+from atlasseg.device import Device, resolve_device
 from atlasseg.methods import Data, method
 from atlasseg.registration._engine import dense, freeform
 from atlasseg.registration._engine.batch import carried, each, is_mixed, pairs, require, schedule_of
@@ -105,7 +105,7 @@ def register(
     require({"step_voxels": step_voxels}, least=0, above=True)
     require({"bending": bending, "folding": folding}, least=0)
     mixed = is_mixed(precision)
-    machine = resolved(device)
+    machine = resolve_device(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []

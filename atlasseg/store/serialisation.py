@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg import io
-from atlasseg.device import resolved
+from atlasseg.device import resolve_device
 from atlasseg.recipe import Step
 from atlasseg.regions.consistency import Change, Consistent
 from atlasseg.registration.fit import Fit
@@ -138,7 +138,7 @@ def digest(value: Any) -> str:
     if isinstance(value, Step):
         given = dict(value.arguments)
         if value.method.has_device:
-            given["device"] = resolved(given.get("device", "auto"))
+            given["device"] = resolve_device(given.get("device", "auto"))
         code = version_of(value.method.function, value.method.module)
         chosen = [version_of(each) for each in value.method.chosen(value.arguments)]
         return joined(value.method.stage, value.name, code, *chosen, digest(given))

@@ -82,7 +82,7 @@ def test_targets_without_a_dice_are_in_no_test(dataset, monkeypatch, caplog):
         measured("head5", np.nan, 0.9),
         measured("head4", 0.6, 0.5),
     ]
-    monkeypatch.setattr("atlasseg.app.compare.over_targets", lambda *_, **__: done)
+    monkeypatch.setattr("atlasseg.app.compare.process_targets", lambda *_, **__: done)
     found = compare(recipe, ["majority", "local_weighted"])
     assert list(found.scores.index) == ["head3", "head4"] and list(found.scores) == ["majority", "local_weighted"]
     assert found.tests.targets.tolist() == [2]

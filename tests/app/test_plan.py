@@ -47,7 +47,7 @@ def planned(dataset, **tables):
 def test_a_network_needs_memory_too():
     network = {"refinement": {"method": "unet", "unet": {"model": "m"}}}
     plain, refined = (
-        costs.memory(parse_recipe({**TABLES, **more}), atlases=14, voxels=5_000_000) for more in ({}, network)
+        costs.estimate_memory(parse_recipe({**TABLES, **more}), atlases=14, voxels=5_000_000) for more in ({}, network)
     )
     assert refined.registering == plain.registering and refined.fusing > plain.fusing + 4e9
 

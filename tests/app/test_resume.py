@@ -53,14 +53,14 @@ def test_the_scheduler_is_lost_and_the_run_resumed(dataset, cluster, monkeypatch
     address, (scheduler, worker, _) = cluster
     assert [o.error for o in run(recipe(dataset, "serial"))] == ["", ""]
 
-    over_targets = execution.over_targets
+    process_targets = execution.process_targets
 
     def deadly(victim, trace):
         def patched(task, *given, **options):
             wrapped = partial(kills, task=task, victim=victim.pid, trace=dataset / trace)
-            return over_targets(wrapped, *given, **options)
+            return process_targets(wrapped, *given, **options)
 
-        monkeypatch.setattr(run_module, "over_targets", patched)
+        monkeypatch.setattr(run_module, "process_targets", patched)
 
     deadly(worker, "first")
     assert [o.error for o in run(recipe(dataset, "killed"), workers=Workers(scheduler=address))] == ["", ""]
@@ -72,7 +72,7 @@ def test_the_scheduler_is_lost_and_the_run_resumed(dataset, cluster, monkeypatch
     with pytest.raises(ClusterError, match="the same command goes on from there"):
         run(recipe(dataset, "lost"), workers=Workers(scheduler=address))
     assert not (out / "metrics.tsv").exists()
-    monkeypatch.setattr(run_module, "over_targets", over_targets)
+    monkeypatch.setattr(run_module, "process_targets", process_targets)
     assert [o.error for o in run(recipe(dataset, "lost"))] == ["", ""]
     assert results(out) == results(dataset / "serial")
 

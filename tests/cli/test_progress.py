@@ -185,12 +185,12 @@ def test_a_warning_of_many_files_is_one_with_a_count_and_the_files(log, printed)
     for n in range(15):
         log.warning("%s: labels %s are not in the label table", f"lib/labels/a{n}.nii.gz", "7, 9")
     log.warning("%s: labels %s are not in the label table", "lib/labels/a3.nii.gz", "7, 9")
-    log.warning("no worker is there: waiting")
+    log.warning("waiting: the scheduler has no worker")
     log.handlers[0].flush()
     names = ", ".join(f"a{n}.nii.gz" for n in range(15))
     assert printed == [
         f"WARNING: 15 files: labels 7, 9 are not in the label table\n  in lib/labels: {names}",
-        "WARNING: no worker is there: waiting",
+        "WARNING: waiting: the scheduler has no worker",
     ]
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from atlasseg.atlases.library import Target
 from atlasseg.compute import workers
-from atlasseg.compute.execution import Phase, over_targets
-from atlasseg.compute.workers import Workers, connected
+from atlasseg.compute.execution import Phase, process_targets
+from atlasseg.compute.workers import Workers, connect
 from atlasseg.errors import ClusterError, InputError
 
 TARGETS = [Target(f"t{n}", Path(f"t{n}.nii.gz")) for n in range(4)]
@@ -71,7 +71,7 @@ def environment_of(target, progress):
 
 def test_in_this_process():
     told = []
-    done = over_targets(task, TARGETS, listener=lambda *event: told.append(event))
+    done = process_targets(task, TARGETS, listener=lambda *event: told.append(event))
     check(done, told, ["waiting", "work"])
     assert "a mistake in the program" in done[2].log and "Traceback" in done[2].log and "s  work" in done[2].log
 
@@ -81,7 +81,7 @@ def test_on_local_workers(tmp_path):
     """Failures, phases, a worker that is killed: one cluster for all of it, since each takes seconds to start."""
     told = []
     first = Phase("first", partial(mark, folder=tmp_path), memory_bytes=1e6)
-    done = over_targets(
+    done = process_targets(
         task, TARGETS, before=[first], workers=Workers(2), listener=lambda *event: told.append(event), memory_bytes=1e6
     )
     check(done, told, ["waiting", "first", "work"])
@@ -89,7 +89,7 @@ def test_on_local_workers(tmp_path):
     assert "Traceback" in done[2].log
 
     aborted = []
-    done = over_targets(
+    done = process_targets(
         partial(killed_once, folder=tmp_path), TARGETS, workers=Workers(2), on_abort=lambda t: aborted.append(t.id)
     )
     assert [o.error for o in done] == [""] * 4 and aborted == []
@@ -111,7 +111,7 @@ def check(done, told, stages):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_nothing_is_begun_after_a_failure_where_that_is_asked_for(jobs):
     aborted, told = [], []
-    done = over_targets(
+    done = process_targets(
         task if jobs == 1 else breaks_while_another_is_done,
         TARGETS,
         workers=Workers(jobs),
@@ -129,7 +129,9 @@ def test_nothing_is_begun_after_a_failure_where_that_is_asked_for(jobs):
 def test_a_target_that_kills_its_process_is_given_up_and_the_others_done():
     aborted = []
     with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
-        done = over_targets(deadly_task, TARGETS, workers=Workers(2), on_abort=lambda target: aborted.append(target.id))
+        done = process_targets(
+            deadly_task, TARGETS, workers=Workers(2), on_abort=lambda target: aborted.append(target.id)
+        )
     assert [bool(o.error) for o in done] == [False, True, False, False]
     assert "its process died" in done[1].error
     assert aborted == ["t1"]
@@ -138,9 +140,9 @@ def test_a_target_that_kills_its_process_is_given_up_and_the_others_done():
 def test_each_worker_has_a_gpu_and_its_share_of_the_processors(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-1a")
     monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
-    assert workers.gpu_names() == ["3", "GPU-1a"]
+    assert workers.list_gpus() == ["3", "GPU-1a"]
     many = [Target(f"t{n}", Path("x")) for n in range(6)]
-    done = over_targets(environment_of, many, workers=Workers(3), gpu=True)
+    done = process_targets(environment_of, many, workers=Workers(3), gpu=True)
     assert {o.result for o in done} <= {("3", "1"), ("GPU-1a", "1")}
 
 
@@ -149,7 +151,7 @@ def test_no_more_workers_than_there_is_memory_for(monkeypatch, caplog):
     assert (Workers(4, memory_bytes=3e9).free_bytes(), Workers(4, memory_bytes=9e9).free_bytes()) == (3e9, 5e9)
     cluster = workers._local(Workers(4), 2e9, False)
     try:
-        assert len(cluster.worker_spec) == 2 and "2 workers instead of 4: a step takes 2.0 GB" in caplog.text
+        assert len(cluster.worker_spec) == 2 and "2 workers instead of 4: a step needs 2.0 GB" in caplog.text
         assert cluster.worker_spec[0]["options"]["resources"] == {"memory": 2.5e9}
     finally:
         cluster.close()
@@ -205,18 +207,18 @@ def first_kills_the_other_workers(target, progress, *, folder, victims):
 def test_a_running_cluster_loses_a_worker_and_then_its_scheduler(cluster, tmp_path):
     address, (scheduler, one, _) = cluster
     where = Workers(scheduler=address)
-    with pytest.raises(InputError, match=r"a step wants memory=2e\+09, and no worker declares more than 1e\+09"):
-        over_targets(task, TARGETS, workers=where, memory_bytes=2e9)
+    with pytest.raises(InputError, match=r"a step needs memory=2e\+09, and no worker declares more than 1e\+09"):
+        process_targets(task, TARGETS, workers=where, memory_bytes=2e9)
 
     doomed = partial(first_kills_the_other_workers, folder=tmp_path, victims=one.pid)
-    done = over_targets(doomed, TARGETS, workers=where, memory_bytes=1e8)
+    done = process_targets(doomed, TARGETS, workers=where, memory_bytes=1e8)
     assert [o.error for o in done] == [""] * 4 and len(list(tmp_path.glob("*.done"))) == 4
     assert one.wait(timeout=60) == -signal.SIGKILL
 
     (tmp_path / "first").unlink()
     aborted = []
-    with pytest.raises(ClusterError, match="the scheduler was lost; what was finished is written and kept"):
-        over_targets(
+    with pytest.raises(ClusterError, match="the connection to the scheduler was lost; finished results are kept"):
+        process_targets(
             partial(first_kills_the_other_workers, folder=tmp_path, victims=scheduler.pid),
             TARGETS,
             workers=where,
@@ -226,11 +228,11 @@ def test_a_running_cluster_loses_a_worker_and_then_its_scheduler(cluster, tmp_pa
 
 
 def test_a_scheduler_that_cannot_be_reached(monkeypatch):
-    monkeypatch.setattr(workers, "CONNECT_S", 0.5)
+    monkeypatch.setattr(workers, "CONNECT_TIMEOUT_S", 0.5)
     with pytest.raises(InputError, match=r"scheduler tcp://127\.0\.0\.1:9: cannot be reached"):
-        over_targets(task, TARGETS, workers=Workers(scheduler="tcp://127.0.0.1:9"))
+        process_targets(task, TARGETS, workers=Workers(scheduler="tcp://127.0.0.1:9"))
     with pytest.raises(InputError, match="cannot be reached"):
-        over_targets(task, TARGETS, workers=Workers(scheduler="no address at all"))
+        process_targets(task, TARGETS, workers=Workers(scheduler="no address at all"))
 
 
 SBATCH = """#!/bin/sh
@@ -253,23 +255,23 @@ def test_jobs_of_a_batch_system(tmp_path, monkeypatch):
         f'queue = "short"\ncores = 3\nmemory = "1GB"\nlocal_directory = "{tmp_path}"\n'
         'scheduler_options = {host = "127.0.0.1", dashboard = false}\n'
     )
-    done = over_targets(task, TARGETS, workers=Workers(1, cluster="slurm", settings=settings), memory_bytes=1e8)
+    done = process_targets(task, TARGETS, workers=Workers(1, cluster="slurm", settings=settings), memory_bytes=1e8)
     assert [o.result for o in done] == ["T0", None, None, "T3"]
     script = (tmp_path / "job.sh").read_text()
     assert "#SBATCH -p short" in script and "#SBATCH --cpus-per-task=3" in script and "memory=1000000000" in script
     assert "export NUMBA_NUM_THREADS=3" in script and script.index("--nthreads 3") < script.index("--nthreads 1")
     settings.write_text("quue = 'normal'\n")
-    with pytest.raises(InputError, match=r"settings.toml: dask-jobqueue cannot use it: .*quue"):
-        over_targets(task, TARGETS, workers=Workers(2, cluster="slurm", settings=settings))
+    with pytest.raises(InputError, match=r"settings.toml: dask-jobqueue refuses the settings: .*quue"):
+        process_targets(task, TARGETS, workers=Workers(2, cluster="slurm", settings=settings))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jobs": 0}, "jobs must be at least 1, got 0"),
-        ({"scheduler": "tcp://x:1", "cluster": "slurm"}, "not both"),
-        ({"cluster": "slrm"}, "no batch system 'slrm'; there are: slurm, pbs"),
-        ({"settings": Path("x")}, "goes with a batch system"),
+        ({"jobs": 0}, "expected at least 1 job, got 0"),
+        ({"scheduler": "tcp://x:1", "cluster": "slurm"}, "got both"),
+        ({"cluster": "slrm"}, "no batch system 'slrm'. Choose from: slurm, pbs"),
+        ({"settings": Path("x")}, "needs a batch system"),
     ],
 )
 def test_wrong_requests(options, message):
@@ -282,5 +284,5 @@ def test_two_runs_on_one_machine_do_not_want_the_same_port():
         with contextlib.suppress(OSError):  # another process has it
             taken.bind(("127.0.0.1", 8787))
             taken.listen()
-        with connected(Workers(jobs=2), memory_bytes=1e6, gpu=False) as client:
+        with connect(Workers(jobs=2), memory_bytes=1e6, gpu=False) as client:
             assert client.submit(int, "7").result(timeout=60) == 7

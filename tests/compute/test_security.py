@@ -10,11 +10,11 @@ import time
 
 import psutil
 import pytest
-from distributed.comm import connect
+from distributed.comm import connect as connect_comm
 from distributed.security import Security
 
 from atlasseg.compute.secure import PagelessScheduler, read_certificates, write_certificates
-from atlasseg.compute.workers import Workers, connected
+from atlasseg.compute.workers import Workers, connect
 from atlasseg.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -102,7 +102,7 @@ def test_every_socket_of_a_run_refuses_another_user(tmp_path, dataset):
 
 
 def test_a_foreign_certificate_is_refused():
-    with connected(Workers(jobs=2), memory_bytes=1e6, gpu=False) as client:
+    with connect(Workers(jobs=2), memory_bytes=1e6, gpu=False) as client:
         address = client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
         assert client.submit(int, "7").result(timeout=60) == 7
@@ -114,7 +114,9 @@ def test_a_foreign_certificate_is_refused():
 
 async def asked(address, security):
     """What a scheduler answers, by Dask's own protocol, to who it is."""
-    link = await connect(address, timeout=5, **security.get_connection_args("client") if security.tls_ca_file else {})
+    link = await connect_comm(
+        address, timeout=5, **security.get_connection_args("client") if security.tls_ca_file else {}
+    )
     try:
         await link.write({"op": "identity", "reply": True})
         return await link.read()
@@ -136,11 +138,11 @@ def test_a_cluster_of_ones_own_with_certificates(tmp_path):
     options = {"host": "127.0.0.1", "protocol": "tls", "security": security, "dashboard": False}
     with SpecCluster(scheduler={"cls": PagelessScheduler, "options": options}, security=security) as cluster:
         address = cluster.scheduler_address
-        with connected(Workers(scheduler=address, certificates=folder), memory_bytes=1, gpu=False) as client:
+        with connect(Workers(scheduler=address, certificates=folder), memory_bytes=1, gpu=False) as client:
             assert client.scheduler_info()["address"] == address
         with (
             pytest.raises(InputError, match=r"expected certificates, got none\. Give --certificates DIR"),
-            connected(Workers(scheduler=address), memory_bytes=1, gpu=False),
+            connect(Workers(scheduler=address), memory_bytes=1, gpu=False),
         ):
             pass
 
@@ -150,7 +152,7 @@ def test_certificates_that_are_none(tmp_path):
         read_certificates(tmp_path)
     for name in ("ca.pem", "cert.pem", "key.pem"):
         (tmp_path / name).write_text("nothing")
-    with pytest.raises(InputError, match="found no '-----BEGIN'"):
+    with pytest.raises(InputError, match="got a text without '-----BEGIN'"):
         read_certificates(tmp_path)
-    with pytest.raises(InputError, match="certificates go with a running scheduler"):
+    with pytest.raises(InputError, match="certificates need a running scheduler"):
         Workers(certificates=tmp_path)

@@ -153,7 +153,7 @@ def engine(request, monkeypatch):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     from atlasseg.fusion import _joint_torch
 
-    monkeypatch.setattr(joint, "resolved", lambda device: "cuda")
+    monkeypatch.setattr(joint, "resolve_device", lambda device: "cuda")
     for function in (_joint_torch.joint_weights, _joint_torch.count_votes):
         monkeypatch.setitem(function.__kwdefaults__, "device", "cpu")
     threads = torch.get_num_threads()
@@ -331,7 +331,7 @@ def test_both_engines_agree(monkeypatch):
     poor[1] = soften(poor[1])
     radii = {"patch_radius_voxels": 1, "search_radius_voxels": 2}
     on_cpu = joint.fuse(target, poor, device="cpu", **radii)
-    monkeypatch.setattr(joint, "resolved", lambda device: "cuda")
+    monkeypatch.setattr(joint, "resolve_device", lambda device: "cuda")
     monkeypatch.setattr(torch_engine, "SEARCHED", 2000)  # several slabs
     monkeypatch.setattr(torch_engine, "HELD", 40000)  # and several parts of each
     for function in (torch_engine.joint_weights, torch_engine.count_votes):

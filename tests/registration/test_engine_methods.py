@@ -351,15 +351,15 @@ def test_a_batch_too_large_for_the_gpu_is_halved_and_one_image_too_large_is_name
 def test_devices_asked_for_and_absent_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device.resolved("auto") == "cpu"
+    assert device.resolve_device("auto") == "cpu"
     with pytest.raises(InputError, match="finds no CUDA GPU"):
-        device.resolved("cuda")
+        device.resolve_device("cuda")
     with pytest.raises(InputError, match="'tpu'"):
-        device.resolved("tpu")
+        device.resolve_device("tpu")
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda _: None)
-    assert device.resolved("auto") == "cpu"
+    assert device.resolve_device("auto") == "cpu"
     with pytest.raises(MissingLibraryError, match=r"atlasseg\[torch\]"):
-        device.resolved("cuda")
+        device.resolve_device("cuda")
 
 
 @pytest.mark.parametrize("module", LINEAR + DEFORMABLE)

@@ -15,7 +15,7 @@ from typing import Literal
 import numba
 import numpy as np
 
-from atlasseg.device import Device, resolved
+from atlasseg.device import Device, resolve_device
 from atlasseg.errors import GeometryError
 from atlasseg.registration._engine import fields
 from atlasseg.registration._engine.batch import Pair, each, pairs
@@ -453,7 +453,7 @@ def register_all(
     device: Device,
 ) -> list[Transform]:
     """What :mod:`rigid`, :mod:`similarity` and :mod:`affine` share."""
-    machine = resolved(device)
+    machine = resolve_device(device)
     prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
     found = matrices(prepared, model, similarity, device=machine, finest=finest, iterations=iterations)
     return [Affine(matrix) for matrix in found]
