@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from atlasseg.api.coercion import (
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.methods import Method
-from atlasseg.preprocessing.foreground import foreground
+from atlasseg.preprocessing.foreground import erased_background, foreground
 from atlasseg.priors import Prior, on_scan, read_prior
 from atlasseg.recipe import parse_recipe
 from atlasseg.resampling import stack_channels
 from atlasseg.tissues import Tissues
+from atlasseg.tissues.naming import Contrast, check_brain, check_names, name_classes
 from atlasseg.volume import Image, Mask, ProbabilityMap
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ def tissue(
     mask: Any = None,
     modalities: Any = (),
     prior: Any = None,
+    names: Sequence[str] = (),
+    contrast: Contrast = "auto",
     **parameters: Any,
 ) -> Any:
     """Classify the voxels of one or many scans into tissues by their intensities.
@@ -62,6 +66,12 @@ def tissue(
     prior : probabilities, path, list of paths, or library, optional
         Probability of each class: a `ProbabilityMap` or a 4-D file in the space of the scan, one file a class, or a
         probabilistic library or its folder, which is registered to the scan.
+    names : sequence of str, optional
+        Names of the classes, where there is no prior: label n of the result is that of ``names[n - 1]``. CSF, GM and WM
+        go to the classes by the contrast of the first modality, other names in ascending order of intensity.
+    contrast : str
+        ``"T1"``, ``"T2"``, ``"PD"``, ``"FLAIR"``, or ``"ascending"`` for names in ascending order of intensity; by
+        default the contrast is found, see `tissues.naming.name_classes`.
     **parameters
         Of the method, by name: ``classes`` (3 by default), ``bias_order``, ``partial_volume``, ...; see
         ``atlasseg methods tissue METHOD`` for all.
@@ -69,8 +79,8 @@ def tissue(
     Returns
     -------
     Tissues, or list of Tissues
-        ``labels`` (1 to K ascending by intensity, or in the order of the prior), ``probabilities``, ``corrected`` (the
-        scan without its bias field), ``bias``, ``means`` and ``sds``.
+        ``labels`` (1 to K: in the order of the names or the prior, otherwise ascending by intensity),
+        ``probabilities``, ``corrected`` (the scan without its bias field), ``bias``, ``means`` and ``sds``.
 
     Raises
     ------
@@ -107,6 +117,8 @@ def tissue(
             f"classes: expected the number of classes of the prior ({len(known.classes)}: "
             f"{', '.join(map(known.name, known.classes))}), got {step.arguments['classes']}."
         )
+    if names and known is not None:
+        raise InputError("names: expected none with a prior, whose classes have names of their own.")
     results: list[Tissues] = []
     for member, region in zip(members, one_each(mask, len(members), "mask"), strict=True):
         images = [as_image(each, what=name) for each, name in [(member, "scan"), *((f, "modalities") for f in further)]]
@@ -116,7 +128,12 @@ def tissue(
         if known is not None:
             recipe = parse_recipe({"tissue": {"method": step.name}}, name="tissue")
             given = on_scan(known, image, inside, recipe, lambda stage: log.info("prior: %s", stage))
-        results.append(step(image, inside, given))
+        found = step(image, inside, given)
+        if names:
+            found, _ = name_classes(found, check_names(names, len(found.means)), contrast)
+            whole = _is_nothing(region) and erased_background(image.channels[..., 0]) is None
+            check_brain(found, names, whole_foreground=whole)
+        results.append(found)
     return results if many else results[0]
 
 

@@ -21,11 +21,12 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.labels import Label, LabelTable, default_color
 from atlasseg.pipeline import Progress
-from atlasseg.preprocessing.foreground import foreground
+from atlasseg.preprocessing.foreground import erased_background, foreground
 from atlasseg.priors import Prior, on_scan, read_prior
 from atlasseg.recipe import Recipe
 from atlasseg.resampling import resample, stack_channels
 from atlasseg.tissues import Tissues
+from atlasseg.tissues.naming import check_brain, check_names, name_classes
 from atlasseg.volume import Image, Mask
 
 if TYPE_CHECKING:
@@ -36,11 +37,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A target as read: its channels, and the region whose voxels are classified."""
+    """A target as read: its channels, and the region whose voxels are classified.
+
+    `whole_foreground` where that is all that is brighter than a background that was not erased.
+    """
 
     image: Image
     inside: Mask
     sources: tuple[Path, ...]
+    whole_foreground: bool = False
 
 
 def tissue(
@@ -133,7 +138,12 @@ def _classify(
         seconds["classify"] = time.perf_counter() - since
         progress("write")
         table = _table(recipe, prior, found.means.shape[0])
+        names, named_by = [entry.name for entry in table], ""
+        if prior is None:
+            found, named_by = name_classes(found, names, recipe.tissue.contrast)
+        check_brain(found, names, whole_foreground=scan.whole_foreground)
         volumes = volume_rows(found, table)
+        volumes.attrs["names"] = named_by
         with atomic_directory(out / target.id) as folder:
             stem = f"{target.id}_desc-{method.name}"
             since = time.perf_counter()
@@ -171,17 +181,20 @@ def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, rec
     known = reached.array
     for _, finite in read:
         known = known if finite is None else known & resample(finite, image.grid).array
-    inside = _region(target, mask, image, recipe)
+    path = mask or target.mask
+    if path is None or recipe.preprocessing.mask == "foreground":
+        path, inside = None, foreground(image)
+    else:
+        inside = _read_region(path, target, image)
     region = inside.array & known
     if not region.any():
         raise InputError(f"{target.image}: no voxel of its mask has a known intensity")
-    return Scan(image, inside.with_array(region), (target.image, *modalities))
+    sources = (target.image, *modalities)
+    whole = path is None and erased_background(image.channels[..., 0]) is None
+    return Scan(image, inside.with_array(region), sources, whole)
 
 
-def _region(target: Target, mask: Path | None, image: Image, recipe: Recipe) -> Mask:
-    path = mask or target.mask
-    if path is None or recipe.preprocessing.mask == "foreground":
-        return foreground(image)
+def _read_region(path: Path, target: Target, image: Image) -> Mask:
     found = io.read_mask(path, spacing_from=target.spacing_from)
     if not found.grid.matches(image.grid):
         raise GeometryError(
@@ -194,9 +207,9 @@ def _table(recipe: Recipe, prior: Prior | None, count: int) -> LabelTable:
     """Names of the classes: the recipe's, else the prior's, else their number."""
     assert recipe.tissue is not None
     names = recipe.tissue.names
-    if names and (len(names) != count or len(set(names)) != count):
-        raise InputError(f"{count} classes need as many different names, got {', '.join(names)}")
-    if not names:
+    if names:
+        names = check_names(names, count)
+    else:
         names = (
             tuple(f"class {n + 1}" for n in range(count)) if prior is None else tuple(map(prior.name, prior.classes))
         )
@@ -238,6 +251,7 @@ def _write(
         "Sources": [str(path) for path in scan.sources],
         "Model": method.name,
         "Parameters": {p.name: method.arguments.get(p.name, p.default) for p in method.method.parameters},
+        "Names": volumes.attrs["names"] or "names in the order given",
         "Prior": [] if prior is None else [str(path) for path in prior.paths],
         "LabelMap": [0, *table.values],
         "Region": int(scan.inside.array.sum()),

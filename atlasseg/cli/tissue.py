@@ -41,7 +41,16 @@ def tissue(
         typer.Option("--model", metavar="MODEL", help="Model: see `atlasseg methods tissue`. [default: field]"),
     ] = None,
     classes: Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. [default: 3]")] = None,
-    names: Annotated[str | None, typer.Option("--names", help="Names of the classes, with commas.")] = None,
+    names: Annotated[str | None, typer.Option("--names", help="Names of the classes, separated by commas.")] = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(
+            "--contrast",
+            metavar="CONTRAST",
+            help="Contrast of the first modality, by which CSF, GM and WM are named: T1, T2, PD, FLAIR, or ascending "
+            "for names in ascending order of intensity. [default: found from the scan]",
+        ),
+    ] = None,
     prior: Annotated[
         list[Path] | None,
         typer.Option(
@@ -70,6 +79,7 @@ def tissue(
     **Examples**
 
     - `atlasseg tissue brain.nii.gz --names CSF,GM,WM --out tissues`
+    - `atlasseg tissue t2.nii.gz --names CSF,GM,WM --contrast T2 --out tissues`
     - `atlasseg tissue t1.nii.gz --with t2.nii.gz --mask brain_mask.nii.gz --model chain --out tissues`
     - `atlasseg tissue scan.nii.gz --prior csf.nii.gz --prior gm.nii.gz --prior wm.nii.gz --out tissues`
     """
@@ -88,6 +98,8 @@ def tissue(
         asked.append(f"tissue.classes={classes}")
     if names is not None:
         asked.append(f"tissue.names={json.dumps([name.strip() for name in names.split(',')])}")
+    if contrast is not None:
+        asked.append(f"tissue.contrast={json.dumps(contrast)}")
     if prior:
         asked.append(f"tissue.prior={json.dumps([str(path.resolve()) for path in prior])}")
     asked += [f"tissue.{setting}" for setting in settings or ()]
@@ -100,7 +112,7 @@ def tissue(
             {"tissue": {"method": model or DEFAULT_MODEL}}, overrides=asked, where="--set", name="tissue"
         )
     if checked.tissue is None:
-        raise InputError(f"{recipe}: a recipe with a table [tissue] is wanted")
+        raise InputError(f"{recipe}: expected a recipe with a table [tissue], got one without")
     checked = with_paths(checked, targets=scans or (), out=out)
     workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
     with Progress("read the scans") as progress:
@@ -109,5 +121,7 @@ def tissue(
         if outcome.result is not None:
             shown = outcome.result[["name", "volume_mm3", "fraction_volume_mm3"]]
             print_table(shown, title=f"{outcome.target}, {outcome.seconds:.1f} s")
+            if outcome.result.attrs.get("names"):
+                typer.echo(outcome.result.attrs["names"])
     typer.echo(f"results in {checked.data.out}")
     report_failures(done)

@@ -229,12 +229,17 @@ class Tissue:
     prior : paths
         Files of class probabilities, or the folder of a probabilistic library.
     names : strings
-        Names of the classes, ascending by intensity or in the order of the prior.
+        Names of the classes, in the order of the prior where there is one. Without a prior, CSF, GM and WM go to the
+        classes by `contrast`, and other names in ascending order of intensity.
+    contrast : str
+        Contrast of the first modality: "T1", "T2", "PD", "FLAIR", or "ascending" for names that are in ascending order
+        of intensity. "auto" finds it from the depth of the classes below the surface of the brain, and says so.
     """
 
     method: Step
     prior: tuple[Path, ...] = ()
     names: tuple[str, ...] = ()
+    contrast: Literal["auto", "T1", "T2", "PD", "FLAIR", "ascending"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tissues of a scan from its intensities: one file a model, each with a function ``classify``."""
+"""Tissues of a scan from its intensities: one file a model, each with a function ``classify``; `naming` names them."""
 
 import lazy_loader as _lazy
 
@@ -8,7 +8,7 @@ __all__ = ["Tissues"]
 
 __getattr__, _dir, _submodules = _lazy.attach(
     __name__,
-    ["chain", "field", "mixture"],
+    ["chain", "field", "mixture", "naming"],
 )
 
 
