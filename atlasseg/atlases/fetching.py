@@ -55,6 +55,9 @@ class Dataset:
         What to cite where it is used.
     megabytes : int
         Size of the archive, about.
+    lay_out : callable, optional
+        ``lay_out(archive, dataset, folder)`` unpacks the archive into the layout of a library; by default an archive of
+        the Decathlon.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Dataset:
     licence_url: str
     cite: str
     megabytes: int
+    lay_out: Callable[[Path, Dataset, Path], None] | None = None
 
 
 def _decathlon(name: str, task: str, md5: str, megabytes: int, about: str) -> Dataset:
@@ -162,7 +166,8 @@ def fetch(dataset: Dataset, folder: Path, *, told: Told | None = None) -> None:
             ) from error
         try:
             with atomic_directory(folder) as made:
-                _lay_out(archive, dataset, made)
+                (dataset.lay_out or _lay_out_decathlon)(archive, dataset, made)
+                io.write_text(licence_text(dataset), made / "LICENSE.txt")
         finally:
             archive.unlink()
 
@@ -234,7 +239,7 @@ class _Resuming:
 # -- the Decathlon's archives -----------------------------------------------------------------------------------------
 
 
-def _lay_out(archive: Path, dataset: Dataset, folder: Path) -> None:
+def _lay_out_decathlon(archive: Path, dataset: Dataset, folder: Path) -> None:
     """Unpack an archive of the Decathlon into the layout of a library."""
     places = {"imagesTr": "atlases/images", "labelsTr": "atlases/labels", "imagesTs": "targets/images"}
     for place in places.values():
@@ -260,7 +265,6 @@ def _lay_out(archive: Path, dataset: Dataset, folder: Path) -> None:
     for empty in ("targets/images", "targets"):
         with suppress(OSError):
             (folder / empty).rmdir()
-    io.write_text(licence_text(dataset), folder / "LICENSE.txt")
 
 
 def _labels_of(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> dict[str, Any]:

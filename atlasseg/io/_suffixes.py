@@ -10,7 +10,6 @@ PAIR_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz")
 MGH_SUFFIXES = (".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
 DICOM_SUFFIXES = (".dcm", ".ima")
-WRITTEN_BY_ITK = (".nrrd", ".mha")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".hdr", ".hdr.gz", *MGH_SUFFIXES, *ITK_SUFFIXES, *DICOM_SUFFIXES)
 """How the names of files that hold a volume end."""
 

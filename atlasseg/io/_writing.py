@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,58 @@ from numpy.typing import NDArray
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import atomic_write
 from atlasseg.io._source import Like, Volume, log
-from atlasseg.io._suffixes import NIFTI_SUFFIXES, WRITTEN_BY_ITK, volume_suffix
+from atlasseg.io._suffixes import NIFTI_SUFFIXES
 from atlasseg.io.itk_formats import write_with_itk
 from atlasseg.io.nifti import write_nifti
 from atlasseg.itk import is_orthonormal, shear_degrees
-from atlasseg.volume import Grid, ProbabilityMap, SourceHeader
+from atlasseg.volume import Float64, Grid, ProbabilityMap, SourceHeader
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What goes into a file.
+
+    Attributes
+    ----------
+    volume : Image, LabelMap, Mask or ProbabilityMap
+    affine : (4, 4) float64
+        Voxel to RAS+ mm, that the file gets.
+    arrays : iterable of (I, J, K) array
+        Its channels, or the probabilities of `labels`.
+    dtype : dtype
+        Type of the values in the file.
+    source_header : SourceHeader
+        Whose sform, qform, unit and version the file gets, where the format has such.
+    labels : sequence of int, optional
+        Of a probability map.
+    """
+
+    volume: Volume
+    affine: Float64
+    arrays: Iterable[NDArray[Any]]
+    dtype: np.dtype[Any]
+    source_header: SourceHeader
+    labels: Sequence[int] | None
+
+
+def _write_nifti(path: Path, content: Content) -> None:
+    volume, compress = content.volume, path.name.lower().endswith(".gz")
+    arrays, labels = content.arrays, content.labels
+    write_nifti(path, arrays, content.dtype, volume, content.affine, content.source_header, labels, compress)
+
+
+def _write_by_itk(path: Path, content: Content) -> None:
+    assert not isinstance(content.volume, ProbabilityMap)
+    write_with_itk(path, replace(content.volume, affine=content.affine), content.dtype)
+
+
+WRITERS: dict[str, Callable[[Path, Content], None]] = {
+    ".nii.gz": _write_nifti,
+    ".nii": _write_nifti,
+    ".nrrd": _write_by_itk,
+    ".mha": _write_by_itk,
+}
+"""Suffix of a file to what writes such a file."""
 
 
 def write_volume(
@@ -29,9 +76,9 @@ def write_volume(
     *,
     labels: Sequence[int] | None = None,
 ) -> None:
-    suffix = volume_suffix(path.name)
-    if suffix not in (*NIFTI_SUFFIXES, *WRITTEN_BY_ITK):
-        raise InputError(f"{path}: volumes are written as {', '.join((*NIFTI_SUFFIXES, *WRITTEN_BY_ITK))}")
+    suffix = max((known for known in WRITERS if path.name.lower().endswith(known)), key=len, default="")
+    if not suffix:
+        raise InputError(f"{path}: volumes are written as {', '.join(WRITERS)}")
     affine = volume.affine
     if like is None:
         source = SourceHeader() if isinstance(volume, ProbabilityMap) else volume.source_header
@@ -54,8 +101,4 @@ def write_volume(
             path,
         )
     with atomic_write(path) as temporary:
-        if suffix in WRITTEN_BY_ITK:
-            assert not isinstance(volume, ProbabilityMap)
-            write_with_itk(temporary, replace(volume, affine=affine), dtype)
-        else:
-            write_nifti(temporary, volumes, dtype, volume, affine, source, labels, suffix.endswith(".gz"))
+        WRITERS[suffix](temporary, Content(volume, affine, volumes, dtype, source, labels))

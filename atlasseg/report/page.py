@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -111,18 +111,7 @@ def render(report: TargetReport) -> str:
     GeometryError
         The labels, the entropy or the reference are not on the scan's grid.
     """
-    parts = [
-        _header(report),
-        _pictures(report),
-        _viewer(report),
-        _uncertain(report),
-        _structures(report),
-        _groups(report),
-        _regions(report),
-        _atlases(report),
-        _stages(report),
-        _html.making(report.recipe, report.versions),
-    ]
+    parts = [section(report) for section in SECTIONS]
     values = sorted({*_values(report), *(int(v) for c in report.candidates for v in c.labels.values if v)})
     return _html.document(
         f"{report.target} \u00b7 atlasseg",
@@ -500,3 +489,22 @@ def _stages(report: TargetReport) -> str:
     caption = f"{_html.duration(report.seconds.get('total', sum(stages.values())))} in all"
     shown = _html.table([("Stage", False), ("Seconds", True)], rows, caption=caption, sorts=False)
     return f'<section aria-labelledby="made"><h2 id="made">How it was made</h2>\n{shown}</section>\n'
+
+
+def _making(report: TargetReport) -> str:
+    return _html.making(report.recipe, report.versions)
+
+
+SECTIONS: list[Callable[[TargetReport], str]] = [
+    _header,
+    _pictures,
+    _viewer,
+    _uncertain,
+    _structures,
+    _groups,
+    _regions,
+    _atlases,
+    _stages,
+    _making,
+]
+"""Sections of the page in their order: each takes the report and returns HTML, empty where it has nothing to show."""
