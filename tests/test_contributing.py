@@ -3,7 +3,9 @@
 import hashlib
 import importlib
 import io as bytes_io
+import os
 import re
+import subprocess
 import sys
 import tarfile
 from dataclasses import replace
@@ -26,13 +28,15 @@ from atlasseg.report import page
 from atlasseg.similarity import metric
 from atlasseg.volume import Image, LabelMap
 
-TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 EXAMPLES = {
     title: (Path(re.findall(r"`(atlasseg/[\w/]+\.py)`:", before)[-1]), code)
     for title, before, code in re.findall(r"### (An? [\w ]+)\n(.*?)```python\n(.*?)```", TEXT, flags=re.DOTALL)
 }
 LONGEST_LINES = 70
 """A page."""
+SIMILARITY = "tests/similarity/test_derivatives.py"
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +91,27 @@ def test_there_is_an_example_of_everything_and_none_takes_more_than_a_page():
     }
     for title, (path, code) in EXAMPLES.items():
         assert code.count("\n") <= LONGEST_LINES, title
-        assert (Path(__file__).parents[1] / path).parent.is_dir(), path
+        assert (ROOT / path).parent.is_dir(), path
+
+
+def test_the_contract_suites_hold_for_the_examples(tmp_path):
+    """The examples are a package of their own, which entry points announce."""
+    announced = {}
+    for title in ("A fusion", "A registration", "A refinement", "A similarity metric"):
+        path, code = EXAMPLES[title]
+        (tmp_path / path.name).write_text(code)
+        announced[path.stem] = path.parent.name
+    information = tmp_path / "examples-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: examples\nVersion: 1.0\n")
+    lines = [f"[atlasseg.{stage}]\n{name} = {name}\n" for name, stage in announced.items()]
+    (information / "entry_points.txt").write_text("".join(lines))
+    suites = [*(f"tests/{stage}/test_contract.py" for stage in ("fusion", "registration", "refinement")), SIMILARITY]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suites, "-k", " or ".join(announced)]
+    places = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": places}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 4 * len(announced)
 
 
 def test_the_methods_segment_a_scan_together(added, scans):
@@ -98,7 +122,7 @@ def test_the_methods_segment_a_scan_together(added, scans):
         {
             "registration": {"steps": ["centres", "affine"], "affine": {"finest_shrink": 4}},
             "fusion": {"method": "closest", "closest": {"width": 1.0}},
-            "refinement": {"method": "smoothed", "smoothed": {"sigma_mm": 0.8}},
+            "refinement": {"method": "neighbourhood", "neighbourhood": {"sigma_mm": 0.8}},
         }
     )
     result = segment(target, atlases, recipe)

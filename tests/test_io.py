@@ -916,7 +916,7 @@ def test_what_itk_fails_to_write_is_named(tmp_path, monkeypatch):
 
 
 def test_other_suffixes_are_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(InputError, match=r"out\.jpg: volumes are written as \.nii\.gz, \.nii, \.nrrd, \.mha"):
+    with pytest.raises(InputError, match=r"out\.jpg: expected a name that ends in \.nii\.gz, \.nii, \.nrrd, \.mha"):
         io.write_image(image(), tmp_path / "new" / "out.jpg")
     assert not list(tmp_path.iterdir())
 

@@ -22,7 +22,7 @@ from atlasseg.volume import Float64, Grid, ProbabilityMap, SourceHeader
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What goes into a file.
+    """Content of a file.
 
     Attributes
     ----------
@@ -30,13 +30,13 @@ class Content:
     affine : (4, 4) float64
         Voxel to RAS+ mm, that the file gets.
     arrays : iterable of (I, J, K) array
-        Its channels, or the probabilities of `labels`.
+        Channels of the volume, or probabilities of `labels`, one at a time.
     dtype : dtype
         Type of the values in the file.
     source_header : SourceHeader
-        Whose sform, qform, unit and version the file gets, where the format has such.
+        Source of sform, qform, unit and version, for formats that have them.
     labels : sequence of int, optional
-        Of a probability map.
+        Labels of a probability map, one for each array.
     """
 
     volume: Volume
@@ -64,7 +64,7 @@ WRITERS: dict[str, Callable[[Path, Content], None]] = {
     ".nrrd": _write_by_itk,
     ".mha": _write_by_itk,
 }
-"""Suffix of a file to what writes such a file."""
+"""Writer of each suffix."""
 
 
 def write_volume(
@@ -78,7 +78,7 @@ def write_volume(
 ) -> None:
     suffix = max((known for known in WRITERS if path.name.lower().endswith(known)), key=len, default="")
     if not suffix:
-        raise InputError(f"{path}: volumes are written as {', '.join(WRITERS)}")
+        raise InputError(f"{path}: expected a name that ends in {', '.join(WRITERS)}")
     affine = volume.affine
     if like is None:
         source = SourceHeader() if isinstance(volume, ProbabilityMap) else volume.source_header

@@ -36,7 +36,8 @@ def oracle(metric: str, fixed: np.ndarray, warped: np.ndarray, mask: np.ndarray)
     if metric == "mean_squares":
         scale = -1 / fixed[mask].astype(float).var()
         return value * scale, gradient * scale
-    return value - chosen.unrelated, gradient
+    sign = 1 if chosen.greater_is_better else -1
+    return sign * (value - chosen.unrelated), sign * gradient
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -86,7 +87,7 @@ def test_nothing_to_compare_is_no_similarity_and_no_slope(metric: str) -> None:
     for images in ((fixed, warped, np.zeros_like(weight)), (fixed, np.full_like(warped, 0.5), weight)):
         value, gradient, _ = create_metric(metric).derivatives(*images)
         assert np.isfinite(value) and np.isfinite(gradient).all()
-        assert metric == "mean_squares" or (value == 0 and not gradient.any())
+        assert not create_metric(metric).greater_is_better or (value == 0 and not gradient.any())
 
 
 @pytest.mark.parametrize("metric", METRICS)
