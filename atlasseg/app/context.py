@@ -16,7 +16,7 @@ from atlasseg.errors import InputError
 from atlasseg.files import sweep
 from atlasseg.pipeline import check_provenance
 from atlasseg.recipe import Recipe
-from atlasseg.store.cache import PARTIAL, Cache, kept_in
+from atlasseg.store.cache import PARTIAL, Cache, open_cache
 
 CACHE, LOGS = ".cache", "logs"
 """Folders in the output folder: intermediate results, where no other place is named; and logs of failed targets."""
@@ -53,7 +53,7 @@ class RunContext:
     @property
     def kept(self) -> Cache:
         """The cache of this process."""
-        return kept_in(self.cache, self.limit_bytes)
+        return open_cache(self.cache, self.limit_bytes)
 
 
 def load_inputs(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:

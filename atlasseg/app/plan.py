@@ -23,7 +23,7 @@ from atlasseg.compute.workers import Workers
 from atlasseg.errors import AtlasSegError, InputError
 from atlasseg.pipeline import segment
 from atlasseg.recipe import Recipe
-from atlasseg.store.cache import SUFFIX, UNREADABLE, Cache, entries, read_entry
+from atlasseg.store.cache import SUFFIX, UNREADABLE, Cache, list_entries, read_entry
 
 LOOKED_AT = 30
 """So many kept results of a stage tell what it takes."""
@@ -145,7 +145,7 @@ def estimate(
     open_ = len(targets) - done - len(broken)
     new = sum(stage.kept_bytes for stage in stages)
     if limit_bytes is not None:
-        new = min(new, max(0.0, 1.1 * limit_bytes - sum(entry.size for entry in entries(context.cache))))
+        new = min(new, max(0.0, 1.1 * limit_bytes - sum(entry.size for entry in list_entries(context.cache))))
     share = min(fitting, max(open_, 1))
     return Plan(
         tuple(stages),

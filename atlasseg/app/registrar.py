@@ -13,7 +13,7 @@ from atlasseg.errors import InputError
 from atlasseg.pipeline import Executor, Registrar, RegistrationResult, Scans, call_directly, register
 from atlasseg.recipe import Recipe
 from atlasseg.store.cache import Cache
-from atlasseg.store.serialisation import digest, joined
+from atlasseg.store.serialisation import combine_digests, digest
 from atlasseg.transforms import Transform
 
 
@@ -76,7 +76,7 @@ def make_registrar(
             shared = digest((register_prepared, engine, iterations, *target))
             atlas_from_template = [prepared.transforms[id_] for id_ in ids]
             each = zip(scans.images, scans.atlas_masks, atlas_from_template, strict=True)
-            keys = [joined(shared, digest(parts)) for parts in each]
+            keys = [combine_digests(shared, digest(parts)) for parts in each]
             transforms = executor.each("registration.prepared", keys, compute)
         else:
             transforms = compute(range(len(ids)))

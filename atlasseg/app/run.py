@@ -26,8 +26,8 @@ from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.labels import format_label_table
 from atlasseg.pipeline import Progress, align, check_provenance, segment
 from atlasseg.recipe import Recipe
-from atlasseg.store.fingerprints import package_version
-from atlasseg.store.serialisation import digest, joined
+from atlasseg.store.fingerprints import fingerprint_package
+from atlasseg.store.serialisation import combine_digests, digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +143,7 @@ def finished(target: Target, context: RunContext) -> tuple[str, TargetSummary | 
     labels = format_label_table(context.library.table)
     starts = initial_digests(target, context)
     content = digest((target, context.library.atlases, labels, made_by, context.recipe.text, paths, *starts))
-    key = joined(package_version(), content)
+    key = combine_digests(fingerprint_package(), content)
     known = context.kept.get("target", key)
     if known is None or known["files"] != file_digests(context.out / target.id):
         return key, None

@@ -32,9 +32,9 @@ def ls(folder: Folder) -> None:
 
     from atlasseg.cli._display import duration
     from atlasseg.cli._tables import print_table
-    from atlasseg.store.cache import entries
+    from atlasseg.store.cache import list_entries
 
-    table = pd.DataFrame([vars(entry) for entry in entries(_found(folder))])
+    table = pd.DataFrame([vars(entry) for entry in list_entries(_found(folder))])
     if table.empty:
         typer.echo(f"{folder}: nothing is kept here")
         return
@@ -63,7 +63,7 @@ def clear(
     from atlasseg.store import cache
 
     found = _found(folder)
-    removed = cache.clear(found, stage or ()) if limit is None else cache.shrink(found, int(1e9 * limit))
+    removed = cache.clear(found, stage or ()) if limit is None else cache.evict(found, int(1e9 * limit))
     typer.echo(f"removed {removed} results")
 
 
@@ -73,10 +73,10 @@ def verify(
     remove: Annotated[bool, typer.Option("--remove", help="Remove damaged results.")] = False,
 ) -> None:
     """Verify the checksums of all kept results; the exit status is 1 if any is damaged."""
-    from atlasseg.store.cache import damaged
+    from atlasseg.store.cache import find_damaged
 
     count = 0
-    for entry, reason in damaged(_found(folder)):
+    for entry, reason in find_damaged(_found(folder)):
         count += 1
         typer.echo(f"damaged: {entry.path}: {reason}")
         if remove:

@@ -1,1 +1,1 @@
-"""A cache of results by the content of their inputs: keys, serialisation and eviction."""
+"""Content-addressed cache of results: keys, serialisation and eviction."""

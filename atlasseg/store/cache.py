@@ -1,15 +1,16 @@
-"""Results kept by what they were made from: computed once, found again by any run, process or machine.
+"""Content-addressed cache: results are computed once and reused by any run, process or machine.
 
-The key of a result is made of the content of its inputs, its parameters, and the version of its method: the source that
-it runs through, and the versions of the libraries. A file that changed under the same name is never taken for the old
-one, and a changed atlas or parameter makes anew what depends on it and nothing else: registrations are kept atlas by
-atlas. What was itself made by a kept function stands with its key, so that only scans and atlases are ever hashed.
+The key of a result is a digest of the content of its inputs, its parameters, and the version of its method: the source
+code that it runs and the versions of the libraries. A changed file is never mistaken for the old one of the same name.
+A changed atlas or parameter recomputes only the results that depend on it; registrations are cached for each atlas
+separately. A cached result that is the input of another function is represented by its key, so only scans and atlases
+are hashed.
 
-An entry is one file, ``STAGE.METHOD/KEY.entry``: written aside and renamed, so that it appears whole or not at all, on
-network file systems too. There are no locks, and so none that outlive a process: two that make the same entry at once
-both make it, and the last one's name stays. An entry ends with a digest of its stage, its key and all its bytes, which
-is checked whenever it is read: one that was damaged, cut short or put in the place of another is made anew, with a
-warning. Nothing waits for the disk: what a power cut takes is made again.
+An entry is one file, ``STAGE.METHOD/KEY.entry``. It is written under a temporary name and renamed, so it appears whole
+or not at all, also on network file systems. There are no locks: two processes that compute the same entry at the same
+time both write it, and the last one stays. An entry ends with a digest of its stage, its key and all its bytes, which
+is checked at every read. An entry that is damaged, truncated or misplaced is computed again, with a warning. Writes are
+not synchronised to the disk; entries lost in a power cut are computed again.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from numpy.typing import NDArray
 from atlasseg.files import partial_path, sweep
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.recipe import Step
-from atlasseg.store.serialisation import digest, joined, memoise_digest, named_like, pack, unpack
+from atlasseg.store.serialisation import combine_digests, copy_name, digest, memoise_digest, pack, unpack
 from atlasseg.volume import Image
 
 log = logging.getLogger(__name__)
 
-NOT_KEPT = (foreground,)
-"""Functions that take no longer than reading what they return."""
+NOT_CACHED = (foreground,)
+"""Functions that take no longer than reading their result from the cache."""
 
 SUFFIX = ".entry"
 
@@ -48,27 +49,27 @@ BLOCK_BYTES = 1 << 20
 
 
 class DamagedEntryError(Exception):
-    """An entry of the cache is not what was written under its name."""
+    """The bytes of a cache entry do not match its digest."""
 
 
 UNREADABLE = (DamagedEntryError, OSError, KeyError, TypeError, ValueError)
-"""What reading an entry may raise: damage, no access, or a value that this version does not know."""
+"""Exceptions of reading an entry: damage, no access, or a value that this version does not know."""
 
 SLACK = 0.1
-"""Removal goes on until this share of the limit is free again; it is looked at after every half of it was written."""
+"""Eviction frees this fraction of the limit. The size is checked each time half of this fraction was written."""
 
 PARTIAL = ".unfinished"
-"""Folder of a cache in which entries are written before they get their names."""
+"""Folder of a cache for entries that are being written."""
 
 HEADER = "header"
 
 SMALL = ("target",)
-"""Stages whose results are small, and kept whatever the limit: what is known of finished targets."""
+"""Stages with small results that are cached even with a limit of 0: summaries of finished targets."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A kept result: which stage's, where, how large, and when it was last used (seconds since 1970)."""
+    """Cache entry: its stage, path, size in bytes, and time of last use in seconds since 1970."""
 
     stage: str
     path: Path
@@ -77,38 +78,38 @@ class Entry:
 
 
 class Cache:
-    """Calls functions of the pipeline, or finds what they returned before.
+    """Cache of function calls of the pipeline: calls a function, or returns its earlier result.
 
     Parameters
     ----------
     folder : path
-        Made when the first result is kept. Any number of processes may use it at once.
+        Cache folder, created with the first entry. Any number of processes may use it at the same time.
     limit_bytes : int, optional
-        Beyond this the results that were used longest ago are removed. With 0 only `SMALL` results are kept.
+        Size limit. Beyond it the least recently used entries are removed. With 0 only `SMALL` results are cached.
     """
 
     def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
         self._writable = True
-        self._written: float = np.inf  # since it was last looked how much there is: in a new process never
+        self._written: float = np.inf  # bytes since the last size check; a new process has not checked yet
 
     @property
     def writable(self) -> bool:
-        """Whether results are kept: that is wanted, and nothing has yet kept this process from writing."""
+        """Whether results are cached: the limit is not 0, and no write of this process has failed."""
         return self._writable and self.limit_bytes != 0
 
     def __call__(self, function: Callable[..., Any], /, *data: Any, **given: Any) -> Any:
-        """``function(*data, **given)``, computed or kept."""
+        """Return ``function(*data, **given)``, computed or from the cache."""
         if isinstance(function, Step):
             given = {name: value for name, value in given.items() if function.method.takes(name)}
             if function.method.stage == "registration":
                 return self._registrations(function, *data, **given)
-        key = joined(digest(function), digest(data), digest(given))
-        if function in NOT_KEPT:
+        key = combine_digests(digest(function), digest(data), digest(given))
+        if function in NOT_CACHED:
             result = function(*data, **given)
         else:
-            (result,) = self.each(stage_of(function), [key], lambda _: [function(*data, **given)])
-            result = named_like(result, next(iter(data), None))
+            (result,) = self.each(stage_name(function), [key], lambda _: [function(*data, **given)])
+            result = copy_name(result, next(iter(data), None))
         memoise_digest(result, key)
         return result
 
@@ -122,55 +123,55 @@ class Cache:
         fixed_mask: Any = None,
         moving_masks: Sequence[Any] | None = None,
     ) -> list[Any]:
-        """Each atlas's own: a registration method gives it the same transform whatever others are in the call."""
+        """Cache each atlas separately: its transform does not depend on the other atlases of the call."""
         starts = initial or [None] * len(moving)
         masks = moving_masks or [None] * len(moving)
-        whole = digest((step, fixed, fixed_mask))
-        keys = [joined(whole, digest(parts)) for parts in zip(moving, starts, masks, strict=True)]
+        shared = digest((step, fixed, fixed_mask))
+        keys = [combine_digests(shared, digest(parts)) for parts in zip(moving, starts, masks, strict=True)]
 
         def register(absent: Sequence[int]) -> list[Any]:
-            begun = None if initial is None else [initial[n] for n in absent]
-            chosen = [moving[n] for n in absent], [masks[n] for n in absent]
-            found: list[Any] = step(fixed, chosen[0], initial=begun, fixed_mask=fixed_mask, moving_masks=chosen[1])
+            start = None if initial is None else [initial[n] for n in absent]
+            images, image_masks = [moving[n] for n in absent], [masks[n] for n in absent]
+            found: list[Any] = step(fixed, images, initial=start, fixed_mask=fixed_mask, moving_masks=image_masks)
             return found
 
-        return self.each(stage_of(step), keys, register)
+        return self.each(stage_name(step), keys, register)
 
     def each(self, stage: str, keys: Sequence[str], compute: Callable[[Sequence[int]], Sequence[Any]]) -> list[Any]:
-        """The results of several keys; those that are not kept are computed together.
+        """Return the results of several keys, and compute all missing ones in one call.
 
         Parameters
         ----------
         stage : str
-            What kind of results they are: a folder of the cache.
+            Kind of the results, the name of a folder of the cache.
         keys : sequence of str
         compute : callable
-            Given the positions of those to compute, returns their results.
+            Returns the results of the keys at the given positions.
         """
         found = {n: value for n, key in enumerate(keys) for value in self._read(stage, key)}
         absent = [n for n in range(len(keys)) if n not in found]
         if absent:
-            begun = time.perf_counter()
-            for n, value in zip(absent, self._made(stage, absent, compute), strict=True):
+            start = time.perf_counter()
+            for n, value in zip(absent, self._compute(stage, absent, compute), strict=True):
                 found[n] = value
-            seconds = (time.perf_counter() - begun) / len(absent)
+            seconds = (time.perf_counter() - start) / len(absent)
             for n in absent:
                 self.put(stage, keys[n], found[n], seconds=seconds)
         for n, key in enumerate(keys):
             memoise_digest(found[n], key)
         return [found[n] for n in range(len(keys))]
 
-    def _made(
+    def _compute(
         self, stage: str, absent: Sequence[int], compute: Callable[[Sequence[int]], Sequence[Any]]
     ) -> Sequence[Any]:
         return compute(absent)
 
     def get(self, stage: str, key: str) -> Any:
-        """What is kept under a key, or None."""
+        """Get the cached value of a key, or None."""
         return next(iter(self._read(stage, key)), None)
 
     def _read(self, stage: str, key: str) -> list[Any]:
-        """What is kept under a key, if anything is, as the only item."""
+        """Cached value of a key in a list, which is empty without one."""
         path = self._path(stage, key)
         try:
             header, arrays = read_entry(path)
@@ -178,14 +179,14 @@ class Cache:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except UNREADABLE as error:
-            log.warning("kept result %s cannot be read (%s) and is made again", path, error)
+            log.warning("cached result %s cannot be read (%s); it is computed again", path, error)
             return []
         with contextlib.suppress(OSError):
-            os.utime(path)  # read and modified times are all that every file system keeps; used last is kept longest
+            os.utime(path)  # the modification time is the time of last use
         return [value]
 
     def put(self, stage: str, key: str, value: Any, *, seconds: float = 0.0) -> None:
-        """Keep a value, if it can be written; if not, that is said once, and the work goes on without keeping."""
+        """Cache a value. If it cannot be written, warn once and go on without a cache."""
         if not self._writable or (self.limit_bytes == 0 and stage not in SMALL):
             return
         arrays: dict[str, NDArray[Any]] = {}
@@ -200,13 +201,15 @@ class Cache:
             aside.replace(path)
         except OSError as error:
             self._writable = False
-            log.warning("%s: results cannot be kept here (%s): going on without", self.folder, error.strerror or error)
+            log.warning(
+                "%s: results cannot be cached here (%s); going on without a cache", self.folder, error.strerror or error
+            )
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             return
         self._written += size
         if self.limit_bytes and self._written > SLACK * self.limit_bytes / 2:
-            shrink(self.folder, self.limit_bytes)
+            evict(self.folder, self.limit_bytes)
             self._written = 0
 
     def _path(self, stage: str, key: str) -> Path:
@@ -214,20 +217,20 @@ class Cache:
 
 
 @cache
-def kept_in(folder: Path, limit_bytes: int | None) -> Cache:
-    """The cache of this process in a folder."""
+def open_cache(folder: Path, limit_bytes: int | None) -> Cache:
+    """Open the cache in a folder; a process has one `Cache` for each folder and limit."""
     return Cache(folder, limit_bytes)
 
 
-def stage_of(function: Callable[..., Any]) -> str:
-    """The folder of a function's results: stage and method, or the function's name."""
+def stage_name(function: Callable[..., Any]) -> str:
+    """Name of the folder for the results of a function: ``STAGE.METHOD``, or the name of the function."""
     if isinstance(function, Step):
         return f"{function.method.stage}.{function.name}"
     return getattr(function, "__name__", "other")
 
 
 def write_entry(file: IO[bytes], path: Path, header: bytes, arrays: Mapping[str, NDArray[Any]]) -> int:
-    """Write an entry that will be named `path`: its arrays, then their digest; returns its size in bytes."""
+    """Write an entry that will be named `path`: header and arrays, then their digest. Returns its size in bytes."""
     np.savez(file, **{HEADER: np.frombuffer(header, np.uint8)}, **arrays)  # type: ignore[arg-type]
     size = file.tell()
     file.write(_digest(path, file, size))
@@ -235,12 +238,12 @@ def write_entry(file: IO[bytes], path: Path, header: bytes, arrays: Mapping[str,
 
 
 def read_entry(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Header and arrays of an entry, its digest verified; raises one of `UNREADABLE` where it is not whole."""
+    """Read header and arrays of an entry and verify its digest; raises one of `UNREADABLE` if it is damaged."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END) - DIGEST_BYTES
         found = _digest(path, file, size)
         if size < 0 or file.read() != found:
-            raise DamagedEntryError("damaged: its bytes are not those that were written under this name")
+            raise DamagedEntryError("damaged: its content does not match its checksum")
         file.seek(0)
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -248,7 +251,7 @@ def read_entry(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def _digest(path: Path, file: IO[bytes], size: int) -> bytes:
-    """BLAKE2b of an entry's stage and name and the first `size` bytes of a file, which is left standing after them."""
+    """BLAKE2b digest of an entry's stage, its name and the first `size` bytes of its file; moves the file position."""
     found = hashlib.blake2b(f"{path.parent.name}/{path.name}\n".encode(), digest_size=DIGEST_BYTES)
     file.seek(0)
     while size > 0 and (part := file.read(min(size, BLOCK_BYTES))):
@@ -257,8 +260,8 @@ def _digest(path: Path, file: IO[bytes], size: int) -> bytes:
     return found.digest()
 
 
-def entries(folder: Path) -> Iterator[Entry]:
-    """Every entry of a cache, in no order; those that vanish meanwhile are left out."""
+def list_entries(folder: Path) -> Iterator[Entry]:
+    """List the entries of a cache in no particular order; skips those that another process removes meanwhile."""
     for stage in _folders(folder):
         with contextlib.suppress(FileNotFoundError), os.scandir(stage) as found:
             for item in found:
@@ -268,10 +271,10 @@ def entries(folder: Path) -> Iterator[Entry]:
                         yield Entry(stage.name, Path(item.path), state.st_size, state.st_mtime)
 
 
-def shrink(folder: Path, limit_bytes: int) -> int:
-    """Remove what was used longest ago until a cache is below its limit again; returns the number removed."""
+def evict(folder: Path, limit_bytes: int) -> int:
+    """Remove the least recently used entries of a cache that is over its limit; returns the number removed."""
     sweep(folder / PARTIAL)
-    kept = sorted(entries(folder), key=lambda entry: entry.used)
+    kept = sorted(list_entries(folder), key=lambda entry: entry.used)
     total, removed = sum(entry.size for entry in kept), 0
     if total <= limit_bytes:
         return 0
@@ -282,12 +285,12 @@ def shrink(folder: Path, limit_bytes: int) -> int:
             entry.path.unlink(missing_ok=True)
             removed += 1
         total -= entry.size
-    log.info("%s: %d results that were used longest ago removed", folder, removed)
+    log.info("%s: removed the %d least recently used results", folder, removed)
     return removed
 
 
 def clear(folder: Path, stages: Sequence[str] = ()) -> int:
-    """Remove every entry, or those of some stages, and what killed processes left; returns how many entries."""
+    """Remove all entries, or those of some stages, and unfinished files of killed processes; returns the number."""
     removed = 0
     sweep(folder / PARTIAL)
     for stage in _folders(folder):
@@ -302,9 +305,9 @@ def clear(folder: Path, stages: Sequence[str] = ()) -> int:
     return removed
 
 
-def damaged(folder: Path) -> Iterator[tuple[Entry, str]]:
-    """Every entry that cannot be read, and why."""
-    for entry in entries(folder):
+def find_damaged(folder: Path) -> Iterator[tuple[Entry, str]]:
+    """Find the entries that cannot be read, with the reason."""
+    for entry in list_entries(folder):
         try:
             header, arrays = read_entry(entry.path)
             unpack(header["value"], arrays)

@@ -1,8 +1,8 @@
-"""The version of a function: its source, that of every file of its package it builds on, and its libraries' versions.
+"""Code fingerprints: a digest of a function's source, of the modules that it imports, and of its libraries' versions.
 
-A kept result is only as good as the code that made it. The imports of a module are followed through the package, inside
-functions too, so that a change in a kernel below a method counts, and one in another method does not. A function made
-elsewhere (a partial, a closure, an object with a ``__call__``) counts with all that it holds.
+A cached result is valid only for the code that computed it. Imports are followed through the package, also inside
+functions: a change in a kernel that a method uses changes the fingerprint, a change in another method does not. The
+fingerprint of a partial, a closure or an object with ``__call__`` includes the values that it holds.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ DISTRIBUTIONS = {
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
 }
-"""Libraries that are installed under another name than they are imported by."""
+"""Import name and distribution name of libraries where these differ."""
 
 
-def version_of(function: Callable[..., Any], *modules: str) -> str:
-    """Hexadecimal digest of all code that `function` may run.
+def fingerprint(function: Callable[..., Any], *modules: str) -> str:
+    """Compute the hexadecimal digest of all code that `function` may run.
 
     Parameters
     ----------
     function : callable
     *modules : str
-        Further modules whose code made it, such as the one that registered it as a method.
+        Further modules to include, such as the one that registered the function as a method.
     """
     found, held = set(modules), list[str]()
     _collect(function, found, held, set())
     return hashlib.sha256("\n".join([_version(frozenset(found)), *held]).encode()).hexdigest()
 
 
-def package_version() -> str:
-    """The same for the whole package."""
+def fingerprint_package() -> str:
+    """Compute the fingerprint of the whole package."""
     root = Path(__file__).parents[1]
     files = (path.relative_to(root).with_suffix("").parts for path in root.rglob("*.py"))
     return _version(frozenset(".".join((PACKAGE, *parts)) for parts in files))
 
 
 def _collect(value: Any, modules: set[str], held: list[str], seen: set[int]) -> None:
-    """Add the modules of a callable and of those that it holds to `modules`, and the values that it holds to `held`."""
+    """Add the modules of a callable and of all callables that it holds to `modules`, and its other values to `held`."""
     parts: list[Any] = []
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | Path):
         held.append(repr(value))
@@ -96,7 +96,7 @@ def _collect(value: Any, modules: set[str], held: list[str], seen: set[int]) -> 
 
 
 def _code(code: CodeType) -> tuple[Any, ...]:
-    """What a function does whose source is in no file, such as one of a notebook."""
+    """Byte code and constants of a function without a source file, such as one of a notebook."""
     constants = tuple(_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts)
     return code.co_code.hex(), code.co_names, constants
 
@@ -124,7 +124,7 @@ def _version(modules: frozenset[str]) -> str:
 
 @cache
 def _is_library(top: str) -> bool:
-    """Whether the version of a top-level module says what its code is: it is neither this package nor a script."""
+    """Whether a top-level module is an installed library with a version, not this package and not a script."""
     if top == PACKAGE:
         return False
     if top in sys.stdlib_module_names:
@@ -140,7 +140,7 @@ def _is_library(top: str) -> bool:
 
 @cache
 def _source_and_imports(module: str) -> tuple[bytes, frozenset[str]]:
-    """The text of a module, and the modules that it imports; neither where it has no Python source."""
+    """Source of a module and the modules that it imports; both empty without Python source."""
     file, is_package = _file_of(module)
     if file is None:
         return b"", frozenset()
@@ -164,7 +164,7 @@ def _source_and_imports(module: str) -> tuple[bytes, frozenset[str]]:
 
 
 def _file_of(module: str) -> tuple[Path | None, bool]:
-    """The source file of a module, if it has one, and whether it is a package."""
+    """Source file of a module, or None, and whether the module is a package."""
     if module == "__main__":
         script = getattr(sys.modules.get("__main__"), "__file__", None)
         return (Path(script) if script and script.endswith(".py") else None), False

@@ -1,4 +1,4 @@
-"""The data types as a tree for JSON and named arrays, and back, bit for bit; and digests of what they hold."""
+"""Serialisation of the data types to a JSON tree and named arrays, bit for bit; and digests of their content."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atlasseg.recipe import Step
 from atlasseg.regions.consistency import Change, Consistent
 from atlasseg.registration.fit import Fit
 from atlasseg.registration.quality import RegistrationQuality
-from atlasseg.store.fingerprints import version_of
+from atlasseg.store.fingerprints import fingerprint
 from atlasseg.transforms import Affine, BSplineField, Chain, DisplacementField, Inverse, Transform
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
@@ -32,16 +32,16 @@ KINDS: dict[str, type] = {
         *(Fit, RegistrationQuality, Consistent, Change),
     )
 }
-"""What can be packed beside numbers, strings, arrays, tables, and tuples and mappings of these."""
+"""Classes that can be packed, besides numbers, strings, arrays, tables, and tuples and mappings of these."""
 
 
 def pack(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
-    """The tree of a value; its arrays are put into `arrays` under the names that the tree calls them by.
+    """Pack a value into a JSON tree. Its arrays are added to `arrays` under the names that the tree refers to.
 
     Raises
     ------
     TypeError
-        The value is of a kind that is not in `KINDS`.
+        The class of the value is not in `KINDS`.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -66,12 +66,12 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
 
 
 def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """What `pack` was given; of a volume's source header nothing is kept.
+    """Unpack the value from a tree of `pack`. The source headers of volumes are not stored.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        The tree is not one of `pack`'s.
+        The tree was not made by `pack`.
     """
     if not isinstance(tree, dict):
         return tree
@@ -90,7 +90,7 @@ def unpack(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
             return pd.DataFrame({n: pd.Series(values, dtype=dtype) for n, (dtype, values) in columns.items()})
         case {"kind": kind, "fields": parts}:
             return KINDS[kind](**{name: unpack(each, arrays) for name, each in parts.items()})
-    raise ValueError(f"no value is packed as {sorted(tree)}")
+    raise ValueError(f"expected a tree of packed values, got the keys {sorted(tree)}")
 
 
 def _plain(column: Any) -> list[Any]:
@@ -104,82 +104,87 @@ _known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def memoise_digest(value: Any, digest_: str) -> None:
-    """Let `digest_` stand for a value that is known to be what made it: it need not be looked at again."""
+    """Store the digest of a value, so that `digest` need not compute it."""
     if isinstance(value, Transform | Image | Mask | LabelMap | ProbabilityMap | Atlas):
         _known[value] = digest_
 
 
 def digest(value: Any) -> str:
-    """SHA-256, in hexadecimal, of what a value holds: of volumes without name and file, of files their content.
+    """Compute the SHA-256 digest of a value in hexadecimal.
 
-    Functions and methods stand with the version of their source, and a device for the one that it leads to.
+    Names and source files of volumes do not count; of a file, its content counts. Functions and methods count with the
+    fingerprint of their source, and the device 'auto' counts as the resolved one.
 
     Raises
     ------
     TypeError
-        There is no digest of such a value.
+        Values of this class have no digest.
     """
     if isinstance(value, Transform | Image | Mask | LabelMap | ProbabilityMap | Atlas):
         if value not in _known:
-            _known[value] = _digest_of_noun(value)
+            _known[value] = _digest_data_type(value)
         return _known[value]
     if value is None or isinstance(value, bool | int | float | str | np.generic):
-        return joined(type(value).__name__, repr(value))
+        return combine_digests(type(value).__name__, repr(value))
     if isinstance(value, np.ndarray):
-        return joined(value.dtype.str, repr(value.shape), hashlib.sha256(np.ascontiguousarray(value).data).hexdigest())
+        return combine_digests(
+            value.dtype.str, repr(value.shape), hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()
+        )
     if isinstance(value, Path):
-        return _digest_of_path(value)
+        return _digest_path(value)
     if isinstance(value, tuple | list):
-        return joined("tuple", *map(digest, value))
+        return combine_digests("tuple", *map(digest, value))
     if isinstance(value, frozenset):
-        return joined("set", *map(digest, sorted(value)))
+        return combine_digests("set", *map(digest, sorted(value)))
     if isinstance(value, Mapping):
-        return joined("mapping", *(part for name in sorted(value) for part in (name, digest(value[name]))))
+        return combine_digests("mapping", *(part for name in sorted(value) for part in (name, digest(value[name]))))
     if isinstance(value, Step):
         given = dict(value.arguments)
         if value.method.has_device:
             given["device"] = resolve_device(given.get("device", "auto"))
-        code = version_of(value.method.function, value.method.module)
-        chosen = [version_of(each) for each in value.method.chosen(value.arguments)]
-        return joined(value.method.stage, value.name, code, *chosen, digest(given))
+        code = fingerprint(value.method.function, value.method.module)
+        chosen = [fingerprint(each) for each in value.method.chosen(value.arguments)]
+        return combine_digests(value.method.stage, value.name, code, *chosen, digest(given))
     if isinstance(value, partial):
-        return joined("partial", digest(value.func), digest(value.args), digest(value.keywords))
+        return combine_digests("partial", digest(value.func), digest(value.args), digest(value.keywords))
     if is_dataclass(value) and not isinstance(value, type):
-        return joined(type(value).__name__, *(digest(getattr(value, f.name)) for f in fields(value)))
+        return combine_digests(type(value).__name__, *(digest(getattr(value, f.name)) for f in fields(value)))
     if callable(value) and hasattr(value, "__qualname__"):
-        return joined(value.__module__, value.__qualname__, version_of(value))
-    raise TypeError(f"there is no digest of a {type(value).__name__}")
+        return combine_digests(value.__module__, value.__qualname__, fingerprint(value))
+    raise TypeError(f"a {type(value).__name__} has no digest")
 
 
-def joined(*parts: str) -> str:
-    """One digest of several strings, told apart."""
+def combine_digests(*parts: str) -> str:
+    """Combine several strings into one digest; ``("ab", "c")`` and ``("a", "bc")`` differ."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _digest_of_noun(value: Any) -> str:
+def _digest_data_type(value: Any) -> str:
     if isinstance(value, Atlas):
-        return joined("Atlas", *(digest(part) for part in (value.image, value.labels, value.mask, value.not_annotated)))
+        return combine_digests(
+            "Atlas", *(digest(part) for part in (value.image, value.labels, value.mask, value.not_annotated))
+        )
     if isinstance(value, Transform):
-        return joined(type(value).__name__, *(digest(getattr(value, f.name)) for f in fields(value)))  # type: ignore[arg-type]
+        return combine_digests(type(value).__name__, *(digest(getattr(value, f.name)) for f in fields(value)))  # type: ignore[arg-type]
     return io.content_hash(value)
 
 
-def named_like(value: Any, source: Any) -> Any:
-    """A volume with the name and source header of the one that it was made from; anything else as it is."""
+def copy_name(value: Any, source: Any) -> Any:
+    """Give an image the name and source header of the image that it was computed from; other values are unchanged."""
     if isinstance(value, Image) and isinstance(source, Image):
         return replace(value, name=source.name, source_header=source.source_header)
     return value
 
 
-def _digest_of_path(path: Path) -> str:
-    """Of a file's content, or of the names and contents of all files in a folder."""
+def _digest_path(path: Path) -> str:
+    """Digest of a file's content, or of the names and contents of all files in a folder."""
     if not path.is_dir():
-        return _digest_of_file(path)
+        return _digest_file(path)
     files = sorted(p for p in path.rglob("*") if p.is_file())
-    return joined("folder", *(part for p in files for part in (str(p.relative_to(path)), _digest_of_file(p))))
+    return combine_digests("folder", *(part for p in files for part in (str(p.relative_to(path)), _digest_file(p))))
 
 
-def _digest_of_file(path: Path) -> str:
+def _digest_file(path: Path) -> str:
     state = path.stat()
     return _hashed(path, state.st_mtime_ns, state.st_size)
 

@@ -20,7 +20,7 @@ from atlasseg.recipe import parse_recipe
 from atlasseg.store import cache as cache_module
 from atlasseg.store import fingerprints as versions
 from atlasseg.store import serialisation as packing
-from atlasseg.store.cache import PARTIAL, Cache, clear, damaged, entries, shrink
+from atlasseg.store.cache import PARTIAL, Cache, clear, evict, find_damaged, list_entries
 from atlasseg.transforms import Affine, BSplineField, Chain, DisplacementField, Inverse
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
@@ -46,9 +46,9 @@ class Counting(Cache):
         super().__init__(*given, **options)
         self.made = []
 
-    def _made(self, stage, absent, compute):
+    def _compute(self, stage, absent, compute):
         self.made.append((stage, len(absent)))
-        return super()._made(stage, absent, compute)
+        return super()._compute(stage, absent, compute)
 
 
 def run(case, tables=TABLES, **options):
@@ -113,12 +113,12 @@ def test_a_damaged_entry_is_made_again_and_said(case, caplog, damage):
     before, _ = run(case)
     path = next((case[2] / "fusion.majority").iterdir())
     path.write_bytes(damage(path.read_bytes()))
-    assert [entry.path for entry, _ in damaged(case[2])] == [path]
+    assert [entry.path for entry, _ in find_damaged(case[2])] == [path]
     after, computed = run(case)
     assert computed == [("fusion.majority", 1)]
     assert f"{path} cannot be read" in caplog.text
     assert io.content_hash(after.probabilities) == io.content_hash(before.probabilities)
-    assert list(damaged(case[2])) == []
+    assert list(find_damaged(case[2])) == []
 
 
 def test_no_damage_is_taken_for_a_value(tmp_path, caplog):
@@ -134,7 +134,7 @@ def test_no_damage_is_taken_for_a_value(tmp_path, caplog):
             kept.put(stage, key, value)
     paths = sorted(tmp_path.rglob("*.entry"))
     whole = {path: path.read_bytes() for path in paths}
-    assert len(set(whole.values())) == 6 and list(damaged(tmp_path)) == []
+    assert len(set(whole.values())) == 6 and list(find_damaged(tmp_path)) == []
     for n in range(10_000):
         path = paths[n % len(paths)]
         content = bytearray(whole[path])
@@ -152,7 +152,7 @@ def test_no_damage_is_taken_for_a_value(tmp_path, caplog):
         path.write_bytes(content)
         assert bytes(content) == whole[path] or kept.get(path.parent.name, path.stem[:1] * 64) is None
         path.write_bytes(whole[path])
-    assert caplog.text.count("is made again") == 10_000
+    assert caplog.text.count("is computed again") == 10_000
     assert all(kept.get(path.parent.name, path.stem[:1] * 64) is not None for path in paths)
 
 
@@ -166,14 +166,14 @@ def test_where_nothing_can_be_written_the_work_goes_on(case, caplog, monkeypatch
     monkeypatch.setattr(cache_module.np, "savez", refuses)
     result, computed = run(case)
     assert computed == ALL and io.content_hash(result.probabilities) == io.content_hash(bare.probabilities)
-    assert caplog.text.count("results cannot be kept here") == 1 and os.strerror(code) in caplog.text
+    assert caplog.text.count("results cannot be cached here") == 1 and os.strerror(code) in caplog.text
     assert not [path for path in case[2].rglob("*") if path.is_file()]
 
 
 def test_a_file_where_the_folder_should_be(case, caplog):
     case[2].write_text("")
     assert run(case)[1] == ALL
-    assert "results cannot be kept here" in caplog.text
+    assert "results cannot be cached here" in caplog.text
 
 
 def test_what_was_used_longest_ago_is_removed_first(tmp_path):
@@ -182,20 +182,20 @@ def test_what_was_used_longest_ago_is_removed_first(tmp_path):
         kept.put("stage", f"{n}" * 40, np.zeros(1000, np.uint8))
         os.utime(tmp_path / "stage" / f"{str(n) * 40}.entry", (n, n))
     assert kept.get("stage", "0" * 40) is not None  # now it was used last
-    size = next(entries(tmp_path)).size
-    removed = shrink(tmp_path, 6 * size)
-    left = {entry.path.stem[0] for entry in entries(tmp_path)}
+    size = next(list_entries(tmp_path)).size
+    removed = evict(tmp_path, 6 * size)
+    left = {entry.path.stem[0] for entry in list_entries(tmp_path)}
     assert removed == 5 and left == {"0", "6", "7", "8", "9"}
-    assert clear(tmp_path, ["other"]) == 0 and clear(tmp_path) == 5 and not any(entries(tmp_path))
+    assert clear(tmp_path, ["other"]) == 0 and clear(tmp_path) == 5 and not any(list_entries(tmp_path))
 
 
 def test_a_limit_holds_while_a_run_goes_on(case):
     run(case)
-    total = sum(entry.size for entry in entries(case[2]))
+    total = sum(entry.size for entry in list_entries(case[2]))
     clear(case[2])
     bare = segment(case[0], case[1], parse_recipe(TABLES))
     result, _ = run(case, limit_bytes=total // 3)
-    assert sum(entry.size for entry in entries(case[2])) <= 1.1 * total // 3
+    assert sum(entry.size for entry in list_entries(case[2])) <= 1.1 * total // 3
     assert io.content_hash(result.probabilities) == io.content_hash(bare.probabilities)
 
 
@@ -220,7 +220,7 @@ def test_several_processes_on_one_folder(tmp_path):
         _, errors = writer.communicate(timeout=120)
         assert writer.returncode == 0 and not errors, errors
     left = [path for path in tmp_path.rglob(".*") if path != tmp_path / PARTIAL]
-    assert list(damaged(tmp_path)) == [] and not left and not list((tmp_path / PARTIAL).iterdir())
+    assert list(find_damaged(tmp_path)) == [] and not left and not list((tmp_path / PARTIAL).iterdir())
 
 
 def test_data_types_come_back_bit_for_bit():
@@ -260,7 +260,7 @@ def renewed_version(function, *modules):
     for cached in (versions._version, versions._source_and_imports, versions._is_library, versions._installed):
         if hasattr(cached, "cache_clear"):
             cached.cache_clear()
-    return versions.version_of(function, *modules)
+    return versions.fingerprint(function, *modules)
 
 
 def test_the_version_of_a_method_follows_its_imports(tmp_path, monkeypatch):
