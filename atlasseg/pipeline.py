@@ -24,6 +24,7 @@ from atlasseg import io
 from atlasseg.atlases.selection import choose, likenesses, select, thumbnails
 from atlasseg.errors import InputError
 from atlasseg.fusion.contrast import match_contrast
+from atlasseg.plausibility import Finding, check
 from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
 from atlasseg.propagation import propagate
@@ -96,7 +97,8 @@ class Alignment:
     """A scan with every atlas on its grid, ready to be fused any number of ways.
 
     `target` is the preprocessed scan, perhaps cropped; `start` is the voxel of the scan's own `grid` where it begins.
-    `target_mask`, on the target's grid, is where similarity was measured; None for everywhere.
+    `target_mask`, on the target's grid, is where similarity was measured; None for everywhere. `findings` say what is
+    implausible about the scan and its registrations.
     """
 
     target: Image
@@ -106,6 +108,7 @@ class Alignment:
     label_values: tuple[int, ...]
     seconds: Mapping[str, float]
     target_mask: Mask | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +166,16 @@ def segment(
         There is no atlas, or a stage cannot use what it was given; the message names the volume and the cause.
     """
     made = check_provenance(atlases, recipe)
-    alignment = align(scan, atlases, recipe, mask=mask, progress=progress, registrar=registrar, executor=executor)
+    alignment = align(
+        scan,
+        atlases,
+        recipe,
+        mask=mask,
+        progress=progress,
+        registrar=registrar,
+        executor=executor,
+        check_plausibility=True,
+    )
     return fuse(
         alignment,
         recipe.fusion.method,
@@ -184,8 +196,13 @@ def align(
     progress: Progress | None = None,
     registrar: Registrar | None = None,
     executor: Executor = call_directly,
+    check_plausibility: bool = False,
 ) -> Alignment:
-    """Preprocess, register and propagate: everything that comes before fusion. Parameters as for `segment`."""
+    """Preprocess, register and propagate: everything that comes before fusion.
+
+    Parameters as for `segment`; with `check_plausibility` scan and registrations are compared with what the library
+    knows of itself, and each finding is a warning.
+    """
     if not atlases:
         raise InputError(f"{scan.name or 'scan'}: there is no atlas to segment it with")
     seconds: dict[str, float] = {}
@@ -224,9 +241,24 @@ def align(
                 target, target_mask, candidates, recipe.selection.after, recipe.selection.redundancy
             )
 
+    findings: tuple[Finding, ...] = ()
+    if check_plausibility:
+        with _stage("check", seconds, progress):
+            as_read = {atlas.id: atlas for atlas in atlases}
+            findings = check(
+                scan,
+                [as_read[atlas.id] for atlas in scans.atlases],
+                registered.transforms,
+                mask=mask,
+                library=atlases,
+                executor=executor,
+            )
+            for finding in findings:
+                log.warning("%s", finding.message)
+
     labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
     values = tuple(int(v) for v in labels)
-    return Alignment(target, candidates, scan.grid, registered.start, values, seconds, target_mask)
+    return Alignment(target, candidates, scan.grid, registered.start, values, seconds, target_mask, findings)
 
 
 def register(

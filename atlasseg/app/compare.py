@@ -194,6 +194,7 @@ def _fuse_every_variant(
         progress=progress,
         registrar=make_registrar(recipe, library, executor, target=target.id),
         executor=executor,
+        check_plausibility=True,
     )
     table = library.table.completed(alignment.label_values)
     found: list[pd.DataFrame] = []
@@ -245,7 +246,9 @@ def _fuse_every_variant(
         summary = pages.summarise_target(target.id, case, first[0], shown, table, first[1])
         if recipe.output.report:
             progress("write")
-            page = pages.page(summary, case, first[0], shown, table, first[0].seconds, (), others)
+            page = pages.page(
+                summary, case, first[0], shown, table, first[0].seconds, [f.message for f in alignment.findings], others
+            )
             io.write_text(page, results / f"{target.id}.html")
     context.earlier.discard(target.id)
     seconds = time.perf_counter() - begun_all

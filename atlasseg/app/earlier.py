@@ -23,7 +23,7 @@ EARLIER = "earlier"
 DESCRIPTION = "dataset_description.json"
 
 SUMMARIES = (
-    *("index.html", "metrics.tsv", "comparison.html"),
+    *("index.html", "metrics.tsv", "quality.tsv", "comparison.html"),
     *("comparison.tsv", "comparison_tests.tsv", "comparison_ranks.tsv", "logs"),
 )
 """What a run writes over all targets."""

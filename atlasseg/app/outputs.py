@@ -29,6 +29,8 @@ from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 if TYPE_CHECKING:
     import pandas as pd
 
+    from atlasseg.report.cohort_page import TargetSummary
+
 LIBRARIES = ("atlasseg", "numpy", "scipy", "nibabel", "SimpleITK", "numba", "antspyx", "torch")
 
 
@@ -274,6 +276,22 @@ def write_segmentation(
         for candidate in result.alignment.candidates:
             name = f"{target}_from-scan_to-{candidate.atlas.id}_mode-points_xfm.h5"
             write_transform(candidate.transform, folder / name, grid=result.alignment.target.grid)
+
+
+def quality_table(summaries: Sequence[TargetSummary]) -> pd.DataFrame:
+    """One row a target: "ok" or what to check, mean similarity of the atlases that voted, and the findings."""
+    import pandas as pd
+
+    rows = [
+        {
+            "target": s.target,
+            "quality": s.quality,
+            "similarity": round(s.similarity, 4),
+            "findings": " ".join(message for _, message in s.findings),
+        }
+        for s in summaries
+    ]
+    return pd.DataFrame(rows, columns=["target", "quality", "similarity", "findings"])
 
 
 class PeakMemory:

@@ -88,6 +88,7 @@ def summarise_target(
         entropy_bits=float(result.probabilities.entropy()[labelled].mean()) if labelled.any() else float("nan"),
         atlases=len(result.alignment.candidates),
         voted=len(kept),
+        findings=tuple((f.kind, f.message) for f in result.alignment.findings),
     )
 
 

@@ -117,6 +117,7 @@ def run(
         outputs.write_table(pd.concat(tables), out / "metrics.tsv")
     elif not keep_others:
         context.earlier.set_aside("metrics.tsv")
+    outputs.write_table(outputs.quality_table([o.result for o in done if o.result is not None]), out / "quality.tsv")
     if recipe.output.report:
         pages.write_index(done, [o.result for o in done], library, recipe, out)
     elif not keep_others:
@@ -263,7 +264,7 @@ def _then(target: Target, progress: Progress, *, context: RunContext, after: Aft
 
 
 def summary(done: Sequence[Outcome[TargetSummary]]) -> pd.DataFrame:
-    """One row a target: how it ended, how long it took, and its mean Dice and HD95 where it was evaluated."""
+    """One row a target: how it ended and how long it took, mean Dice and HD95 where evaluated, and what to check."""
     import pandas as pd
 
     rows = []
@@ -274,5 +275,6 @@ def summary(done: Sequence[Outcome[TargetSummary]]) -> pd.DataFrame:
             of_labels = metrics[metrics["label"].notna()]
             means = of_labels.groupby("metric", sort=False)["value"].mean()
             row |= {"mean Dice": means.get("dice"), "mean HD95 (mm)": means.get("hausdorff_95_mm")}
-        rows.append({**row, "result": "failed" if outcome.error else "done"})
+        quality = outcome.result.quality if outcome.result is not None else ""
+        rows.append({**row, "quality": quality, "result": "failed" if outcome.error else "done"})
     return pd.DataFrame(rows)

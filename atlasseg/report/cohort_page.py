@@ -51,6 +51,8 @@ class TargetSummary:
         Mean over the labelled voxels.
     atlases, voted : int
         How many atlases there were, and how many of them voted.
+    findings : sequence of (str, str)
+        What is implausible about the scan or its registrations: what was compared, and a message.
     """
 
     target: str
@@ -66,6 +68,14 @@ class TargetSummary:
     entropy_bits: float = float("nan")
     atlases: int = 0
     voted: int = 0
+    findings: Sequence[tuple[str, str]] = ()
+
+    @property
+    def quality(self) -> str:
+        """What is to be checked, "ok" where nothing is, and nothing for a target that failed."""
+        if self.error:
+            return ""
+        return f"check: {', '.join(kind for kind, _ in self.findings)}" if self.findings else "ok"
 
     @property
     def predicted_mean(self) -> float:
@@ -112,7 +122,7 @@ def render_cohort(report: CohortReport) -> str:
     """The page, as HTML that needs no network; the same report gives the same text."""
     values = sorted({int(v) for t in report.targets if t.volumes is not None for v in t.volumes["label"]} - {0})
     found = standouts(_measured(report))
-    ordered = sorted(report.targets, key=lambda t: (not t.error, -_farthest(found.get(t.target, ()))))
+    ordered = sorted(report.targets, key=lambda t: (not t.error, not t.findings, -_farthest(found.get(t.target, ()))))
     body = "".join(
         (
             _header(report, found),
@@ -151,6 +161,9 @@ def _header(report: CohortReport, found: Mapping[str, Sequence[Standout]]) -> st
         said += f" Mean Dice {np.mean(means):.3f}; of single targets, {min(means):.3f} to {max(means):.3f}."
     if found:
         said += f" {_html.count(len(found), 'target stands', 'targets stand')} out; see the first rows of the table."
+    doubtful = [t for t in report.targets if t.findings and not t.error]
+    if doubtful:
+        said += f" <strong>{_html.count(len(doubtful), 'target')} to check.</strong>"
     if failed:
         said += f" <strong>{_html.count(len(failed), 'target')} failed.</strong>"
     shown = [("targets done", f"{done} of {len(report.targets)}")]
@@ -171,6 +184,12 @@ def _header(report: CohortReport, found: Mapping[str, Sequence[Standout]]) -> st
         if failed
         else ""
     )
+    told = "".join(f"<li>{_link(t)}: {escape(message)}</li>" for t in doubtful for _, message in t.findings)
+    if doubtful:
+        check += (
+            '<section class="check" aria-labelledby="doubtful"><h2 id="doubtful">To check</h2>'
+            f"<ul>{told}</ul></section>\n"
+        )
     return (
         f'<header>\n<p class="kind">Segmentation of a cohort</p>\n<h1>{escape(report.name)}</h1>\n'
         f'<p class="cover">{said}</p>\n{_html.facts(shown)}{check}</header>\n<main>\n'
@@ -224,7 +243,7 @@ def _link(t: TargetSummary) -> str:
 def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapping[str, Sequence[Standout]]) -> str:
     scored = any(t.metrics is not None for t in ordered)
     guessed = any(t.predicted for t in ordered)
-    heads = [("Target", False), ("Stands out by", False)]
+    heads = [("Target", False), ("Quality", False), ("Stands out by", False)]
     heads += [("Mean Dice", True), ("Worst structure", False), ("Mean HD95, mm", True)] if scored else []
     heads += [("Predicted Dice", True)] if guessed else []
     heads += [("Similarity", True), ("Uncertainty, bit", True), ("Labelled", True), ("Atlases voted", True)]
@@ -233,7 +252,12 @@ def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapp
     for t in ordered:
         why = found.get(t.target, ())
         reason = f'<span class="note">failed</span> {escape(t.error)}' if t.error else _reasons(why)
-        cells = [Cell(_link(t), t.target), Cell(f'<div class="why">{reason}</div>', f"{_farthest(why):.4g}")]
+        quality = f'<span class="note">{escape(t.quality)}</span>' if t.findings else escape(t.quality)
+        cells = [
+            Cell(_link(t), t.target),
+            Cell(quality, t.quality),
+            Cell(f'<div class="why">{reason}</div>', f"{_farthest(why):.4g}"),
+        ]
         if scored:
             dice, far = _of_labels(t, "dice"), _of_labels(t, "hausdorff_95_mm")
             mean = float(np.mean(list(dice.values()))) if dice else float("nan")
@@ -253,7 +277,7 @@ def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapp
         cells.append(Cell(f"{t.voted} of {t.atlases}", t.voted, numeric=True) if t.atlases else Cell(""))
         cells.append(Cell(str(t.warnings), t.warnings, numeric=True))
         cells.append(_html.fixed(t.seconds, 1))
-        rows.append((cells, bool(t.error) or bool(why)))
+        rows.append((cells, bool(t.error) or bool(why) or bool(t.findings)))
     judged = sum(t.volumes is not None for t in ordered) >= FEWEST
     about = (
         "First those that failed, then those that stand out, the farthest first: by the volume of a structure, by "

@@ -92,6 +92,7 @@ def test_a_run_writes_a_derivative_on_each_targets_own_grid(recipe, dataset):
         "head3",
         "head4",
         "metrics.tsv",
+        "quality.tsv",
     ]
     for id_ in ("head3", "head4"):
         scan = nib.load(dataset / "targets" / "images" / f"{id_}.nii.gz")
@@ -244,6 +245,7 @@ def test_a_broken_target_is_named_and_the_others_are_done(recipe, dataset, name,
         "head4",
         "logs",
         "metrics.tsv",
+        "quality.tsv",
     ]
 
 
