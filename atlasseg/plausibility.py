@@ -22,10 +22,10 @@ from typing import Any, Literal
 import numpy as np
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.preprocessing.foreground import foreground
+from atlasseg.preprocessing.foreground import erased_background, foreground
 from atlasseg.registration import affine
 from atlasseg.resampling import coverage, resample
-from atlasseg.similarity import local_correlation
+from atlasseg.similarity.local_correlation import LocalCorrelation
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Atlas, Bool, Float64, Grid, Image, Mask
 
@@ -47,10 +47,13 @@ CHECKED_ATLASES = 8
 MIRRORED_ATLASES = (1, 5)
 """So many atlases are compared with the mirrored target first, and in all where those prefer it."""
 
+LEAST_MIRRORED = 3
+"""With fewer atlases nothing is said of left and right."""
+
 FIT_POINTS = 2000
 """Voxels at which the linear part of a deformation is fitted."""
 
-LEAST_SIMILARITY_SHARE = 0.75
+LEAST_SIMILARITY_SHARE = 0.65
 """A registration is doubtful whose similarity is below this share of the median among the atlases."""
 
 MOST_TURN_DEGREES = 60.0
@@ -173,14 +176,18 @@ def coarsen(image: Image, spacing_mm: float) -> Image:
 
 
 def measure_geometry(image: Image) -> tuple[float, float, float]:
-    """Measure the values of a scan's `Geometry`; the foreground is found on coarse voxels."""
+    """Measure the values of a scan's `Geometry`.
+
+    Where the background was erased the foreground is all else; otherwise it is found on coarse voxels.
+    """
+    voxel_mm3 = float(abs(np.linalg.det(image.affine[:3, :3])))
+    erased = [erased_background(channel) for channel in np.moveaxis(image.channels, 3, 0)]
+    if all(each is not None for each in erased):
+        count = int(np.any([~each for each in erased if each is not None], axis=0).sum())
+        return voxel_mm3, extent_mm(image.grid), count * voxel_mm3
     small = coarsen(image, extent_mm(image.grid) / COARSE_VOXELS)
-    flat = np.ptp(small.array) == 0
-    return (
-        float(abs(np.linalg.det(image.affine[:3, :3]))),
-        extent_mm(image.grid),
-        0.0 if flat else float(foreground(small).array.sum() * abs(np.linalg.det(small.affine[:3, :3]))),
-    )
+    count = int(foreground(small).array.sum())
+    return voxel_mm3, extent_mm(image.grid), count * float(abs(np.linalg.det(small.affine[:3, :3])))
 
 
 def linear_part(transform: Transform, points_mm: Float64) -> Affine:
@@ -208,7 +215,7 @@ def linear_similarity(
         return 0.0
     warped = resample(moving, fixed.grid, transform)
     pairs = zip(np.moveaxis(fixed.channels, 3, 0), np.moveaxis(warped.channels, 3, 0), strict=True)
-    return float(np.mean([local_correlation(f, w, mask=region) for f, w in pairs]))
+    return float(np.mean([LocalCorrelation().value(f, w, mask=region) for f, w in pairs]))
 
 
 def _region(image: Image, mask: Mask | None) -> Bool:
@@ -467,7 +474,7 @@ def check_transforms(name: str, transforms: Sequence[Affine], overlaps: Sequence
 
 def check_sides(name: str, pairs: Sequence[tuple[float, float]]) -> list[Finding]:
     """Compare similarities as the scan is with those of the mirrored scan, `mirror_similarities` of several atlases."""
-    if not pairs:
+    if len(pairs) < LEAST_MIRRORED:
         return []
     plain, mirror = np.array(pairs).T
     if not (mirror > plain).all() or mirror.mean() <= MIRROR_GAIN * plain.mean():
