@@ -2,8 +2,8 @@
 
     python benchmarks/plausibility.py --data DIR [--sets brain,hippocampus,mouse,heads] [--targets 15]
 
-Each target of a data set is registered (`affine`, defaults) with the other subjects of the set, brains and heads at 3 mm,
-and checked against them: as it is, and with one fault at a time, after a registration of its own:
+Each target of a data set is registered (`affine`, defaults) with the other subjects of the set, brains and heads at
+3 mm, and checked against them: as it is, and with one fault at a time, after a registration of its own:
 
 - header x10: the voxel size in the header ten times too large
 - mirrored: left and right exchanged in the array and not in the header

@@ -117,7 +117,11 @@ def run(
         outputs.write_table(pd.concat(tables), out / "metrics.tsv")
     elif not keep_others:
         context.earlier.set_aside("metrics.tsv")
-    outputs.write_table(outputs.quality_table([o.result for o in done if o.result is not None]), out / "quality.tsv")
+    summaries = [o.result for o in done if o.result is not None]
+    if summaries:
+        outputs.write_table(outputs.quality_table(summaries), out / "quality.tsv")
+    elif not keep_others:
+        context.earlier.set_aside("quality.tsv")
     if recipe.output.report:
         pages.write_index(done, [o.result for o in done], library, recipe, out)
     elif not keep_others:
