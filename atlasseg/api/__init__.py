@@ -1,6 +1,6 @@
-"""The functions that ``import atlasseg`` offers: one a step of a segmentation, on files or on volumes in memory.
+"""Functions of ``import atlasseg``: one per step of a segmentation, on files or on volumes in memory.
 
-Every argument is taken as a path, as an image of nibabel, SimpleITK or ANTs, or as a type of :mod:`atlasseg.volume`:
-:mod:`atlasseg.api.coercion` is the one place that turns one into the other. Where atlases are expected, an
-`AtlasLibrary` or its folder will do. Many in give many out, in their order.
+Each function accepts a path, an image of nibabel, SimpleITK or ANTs, or a type of :mod:`atlasseg.volume`;
+:mod:`atlasseg.api.coercion` converts them. Where atlases are expected, an `AtlasLibrary` or its folder is accepted too.
+A list of inputs gives a list of results in the same order.
 """

@@ -1,7 +1,7 @@
-"""What a user gives, as the data types: paths, images of other libraries, pairs, libraries, names of methods.
+"""Conversion of user input to the data types: paths, images of other libraries, pairs, libraries, names of methods.
 
-Whatever cannot be used is refused here, by an `InputError` that names the argument, what was expected and what was
-given; nothing further inside has to ask.
+Unsuitable input raises an `InputError` here that names the argument, the expected and the given value, so that the
+functions behind the API need not check again.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _FROM_LIBRARY: dict[interop.Library, str] = {
 }
 
 
-def given(value: object) -> str:
-    """What was given, in a few words, for messages."""
+def describe_value(value: object) -> str:
+    """Describe a given value in a few words, for messages."""
     if value is None:
         return "None"
     if isinstance(value, str):
@@ -63,28 +63,29 @@ def given(value: object) -> str:
 
 
 def refuse(value: object, what: str, expected: str, advice: str = "") -> InputError:
-    """The error for an argument `what` that is none of what is `expected`."""
+    """Make the error for an argument `what` that is not what is `expected`."""
     if isinstance(value, np.ndarray) and not advice:
         advice = (
-            "An array has no place in space: give atlasseg.Image(array, affine) or atlasseg.LabelMap(array, affine), "
+            "An array has no position: give atlasseg.Image(array, affine) or atlasseg.LabelMap(array, affine), "
             "where the (4, 4) affine takes voxel indices to RAS+ mm"
         )
-    return InputError(f"{what}: expected {expected}, got {given(value)}." + (f" {advice}." if advice else ""))
+    return InputError(f"{what}: expected {expected}, got {describe_value(value)}." + (f" {advice}." if advice else ""))
 
 
 # ----------------------------------------------------------------------------------------------------------- volumes
 
 
 def as_image(value: Any, *, what: str = "image") -> Image:
-    """An image from a path, from an image of nibabel, SimpleITK or ANTs, or from an atlas.
+    """Convert a path, an image of nibabel, SimpleITK or ANTs, or an atlas to an `Image`.
 
     Parameters
     ----------
     value : path, Image, Atlas or image of another library
-        The path of a volume or of the folder of a DICOM series. Components of an image of SimpleITK or ANTs are
-        channels; a fourth axis of one of nibabel is refused, since it may be time (`Image.from_nibabel` takes it).
+        The path of a volume or of the folder of a DICOM series. Components of a SimpleITK or ANTs image become
+        channels. A nibabel image with a fourth axis is an error, since the axis may be time (`Image.from_nibabel`
+        accepts it).
     what : str
-        What messages call it.
+        Name of the argument in messages.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def as_image(value: Any, *, what: str = "image") -> Image:
     Raises
     ------
     InputError
-        It is none of these, or cannot be read.
+        The value has another type, or cannot be read.
 
     Examples
     --------
@@ -116,7 +117,7 @@ def as_image(value: Any, *, what: str = "image") -> Image:
         return io.read_image(as_path(value, what=what, expected=IMAGE))
     if interop.image_library(value) == "nibabel" and [n for n in value.shape[3:] if n != 1]:
         advice = "If its fourth axis holds channels, give atlasseg.Image.from_nibabel(image)"
-        raise InputError(f"{what}: expected a 3-D image, got one of nibabel with shape {value.shape}. {advice}.")
+        raise InputError(f"{what}: expected a 3-D image, got a nibabel image of shape {value.shape}. {advice}.")
     found = _from_library(Image, value, what)
     if found is not None:
         return found
@@ -127,15 +128,15 @@ def as_image(value: Any, *, what: str = "image") -> Image:
 
 
 def as_label_map(value: Any, *, what: str = "labels") -> LabelMap:
-    """A label map from a path, an image of nibabel, SimpleITK or ANTs, or a type that holds labels.
+    """Convert a path, an image of nibabel, SimpleITK or ANTs, or a type with labels to a `LabelMap`.
 
     Parameters
     ----------
     value : path, LabelMap, ProbabilityMap, Mask, Atlas, Segmentation or image of another library
-        Of probabilities the most probable label is taken, of a mask 1 inside. Of an image of another library the values
-        must be whole.
+        Probabilities give the most probable label, a mask gives label 1 inside. The values of an image of another
+        library must be integers.
     what : str
-        What messages call it.
+        Name of the argument in messages.
 
     Returns
     -------
@@ -144,7 +145,7 @@ def as_label_map(value: Any, *, what: str = "labels") -> LabelMap:
     Raises
     ------
     InputError
-        It is none of these, cannot be read, or has a value that is no label.
+        The value has another type, cannot be read, or has a value that is not a label.
     """
     if isinstance(value, LabelMap):
         return value
@@ -168,13 +169,13 @@ def as_label_map(value: Any, *, what: str = "labels") -> LabelMap:
 
 
 def as_mask(value: Any, *, what: str = "mask") -> Mask:
-    """A mask from a path, an image of nibabel, SimpleITK or ANTs, or a label map: inside is where it is not 0.
+    """Convert a path, an image of nibabel, SimpleITK or ANTs, or a label map to a `Mask` of its voxels that are not 0.
 
     Parameters
     ----------
     value : path, Mask, LabelMap or image of another library
     what : str
-        What messages call it.
+        Name of the argument in messages.
 
     Returns
     -------
@@ -183,7 +184,7 @@ def as_mask(value: Any, *, what: str = "mask") -> Mask:
     Raises
     ------
     InputError
-        It is none of these, or cannot be read.
+        The value has another type, or cannot be read.
     """
     if isinstance(value, Mask):
         return value
@@ -196,19 +197,20 @@ def as_mask(value: Any, *, what: str = "mask") -> Mask:
         return found
     advice = ""
     if isinstance(value, Image):
-        advice = "Say which intensities are inside: atlasseg.Mask(image.array > 0, image.affine)"
+        advice = "Choose the intensities inside the mask: atlasseg.Mask(image.array > 0, image.affine)"
     raise refuse(value, what, MASK, advice)
 
 
 def as_probability_map(value: Any, *, what: str = "probabilities") -> ProbabilityMap:
-    """Label probabilities from a path, a label map (which is certain), an atlas, or a segmentation.
+    """Convert a path, a label map, an atlas or a segmentation to a `ProbabilityMap`.
 
     Parameters
     ----------
     value : path, ProbabilityMap, LabelMap, Atlas or Segmentation
-        A path is that of a 4-D file of probabilities whose labels are known: see `read_probability_map`.
+        A path must be a 4-D file of probabilities with known labels, see `read_probability_map`. A label map gives
+        probabilities of 0 and 1.
     what : str
-        What messages call it.
+        Name of the argument in messages.
 
     Returns
     -------
@@ -217,7 +219,7 @@ def as_probability_map(value: Any, *, what: str = "probabilities") -> Probabilit
     Raises
     ------
     InputError
-        It is none of these, or cannot be read.
+        The value has another type, or cannot be read.
     """
     if isinstance(value, Segmentation):
         return value.probabilities
@@ -236,13 +238,13 @@ def as_probability_map(value: Any, *, what: str = "probabilities") -> Probabilit
 
 
 def as_grid(value: Any, *, what: str = "grid") -> Grid:
-    """Where voxels lie: a grid, or that of any volume.
+    """Convert a path or a volume to its `Grid`.
 
     Parameters
     ----------
     value : Grid, path, image, label map, mask, probabilities or atlas
     what : str
-        What messages call it.
+        Name of the argument in messages.
 
     Returns
     -------
@@ -251,7 +253,7 @@ def as_grid(value: Any, *, what: str = "grid") -> Grid:
     Raises
     ------
     InputError
-        It is none of these, or cannot be read.
+        The value has another type, or cannot be read.
     """
     if isinstance(value, Grid):
         return value
@@ -261,13 +263,13 @@ def as_grid(value: Any, *, what: str = "grid") -> Grid:
 
 
 def as_transform(value: Any, *, what: str = "transform") -> Transform:
-    """A transform from a path, a transform of SimpleITK, or the result of a registration.
+    """Convert a path, a SimpleITK transform, or the result of a registration to a `Transform`.
 
     Parameters
     ----------
     value : path, Transform, SimpleITK.Transform, PairwiseRegistration or Candidate
     what : str
-        What messages call it.
+        Name of the argument in messages.
 
     Returns
     -------
@@ -276,7 +278,7 @@ def as_transform(value: Any, *, what: str = "transform") -> Transform:
     Raises
     ------
     InputError
-        It is none of these, or cannot be read.
+        The value has another type, or cannot be read.
     """
     if isinstance(value, Transform):
         return value
@@ -286,7 +288,7 @@ def as_transform(value: Any, *, what: str = "transform") -> Transform:
     if is_path(value):
         return io.read_transform(as_path(value, what=what, expected=TRANSFORM))
     if interop.is_sitk_transform(value):
-        return _about(what, lambda: transform_from_sitk(value))
+        return _prefix_errors(what, lambda: transform_from_sitk(value))
     advice = ""
     if isinstance(value, np.ndarray):
         advice = "If it is a (4, 4) matrix that takes RAS+ mm to RAS+ mm, give atlasseg.Affine(matrix)"
@@ -294,12 +296,12 @@ def as_transform(value: Any, *, what: str = "transform") -> Transform:
 
 
 def as_label_table(value: Any, *, what: str = "table") -> LabelTable:
-    """A label table, or one from a path.
+    """Convert a path to a `LabelTable`.
 
     Raises
     ------
     InputError
-        It is neither, or cannot be read.
+        The value is neither a path nor a label table, or cannot be read.
     """
     if isinstance(value, LabelTable):
         return value
@@ -312,7 +314,7 @@ def as_label_table(value: Any, *, what: str = "table") -> LabelTable:
 
 
 def as_atlas(value: Any, *, what: str = "atlas", id: str = "") -> Atlas:
-    """An atlas, or one from a pair (image, labels) or a triple (image, labels, mask).
+    """Convert a pair (image, labels) or a triple (image, labels, mask) to an `Atlas`.
 
     Parameters
     ----------
@@ -320,9 +322,9 @@ def as_atlas(value: Any, *, what: str = "atlas", id: str = "") -> Atlas:
         Labels may be a label map or probabilities, on the grid of the image. A registration of an atlas gives the
         atlas on the grid of the fixed image.
     what : str
-        What messages call it.
+        Name of the argument in messages.
     id : str
-        The id of an atlas that comes as a pair; by default the name of its image.
+        Id of an atlas given as a pair. Default: the name of its image.
 
     Returns
     -------
@@ -331,13 +333,13 @@ def as_atlas(value: Any, *, what: str = "atlas", id: str = "") -> Atlas:
     Raises
     ------
     InputError
-        It is none of these, or a part of it cannot be used.
+        The value has another type, or a part of it is unsuitable.
     GeometryError
         The labels are not on the grid of the image.
     """
     if isinstance(value, Atlas):
         return value
-    carried = _carried(value)
+    carried = _propagated_atlas(value)
     if carried is not None:
         return carried
     if isinstance(value, Target) and value.labels is not None:
@@ -350,7 +352,7 @@ def as_atlas(value: Any, *, what: str = "atlas", id: str = "") -> Atlas:
         if isinstance(value, list) and len(value) in (2, 3):
             advice = "A pair is a tuple (image, labels); a list holds several atlases"
         elif isinstance(getattr(value, "transform", None), Transform):
-            advice = "It is the registration of an image without labels: register an atlas, or (image, labels)"
+            advice = "This registration has no labels. Register an atlas, or a pair (image, labels)"
         elif is_path(value) or isinstance(value, Image | LabelMap) or interop.image_library(value):
             advice = "Give the image and its labels together: (image, labels)"
         raise refuse(value, what, ATLAS, advice)
@@ -358,11 +360,11 @@ def as_atlas(value: Any, *, what: str = "atlas", id: str = "") -> Atlas:
     labels_ = value[1]
     found = labels_ if isinstance(labels_, ProbabilityMap) else as_label_map(labels_, what=f"{what}, labels")
     mask_ = None if len(value) == 2 or value[2] is None else as_mask(value[2], what=f"{what}, mask")
-    return _about(what, lambda: Atlas(id or image.name or what, image, found, mask_))
+    return _prefix_errors(what, lambda: Atlas(id or image.name or what, image, found, mask_))
 
 
 def as_atlases(value: Any, *, what: str = "atlases") -> list[Atlas]:
-    """Atlases from a library or its folder, from atlases, or from pairs (image, labels).
+    """Convert a library or its folder, atlases, or pairs (image, labels) to a list of atlases.
 
     Parameters
     ----------
@@ -370,17 +372,17 @@ def as_atlases(value: Any, *, what: str = "atlases") -> list[Atlas]:
         A tuple (image, labels) or (image, labels, mask) is one atlas; a list holds several. A path is the folder of a
         library, see `read_library`; a list of folders is one library.
     what : str
-        What messages call them.
+        Name of the argument in messages.
 
     Returns
     -------
     list of Atlas
-        In the order given, those of a library ascending by id; ids are unique.
+        In the given order; atlases of a library ascending by id. Ids are unique.
 
     Raises
     ------
     InputError
-        It is none of these, a file cannot be read, there is no atlas, or two have one id.
+        The value has another type, a file cannot be read, there is no atlas, or two atlases have the same id.
     """
     if isinstance(value, AtlasLibrary):
         return [value.read(id_) for id_ in value.ids]
@@ -401,11 +403,11 @@ def as_atlases(value: Any, *, what: str = "atlases") -> list[Atlas]:
             found += as_atlases(item, what=name)
         else:
             found.append(as_atlas(item, what=name))
-    return with_unique_ids(found, items, what)
+    return make_ids_unique(found, items, what)
 
 
-def with_unique_ids(atlases: Sequence[Atlas], items: Sequence[Any], what: str) -> list[Atlas]:
-    """The atlases, those that came as pairs of one name numbered; ids that a user gave are never changed."""
+def make_ids_unique(atlases: Sequence[Atlas], items: Sequence[Any], what: str) -> list[Atlas]:
+    """Number the ids of atlases given as pairs with the same name; ids given by the user are not changed."""
     taken = {item.id for item in items if isinstance(item, Atlas)}
     found: list[Atlas] = []
     for number, atlas in enumerate(atlases, start=1):
@@ -422,12 +424,12 @@ def with_unique_ids(atlases: Sequence[Atlas], items: Sequence[Any], what: str) -
 
 
 def as_candidates(value: Any, target: Image, method: Method, *, what: str = "candidates") -> list[Atlas]:
-    """Candidates of a fusion: as `as_atlases`, and label maps alone for a method that looks at no intensities.
+    """Convert the candidates of a fusion like `as_atlases`; a method without intensities also takes label maps alone.
 
     Raises
     ------
     InputError
-        As `as_atlases`; or a label map comes alone, and the method compares intensities.
+        As `as_atlases`; or a label map has no image, and the method compares intensities.
     """
     if not isinstance(value, list) or method.needs.compares_intensities:
         try:
@@ -436,7 +438,7 @@ def as_candidates(value: Any, target: Image, method: Method, *, what: str = "can
             if isinstance(value, list) and any(isinstance(v, LabelMap | ProbabilityMap) for v in value):
                 raise InputError(
                     f"{what}: expected atlases or pairs (image, labels), since the method {method.name!r} compares "
-                    "intensities; got labels alone. Give the images too, or choose a method that needs none "
+                    "intensities; got labels without images. Give the images too, or choose a method that needs none "
                     "(atlasseg.list_methods('fusion'))."
                 ) from error
             raise
@@ -455,35 +457,35 @@ def as_candidates(value: Any, target: Image, method: Method, *, what: str = "can
         if not labels.grid.matches(target.grid):
             raise GeometryError(
                 f"{name}: expected labels on the grid of the target ({target.grid.described()}), got "
-                f"{labels.grid.described()}. Carry them over by atlasseg.register and its warp."
+                f"{labels.grid.described()}. Resample them with atlasseg.register and its warp."
             )
-        image = Image(np.zeros(target.shape, np.float32), target.affine)  # which such a method does not look at
+        image = Image(np.zeros(target.shape, np.float32), target.affine)  # not used by such a method
         found.append(Atlas(labels.name or f"candidate{number}", image, replace(labels, affine=target.affine)))
-    return with_unique_ids(found, items, what)
+    return make_ids_unique(found, items, what)
 
 
 # -------------------------------------------------------------------------------------------------- paths and methods
 
 
 def is_path(value: object) -> bool:
-    """Whether a value is a path: text or a path-like object."""
+    """Return whether a value is a path: text or a path-like object."""
     return isinstance(value, str | os.PathLike)
 
 
 def as_path(value: Any, *, what: str, expected: str) -> Path:
-    """A path that is not empty."""
+    """Convert text or a path-like object to a path that is not empty."""
     if not is_path(value) or not str(value).strip():
         raise refuse(value, what, expected)
     return Path(value)
 
 
 def as_step(stage: str, method: Any, parameters: Mapping[str, Any]) -> Step:
-    """A method of a stage, by its name or as `list_methods` gives it, with its parameters checked.
+    """Look up a method of a stage by its name (or take one of `list_methods`) and check its parameters.
 
     Raises
     ------
     InputError
-        There is no such method or parameter, or a value has not the right type.
+        The method or a parameter does not exist, or a value has the wrong type.
     """
     name = method.name if isinstance(method, Method) and method.stage == stage else method
     if not isinstance(name, str):
@@ -492,7 +494,7 @@ def as_step(stage: str, method: Any, parameters: Mapping[str, Any]) -> Step:
 
 
 def is_many(value: object) -> bool:
-    """Whether a value holds several volumes: a library, a folder of one, or a list."""
+    """Return whether a value holds several volumes: a library, its folder, or a list."""
     if isinstance(value, AtlasLibrary | list | set | frozenset):
         return True
     if is_path(value):
@@ -501,12 +503,12 @@ def is_many(value: object) -> bool:
 
 
 def _iterates(value: object) -> bool:
-    """Whether a value is a generator, a dictionary's view or the like, and no volume."""
+    """Return whether a value is an iterable, such as a generator, and not a volume."""
     return isinstance(value, Iterable) and interop.image_library(value) is None and not hasattr(value, "affine")
 
 
-def _carried(value: object) -> Atlas | None:
-    """The atlas of a registration on the grid of its fixed image, or of a candidate of an alignment."""
+def _propagated_atlas(value: object) -> Atlas | None:
+    """Return the atlas of a registration on the grid of its fixed image, or of a candidate of an alignment."""
     for name in ("candidate", "atlas"):
         found = getattr(value, name, None)
         if isinstance(found, Atlas):
@@ -515,14 +517,14 @@ def _carried(value: object) -> Atlas | None:
 
 
 def _is_pair(value: object) -> bool:
-    """Whether a tuple is an image with its labels, and not several atlases or folders of libraries."""
+    """Return whether a tuple is an image with its labels, and not several atlases or folders of libraries."""
     if not isinstance(value, tuple) or any(isinstance(v, Atlas | AtlasLibrary | tuple) for v in value):
         return False
     return not all(is_path(v) and (Path(v) / "images").is_dir() for v in value)
 
 
 def _items(value: Any, what: str, expected: str) -> list[Any]:
-    """The members of a list or another iterable; at least one."""
+    """List the members of an iterable, which must have at least one."""
     if value is None or isinstance(value, str | Mapping | np.ndarray) or not _iterates(value):
         raise refuse(value, what, expected)
     items = list(value)
@@ -532,41 +534,41 @@ def _items(value: Any, what: str, expected: str) -> list[Any]:
 
 
 def as_list(value: Any, what: str, expected: str) -> tuple[list[Any], bool]:
-    """The members of a list, or the value as the only one; and whether it was a list."""
+    """Return the members of a list (or the value as its only member) and whether it was a list."""
     if is_many(value):
         return _items(value, what, expected), True
     return [value], False
 
 
-def one_each(value: Any, count: int, what: str) -> list[Any]:
-    """`count` values: of a list as many, of one value (or None) the same each time.
+def repeat_or_check(value: Any, count: int, what: str) -> list[Any]:
+    """Repeat a single value (or None) `count` times, or check that a list has `count` values.
 
     Raises
     ------
     InputError
-        A list has another length.
+        The list has another length.
     """
     if not isinstance(value, list):
         return [value] * count
     if len(value) != count:
-        raise InputError(f"{what}: expected one, or one each of {count}, got {len(value)}.")
+        raise InputError(f"{what}: expected one, or a list of {count}, got {len(value)}.")
     return list(value)
 
 
 def _from_library(kind: type[V], value: Any, what: str) -> V | None:
-    """A volume from an image of another library; None where it is of none."""
+    """Convert an image of another library to a volume; return None for any other value."""
     library = interop.image_library(value)
     if library is None:
         return None
     make: Callable[[Any], V] = getattr(kind, _FROM_LIBRARY[library])
-    return _about(what, lambda: make(value))
+    return _prefix_errors(what, lambda: make(value))
 
 
 T = TypeVar("T")
 
 
-def _about(what: str, make: Callable[[], T]) -> T:
-    """What `make` makes; where it refuses, the message begins with the name of the argument."""
+def _prefix_errors(what: str, make: Callable[[], T]) -> T:
+    """Call `make` and put the name of the argument before the message of its errors."""
     try:
         return make()
     except AtlasSegError as error:

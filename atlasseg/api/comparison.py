@@ -1,4 +1,4 @@
-"""``atlasseg.compare``: several fusion methods on the same registrations, with tests of their differences."""
+"""``atlasseg.compare``: compare fusion methods on the same registrations, with paired tests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from atlasseg.api.coercion import as_atlases, as_label_table, refuse
-from atlasseg.api.recipes import as_recipe, as_variants, kind_of
-from atlasseg.api.segmentation import as_cases, as_library, make_registrar, others
+from atlasseg.api.recipes import as_recipe, as_variants, get_kind
+from atlasseg.api.segmentation import as_cases, as_library, exclude_self, make_registrar
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
@@ -26,39 +26,39 @@ def compare(
     overrides: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Register once, fuse in several ways, and test the differences.
+    """Compare fusion methods on the same registrations, with paired tests.
 
-    Everything stays in memory and in this process. For reports, workers and results on disk there is ``atlasseg
-    compare``, which is `atlasseg.app.compare.compare`.
+    Computes in memory and in this process. For reports, worker processes and results on disk use ``atlasseg compare``
+    or `atlasseg.app.compare.compare`.
 
     Parameters
     ----------
     targets : library, path, or list of pairs (image, labels)
-        Scans with reference labels: an `AtlasLibrary` or its folder, atlases, or pairs. The library itself will do: no
-        atlas votes on itself (leave-one-out).
+        Scans with reference labels: an `AtlasLibrary` or its folder, atlases, or pairs. It may be the library itself:
+        each atlas is then segmented from the others (leave-one-out).
     library : AtlasLibrary, path or list of atlases
         The library or its folder; atlases or pairs (image, labels).
     methods : sequence of str
-        Two fusion methods or more, each perhaps refined: ``"joint"``, ``"joint+markov_field"``.
+        At least two fusion methods, with or without a refinement: ``"joint"``, ``"joint+markov_field"``.
     recipe : Recipe, path or str, optional
-        How scans are preprocessed and registered, and parameters of the methods; see `segment`.
+        Preprocessing, registration, and parameters of the methods; see `segment`.
     table : LabelTable or path, optional
-        Names the labels; by default the library's.
+        Names of the labels. Default: the table of the library.
     overrides : sequence of str
-        Changes to the recipe, as ``--set`` makes them: ``["fusion.joint.beta=3"]``.
+        Values of the recipe to set, as by ``--set``: ``["fusion.joint.beta=3"]``.
     progress : callable, optional
-        Called with the target and stage as each begins.
+        Called with the target and the stage when a stage starts.
 
     Returns
     -------
     Comparison
-        ``metrics`` (every measure, long), ``scores`` (mean Dice: a row a target, a column a method), ``tests``
-        (Wilcoxon, corrected by Holm), ``ranking`` (Friedman, Nemenyi); a table when printed.
+        ``metrics`` (all metrics, long format), ``scores`` (mean Dice: one row per target, one column per method),
+        ``tests`` (Wilcoxon, corrected by Holm), ``ranking`` (Friedman, Nemenyi). Prints as a table.
 
     Raises
     ------
     InputError
-        An argument cannot be used, a target has no labels, or a method's model cannot be used here.
+        An argument is unsuitable, a target has no labels, or the model of a method does not fit.
 
     References
     ----------
@@ -78,7 +78,7 @@ def compare(
 
     source = as_library(library)
     atlases = as_atlases(source, what="library")
-    checked = as_recipe(recipe, overrides=overrides, kind=kind_of(atlases))
+    checked = as_recipe(recipe, overrides=overrides, kind=get_kind(atlases))
     variants = as_variants(methods, checked)
     if progress is not None and not callable(progress):
         raise refuse(progress, "progress", "a function that takes the name of a stage")
@@ -95,7 +95,7 @@ def compare(
     rows = []
     for case in cases:
         assert case.reference is not None
-        voters = others(case, atlases)
+        voters = exclude_self(case, atlases)
         origins = [check_provenance(voters, variant) for variant in variants]
         tell = None if progress is None else lambda stage, id=case.id: progress(f"{id}: {stage}")
         alignment = align(case.scan, voters, checked, mask=case.mask, progress=tell, registrar=registrar)

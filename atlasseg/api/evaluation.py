@@ -1,11 +1,11 @@
-"""``atlasseg.evaluate``: how good a segmentation is."""
+"""``atlasseg.evaluate``: evaluate segmentations against references."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from atlasseg.api.coercion import LABELS, as_label_map, as_label_table, as_list, given, one_each, refuse
+from atlasseg.api.coercion import LABELS, as_label_map, as_label_table, as_list, describe_value, refuse, repeat_or_check
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate as evaluate_label_map
@@ -20,37 +20,37 @@ def evaluate(
     not_annotated: Collection[int] = (),
     surface_tolerance_mm: float = 1.0,
 ) -> Any:
-    """Measure one or many segmentations against their references.
+    """Evaluate one or many segmentations against their references.
 
-    Overlap (Dice, Jaccard, volume similarity, sensitivity, precision) and surface distances (Hausdorff distance, its
-    95th percentile, average symmetric surface distance, surface Dice), of every label that occurs in either, of groups
-    of labels, and of all labels as one ("foreground"). A label that one of the two lacks gets the worst value of each
-    measure, and a note.
+    Computes overlap (Dice, Jaccard, volume similarity, sensitivity, precision) and surface distances (Hausdorff
+    distance, its 95th percentile, average symmetric surface distance, surface Dice) of every label in either label map,
+    of groups of labels, and of all labels together ("foreground"). A label that is missing in one of the two gets the
+    worst value of each metric, and a note.
 
     Parameters
     ----------
     segmentation : label map or list of these
-        A path, a `LabelMap`, an image of nibabel, SimpleITK or ANTs, or what `segment` or `fuse` returned.
+        A path, a `LabelMap`, an image of nibabel, SimpleITK or ANTs, or a result of `segment` or `fuse`.
     reference : label map or list of these
-        On the same grid (its axes may be stored in another order); as many as segmentations.
+        On the same grid (the axes may be stored in another order), one per segmentation.
     table : LabelTable, path or AtlasLibrary, optional
-        Names the labels, and gives groups.
+        Names of labels, and groups.
     groups : mapping of name to labels, optional
-        Further groups, each evaluated as one structure.
+        Additional groups of labels, each evaluated as one structure.
     not_annotated : collection of int
-        Labels that nobody drew in the reference: not evaluated.
+        Labels that were not annotated in the reference. They are not evaluated.
     surface_tolerance_mm : float
-        Of surface Dice, in mm, 0 or more.
+        Tolerance of the surface Dice in mm, 0 or more.
 
     Returns
     -------
     EvaluationResult, or list of EvaluationResult
-        ``result["dice"]``, ``result["dice", LABEL]``, ``result.mean()``, ``result.to_frame()``; a table when printed.
+        ``result["dice"]``, ``result["dice", LABEL]``, ``result.mean()``, ``result.to_frame()``. Prints as a table.
 
     Raises
     ------
     InputError
-        An argument cannot be used.
+        An argument is unsuitable.
     GeometryError
         The grids differ.
 
@@ -72,11 +72,11 @@ def evaluate(
     """
     named = table.table if isinstance(table, AtlasLibrary) else None if table is None else as_label_table(table)
     found, many = as_list(segmentation, "segmentation", LABELS)
-    known = one_each(reference, len(found), "reference") if many else [reference]
+    known = repeat_or_check(reference, len(found), "reference") if many else [reference]
     if groups is not None and not isinstance(groups, Mapping):
         raise refuse(groups, "groups", 'a dictionary like {"cortex": [3, 42]}')
     if isinstance(surface_tolerance_mm, bool) or not isinstance(surface_tolerance_mm, int | float):
-        raise InputError(f"surface_tolerance_mm: expected a number of mm, got {given(surface_tolerance_mm)}.")
+        raise InputError(f"surface_tolerance_mm: expected a number of mm, got {describe_value(surface_tolerance_mm)}.")
     results = [
         evaluate_label_map(
             as_label_map(s, what="segmentation"),

@@ -1,4 +1,4 @@
-"""``atlasseg.propagate``, ``atlasseg.fuse`` and ``atlasseg.refine``: from registered atlases to a segmentation."""
+"""``atlasseg.propagate``, ``atlasseg.fuse`` and ``atlasseg.refine``: segment a scan with registered atlases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from atlasseg.api.coercion import (
     as_step,
     as_transform,
     is_many,
-    one_each,
+    repeat_or_check,
 )
 from atlasseg.errors import GeometryError
 from atlasseg.methods import Method
@@ -33,36 +33,36 @@ def propagate(
     interpolation: Literal["linear", "gaussian", "nearest"] = "linear",
     fractions: bool = True,
 ) -> Any:
-    """Carry atlases onto the grid of a target, each in one resampling.
+    """Propagate atlases to the grid of a target, each by one resampling.
 
     Parameters
     ----------
     atlas : Atlas, pair (image, labels), library or list of these
         Each on its own grid.
     transform : transform or list of transforms
-        Takes points of the target to points of the atlas: a `Transform`, a path, a transform of SimpleITK, or what
-        `register` returned. One for all, or one each.
+        Maps points of the target to points of the atlas: a `Transform`, a path, a SimpleITK transform, or a result of
+        `register`. One for all atlases, or one per atlas.
     target : image or Grid
         Only its grid is used.
     interpolation : {"linear", "gaussian", "nearest"}
-        How each label is carried over on its own, see `resample`.
+        Interpolation of each label, see `resample`.
     fractions : bool
-        Keep each label's share of a voxel, as probabilities; otherwise the largest share takes the voxel.
+        Keep the fraction of each label at a voxel as probabilities. Otherwise the label with the largest fraction wins.
 
     Returns
     -------
     Atlas, or list of Atlas
-        On the target's grid, with a mask of where the atlas's field of view reaches.
+        On the grid of the target, with a mask of the atlas's field of view.
 
     Raises
     ------
     InputError
-        An argument cannot be used, or there are not as many transforms as atlases.
+        An argument is unsuitable, or the numbers of transforms and atlases differ.
 
     See Also
     --------
-    register : find the transforms.
-    fuse : make one segmentation of propagated atlases.
+    register : compute the transforms.
+    fuse : fuse propagated atlases into one segmentation.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def propagate(
     many = is_many(atlas)
     atlases = as_atlases(atlas, what="atlas") if many else [as_atlas(atlas)]
     transforms, several = as_list(transform, "transform", TRANSFORM)
-    each_one = one_each(transforms if several else transforms[0], len(atlases), "transform")
+    each_one = repeat_or_check(transforms if several else transforms[0], len(atlases), "transform")
     chosen = [as_transform(one) for one in each_one]
     carried = [
         propagate_atlas(each, t, grid, interpolation=interpolation, fractions=fractions)
@@ -88,7 +88,7 @@ def propagate(
 def fuse(
     target: Any, candidates: Any, method: str | Method = "joint", *, mask: Any = None, **parameters: Any
 ) -> ProbabilityMap:
-    """Fuse atlases that lie on the target's grid into one segmentation.
+    """Fuse the labels of atlases on the grid of the target into one segmentation.
 
     Parameters
     ----------
@@ -96,14 +96,14 @@ def fuse(
         The scan: a path, an `Image`, or an image of nibabel, SimpleITK or ANTs.
     candidates : list of atlases, library or list of label maps
         On the grid of the target, from `propagate`, `register` (of atlases) or another program: atlases, pairs
-        (image, labels), or a library or its folder. Labels without images suit the methods that compare no intensities
-        (``"majority"``, ``"staple"``, ``"simple"``).
+        (image, labels), or a library or its folder. Methods that do not compare intensities (``"majority"``,
+        ``"staple"``, ``"simple"``) also take labels without images.
     method : str
         Name of a fusion method, see ``atlasseg.list_methods("fusion")``.
     mask : mask, optional
-        Where in the target intensities are compared, for the methods that can use it.
+        Region of the target in which intensities are compared, for methods that use it.
     **parameters
-        Of the method, by name; see ``atlasseg methods fusion METHOD`` for names, ranges and defaults.
+        Parameters of the method; see ``atlasseg methods fusion METHOD`` for names, ranges and defaults.
 
     Returns
     -------
@@ -113,17 +113,17 @@ def fuse(
     Raises
     ------
     InputError
-        An argument cannot be used, or there is no such method or parameter.
+        An argument is unsuitable, or the method or a parameter does not exist.
     GeometryError
         A candidate is not on the target's grid.
 
     See Also
     --------
-    segment : registration, fusion and all between, by a recipe.
+    segment : preprocessing, registration and fusion by a recipe.
 
     References
     ----------
-    Every method names its paper: ``atlasseg methods fusion METHOD``. The default is joint label fusion, Wang et al.
+    For the source of each method see ``atlasseg methods fusion METHOD``. The default is joint label fusion, Wang et al.
     (2013), IEEE TPAMI 35(3):611-623.
 
     Examples
@@ -142,8 +142,8 @@ def fuse(
         if not atlas.image.grid.matches(scan.grid):
             raise GeometryError(
                 f"candidate {atlas.id!r}: expected the grid of the target ({scan.grid.described()}), got "
-                f"{atlas.image.grid.described()}. Carry it over by atlasseg.register and atlasseg.propagate, or do "
-                "all at once by atlasseg.segment."
+                f"{atlas.image.grid.described()}. Resample it with atlasseg.register and atlasseg.propagate, or do "
+                "all steps with atlasseg.segment."
             )
     inside = None if mask is None else as_mask(mask)
     if inside is not None and not inside.grid.matches(scan.grid):
@@ -155,7 +155,7 @@ def fuse(
 
 
 def refine(target: Any, fused: Any, method: str | Method = "markov_field", **parameters: Any) -> ProbabilityMap:
-    """Post-process a fused segmentation, by neighbourhood or by a trained model.
+    """Refine a fused segmentation, by a neighbourhood model or a trained model.
 
     Parameters
     ----------
@@ -163,11 +163,11 @@ def refine(target: Any, fused: Any, method: str | Method = "markov_field", **par
         The scan: a path, an `Image`, or an image of nibabel, SimpleITK or ANTs. A trained model expects it
         preprocessed as in training; `segment` with a recipe does that.
     fused : probabilities
-        What `fuse` or `segment` returned, the path of a 4-D file of probabilities, or a `LabelMap`.
+        A result of `fuse` or `segment`, the path of a 4-D file of probabilities, or a `LabelMap`.
     method : str
         Name of a refinement method, see ``atlasseg.list_methods("refinement")``.
     **parameters
-        Of the method, by name; trained ones need ``model``, the folder of the model.
+        Parameters of the method. Trained methods need ``model``, the folder of the model.
 
     Returns
     -------
@@ -177,13 +177,13 @@ def refine(target: Any, fused: Any, method: str | Method = "markov_field", **par
     Raises
     ------
     InputError
-        An argument cannot be used, or there is no such method, parameter or model.
+        An argument is unsuitable, or the method, a parameter or the model does not exist.
     GeometryError
         The segmentation is not on the target's grid.
 
     References
     ----------
-    Every method names its paper: ``atlasseg methods refinement METHOD``.
+    For the source of each method see ``atlasseg methods refinement METHOD``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A recipe from whatever names one: a file, a recipe that comes with atlasseg, a fusion method, or nothing."""
+"""Conversion to a recipe: from a file, the name of a bundled recipe, a fusion method, or nothing."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ RECIPE = (
 
 
 def as_recipe(value: Any, *, overrides: Sequence[str] = (), kind: Kind = "multi", what: str = "recipe") -> Recipe:
-    """A recipe from a file, a name, a fusion method, nested tables, or nothing.
+    """Convert a file, a name, a fusion method or nested tables to a `Recipe`; without a value take the default.
 
     Parameters
     ----------
     value : Recipe, path, str, mapping or None
-        ``"joint"`` or ``"joint+markov_field"`` are methods, put into the default recipe; ``"hippocampus"`` is a recipe
-        that comes with atlasseg; a mapping holds tables as TOML has them. None is the default recipe, and the log says
-        so.
+        ``"joint"`` or ``"joint+markov_field"`` set the methods of the default recipe; ``"hippocampus"`` is a recipe
+        that comes with atlasseg; a mapping holds the tables of the TOML file. None gives the default recipe, which is
+        logged.
     overrides : sequence of str
-        As for `read_recipe`: ``"fusion.beta=3"``. Not for a `Recipe`, which is checked already.
+        As in `read_recipe`: ``"fusion.beta=3"``. Not allowed with a `Recipe`, which is already checked.
     kind : {"multi", "single", "probabilistic"}
-        Of the library, which decides the default.
+        Kind of the library; it decides the default.
     what : str
-        What messages call it.
+        Name of the argument in messages.
 
     Returns
     -------
@@ -45,17 +45,17 @@ def as_recipe(value: Any, *, overrides: Sequence[str] = (), kind: Kind = "multi"
     Raises
     ------
     InputError
-        It is none of these, or the recipe is faulty.
+        The value has another type, or the recipe is invalid.
     """
     if isinstance(overrides, str) or not all(isinstance(each, str) for each in overrides):
         raise refuse(overrides, "overrides", 'a list of texts like "fusion.beta=3"')
     if isinstance(value, Recipe):
         if overrides:
-            raise InputError(f"{what}: overrides change a recipe as it is read. Give its path or name, not a Recipe.")
+            raise InputError(f"{what}: expected a path or a name together with overrides, got a Recipe.")
         return value
     if value is None:
         default = default_recipe(kind, overrides=overrides)
-        log.info("no recipe was given; the default is used (%s)", describe(default))
+        log.info("no recipe given: using the default (%s)", describe(default))
         return default
     if isinstance(value, Mapping):
         return parse_recipe(value, overrides=overrides, where=what)
@@ -72,24 +72,24 @@ def as_recipe(value: Any, *, overrides: Sequence[str] = (), kind: Kind = "multi"
 
 
 def as_variants(value: Any, recipe: Recipe) -> list[Recipe]:
-    """The recipe with each of several fusion methods, perhaps refined; see `as_recipe` for their names.
+    """Make one recipe per fusion method, with or without a refinement; see `as_recipe` for their names.
 
     Raises
     ------
     InputError
-        They are not two different ones or more, or there is no such method.
+        There are fewer than two different methods, or a method does not exist.
     """
     expected = 'a list of fusion methods, like ["majority", "joint", "joint+markov_field"]'
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
         raise refuse(value, "methods", expected)
     names = list(dict.fromkeys(value))
     if len(names) < 2:
-        raise InputError(f"methods: expected two different ones or more to compare, got {names}.")
+        raise InputError(f"methods: expected at least two different methods to compare, got {names}.")
     return [with_methods(recipe, name) for name in names]
 
 
 def _with_variant(variant: str, kind: Kind, overrides: Sequence[str]) -> Recipe:
-    """The default recipe with another fusion, perhaps refined: ``"FUSION"`` or ``"FUSION+REFINEMENT"``."""
+    """Set the methods of the default recipe: ``"FUSION"`` or ``"FUSION+REFINEMENT"``."""
     fusion, plus, refinement = variant.partition("+")
     tables = {**default_tables(kind), "fusion": {"method": fusion}}
     if plus:
@@ -97,8 +97,8 @@ def _with_variant(variant: str, kind: Kind, overrides: Sequence[str]) -> Recipe:
     return parse_recipe(tables, overrides=overrides, name=variant)
 
 
-def kind_of(atlases: Sequence[Atlas]) -> Kind:
-    """Whether atlases are one, probabilistic, or many."""
+def get_kind(atlases: Sequence[Atlas]) -> Kind:
+    """Return the kind of a library: single, probabilistic, or multi-atlas."""
     if any(isinstance(atlas.labels, ProbabilityMap) for atlas in atlases):
         return "probabilistic"
     return "single" if len(atlases) == 1 else "multi"

@@ -1,4 +1,4 @@
-"""``atlasseg.register``: the transform between two images, and what can be done with it."""
+"""``atlasseg.register``: register images, and use the result."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from atlasseg.api.coercion import (
     as_mask,
     as_step,
     as_transform,
-    given,
+    describe_value,
     is_many,
     is_path,
-    one_each,
     refuse,
+    repeat_or_check,
 )
 from atlasseg.atlases.library import AtlasLibrary, Target
 from atlasseg.errors import InputError
@@ -43,18 +43,18 @@ Kind = Literal["image", "labels", "mask"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairwiseRegistration:
-    """One image registered to another.
+    """Registration of one image to another.
 
     Parameters
     ----------
     fixed, moving : Image
         Each on its own grid.
     transform : Transform
-        Takes points of the fixed image to points of the moving image (`moving_from_fixed`), both RAS+ mm.
+        Maps points of the fixed image to points of the moving image (`moving_from_fixed`), both in RAS+ mm.
     method : str
-        What found it.
+        Registration method.
     atlas : Atlas, optional
-        The moving image with its labels, where an atlas was registered.
+        The moving image with its labels, if an atlas was registered.
 
     Examples
     --------
@@ -76,12 +76,12 @@ class PairwiseRegistration:
 
     @cached_property
     def warped(self) -> Image:
-        """The moving image on the grid of the fixed one."""
+        """Moving image resampled to the grid of the fixed image."""
         return resample(self.moving, self.fixed.grid, self.transform)
 
     @cached_property
     def candidate(self) -> Atlas | None:
-        """The atlas on the grid of the fixed image, ready to be fused; None where an image alone was registered."""
+        """Atlas on the grid of the fixed image, ready for fusion; None if an image without labels was registered."""
         return None if self.atlas is None else propagate(self.atlas, self.transform, self.fixed.grid)
 
     @overload
@@ -103,29 +103,29 @@ class PairwiseRegistration:
     @overload
     def warp(self, volume: Any, *, kind: Literal["mask"], interpolation: str | None = None) -> Mask: ...
     def warp(self, volume: Any, *, kind: Kind | None = None, interpolation: str | None = None) -> Any:
-        """Bring a volume from the space of the moving image onto the grid of the fixed one, in one resampling.
+        """Warp a volume from the space of the moving image to the grid of the fixed image, by one resampling.
 
         Parameters
         ----------
         volume : Image, LabelMap, Mask, ProbabilityMap, Atlas, path or image of another library
             In the space of the moving image, on any grid.
         kind : {"image", "labels", "mask"}
-            What a path or an image of another library holds: it decides the interpolation. The types of atlasseg say
-            it themselves.
+            Content of a path or of an image of another library; it decides the interpolation. Not needed for the types
+            of atlasseg.
         interpolation : str, optional
-            As of `atlasseg.resample`; by default linear, of labels each on its own.
+            See `atlasseg.resample`. Default: linear, for each label separately.
 
         Returns
         -------
         Image, LabelMap, Mask, ProbabilityMap or Atlas
-            The kind that was given, on the grid of the fixed image.
+            Same type as the given volume, on the grid of the fixed image.
 
         Raises
         ------
         InputError
-            The volume cannot be used, its kind is not known, or there is no such interpolation.
+            The volume is unsuitable, its kind is unknown, or the interpolation does not exist.
         """
-        source = _of_kind(volume, kind)
+        source = _convert_volume(volume, kind)
         options: dict[str, Any] = {} if interpolation is None else {"interpolation": interpolation}
         if isinstance(source, Atlas):
             return propagate(source, self.transform, self.fixed.grid, **options)
@@ -133,14 +133,15 @@ class PairwiseRegistration:
 
     @property
     def inverse(self) -> PairwiseRegistration:
-        """The registration the other way round: its `warp` brings volumes onto the grid of the moving image.
+        """Invert the registration: its `warp` takes volumes to the grid of the moving image.
 
-        The inverse of a deformation has no closed form and is found point by point, see `atlasseg.transforms.Inverse`.
+        The inverse of a deformation has no closed form and is computed point by point, see
+        `atlasseg.transforms.Inverse`.
         """
         return PairwiseRegistration(self.moving, self.fixed, ~self.transform, self.method)
 
     def transform_points(self, points_mm: ArrayLike) -> Float64:
-        """Where points of the fixed image lie in the moving image.
+        """Transform points of the fixed image to points of the moving image.
 
         Parameters
         ----------
@@ -156,17 +157,17 @@ class PairwiseRegistration:
 
     @cached_property
     def similarity(self) -> float:
-        """Mean local correlation of the fixed and the warped image, 0 to 1, where both are known."""
+        """Mean local correlation (0 to 1) of the fixed and the warped image, inside both fields of view."""
         bare = Atlas("", self.moving, LabelMap(np.zeros(self.moving.shape, np.int32), self.moving.affine))
         return fit(self.fixed, None, propagate(bare, self.transform, self.fixed.grid), self.transform).similarity
 
     @cached_property
     def quality(self) -> RegistrationQuality:
-        """How regular the transform is on the grid of the fixed image: range of its Jacobian, and where it folds."""
+        """Regularity of the transform on the grid of the fixed image: range of the Jacobian determinant, and folds."""
         return quality(self.transform, self.fixed.grid)
 
     def write(self, path: str | Path) -> None:
-        """Write the transform for ITK, ANTs and Slicer; what has no closed form is sampled on the fixed image's grid.
+        """Write the transform for ITK, ANTs and Slicer; without a closed form it is sampled on the fixed grid.
 
         Parameters
         ----------
@@ -176,16 +177,16 @@ class PairwiseRegistration:
         Raises
         ------
         InputError
-            The file's name says no known kind, or the kind cannot hold the transform.
+            The extension is unknown, or the format cannot hold the transform.
         OutputError
-            It cannot be written.
+            The file cannot be written.
         """
         if not is_path(path):
             raise refuse(path, "path", "a path")
         io.write_transform(self.transform, path, grid=self.fixed.grid)
 
     def to_sitk(self) -> Any:
-        """The transform for SimpleITK, on LPS+ mm points; what has no closed form is sampled on the fixed grid."""
+        """Convert to a SimpleITK transform of LPS+ mm points; without a closed form it is sampled on the fixed grid."""
         return self.transform.to_sitk(grid=self.fixed.grid)
 
     def __repr__(self) -> str:
@@ -216,46 +217,46 @@ def register(
     moving_mask: Any = None,
     **parameters: Any,
 ) -> Any:
-    """Find the transform between a fixed image and one or many moving images.
+    """Register one or many moving images to a fixed image.
 
     Parameters
     ----------
     fixed : image
         The target: a path, an `Image`, or an image of nibabel, SimpleITK or ANTs.
     moving : image, atlas, library or list of these
-        What is brought onto it. Of an `Atlas`, of a pair (image, labels) and of a library the labels stay with the
-        result, and their masks are used.
+        The moving images. For an `Atlas`, a pair (image, labels) or a library, the result keeps the labels, and the
+        masks are used.
     method : str
-        Name of a registration method, see ``atlasseg.list_methods("registration")``. "diffeomorphic" starts with an
-        affine registration of its own.
+        Name of a registration method, see ``atlasseg.list_methods("registration")``. "diffeomorphic" includes an
+        affine registration.
     initial : transform or list of transforms, optional
-        Where to start: takes points of the fixed to points of the moving image. One for all, or one each.
+        Initial transform: maps points of the fixed image to points of the moving image. One for all, or one per image.
     fixed_mask : mask, optional
-        Where in the fixed image similarity is measured.
+        Region of the fixed image in which similarity is measured.
     moving_mask : mask or list of masks, optional
-        The same in the moving images.
+        Regions of the moving images in which similarity is measured.
     **parameters
-        Of the method, by name; see ``atlasseg methods registration METHOD`` for names, ranges and defaults.
+        Parameters of the method; see ``atlasseg methods registration METHOD`` for names, ranges and defaults.
 
     Returns
     -------
     PairwiseRegistration, or list of PairwiseRegistration
-        One, or one for each moving image in the order given.
+        One result, or one per moving image in the given order.
 
     Raises
     ------
     InputError
-        An image cannot be used, or there is no such method or parameter.
+        An image is unsuitable, or the method or a parameter does not exist.
     MissingLibraryError
         The method needs a library that is not installed.
 
     See Also
     --------
-    segment : registration, fusion and all between, by a recipe.
+    segment : preprocessing, registration and fusion by a recipe.
 
     References
     ----------
-    Every method names its paper: ``atlasseg methods registration METHOD``.
+    For the source of each method see ``atlasseg methods registration METHOD``.
 
     Examples
     --------
@@ -271,15 +272,17 @@ def register(
     step = as_step("registration", method, parameters)
     target = as_image(fixed, what="fixed")
     members, many = as_list(moving, "moving", ATLASES) if not _is_library(moving) else (as_atlases(moving), True)
-    sources = [_source(member, f"moving, number {n}" if many else "moving") for n, member in enumerate(members, 1)]
+    sources = [
+        _convert_moving(member, f"moving, number {n}" if many else "moving") for n, member in enumerate(members, 1)
+    ]
     images = [source.image if isinstance(source, Atlas) else source for source in sources]
     masks = [
         (source.mask if isinstance(source, Atlas) else None) if mask is None else as_mask(mask, what="moving_mask")
-        for source, mask in zip(sources, one_each(moving_mask, len(sources), "moving_mask"), strict=True)
+        for source, mask in zip(sources, repeat_or_check(moving_mask, len(sources), "moving_mask"), strict=True)
     ]
     start = None
     if initial is not None:
-        start = [as_transform(each, what="initial") for each in one_each(initial, len(sources), "initial")]
+        start = [as_transform(each, what="initial") for each in repeat_or_check(initial, len(sources), "initial")]
     inside = None if fixed_mask is None else as_mask(fixed_mask, what="fixed_mask")
     transforms = step(target, images, initial=start, fixed_mask=inside, moving_masks=masks)
     results = [
@@ -290,12 +293,12 @@ def register(
 
 
 def _is_library(value: Any) -> bool:
-    """Whether atlases are to be read from a library, so that their labels come along."""
+    """Return whether a value is a library or its folder, whose atlases have labels."""
     return isinstance(value, AtlasLibrary) or (is_path(value) and is_many(value))
 
 
-def _source(value: Any, what: str) -> Image | Atlas:
-    """A moving image, with its labels where they are known."""
+def _convert_moving(value: Any, what: str) -> Image | Atlas:
+    """Convert a moving image, with its labels if they are known."""
     if isinstance(value, tuple):
         return as_atlas(value, what=what)
     if isinstance(value, Target):
@@ -303,10 +306,10 @@ def _source(value: Any, what: str) -> Image | Atlas:
     return value if isinstance(value, Atlas) else as_image(value, what=what)
 
 
-def _of_kind(volume: Any, kind: Kind | None) -> Image | LabelMap | Mask | ProbabilityMap | Atlas:
-    """A volume to be warped, of the kind that it is said to be."""
+def _convert_volume(volume: Any, kind: Kind | None) -> Image | LabelMap | Mask | ProbabilityMap | Atlas:
+    """Convert a volume to warp to its type, by `kind` for a path or an image of another library."""
     if kind not in (None, "image", "labels", "mask"):
-        raise InputError(f"kind: expected 'image', 'labels' or 'mask', got {given(kind)}.")
+        raise InputError(f"kind: expected 'image', 'labels' or 'mask', got {describe_value(kind)}.")
     if kind == "labels":
         return as_label_map(volume, what="volume")
     if kind == "mask":
@@ -318,6 +321,6 @@ def _of_kind(volume: Any, kind: Kind | None) -> Image | LabelMap | Mask | Probab
     if isinstance(volume, tuple):
         return as_atlas(volume, what="volume")
     if kind is None:
-        advice = 'Say what it holds, since that decides the interpolation: kind="image", "labels" or "mask"'
+        advice = 'Give kind="image", "labels" or "mask", which decides the interpolation'
         raise refuse(volume, "volume", "a volume whose kind is known", advice)
     return as_image(volume, what="volume")

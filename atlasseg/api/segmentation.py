@@ -1,4 +1,4 @@
-"""``atlasseg.segment``: from a scan and a library of atlases to a segmentation, by a recipe."""
+"""``atlasseg.segment``: segment scans with a library of atlases, by a recipe."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from atlasseg import io
-from atlasseg.api.coercion import IMAGE, as_atlases, as_image, as_label_map, as_list, as_mask, is_path, one_each, refuse
-from atlasseg.api.recipes import as_recipe, kind_of
+from atlasseg.api.coercion import (
+    IMAGE,
+    as_atlases,
+    as_image,
+    as_label_map,
+    as_list,
+    as_mask,
+    is_path,
+    refuse,
+    repeat_or_check,
+)
+from atlasseg.api.recipes import as_recipe, get_kind
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.atlases.prepared import engine_of, read_prepared, register_prepared
 from atlasseg.errors import InputError
@@ -24,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A scan as a user gave it: its id, perhaps a mask, and perhaps a reference segmentation."""
+    """Scan with its id, and an optional mask and reference segmentation."""
 
     id: str
     scan: Image
@@ -44,43 +54,43 @@ def segment(
 ) -> Any:
     """Segment one or many scans with a library of atlases.
 
-    An atlas that is the scan itself, by its id or its intensities, does not vote.
+    An atlas with the id or the intensities of the scan is left out.
 
     Parameters
     ----------
     scan : image or list of images
         A path, an `Image`, or an image of nibabel, SimpleITK or ANTs; a folder with ``images/`` holds many.
     library : AtlasLibrary, path or list of atlases
-        The library or its folder; atlases or pairs (image, labels). One atlas will do.
+        The library or its folder; atlases or pairs (image, labels). A single atlas is enough.
     recipe : Recipe, path or str, optional
-        A recipe, its ``.toml`` file, the name of one that comes with atlasseg (``"hippocampus"``), or a fusion method
-        (``"joint"``, ``"majority"``, ``"joint+markov_field"``), which is put into the default recipe. The default
-        scales the intensities, registers every atlas deformably and fuses by joint label fusion; a single atlas is
-        carried over as it is.
+        A recipe, its ``.toml`` file, the name of a bundled recipe (``"hippocampus"``), or fusion and refinement
+        (``"joint"``, ``"majority"``, ``"joint+markov_field"``) for the default recipe. The default scales the
+        intensities, registers every atlas deformably and fuses by joint label fusion; a single atlas is propagated
+        without fusion.
     mask : mask or list of masks, optional
-        Where in the scan similarity is measured.
+        Region of the scan in which similarity is measured.
     overrides : sequence of str
-        Changes to the recipe, as ``--set`` makes them: ``["fusion.beta=3"]``.
+        Values of the recipe to set, as by ``--set``: ``["fusion.beta=3"]``.
     progress : callable, optional
-        Called with the name of each stage as it begins.
+        Called with the name of each stage when it starts.
 
     Returns
     -------
     Segmentation, or list of Segmentation
-        On the scan's own grid: ``labels``, ``probabilities`` (with their ``entropy``, in bits), ``alignment``
-        (candidates and how well they fit) and ``seconds``.
+        On the grid of the scan: ``labels``, ``probabilities`` (with their ``entropy``, in bits), ``alignment``
+        (candidates and their quality of registration) and ``seconds``.
 
     Raises
     ------
     InputError
-        An argument cannot be used, the recipe is faulty, or no atlas is left but the scan itself.
+        An argument is unsuitable, the recipe is invalid, or the only atlas is the scan itself.
     GeometryError
         A mask is not on the grid of its scan.
 
     See Also
     --------
-    run : the same for many scans, with reports, in parallel, continued after an interruption.
-    compare : several fusion methods on the same registrations.
+    run : segment many scans in parallel, with reports; resumes after an interruption.
+    compare : compare fusion methods on the same registrations.
 
     Examples
     --------
@@ -94,34 +104,36 @@ def segment(
     """
     source = as_library(library)
     atlases = as_atlases(source, what="library")
-    checked = as_recipe(recipe, overrides=overrides, kind=kind_of(atlases))
+    checked = as_recipe(recipe, overrides=overrides, kind=get_kind(atlases))
     if checked.tissue is not None:
-        raise InputError(f"recipe {checked.name}: its table [tissue] is of atlasseg.tissue. Give it to that function.")
+        raise InputError(f"recipe {checked.name}: expected no table [tissue], got one. Use it with atlasseg.tissue.")
     if progress is not None and not callable(progress):
         raise refuse(progress, "progress", "a function that takes the name of a stage")
     cases, many = as_cases(scan, mask=mask)
     registrar = make_registrar(checked, source)
     results = [
-        segment_scan(case.scan, others(case, atlases), checked, mask=case.mask, progress=progress, registrar=registrar)
+        segment_scan(
+            case.scan, exclude_self(case, atlases), checked, mask=case.mask, progress=progress, registrar=registrar
+        )
         for case in cases
     ]
     return results if many else results[0]
 
 
 def as_cases(value: Any, *, mask: Any = None, what: str = "scan") -> tuple[list[Case], bool]:
-    """The scans that a user gave, and whether they were several.
+    """Convert the given scans to cases, and return whether there were several.
 
     Raises
     ------
     InputError
-        One cannot be used.
+        A scan is unsuitable.
     """
     if isinstance(value, AtlasLibrary):
         value = [value.read(id_) for id_ in value.ids]
     elif is_path(value) and is_folder_of_images(value):
         value = list(read_targets(value))
     members, many = as_list(value, what, IMAGE)
-    masks = one_each(mask, len(members), "mask")
+    masks = repeat_or_check(mask, len(members), "mask")
     cases = []
     for number, (member, inside) in enumerate(zip(members, masks, strict=True), start=1):
         name = f"{what}, number {number}" if many else what
@@ -145,22 +157,22 @@ def _case(value: Any, what: str, number: int) -> Case:
 
 
 def is_folder_of_images(path: Any) -> bool:
-    """Whether a path is a folder laid out with ``images/``."""
+    """Return whether a path is a folder that contains ``images/``."""
     return bool(str(path).strip()) and (Path(path) / "images").is_dir()
 
 
 def as_library(value: Any) -> Any:
-    """The library of a folder, unread; anything else as it is."""
+    """Convert a folder to a library (its volumes are read later); return any other value unchanged."""
     return read_library(value) if is_path(value) and is_folder_of_images(value) else value
 
 
-def others(case: Case, atlases: Sequence[Atlas]) -> list[Atlas]:
-    """The atlases that are not the scan itself, by id or by content.
+def exclude_self(case: Case, atlases: Sequence[Atlas]) -> list[Atlas]:
+    """Exclude the atlases that are the scan itself, by id or by content.
 
     Raises
     ------
     InputError
-        None is left.
+        No atlas is left.
     """
     content = io.content_hash(case.scan)
     found = []
@@ -176,7 +188,7 @@ def others(case: Case, atlases: Sequence[Atlas]) -> list[Atlas]:
 
 
 def make_registrar(recipe: Recipe, library: Any) -> Registrar | None:
-    """What registers by way of the template of a prepared library, where the recipe names one; else None.
+    """Make the function that registers through the template of a prepared library; None if the recipe has none.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""``atlasseg.tissue``: tissue classes of a scan by its intensities, with or without a prior."""
+"""``atlasseg.tissue``: classify the tissues of a scan by intensity, with or without a prior."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from atlasseg.api.coercion import (
     as_mask,
     as_step,
     is_path,
-    one_each,
     refuse,
+    repeat_or_check,
 )
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import GeometryError, InputError
@@ -50,19 +50,19 @@ def tissue(
     contrast: Contrast = "auto",
     **parameters: Any,
 ) -> Any:
-    """Classify the voxels of one or many scans into tissues by their intensities.
+    """Classify the tissues of one or many scans by intensity, with or without a prior.
 
     Parameters
     ----------
     scan : image or list of images
         A path, an `Image`, or an image of nibabel, SimpleITK or ANTs. Several channels are modalities.
     method : str
-        ``"mixture"`` (each voxel alone), ``"field"`` (neighbours tend to agree) or ``"chain"`` (along a space-filling
-        curve); see ``atlasseg.list_methods("tissue")``.
+        ``"mixture"`` (independent voxels), ``"field"`` (Markov random field) or ``"chain"`` (Markov chain along a
+        space-filling curve); see ``atlasseg.list_methods("tissue")``.
     mask : mask or list of masks, optional
-        The region to classify; by default the foreground found in the scan.
+        Region to classify. Default: the foreground of the scan.
     modalities : list of images
-        Further modalities of a single scan, resampled onto its grid where theirs differs.
+        Additional modalities of a single scan; resampled if their grid differs.
     prior : probabilities, path, list of paths, or library, optional
         Probability of each class: a `ProbabilityMap` or a 4-D file in the space of the scan, one file a class, or a
         probabilistic library or its folder, which is registered to the scan.
@@ -73,8 +73,8 @@ def tissue(
         ``"T1"``, ``"T2"``, ``"PD"``, ``"FLAIR"``, or ``"ascending"`` for names in ascending order of intensity; by
         default the contrast is found, see `tissues.naming.name_classes`.
     **parameters
-        Of the method, by name: ``classes`` (3 by default), ``bias_order``, ``partial_volume``, ...; see
-        ``atlasseg methods tissue METHOD`` for all.
+        Parameters of the method: ``classes`` (default 3), ``bias_order``, ``partial_volume``, ...; see
+        ``atlasseg methods tissue METHOD``.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def tissue(
     Raises
     ------
     InputError
-        An argument cannot be used, or there is no such method or parameter.
+        An argument is unsuitable, or the method or a parameter does not exist.
     GeometryError
         A mask is not on the scan's grid, or a prior or modality does not overlap the scan.
 
@@ -110,7 +110,7 @@ def tissue(
     members, many = as_list(scan, "scan", IMAGE)
     further, _ = as_list(modalities, "modalities", IMAGE) if not _is_nothing(modalities) else ([], False)
     if many and further:
-        raise InputError(f"modalities: expected a single scan with further modalities, got {len(members)} scans.")
+        raise InputError(f"modalities: expected a single scan, got {len(members)} scans.")
     known = None if prior is None else as_prior(prior)
     if known is not None and step.arguments.get("classes", len(known.classes)) != len(known.classes):
         raise InputError(
@@ -120,7 +120,7 @@ def tissue(
     if names and known is not None:
         raise InputError("names: expected none with a prior, whose classes have names of their own.")
     results: list[Tissues] = []
-    for member, region in zip(members, one_each(mask, len(members), "mask"), strict=True):
+    for member, region in zip(members, repeat_or_check(mask, len(members), "mask"), strict=True):
         images = [as_image(each, what=name) for each, name in [(member, "scan"), *((f, "modalities") for f in further)]]
         image, reached = stack_channels(images)
         inside = _region(image, region, reached)
@@ -138,12 +138,12 @@ def tissue(
 
 
 def as_prior(value: Any, *, what: str = "prior") -> Prior:
-    """A prior of tissue classes from probabilities, paths, or a probabilistic library.
+    """Convert probabilities, paths or a probabilistic library to a prior of tissue classes.
 
     Raises
     ------
     InputError
-        It is none of these, or cannot be read.
+        The value has another type, or cannot be read.
     """
     if isinstance(value, ProbabilityMap):
         return Prior((), probabilities=value)
@@ -160,7 +160,7 @@ def as_prior(value: Any, *, what: str = "prior") -> Prior:
 
 
 def _region(image: Image, mask: Any, reached: Mask) -> Mask:
-    """The voxels to classify: those of the mask, or of the foreground, that every modality reaches."""
+    """Return the voxels to classify: the mask, or the foreground, inside the field of view of every modality."""
     inside = foreground(image) if mask is None else as_mask(mask)
     if not inside.grid.matches(image.grid):
         raise GeometryError(
@@ -168,7 +168,7 @@ def _region(image: Image, mask: Any, reached: Mask) -> Mask:
         )
     inside = replace(inside, array=inside.array & reached.array, affine=image.affine)
     if not inside.array.any():
-        raise InputError(f"{image.name or 'scan'}: expected voxels in the mask that every modality reaches, got none.")
+        raise InputError(f"{image.name or 'scan'}: expected voxels in the mask and every field of view, got none.")
     return inside
 
 

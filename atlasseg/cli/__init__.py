@@ -1,4 +1,4 @@
-"""The command ``atlasseg``: one file a command, each a thin layer over a function of the package."""
+"""The command ``atlasseg``: one file per command, each a thin layer over a function of the package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from atlasseg.version import __version__
 
 
 class _Commands(TyperGroup):
-    """Turns what the user can mend into one line and an exit status."""
+    """Command group that prints an error of the user's input as one line and sets the exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -47,11 +47,11 @@ class _Commands(TyperGroup):
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             flush_log()
-            typer.echo("atlasseg: interrupted; what was finished is kept, nothing is half-written", err=True)
+            typer.echo("atlasseg: interrupted; finished results are kept, and no file is incomplete", err=True)
             raise typer.Exit(130) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The order of a first visit, not of the alphabet."""
+        """List the commands in the order in which a new user needs them."""
         return list(self.commands)
 
 
@@ -111,7 +111,7 @@ def atlasseg(
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command line."""
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot encode is no error
     app()

@@ -1,8 +1,8 @@
-"""What the user sees while a command works: bars on a terminal, a plain line every few seconds elsewhere.
+"""Progress display of a command: bars on a terminal, a plain line every few seconds elsewhere.
 
 It runs in a small process of its own, so that a library that holds the interpreter for minutes (ANTs) does not stop it:
-the command starts this file as a script and writes one JSON message a line to its standard input. So it imports nothing
-of atlasseg. Where standard error is no file of the system, as in a notebook, a thread does the same.
+the command starts this file as a script and writes one JSON message per line to its standard input. For this reason the
+file imports nothing of atlasseg. Where standard error is not a system file, as in a notebook, a thread is used instead.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
 EVERY_S = 8.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 
 QUIET_S = 1.0
-"""A text that comes sooner after the last line waits, and is left out where another one follows it."""
+"""Minimum seconds between two texts; of several texts in that time only the last is printed."""
 
 MOST_ROWS = 8
-"""Targets under way that are named; of more, the first ones are."""
+"""Maximum number of running targets that are named."""
 
 ENOUGH_TARGETS = 3
-"""Finished targets from which the time left is estimated, beside the first one of each process, which compiles."""
+"""Finished targets required to estimate the time left, without the first one of each process, which compiles."""
 
 Z_80_PERCENT = 1.2816
 
@@ -37,10 +37,10 @@ ENDS = ("done", "failed")
 
 
 class Board:
-    """State of a command: its targets with their stages, or what it does now."""
+    """State of a command: its targets with their stages, or its current activity."""
 
     def __init__(self, now: float) -> None:
-        self.begun = now
+        self.started = now
         self.text = ""
         self.text_since = now
         self.total = self.ended = self.failed = self.most_at_once = 0
@@ -48,7 +48,7 @@ class Board:
         self.seconds: list[float] = []
 
     def take(self, message: dict[str, Any], now: float) -> None:
-        """Take in one message: ``{"text": ...}``, or ``{"target": ..., "stage": ...}``."""
+        """Update the state by a message: ``{"text": ...}``, or ``{"target": ..., "stage": ...}``."""
         if "text" in message:
             self.text, self.text_since = message["text"], now
         elif "stage" in message:
@@ -60,7 +60,7 @@ class Board:
         elif stage in ENDS:
             self.ended += 1
             self.failed += stage == "failed"
-            if target in self.under_way:  # else its results were there already, which tells nothing of the others
+            if target in self.under_way:  # else its results were in the cache: no estimate for the others
                 self.seconds.append(now - self.under_way.pop(target)[0])
         else:
             begun = self.under_way[target][0] if target in self.under_way else now
@@ -68,7 +68,7 @@ class Board:
             self.most_at_once = max(self.most_at_once, len(self.under_way))
 
     def counts(self) -> str:
-        """How many targets are done, failed and at which stage."""
+        """Format the number of targets done, failed, and at each stage."""
         if not self.total:
             return ""
         stages = Counter(stage.partition(" ")[0] for _, _, stage in self.under_way.values())
@@ -77,18 +77,19 @@ class Board:
         return ", ".join([f"{self.ended} of {self.total} targets done", *failed, *at_stage])
 
     def rows(self, now: float) -> list[tuple[str, str, str]]:
-        """Name, stage and seconds at it, of targets under way."""
+        """List name, stage and time spent at it, for each running target."""
         shown = list(self.under_way.items())[:MOST_ROWS]
-        return [(target, stage, clock(now - since)) for target, (_, since, stage) in shown]
+        return [(target, stage, format_clock(now - since)) for target, (_, since, stage) in shown]
 
     def waits(self) -> bool:
-        """Whether there are targets, and none has begun."""
+        """Return whether there are targets and none has started."""
         return self.total > self.ended == 0 and not self.under_way
 
     def seconds_left(self, now: float) -> tuple[float, float] | None:
-        """Interval of about 80 percent for the time left, or None where too little is known.
+        """Estimate an 80 percent interval for the time left; None with too few finished targets.
 
-        The targets that are left are taken to cost what those done did, with the variance of their sum and of the mean.
+        The remaining targets are assumed to cost as much as the finished ones; the interval covers the variance of
+        their sum and of the estimated mean.
         """
         first = max(self.most_at_once, 1)
         known = self.seconds[first:]
@@ -103,39 +104,39 @@ class Board:
         return max(expected - spread, 0.0), expected + spread
 
     def time_left(self, now: float) -> str:
-        """The same in words; empty where too little is known."""
+        """Format :meth:`seconds_left` in words; empty if there is no estimate."""
         interval = self.seconds_left(now)
-        return "" if interval is None else f"{span(*interval)} left"
+        return "" if interval is None else f"{format_interval(*interval)} left"
 
     def line(self, now: float) -> str:
-        """All of it on one line."""
+        """Format the whole state on one line."""
         told = [f"{target}: {stage} for {seconds}" for target, stage, seconds in self.rows(now)]
         more = len(self.under_way) - len(told)
         told += [f"and {more} more"] if more > 0 else []
         if not self.total and self.text:
-            told = [f"{self.text} ({clock(now - self.text_since)})"]
+            told = [f"{self.text} ({format_clock(now - self.text_since)})"]
         told = ["start"] if self.waits() else told
         parts = [self.counts(), ", ".join(told), self.time_left(now)]
-        return f"{clock(now - self.begun):>8}  " + ("; ".join(part for part in parts if part) or "working")
+        return f"{format_clock(now - self.started):>8}  " + ("; ".join(part for part in parts if part) or "working")
 
 
-def clock(seconds: float) -> str:
-    """Seconds, minutes and seconds, or hours and minutes."""
+def format_clock(seconds: float) -> str:
+    """Format a time as seconds, minutes and seconds, or hours and minutes."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
     return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02} h"
 
 
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours in words."""
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def span(low: float, high: float) -> str:
-    """An interval of time in words, no finer than it is known."""
+def format_interval(low: float, high: float) -> str:
+    """Format an interval of time in words, rounded to the precision of the estimate."""
     unit, name = (1.0, "s") if high < 100 else (60.0, "min") if high < 6000 else (3600.0, "h")
     step = 10.0 if name == "s" else 0.5 if name == "h" and high < 36000 else 1.0
     from_, to = (max(round(value / unit / step) * step, 0) for value in (low, high))
@@ -144,27 +145,27 @@ def span(low: float, high: float) -> str:
 
 
 class View(Protocol):
-    """Where a board is drawn."""
+    """Output to which a board is drawn."""
 
     def tick(self, board: Board, now: float, *, news: bool) -> None:
-        """Draw; `news` says that a text came."""
+        """Draw the board; `news` is True when a text has arrived."""
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
 
     def close(self) -> None:
-        """Leave what was printed, and nothing else."""
+        """Remove everything but the printed lines."""
 
 
 class Lines:
-    """Plain lines, without control codes, for a file or a pipe."""
+    """Display by plain lines, without control codes, for a file or a pipe."""
 
     def __init__(self, stream: TextIO, now: float, every_s: float = EVERY_S) -> None:
         self.stream, self.every_s = stream, every_s
         self.told = now
 
     def tick(self, board: Board, now: float, *, news: bool) -> None:
-        """Print a line where it is time, or sooner where a text came."""
+        """Print a line when one is due, or earlier when a text has arrived."""
         if now - self.told >= (min(QUIET_S, self.every_s) if news else self.every_s):
             self.told = now
             self.say(board.line(now))
@@ -176,11 +177,11 @@ class Lines:
             self.stream.flush()
 
     def close(self) -> None:
-        """Nothing remains to be done."""
+        """Do nothing: plain lines stay."""
 
 
 class Bars:
-    """Rows that are drawn anew, on a terminal; they go when the work is done."""
+    """Display by rows on a terminal, redrawn in place and removed at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -199,7 +200,7 @@ class Bars:
         from rich.text import Text
 
         head = "; ".join(part for part in (board.counts() or board.text, board.time_left(now)) if part) or "working"
-        self.spinner.update(text=Text(f"{head}  {clock(now - board.begun)}", overflow="fold"))
+        self.spinner.update(text=Text(f"{head}  {format_clock(now - board.started)}", overflow="fold"))
         rows = Table.grid(padding=(0, 2))
         rows.add_column(overflow="fold")
         rows.add_column(overflow="fold")
@@ -220,7 +221,7 @@ class Bars:
 
 
 def show(messages: queue.SimpleQueue[dict[str, Any] | None], view: View, *, tick_s: float) -> None:
-    """Take in messages and draw, until None comes."""
+    """Process messages and draw, until a None arrives."""
     board = Board(time.monotonic())
     waiting = False
     while True:
@@ -241,17 +242,17 @@ def show(messages: queue.SimpleQueue[dict[str, Any] | None], view: View, *, tick
 
 
 def read(stream: TextIO) -> Iterator[dict[str, Any]]:
-    """The messages that come in, until the command closes its end, or is no more."""
+    """Yield the incoming messages until the command closes its end or exits."""
     for line in stream:
         with suppress(ValueError):
             yield json.loads(line)
 
 
 def main() -> None:
-    """Show the messages on standard input until it is closed."""
+    """Display the messages from standard input until it is closed."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the command, which then closes this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command handles Ctrl+C and then closes this process
     messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
 
     def listen() -> None:

@@ -1,4 +1,4 @@
-"""The log on the terminal: one line for one cause, with the number of files and their names."""
+"""Log on the terminal: one line per cause, with the number of files and their names."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import PurePath
 from atlasseg.cli._progress import print_line
 
 HOLD_S = 1.5
-"""A warning waits so long for others of the same cause."""
+"""Seconds that a warning is held back to be grouped with others of the same cause."""
 
 MOST_NAMES = 20
-"""Files that are named of those that share a cause."""
+"""Maximum number of files that are named per cause."""
 
-MOST_ALIKE = 3
-"""Texts of one message that are printed; of further ones the files alone are named."""
+MOST_TEXTS = 3
+"""Maximum number of texts printed for one message; for further ones only the files are named."""
 
 OF_DASK = ("asyncio", "bokeh", "dask", "distributed", "tornado")
-"""Loggers of Dask and what it is built on; atlasseg tells in its own words what matters of it."""
+"""Loggers of Dask and its dependencies. They are muted: atlasseg reports failures of workers itself."""
 
 _SUBJECT = re.compile(r"((?:atlas|scan|target) )?(\S+): (.+)", re.DOTALL)
 
 
 def set_up_logging(*, verbose: bool, quiet: bool) -> GroupedLog:
-    """Let the log go to standard error, and return the handler, to be flushed at the end of the command."""
+    """Send the log to standard error and return the handler, which must be flushed at the end of the command."""
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
     handler = GroupedLog(grouped=not verbose)
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -35,7 +35,7 @@ def set_up_logging(*, verbose: bool, quiet: bool) -> GroupedLog:
 
 
 def flush_log() -> None:
-    """Print what waits in the log."""
+    """Print the warnings that are held back."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
@@ -49,7 +49,7 @@ class _Cause:
 
 
 class GroupedLog(logging.Handler):
-    """Print each record once for its cause: records that differ in their subject (a file, a target) alone are one.
+    """Log handler that prints one line per cause: records that differ only in their subject (file, target) are grouped.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class GroupedLog(logging.Handler):
         self.timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning for a moment, so that others of its cause join it; print all else at once."""
+        """Hold a warning for a moment to group it with others of its cause; print all other records at once."""
         if record.name.partition(".")[0] in OF_DASK:
             return
         try:
@@ -72,7 +72,7 @@ class GroupedLog(logging.Handler):
             if record.exc_info:
                 text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
             if not self.grouped or record.levelno < logging.WARNING:
-                print_line(f"{record.levelname}: {described([subject], text)}")
+                print_line(f"{record.levelname}: {format_cause([subject], text)}")
                 return
             template = getattr(record, "template", str(record.msg)) if subject else text
             key = (record.levelname, f"{record.name} {template}", text)
@@ -89,31 +89,31 @@ class GroupedLog(logging.Handler):
             self.handleError(record)
 
     def _print_new(self) -> None:
-        """Print the causes that were not told yet."""
+        """Print the causes that have not been printed yet."""
         with self._locked():
             self.timer = None
-            alike: dict[str, list[_Cause]] = {}
+            by_message: dict[str, list[_Cause]] = {}
             for (_, message, _), cause in self.causes.items():
                 if len(cause.known) == len(cause.subjects):
-                    alike.setdefault(message, []).append(cause)
-            for causes in alike.values():
-                for cause in causes[:MOST_ALIKE]:
-                    print_line(f"{cause.level}: {described(cause.subjects, cause.text)}")
-                rest = [subject for cause in causes[MOST_ALIKE:] for subject in cause.subjects]
+                    by_message.setdefault(message, []).append(cause)
+            for causes in by_message.values():
+                for cause in causes[:MOST_TEXTS]:
+                    print_line(f"{cause.level}: {format_cause(cause.subjects, cause.text)}")
+                rest = [subject for cause in causes[MOST_TEXTS:] for subject in cause.subjects]
                 if rest:
-                    print_line(f"{causes[0].level}: {len(rest)} more like this: {listed(rest)}")
+                    print_line(f"{causes[0].level}: {len(rest)} more like this: {format_names(rest)}")
                 for cause in causes:
                     cause.subjects = []
 
     def flush(self) -> None:
-        """Print what waits, and how often what was told before came again."""
+        """Print the warnings held back, and the number of repetitions of those already printed."""
         if self.timer is not None:
             self.timer.cancel()
         self._print_new()
         with self._locked():
             for cause in self.causes.values():
                 if cause.subjects:
-                    print_line(f"{cause.level}: {described(cause.subjects, cause.text, noun='more')}")
+                    print_line(f"{cause.level}: {format_cause(cause.subjects, cause.text, noun='more')}")
             self.causes.clear()
 
     def _locked(self) -> threading.RLock:
@@ -122,7 +122,7 @@ class GroupedLog(logging.Handler):
 
 
 def split_subject(record: logging.LogRecord) -> tuple[str, str]:
-    """What a record speaks of, a file mostly, and what it says of it; the former is empty where it has none."""
+    """Split a log record into its subject (usually a file; empty if it has none) and its text."""
     message = record.getMessage()
     subject = getattr(record, "subject", "")
     if isinstance(record.args, tuple) and record.args and str(record.msg).startswith("%s: "):
@@ -133,22 +133,22 @@ def split_subject(record: logging.LogRecord) -> tuple[str, str]:
     return ((found[1] or "") + found[2], found[3]) if found else ("", message)
 
 
-def described(subjects: list[str], text: str, *, noun: str = "") -> str:
-    """A cause on one line, or on two where several files share it."""
+def format_cause(subjects: list[str], text: str, *, noun: str = "") -> str:
+    """Format a cause on one line, or on two if several files share it."""
     if len(subjects) == 1:
         return f"{subjects[0]}: {text}" if subjects[0] else text
     noun = noun or ("files" if all(PurePath(subject).suffix for subject in subjects) else "cases")
-    return f"{len(subjects)} {noun}: {text}\n  {listed(subjects)}"
+    return f"{len(subjects)} {noun}: {text}\n  {format_names(subjects)}"
 
 
-def listed(subjects: list[str]) -> str:
-    """Names, shortened by the folder that all of them are in."""
+def format_names(subjects: list[str]) -> str:
+    """Format a list of names, with the folder given once if it is the same for all."""
     folders = {str(PurePath(subject).parent) for subject in subjects}
     if len(subjects) > 1 and len(folders) == 1 and folders != {"."}:
-        return f"in {folders.pop()}: {_some([PurePath(subject).name for subject in subjects])}"
-    return _some(subjects)
+        return f"in {folders.pop()}: {_shorten([PurePath(subject).name for subject in subjects])}"
+    return _shorten(subjects)
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DeviceName(StrEnum):
-    """Where methods that can use a GPU run."""
+    """Device for the methods that can use a GPU."""
 
     auto = "auto"
     cpu = "cpu"
@@ -23,7 +23,7 @@ class DeviceName(StrEnum):
 
 
 class SpacingName(StrEnum):
-    """Which voxel size of a NIfTI header is used where it gives two."""
+    """Source of the voxel size where a NIfTI header gives two."""
 
     sform = "sform"
     pixdim = "pixdim"
@@ -38,7 +38,7 @@ SpacingFrom = Annotated[
     ),
 ]
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe file (.toml), or a name that `atlasseg recipes` lists.")
+    Path, typer.Argument(metavar="RECIPE", help="Recipe file (.toml), or a name from `atlasseg recipes`.")
 ]
 OptionalRecipe = Annotated[
     Path | None,
@@ -48,7 +48,7 @@ OptionalRecipe = Annotated[
     ),
 ]
 Targets = Annotated[
-    list[Path] | None, typer.Option("--targets", help="A scan, or a folder with images/ (and labels/); repeatable.")
+    list[Path] | None, typer.Option("--targets", help="Scan, or folder with images/ (and labels/); repeatable.")
 ]
 Atlases = Annotated[
     list[Path] | None,
@@ -64,7 +64,7 @@ Prepared = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one value of the recipe; repeatable."),
+    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Set one value of the recipe; repeatable."),
 ]
 MethodSettings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the method; repeatable.")
@@ -85,7 +85,9 @@ Jobs = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    typer.Option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tls://host:8786."),
+    typer.Option(
+        "--scheduler", metavar="ADDRESS", help="Address of a running Dask scheduler, such as tls://host:8786."
+    ),
 ]
 Certificates = Annotated[
     Path | None,
@@ -101,7 +103,7 @@ ClusterSettings = Annotated[
     typer.Option(
         "--cluster-settings",
         metavar="TOML",
-        help="Queue, cores, memory, ... of the jobs of a --cluster; see docs/guide/scaling.md.",
+        help="File with queue, cores, memory, ... of the jobs of a --cluster; see docs/guide/scaling.md.",
     ),
 ]
 CacheFolder = Annotated[
@@ -129,11 +131,11 @@ DryRun = Annotated[
 
 
 FEW_TARGETS = 4
-"""So few are as fast without other processes, since the registrations of one target go side by side."""
+"""Up to this many targets run in one process: their registrations already run in parallel threads."""
 
 
 def spacing_source(chosen: SpacingName | None) -> Literal["sform", "pixdim"]:
-    """The option as :func:`atlasseg.io.read_image` takes it."""
+    """Convert the option to the argument of :func:`atlasseg.io.read_image`."""
     return "pixdim" if chosen is SpacingName.pixdim else "sform"
 
 
@@ -145,7 +147,7 @@ def workers_of(
     settings: Path | None,
     certificates: Path | None,
 ) -> Workers:
-    """Where to compute, as the options say."""
+    """Choose the workers according to the options."""
     from atlasseg.atlases.library import read_targets
     from atlasseg.compute.workers import Workers, count_processors
 
@@ -167,7 +169,7 @@ def load_recipe(
     prepared: Path | None,
     spacing_from: SpacingName | None = None,
 ) -> Recipe:
-    """Read a recipe; paths given as options take the place of its own. Without a path it is chosen by the atlases."""
+    """Read a recipe; options replace its own paths. Without a path the kind of the library chooses the recipe."""
     from atlasseg.recipe import read_recipe, with_device, with_paths
 
     if spacing_from is not None:
@@ -178,7 +180,7 @@ def load_recipe(
 
 
 def _choose_recipe(atlases: list[Path] | None, settings: list[str] | None) -> Recipe:
-    """The recipe that suits the kind of the library, which is told."""
+    """Choose the default recipe for the kind of the library, and print the choice."""
     from atlasseg.atlases.library import read_library
     from atlasseg.cli._progress import is_quiet, print_line
     from atlasseg.errors import InputError

@@ -1,4 +1,4 @@
-"""Tell how far a command is, from its first moment to its end."""
+"""Progress of a command, from its first line to its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Self
 from atlasseg.cli import _display
 
 CLOSE_S = 5.0
-"""Seconds that the display has to remove its rows before it is ended."""
+"""Seconds that the display process has to remove its rows before it is terminated."""
 
 
 def announce(text: str) -> None:
@@ -27,19 +27,19 @@ def announce(text: str) -> None:
 
 
 def is_quiet() -> bool:
-    """Whether only errors are wanted."""
+    """Return whether only errors are printed (``--quiet``)."""
     return logging.getLogger().level >= logging.ERROR
 
 
 class Progress:
-    """Show how far a command is, at least every ten seconds, until the block ends.
+    """Progress of a command, shown at least every ten seconds until the ``with`` block ends.
 
-    It is called with (target, stage) as work on several targets goes on, or told by `text` what is done now.
+    Call it with (target, stage) to report work on several targets, or call `text` to report the current activity.
 
     Parameters
     ----------
     text : str
-        What the command does first.
+        First activity of the command.
 
     Examples
     --------
@@ -54,21 +54,21 @@ class Progress:
         self._thread: threading.Thread | None = None
 
     def __call__(self, target: str, stage: str) -> None:
-        """Show that `target` has come to `stage`; see `compute.execution.Listener`."""
+        """Report that `target` has reached `stage`; see `compute.execution.Listener`."""
         self._send({"target": target, "stage": stage})
 
     def text(self, text: str) -> None:
-        """Show what is done now."""
+        """Show the current activity."""
         self._send({"text": text})
 
     def note(self, text: str) -> None:
-        """Show what is done now, and let it stay on the screen; a text that ends in ``...`` gives way to the next."""
+        """Show the current activity and keep the line; a text that ends in ``...`` is replaced by the next one."""
         if not text.endswith("..."):
             self.say(text)
         self.text(text.removesuffix("...").rstrip())
 
     def say(self, text: str) -> bool:
-        """Print a line that stays; False where nothing is shown now."""
+        """Print a permanent line. Return False if no display is running."""
         return self._send({"say": text})
 
     def _send(self, message: dict[str, Any]) -> bool:
@@ -95,7 +95,7 @@ class Progress:
             )
             self._thread.start()
         else:
-            # -P: the modules beside the script are not for it to import
+            # -P: do not import the modules beside the script
             self._child = subprocess.Popen(
                 [sys.executable, "-P", str(Path(_display.__file__))],
                 stdin=subprocess.PIPE,
@@ -128,10 +128,10 @@ class Progress:
 
 
 _shown: Progress | None = None
-"""The progress that is on the screen now."""
+"""The progress on the screen."""
 
 
 def print_line(text: str) -> None:
-    """Print a line to standard error, above the rows of a progress that is on the screen."""
+    """Print a line to standard error, above the rows of a progress on the screen."""
     if _shown is None or not _shown.say(text):
         print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Tables on the terminal: as wide as it is, with every name whole."""
+"""Tables on the terminal, fitted to its width, with names never cut."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LONG_TEXT = 32
-"""Characters of a cell beyond which a column of text may go onto several lines, between words."""
+"""Columns with cells longer than this many characters may be wrapped between words."""
 
 ANY_WIDTH = 100_000
-"""More than any table takes."""
+"""Width larger than any table."""
 
 
 def print_table(
     frame: pd.DataFrame, *, title: str = "", stream: TextIO | None = None, width: int | None = None
 ) -> None:
-    """Print a data frame, numbers to four digits and to the right.
+    """Print a data frame, with numbers to four digits and right-aligned.
 
-    On a terminal the headers go onto several lines where the columns would not fit beside each other, and where that
-    does not suffice each row becomes a block of lines. Elsewhere the columns are aligned by spaces, at any width.
+    On a terminal, headers are wrapped if the columns are too wide together. If that is not enough, each row becomes a
+    block of lines. Elsewhere the columns are aligned by spaces, at any width.
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ def print_table(
     title : str
         Line above the table.
     stream : file, optional
-        Standard output where None.
+        Default: standard output.
     width : int, optional
-        Columns of the terminal; its own where None.
+        Width in characters. Default: that of the terminal.
     """
     stream = stream or sys.stdout
     if not stream.isatty():
-        stream.write(as_text(frame, title=title))
+        stream.write(format_table(frame, title=title))
         return
     from rich.console import Console
 
@@ -50,18 +50,18 @@ def print_table(
     _print_blocks(console, frame, title)
 
 
-def cells(frame: pd.DataFrame) -> list[list[str]]:
-    """The text of each cell, row by row."""
+def format_cells(frame: pd.DataFrame) -> list[list[str]]:
+    """Format each cell, row by row."""
     return [
         ["" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
         for row in frame.itertuples(index=False)
     ]
 
 
-def as_text(frame: pd.DataFrame, *, title: str = "") -> str:
-    """The table in plain characters, columns aligned and two spaces apart."""
+def format_table(frame: pd.DataFrame, *, title: str = "") -> str:
+    """Format the table in plain characters, columns aligned and two spaces apart."""
     head = [str(column) for column in frame.columns]
-    rows = [head, *cells(frame)]
+    rows = [head, *format_cells(frame)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = _are_numbers(frame)
     lines = [
@@ -94,7 +94,7 @@ def _table(frame: pd.DataFrame, title: str, *, tall: bool) -> Table:
         padding=(0, 1),
         collapse_padding=tall,
     )
-    rows = cells(frame)
+    rows = format_cells(frame)
     for n, (column, is_number) in enumerate(zip(frame.columns, _are_numbers(frame), strict=True)):
         head = str(column).replace(" ", "\n") if tall else str(column)
         prose = not is_number and any(len(row[n]) > LONG_TEXT and " " in row[n] for row in rows)
@@ -112,14 +112,14 @@ def _table(frame: pd.DataFrame, title: str, *, tall: bool) -> Table:
 
 
 def _print_blocks(console: Console, frame: pd.DataFrame, title: str) -> None:
-    """Each row as a block: the first cell, and below it the others with their column's name."""
+    """Print each row as a block: the first cell, and below it the others with their column names."""
     from rich.text import Text
 
     if title:
         console.print(Text(title, style="italic"), soft_wrap=True)
     head = [str(column) for column in frame.columns]
     wide = max(map(len, head))
-    for row in cells(frame):
+    for row in format_cells(frame):
         for n, (name, cell) in enumerate(zip(head, row, strict=True)):
             line = f"  {name:{wide}}  {cell}" if n else f"{name:{wide + 2}}  {cell}"
             if cell:

@@ -1,4 +1,4 @@
-"""``atlasseg atlases``: the library itself."""
+"""``atlasseg atlases``: list, prepare, average and learn from an atlas library."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", help="Folder for the prepared library.")],
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", help="Preprocess and register as this recipe does; give the one you will run."),
+        typer.Option(
+            "--recipe", help="Recipe that gives preprocessing and registration; use the one that you will run."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of iterations of the template.")] = 3,
 ) -> None:
@@ -104,7 +106,7 @@ def average(
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", help="Preprocess the scans as this recipe does; give the one you will run."),
+        typer.Option("--recipe", help="Recipe that gives the preprocessing; use the one that you will run."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of iterations of the template.")] = 3,
     shrink: Annotated[

@@ -1,4 +1,4 @@
-"""``atlasseg bids``: a recipe over a BIDS dataset, as a BIDS-App."""
+"""``atlasseg bids``: run a recipe on a BIDS dataset, as a BIDS-App."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """What is done: scan by scan, or with the results of all of them."""
+    """Analysis level of a BIDS-App."""
 
     participant = "participant"
     group = "group"
@@ -46,10 +46,10 @@ POSITIONALS = 3
 
 
 class _BidsCommand(TyperCommand):
-    """Takes several labels after one option, as BIDS-Apps do: ``--participant-label 01 02``."""
+    """Command with options that take several values, as in BIDS-Apps: ``--participant-label 01 02``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Say the option again before each further label; where it comes after the positional arguments."""
+        """Repeat the option before each further value; only after the positional arguments."""
         if any(word.startswith("-") for word in args[:POSITIONALS]):
             return super().parse_args(ctx, args)
         spelt: list[str] = []
@@ -75,7 +75,7 @@ def _print_version(asked: bool) -> None:
 
 
 def bids(
-    bids_dir: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="A BIDS dataset with T1-weighted scans.")],
+    bids_dir: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="BIDS dataset with T1-weighted scans.")],
     out_dir: Annotated[
         Path, typer.Argument(metavar="OUT_DIR", help="Folder for the derivative, e.g. BIDS_DIR/derivatives/atlasseg.")
     ],
@@ -192,8 +192,11 @@ def bids(
     if not skip_bids_validation:
         with Progress("validate the dataset"):
             validate(bids_dir)
-    asked = {"output.probabilities": probseg, "output.transforms": xfm}
-    changed = [*(settings or ()), *(f"{key}={str(value).lower()}" for key, value in asked.items() if value is not None)]
+    switches = {"output.probabilities": probseg, "output.transforms": xfm}
+    changed = [
+        *(settings or ()),
+        *(f"{key}={str(value).lower()}" for key, value in switches.items() if value is not None),
+    ]
     checked = load_recipe(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=prepared)
     workers = workers_of(nprocs, [scan.path for scan in scans], scheduler, cluster, cluster_settings, certificates)
     workers = replace(workers, memory_bytes=None if mem_gb is None else 1e9 * mem_gb)
@@ -226,9 +229,9 @@ def _group(bids_dir: Path, out_dir: Path, scans: Sequence[Scan]) -> None:
 
     without = group_level(bids_dir, out_dir, scans)
     for scan in without:
-        typer.echo(f"no results: {scan.path.name}", err=True)
-    typer.echo(f"table of {len(scans) - len(without)} scans in {out_dir / 'group_volumes.tsv'}")
-    typer.echo(f"their page: {out_dir / 'index.html'}")
+        typer.echo(f"{scan.path.name}: no results", err=True)
+    typer.echo(f"wrote {out_dir / 'group_volumes.tsv'}: volumes of {len(scans) - len(without)} scans")
+    typer.echo(f"wrote {out_dir / 'index.html'}")
     if without:
         raise typer.Exit(1)
 

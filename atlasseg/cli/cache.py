@@ -1,4 +1,4 @@
-"""``atlasseg cache``: what runs have kept."""
+"""``atlasseg cache``: list, remove or verify cached results."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, help="List, remove or verify the kept results of runs.")
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A --cache folder, or the output folder of a run.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Cache folder (--cache), or the output folder of a run.")]
 
 
-def _found(folder: Path) -> Path:
-    """The cache that is meant."""
+def _find_cache(folder: Path) -> Path:
+    """Find the cache folder."""
     from atlasseg.app.context import CACHE
     from atlasseg.errors import InputError
 
@@ -30,18 +30,18 @@ def ls(folder: Folder) -> None:
 
     import pandas as pd
 
-    from atlasseg.cli._display import duration
+    from atlasseg.cli._display import format_duration
     from atlasseg.cli._tables import print_table
     from atlasseg.store.cache import list_entries
 
-    table = pd.DataFrame([vars(entry) for entry in list_entries(_found(folder))])
+    table = pd.DataFrame([vars(entry) for entry in list_entries(_find_cache(folder))])
     if table.empty:
-        typer.echo(f"{folder}: nothing is kept here")
+        typer.echo(f"{folder}: the cache is empty")
         return
     stages = table.groupby("stage").agg(results=("size", "size"), MB=("size", "sum"), used=("used", "max"))
     stages = stages.reset_index()
     stages["MB"] /= 1e6
-    stages["used"] = [f"{duration(max(0.0, time.time() - used))} ago" for used in stages["used"]]
+    stages["used"] = [f"{format_duration(max(0.0, time.time() - used))} ago" for used in stages["used"]]
     print_table(stages, title=f"{len(table)} results, {table['size'].sum() / 1e9:.3g} GB")
 
 
@@ -62,7 +62,7 @@ def clear(
     """Remove kept results; later runs compute them again."""
     from atlasseg.store import cache
 
-    found = _found(folder)
+    found = _find_cache(folder)
     removed = cache.clear(found, stage or ()) if limit is None else cache.evict(found, int(1e9 * limit))
     typer.echo(f"removed {removed} results")
 
@@ -76,11 +76,11 @@ def verify(
     from atlasseg.store.cache import find_damaged
 
     count = 0
-    for entry, reason in find_damaged(_found(folder)):
+    for entry, reason in find_damaged(_find_cache(folder)):
         count += 1
-        typer.echo(f"damaged: {entry.path}: {reason}")
+        typer.echo(f"{entry.path}: damaged: {reason.removeprefix('damaged: ')}")
         if remove:
             entry.path.unlink(missing_ok=True)
-    typer.echo(f"{count} damaged results" if count else "all results are whole")
+    typer.echo(f"{count} damaged results" if count else "no damaged results")
     if count and not remove:
         raise typer.Exit(1)

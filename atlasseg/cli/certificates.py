@@ -1,4 +1,4 @@
-"""``atlasseg certificates``: what a Dask cluster needs so that no one else can use it."""
+"""``atlasseg certificates``: make TLS certificates for a Dask cluster."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 def certificates(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write them to.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the certificates.")],
 ) -> None:
     """Make TLS certificates for a Dask cluster that you start yourself.
 
-    Without them, any process that reaches the ports of a Dask cluster can run code as the user who started it. Writes
-    `ca.pem`, `cert.pem` and `key.pem`, readable by you alone, and prints the commands that start a scheduler, a worker
-    and a run with them.
+    Without certificates, any process that reaches the ports of a Dask cluster can run code as the user who started it.
+    Writes `ca.pem`, `cert.pem` and `key.pem`, readable by you only, and prints the commands that start a scheduler, a
+    worker and a run with them.
 
     **Examples**
 

@@ -1,4 +1,4 @@
-"""``atlasseg compare``: register once, fuse every way, test the difference."""
+"""``atlasseg compare``: compare fusion methods on the same registrations."""
 
 from __future__ import annotations
 
@@ -39,13 +39,16 @@ def compare(
     recipe: OptionalRecipe = None,
     names: Annotated[
         str,
-        typer.Option("--methods", help="Fusions or FUSION+REFINEMENT, with commas; 'all' takes every fusion."),
+        typer.Option(
+            "--methods", help="Comma-separated fusion methods or FUSION+REFINEMENT. all: every fusion method."
+        ),
     ] = "all",
     targets: Targets = None,
     atlases: Atlases = None,
     out: Out = None,
     leave_one_out: Annotated[
-        bool, typer.Option("--leave-one-out", help="Take every atlas of the library as a target of the others.")
+        bool,
+        typer.Option("--leave-one-out", help="Segment every atlas of the library from the others (leave-one-out)."),
     ] = False,
     cache: CacheFolder = None,
     cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
@@ -100,9 +103,7 @@ def compare(
             checked, chosen, workers=workers, listener=progress, cache=cache, limit_bytes=int(1e9 * cache_limit)
         )
     print_table(found.overview(), title=f"mean over {len(found.scores)} targets")
-    print_table(found.tests.drop(columns="median_difference"), title="mean Dice, every two methods")
-    typer.echo(
-        f"mean ranks differ where they lie {found.ranking.critical_difference:.2f} or more apart (Nemenyi, 0.05)"
-    )
+    print_table(found.tests.drop(columns="median_difference"), title="mean Dice, all pairs of methods")
+    typer.echo(f"critical difference of mean ranks: {found.ranking.critical_difference:.2f} (Nemenyi, 0.05)")
     typer.echo(f"results in {checked.data.out}")
     report_failures(found.outcomes)

@@ -1,4 +1,4 @@
-"""``atlasseg convert``: a volume of any format that is read, to NIfTI, NRRD or MetaImage."""
+"""``atlasseg convert``: convert a volume of any supported format to NIfTI, NRRD or MetaImage."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def add_to(app: typer.Typer) -> None:
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SCAN", help="A volume, or a folder with a DICOM series; FOLDER#2 is the second.")
+        Path, typer.Argument(metavar="SCAN", help="Volume, or folder with DICOM series; FOLDER#2 is the second series.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .nii.gz, .nii, .nrrd or .mha.")],
-    labels: Annotated[bool, typer.Option("--labels", help="The values are labels, not intensities.")] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Treat the values as labels, not intensities.")] = False,
     orthogonal: Annotated[
         bool,
         typer.Option(
             "--orthogonal",
-            help="Resample sheared axes (a tilted gantry) to perpendicular ones, which ITK, ANTs and Slicer can open.",
+            help="Resample sheared axes (tilted gantry) to perpendicular ones, as required by ITK, ANTs and Slicer.",
         ),
     ] = False,
     series: Annotated[
-        str | None, typer.Option("--series", help="DICOM series of the folder: its number in the list, or its UID.")
+        str | None, typer.Option("--series", help="DICOM series in the folder: its number in the list, or its UID.")
     ] = None,
     spacing_from: SpacingFrom = None,
 ) -> None:

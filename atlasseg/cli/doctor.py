@@ -1,4 +1,4 @@
-"""``atlasseg doctor``: what is wrong with a dataset, before hours are spent."""
+"""``atlasseg doctor``: check a dataset for problems before a long run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with images/ and labels/.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with images/ and labels/.")],
 ) -> None:
     """Check a dataset for problems: geometry, intensities, labels, files, duplicates.
 

@@ -1,4 +1,4 @@
-"""``atlasseg evaluate``: one segmentation against its reference."""
+"""``atlasseg evaluate``: evaluate a segmentation against a reference."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def evaluate(
     ] = None,
     tolerance_mm: Annotated[
         float | None,
-        typer.Option("--tolerance", min=0, help="Tolerance of the surface Dice in mm; by default that of a recipe."),
+        typer.Option("--tolerance", min=0, help="Tolerance of the surface Dice in mm. Default: as in recipes."),
     ] = None,
     spacing_from: SpacingFrom = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the long table (label, metric, value) here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File for the long table (label, metric, value).")] = None,
 ) -> None:
     """Measure a segmentation against a reference: overlap, surface distances, volumes.
 

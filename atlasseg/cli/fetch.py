@@ -1,4 +1,4 @@
-"""``atlasseg fetch``: public datasets, as libraries."""
+"""``atlasseg fetch``: download public datasets as atlas libraries."""
 
 from __future__ import annotations
 
@@ -53,4 +53,4 @@ def fetch(
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task(name, total=None)
         fetching.fetch(dataset, folder, told=lambda here, whole: bars.update(bar, completed=here, total=whole or None))
-    typer.echo(f"the library is {folder / 'atlases'}; its licence is in {folder / 'LICENSE.txt'}")
+    typer.echo(f"library: {folder / 'atlases'}; licence: {folder / 'LICENSE.txt'}")

@@ -1,4 +1,4 @@
-"""``atlasseg fuse``: candidates that are already on the target's grid, on files."""
+"""``atlasseg fuse``: fuse candidate segmentations that are already on the grid of the target."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 def fuse(
-    target: Annotated[Path, typer.Argument(help="The scan.")],
+    target: Annotated[Path, typer.Argument(help="Scan to segment.")],
     candidates: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder with images/ and labels/ already on the scan's grid.")
+        Path, typer.Argument(metavar="DIR", help="Folder with images/ and labels/ on the grid of TARGET.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Segmentation to write.")],
+    out: Annotated[Path, typer.Option("--out", help="File for the segmentation.")],
     method: Annotated[
-        str, typer.Option("--method", help="Fusion method; see atlasseg methods fusion.")
+        str, typer.Option("--method", help="Fusion method; see `atlasseg methods fusion`.")
     ] = "local_weighted",
     settings: MethodSettings = None,
     entropy: Annotated[Path | None, typer.Option(help="Also write the uncertainty: entropy in bits.")] = None,

@@ -1,4 +1,4 @@
-"""``atlasseg init``: a recipe to start from."""
+"""``atlasseg init``: write a recipe with all keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
 def init(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="A name that `atlasseg recipes` lists, or a recipe file."),
+        typer.Argument(metavar="[RECIPE]", help="Name from `atlasseg recipes`, or a recipe file."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")] = Path("recipe.toml"),
     brief: Annotated[
@@ -45,12 +45,14 @@ def init(
     from atlasseg.version import __version__
 
     if out.exists() and not force:
-        raise InputError(f"{out}: expected a file that is not there yet. Give another --out, or --force to replace it.")
+        raise InputError(
+            f"{out}: expected a new file, got an existing one. Give another --out, or --force to replace it."
+        )
     if recipe is None:
         tables, origin = default_tables("multi"), "the default recipe for several atlases"
     else:
         tables, origin = tomllib.loads(read_recipe(Path(recipe)).text), f"the recipe {recipe}"
         tables["data"] = {key: value for key, value in tables.get("data", {}).items() if value}
-    title = f"Recipe of atlasseg {__version__}, begun from {origin} by 'atlasseg init'."
+    title = f"Recipe of atlasseg {__version__}, made from {origin} by 'atlasseg init'."
     io.write_text(format_template(tables, title=title, brief=brief), out)
     typer.echo(f"wrote {out}")

@@ -1,4 +1,4 @@
-"""``atlasseg methods``: what there is to choose from."""
+"""``atlasseg methods``: list the methods of each stage."""
 
 from __future__ import annotations
 

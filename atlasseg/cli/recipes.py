@@ -1,4 +1,4 @@
-"""``atlasseg recipes``: the recipes that come with atlasseg."""
+"""``atlasseg recipes``: list the recipes that come with atlasseg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``atlasseg regions``: a volume into regions, a segmentation made consistent with them, its instances."""
+"""``atlasseg regions``: segment a volume into regions, post-process a segmentation, number its instances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlasseg.cli._options import MethodSettings
 
 
 class Instances(StrEnum):
-    """What an instance is."""
+    """Definition of an instance."""
 
     components = "components"
     watershed = "watershed"
@@ -33,34 +33,32 @@ def regions(
     ],
     method: Annotated[
         str,
-        typer.Option("--method", metavar="METHOD", help="Method that finds regions: see `atlasseg methods regions`."),
+        typer.Option("--method", metavar="METHOD", help="Region method; see `atlasseg methods regions`."),
     ] = "split_and_merge",
     settings: MethodSettings = None,
-    seeds: Annotated[
-        Path | None, typer.Option(help="Seeds (growing) or markers (watershed), a label map on the scan's grid.")
-    ] = None,
+    seeds: Annotated[Path | None, typer.Option(help="Label map with seeds (growing) or markers (watershed).")] = None,
     table: Annotated[
         Path | None,
         typer.Option(help="Also write a TSV: size, mean, sd and neighbours of regions, or the changes of labels."),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder for pictures: borders, octree blocks, dendrogram of the merges.")
+        Path | None, typer.Option(help="Folder for pictures: borders, octree blocks, merge dendrogram.")
     ] = None,
     segmentation: Annotated[
         Path | None,
         typer.Option(help="Label map or probabilities to make consistent with the regions."),
     ] = None,
-    votes: Annotated[bool, typer.Option(help="Whether regions vote on the segmentation's labels.")] = True,
+    votes: Annotated[bool, typer.Option(help="Let the regions vote on the labels of the segmentation.")] = True,
     field_weight: Annotated[
         float | None,
-        typer.Option(min=0, help="Weight of the neighbours in a region's vote; at 0 each region votes on its own."),
+        typer.Option(min=0, help="Weight of neighbouring regions in the vote; 0: none."),
     ] = None,
     min_component_fraction: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Components below this fraction of their label's largest go to a neighbour."),
+        typer.Option(min=0, max=1, help="Reassign components below this fraction of their label's largest one."),
     ] = None,
     largest_part: Annotated[
-        str, typer.Option(help="Labels of which only the largest part stays: 1,2 or all.", metavar="LABELS")
+        str, typer.Option(help="Labels that keep only their largest component: 1,2 or all.", metavar="LABELS")
     ] = "",
     fill_holes: Annotated[str, typer.Option(help="Labels whose holes are filled: 1,2 or all.", metavar="LABELS")] = "",
     removable_labels: Annotated[
@@ -89,7 +87,7 @@ def regions(
 
     if segmentation is None:
         if instances is not None or masks is not None:
-            raise InputError("--instances and --masks are of a --segmentation, and none is given")
+            raise InputError("--instances and --masks: expected a --segmentation, got none")
         found = files.partition_files(
             volume, out, method=method, settings=settings or (), seeds=seeds, table=table, pictures=pictures
         )
@@ -102,7 +100,9 @@ def regions(
             typer.echo(f"wrote {path}")
         return
     if seeds is not None or pictures is not None:
-        raise InputError("--seeds and --pictures are of regions; with --segmentation they have no use")
+        raise InputError(
+            "--seeds and --pictures: expected no --segmentation, since they describe regions. Leave them out"
+        )
     result = files.consistent_files(
         volume,
         segmentation,
@@ -120,10 +120,10 @@ def regions(
     )
     import pandas as pd
 
-    print_table(pd.DataFrame(result.rows()), title=f"{result.voxels_changed} voxels changed their label")
+    print_table(pd.DataFrame(result.rows()), title=f"{result.voxels_changed} voxels with a new label")
     typer.echo(f"wrote {out}")
     if instances is not None:
         count = files.instance_files(out, instances, by=instances_by.value, masks=masks)
         typer.echo(f"wrote {instances}: {count} instances")
     elif masks is not None:
-        raise InputError("--masks goes with --instances")
+        raise InputError("--masks: expected --instances as well")

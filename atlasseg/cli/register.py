@@ -1,4 +1,4 @@
-"""``atlasseg register``: one scan onto another, on files."""
+"""``atlasseg register``: register one scan to another."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ def register(
     fixed: Annotated[Path, typer.Argument(help="The scan whose grid the result is on (the target).")],
     moving: Annotated[Path, typer.Argument(help="The scan that is aligned to it (the atlas).")],
     out: Annotated[
-        Path, typer.Option("--out", help="Transform to write: .h5, .tfm, .mat (affine) or .nii.gz (field).")
+        Path, typer.Option("--out", help="File for the transform: .h5, .tfm, .mat (affine) or .nii.gz (field).")
     ],
     steps: Annotated[
-        str, typer.Option("--steps", help="Registration methods in order, with commas; see atlasseg methods.")
+        str, typer.Option("--steps", help="Comma-separated registration methods in order; see `atlasseg methods`.")
     ] = "affine,ffd",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A parameter of a step; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Set a parameter of a step; repeatable."),
     ] = None,
     fixed_mask: Annotated[
         Path | None, typer.Option(help="Region of the fixed scan in which the similarity is measured.")
@@ -41,7 +42,7 @@ def register(
     initial: Annotated[
         Path | None,
         typer.Option(
-            help="Start from this transform, from points of FIXED to points of MOVING: .h5, .tfm, .txt, .mat or a "
+            help="Initial transform, from points of FIXED to points of MOVING: .h5, .tfm, .txt, .mat or a "
             "displacement field."
         ),
     ] = None,
@@ -60,7 +61,7 @@ def register(
     from atlasseg.errors import InputError
 
     if (labels is None) != (warped_labels is None):
-        raise InputError("--labels and --warped-labels go together")
+        raise InputError("expected both --labels and --warped-labels, got one of them")
     quality, similarity = register_files(
         fixed,
         moving,

@@ -1,4 +1,4 @@
-"""``atlasseg run``: a recipe over its targets."""
+"""``atlasseg run``: segment targets by a recipe."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def run(
 
 
 def report_outcomes(done: Sequence[Outcome[TargetSummary]], out: Path) -> None:
-    """Print how a run ended, and leave with status 1 where a target failed."""
+    """Print the outcome of a run, and exit with status 1 if a target failed."""
     from atlasseg.app.context import LOGS
     from atlasseg.app.run import summary
     from atlasseg.cli._tables import print_table
@@ -115,38 +115,38 @@ def report_outcomes(done: Sequence[Outcome[TargetSummary]], out: Path) -> None:
 
 
 def report_failures(done: Sequence[Outcome[Any]], *, logs: Path | None = None) -> None:
-    """Name the targets that failed, those of one reason together, and leave with status 1 where there are any."""
-    from atlasseg.cli._logging import described
+    """Print the failed targets, grouped by reason, and exit with status 1 if there are any."""
+    from atlasseg.cli._logging import format_cause
 
     reasons: dict[str, list[str]] = {}
     for outcome in done:
         if outcome.error:
             reasons.setdefault(outcome.error, []).append(outcome.target)
     for reason, targets in reasons.items():
-        typer.echo(f"failed: {described(targets, reason, noun='targets')}", err=True)
+        typer.echo(f"failed: {format_cause(targets, reason, noun='targets')}", err=True)
     if reasons and logs is not None:
-        typer.echo(f"logs of what failed: {logs}", err=True)
+        typer.echo(f"logs of the failed targets: {logs}", err=True)
     if reasons:
         raise typer.Exit(1)
 
 
 def report_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_bytes: int) -> None:
-    """Print what a run would do; refuse it where the disk cannot hold it."""
+    """Print the plan of a run. Raise an error if the disk is too small for its results."""
     import pandas as pd
 
     from atlasseg.app.plan import estimate
-    from atlasseg.cli._display import duration
+    from atlasseg.cli._display import format_duration
     from atlasseg.cli._progress import Progress
     from atlasseg.cli._tables import print_table
 
-    with Progress("look at what is kept, and estimate the rest"):
+    with Progress("read the cache and estimate the remaining work"):
         plan = estimate(recipe, workers=workers, cache=cache, limit_bytes=limit_bytes)
     rows = [
         {
             "step": each.stage,
             "kept": each.kept,
             "to do": each.to_do,
-            "CPU time": duration(each.seconds),
+            "CPU time": format_duration(each.seconds),
             "disk, MB": each.kept_bytes / 1e6,
             "estimate": "measured" if each.measured else "rough",
         }
@@ -154,12 +154,14 @@ def report_plan(recipe: Recipe, workers: Workers, cache: Path | None, limit_byte
     ]
     print_table(pd.DataFrame(rows), title=f"{plan.targets} targets, {plan.finished} finished")
     for target, error in plan.broken.items():
-        typer.echo(f"cannot be read: {target}: {error}", err=True)
-    typer.echo(f"about {duration(plan.seconds)} with {plan.workers} at once")
+        typer.echo(f"{target}: cannot be read: {error}", err=True)
+    typer.echo(f"about {format_duration(plan.seconds)} with {plan.workers} in parallel")
     memory = plan.memory
-    typer.echo(f"memory of each: {memory.registering / 1e9:.2g} GB to register, {memory.fusing / 1e9:.2g} GB to fuse")
     typer.echo(
-        f"disk: {plan.cache_bytes / 1e9:.3g} GB kept on the way, {plan.result_bytes / 1e9:.3g} GB of results; "
+        f"memory per worker: {memory.registering / 1e9:.2g} GB to register, {memory.fusing / 1e9:.2g} GB to fuse"
+    )
+    typer.echo(
+        f"disk: {plan.cache_bytes / 1e9:.3g} GB in the cache, {plan.result_bytes / 1e9:.3g} GB of results; "
         f"{plan.free_bytes / 1e9:.3g} GB are free"
     )
     plan.check()

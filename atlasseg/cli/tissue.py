@@ -1,4 +1,4 @@
-"""``atlasseg tissue``: tissue classes of scans by their intensities."""
+"""``atlasseg tissue``: classify tissues of scans by their intensities."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def add_to(app: typer.Typer) -> None:
 def tissue(
     scans: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="SCAN...", help="Scans, each a target (4-D: several modalities), or data set folders."),
+        typer.Argument(metavar="SCAN...", help="Scans (4-D: several modalities), or dataset folders."),
     ] = None,
     out: Out = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe with a table [tissue].")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe with a table [tissue].")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help="Model: see `atlasseg methods tissue`. [default: field]"),
+        typer.Option("--model", metavar="MODEL", help="Tissue model; see `atlasseg methods tissue`. [default: field]"),
     ] = None,
     classes: Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. [default: 3]")] = None,
     names: Annotated[str | None, typer.Option("--names", help="Names of the classes, separated by commas.")] = None,
@@ -54,14 +54,14 @@ def tissue(
     prior: Annotated[
         list[Path] | None,
         typer.Option(
-            "--prior", help="A 4-D file, one file a class (repeat), or the folder of a probabilistic library."
+            "--prior", help="Prior: a 4-D file, one file per class (repeat), or the folder of a probabilistic library."
         ),
     ] = None,
     modalities: Annotated[
-        list[Path] | None, typer.Option("--with", metavar="FILE", help="Another modality of the only scan; repeatable.")
+        list[Path] | None, typer.Option("--with", metavar="FILE", help="Another modality of the same scan; repeatable.")
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option("--mask", help="Where the only scan is classified; else its foreground is found.")
+        Path | None, typer.Option("--mask", help="Mask of the voxels to classify. Default: the foreground of the scan.")
     ] = None,
     settings: MethodSettings = None,
     spacing_from: SpacingFrom = None,
@@ -91,25 +91,25 @@ def tissue(
     from atlasseg.errors import InputError
     from atlasseg.recipe import parse_recipe, read_recipe, with_paths
 
-    asked = []
+    overrides = []
     if model is not None:
-        asked.append(f"tissue.method={model}")
+        overrides.append(f"tissue.method={model}")
     if classes is not None:
-        asked.append(f"tissue.classes={classes}")
+        overrides.append(f"tissue.classes={classes}")
     if names is not None:
-        asked.append(f"tissue.names={json.dumps([name.strip() for name in names.split(',')])}")
+        overrides.append(f"tissue.names={json.dumps([name.strip() for name in names.split(',')])}")
     if contrast is not None:
-        asked.append(f"tissue.contrast={json.dumps(contrast)}")
+        overrides.append(f"tissue.contrast={json.dumps(contrast)}")
     if prior:
-        asked.append(f"tissue.prior={json.dumps([str(path.resolve()) for path in prior])}")
-    asked += [f"tissue.{setting}" for setting in settings or ()]
+        overrides.append(f"tissue.prior={json.dumps([str(path.resolve()) for path in prior])}")
+    overrides += [f"tissue.{setting}" for setting in settings or ()]
     if spacing_from is not None:
-        asked.append(f"data.spacing_from={spacing_from.value}")
+        overrides.append(f"data.spacing_from={spacing_from.value}")
     if recipe is not None:
-        checked = read_recipe(recipe, overrides=asked)
+        checked = read_recipe(recipe, overrides=overrides)
     else:
         checked = parse_recipe(
-            {"tissue": {"method": model or DEFAULT_MODEL}}, overrides=asked, where="--set", name="tissue"
+            {"tissue": {"method": model or DEFAULT_MODEL}}, overrides=overrides, where="--set", name="tissue"
         )
     if checked.tissue is None:
         raise InputError(f"{recipe}: expected a recipe with a table [tissue], got one without")

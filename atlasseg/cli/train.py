@@ -1,4 +1,4 @@
-"""``atlasseg train`` and ``atlasseg pretrain``: the network that refines."""
+"""``atlasseg train`` and ``atlasseg pretrain``: train the network of the refinement."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Flops = Annotated[
 
 
 class Freeze(StrEnum):
-    """What can be left as it is in --init."""
+    """Part of the network to freeze."""
 
     encoder = "encoder"
 
@@ -129,7 +129,7 @@ def pretrain(
     recipe: RecipeFile,
     out: ModelOut,
     scans: Annotated[
-        list[Path], typer.Option("--scans", help="A scan, or a folder of scans, labelled or not; repeatable.")
+        list[Path], typer.Option("--scans", help="Scan, or folder of scans, labelled or not; repeatable.")
     ],
     memory: Memory = None,
     gflop: Flops = None,

@@ -1,4 +1,4 @@
-"""``atlasseg view``: look at the reports of a run in a browser."""
+"""``atlasseg view``: view the reports of a run in a browser."""
 
 from __future__ import annotations
 

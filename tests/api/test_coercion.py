@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 import atlasseg
-from atlasseg.api.coercion import as_candidates, as_step, given, one_each
-from atlasseg.api.recipes import as_recipe, kind_of
+from atlasseg.api.coercion import as_candidates, as_step, describe_value, repeat_or_check
+from atlasseg.api.recipes import as_recipe, get_kind
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.methods import get, names
 from atlasseg.resources import shipped_recipes
@@ -100,7 +100,7 @@ def test_messages_say_what_was_got_and_what_to_do(tiny):
     nan = sitk.GetImageFromArray(np.full((3, 4, 5), np.nan))
     with pytest.raises(InputError, match=r"scan: .*60 intensities are NaN"):
         atlasseg.as_image(nan, what="scan")
-    assert [given(v) for v in (None, "x", {}, (1,), tiny["atlas"], four)] == [
+    assert [describe_value(v) for v in (None, "x", {}, (1,), tiny["atlas"], four)] == [
         "None", "the text 'x'", "a dictionary", "a tuple of 1", "an Atlas", "an image of nibabel",
     ]  # fmt: skip
 
@@ -155,7 +155,7 @@ def test_labels_alone_are_candidates_where_no_intensities_are_compared(tiny):
         [labels, labels.to_sitk(), ProbabilityMap.from_labels(labels)], tiny["image"], get("fusion", "majority")
     )
     assert len({atlas.id for atlas in voters}) == 3 and all(a.grid.matches(labels.grid) for a in voters)
-    with pytest.raises(InputError, match="'joint' compares intensities; got labels alone"):
+    with pytest.raises(InputError, match="'joint' compares intensities; got labels without images"):
         as_candidates([labels, labels], tiny["image"], get("fusion", "joint"))
     with pytest.raises(GeometryError, match="number 2: expected labels on the grid of the target"):
         as_candidates([labels, LabelMap(labels.array, np.eye(4))], tiny["image"], get("fusion", "majority"))
@@ -197,8 +197,8 @@ def test_methods_by_name_or_as_listed_and_their_parameters_checked():
             as_step("fusion", method, parameters)
     with pytest.raises(InputError, match="lacks the parameter 'model'"):
         as_step("refinement", "corrective_learning", {})
-    with pytest.raises(InputError, match="expected one, or one each of 3, got 2"):
-        one_each([1, 2], 3, "mask")
+    with pytest.raises(InputError, match="expected one, or a list of 3, got 2"):
+        repeat_or_check([1, 2], 3, "mask")
 
 
 def test_recipes_by_path_name_method_tables_or_not_at_all(tmp_path, caplog):
@@ -213,15 +213,15 @@ def test_recipes_by_path_name_method_tables_or_not_at_all(tmp_path, caplog):
     with caplog.at_level("INFO", "atlasseg"):
         assert as_recipe(None).fusion.method.name == "joint"
         assert as_recipe(None, kind="single").fusion.method.name == "majority"
-    assert "no recipe was given; the default is used" in caplog.text
+    assert "no recipe given: using the default" in caplog.text
     assert as_recipe(refined) is refined
     assert not set(shipped_recipes()) & set(names("fusion"))  # else a name would have two meanings
 
 
 def test_the_kind_of_atlases_is_that_of_a_library(tiny):
     fractions = Atlas("p", tiny["image"], ProbabilityMap.from_labels(tiny["labels"]))
-    assert kind_of([tiny["atlas"]]) == "single" and kind_of([tiny["atlas"]] * 2) == "multi"
-    assert kind_of([fractions]) == kind_of([tiny["atlas"], fractions]) == "probabilistic"
+    assert get_kind([tiny["atlas"]]) == "single" and get_kind([tiny["atlas"]] * 2) == "multi"
+    assert get_kind([fractions]) == get_kind([tiny["atlas"], fractions]) == "probabilistic"
 
 
 @pytest.mark.parametrize(
@@ -246,5 +246,5 @@ def test_what_is_no_recipe_is_refused(value, message):
 def test_overrides_are_texts_and_not_for_a_recipe_that_is_read():
     with pytest.raises(InputError, match="overrides: expected a list of texts"):
         as_recipe("joint", overrides="fusion.beta=3")
-    with pytest.raises(InputError, match="overrides change a recipe as it is read"):
+    with pytest.raises(InputError, match="expected a path or a name together with overrides, got a Recipe"):
         as_recipe(as_recipe("joint"), overrides=["fusion.beta=3"])

@@ -80,8 +80,8 @@ def test_the_plan_by_command_writes_no_result(recipe, dataset):
     status, output = command("run", recipe, "--dry-run", "--jobs", "2")
     assert status == 0
     assert "2 targets, 0 finished" in output and "registration.affine" in output
-    assert re.search(r"cannot be read: head4: .*head4.nii.gz", output)
-    assert "with 2 at once" in output and "GB to register" in output and "are free" in output
+    assert re.search(r"head4: cannot be read: .*head4.nii.gz", output)
+    assert "with 2 in parallel" in output and "GB to register" in output and "are free" in output
     assert not list((dataset / "out").glob("head*"))
 
 
@@ -120,7 +120,7 @@ def test_the_cache_by_command(recipe, dataset):
     out = dataset / "out"
     status, output = command("cache", "ls", out)
     assert status == 0 and "registration.affine" in output and "27 results" in output
-    assert command("cache", "verify", out) == (0, "all results are whole")
+    assert command("cache", "verify", out) == (0, "no damaged results")
     damaged = next((out / ".cache/propagate").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:-50])
     status, output = command("cache", "verify", out / ".cache")

@@ -171,7 +171,7 @@ def test_a_run_goes_on_where_it_was_and_reports_are_made_again_from_the_derivati
     status, output = call(study, "participant", "--reports-only")
     assert status == 1 and "expected results of sub-01_T1w.nii.gz, got none" in output
     status, output = call(study, "group")
-    assert status == 1 and "no results: sub-01_T1w.nii.gz" in output
+    assert status == 1 and "sub-01_T1w.nii.gz: no results" in output
     assert "no results" in (study / "out/index.html").read_text("utf-8")
 
 

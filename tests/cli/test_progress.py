@@ -11,7 +11,7 @@ from io import StringIO
 import pytest
 
 from atlasseg.cli import _display, _logging
-from atlasseg.cli._display import Board, clock, duration, span
+from atlasseg.cli._display import Board, format_clock, format_duration, format_interval
 from atlasseg.cli._logging import GroupedLog
 from atlasseg.cli._progress import Progress
 
@@ -80,13 +80,13 @@ def test_the_time_left_covers_what_the_others_take():
 
 
 def test_durations_and_spans_are_told_no_finer_than_they_are_known():
-    assert [duration(s) for s in (3.4, 99, 120, 6000)] == ["3 s", "99 s", "2 min", "1.7 h"]
-    assert [clock(s) for s in (3.4, 59.9, 60, 725, 3661)] == ["3 s", "59 s", "1:00 min", "12:05 min", "1:01 h"]
-    assert span(31, 58) == "about 30 to 60 s"
-    assert span(700, 1100) == "about 12 to 18 min"
-    assert span(700, 710) == "about 12 min"
-    assert span(0, 3) == "about 0 to 10 s"
-    assert span(8000, 20000) == "about 2 to 5.5 h"
+    assert [format_duration(s) for s in (3.4, 99, 120, 6000)] == ["3 s", "99 s", "2 min", "1.7 h"]
+    assert [format_clock(s) for s in (3.4, 59.9, 60, 725, 3661)] == ["3 s", "59 s", "1:00 min", "12:05 min", "1:01 h"]
+    assert format_interval(31, 58) == "about 30 to 60 s"
+    assert format_interval(700, 1100) == "about 12 to 18 min"
+    assert format_interval(700, 710) == "about 12 min"
+    assert format_interval(0, 3) == "about 0 to 10 s"
+    assert format_interval(8000, 20000) == "about 2 to 5.5 h"
 
 
 HOLDS_THE_INTERPRETER = """

@@ -250,7 +250,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_model(place, monkeypatch):
 
     monkeypatch.setattr(fitting, "_attempt", pressed)
     done = called("train", place / "recipe.toml", "--out", place / "model", "--cache", place / "cache")
-    assert done.exit_code == 130 and "nothing is half-written" in done.output
+    assert done.exit_code == 130 and "no file is incomplete" in done.output
     assert [p.name for p in (place / "model.work").iterdir()] == ["network_0.safetensors"]
     assert not (place / "model").exists()
     monkeypatch.setattr(fitting, "_attempt", real)
@@ -263,7 +263,7 @@ def test_pretrained_on_scans_without_labels(place):
     settings = ("--set", "training.steps=6", "--set", "training.validate_every=3")
     done = called("pretrain", recipe, "--scans", place / "targets", "--out", place / "pretrained", *settings)
     assert done.exit_code == 0, done.output
-    assert "what is hidden is filled in with a squared error of" in done.output
+    assert "mean squared error of the masked reconstruction" in done.output
     used = called("run", recipe, "--set", "refinement.unet.model=pretrained", "--jobs", 1)
     assert used.exit_code == 1  # a model without labels refines nothing
     begun = called("train", recipe, "--out", place / "model", "--init", place / "pretrained", *settings)
