@@ -449,7 +449,7 @@ def test_nothing_of_an_earlier_run_is_taken_for_the_present_ones(recipe, dataset
     assert not (moved / "head3").exists(), "its successor is written"
     assert (moved / "head4" / "head4_metrics.tsv").read_bytes() == first["head4/head4_metrics.tsv"]
     assert sorted(p.name for p in out.iterdir()) == [
-        *(".cache", "dataset_description.json", "earlier", "head3", "logs")
+        *(".cache", "dataset_description.json", "earlier", "head3", "logs", "quality.tsv")
     ]
     assert not (out / "head3" / "head3_metrics.tsv").exists()
     shutil.rmtree(out / "earlier")
@@ -457,6 +457,8 @@ def test_nothing_of_an_earlier_run_is_taken_for_the_present_ones(recipe, dataset
 
     assert run(recipe, "--targets", dataset / "targets" / "images" / "head3.nii.gz")[0] == 0
     (moved,) = (out / "earlier").iterdir()
-    assert sorted(p.name for p in out.iterdir()) == [".cache", "dataset_description.json", "earlier", "head3"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *(".cache", "dataset_description.json", "earlier", "head3", "quality.tsv")
+    ]
     # the recipe that is written down names what was used, not what the file said
     assert "head3.nii.gz" in io.read_json(out / "dataset_description.json")["Recipe"]
