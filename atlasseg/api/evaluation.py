@@ -25,7 +25,8 @@ def evaluate(
     Computes overlap (Dice, Jaccard, volume similarity, sensitivity, precision) and surface distances (Hausdorff
     distance, its 95th percentile, average symmetric surface distance, surface Dice) of every label in either label map,
     of groups of labels, and of all labels together ("foreground"). A label that is missing in one of the two gets the
-    worst value of each metric, and a note.
+    worst value of each metric, and a note. Where neither has any label, no metric is defined: the values are NaN, and a
+    note says so. :doc:`/guide/measures` gives the definitions and relates them to other tools.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def evaluate(
     not_annotated : collection of int
         Labels that were not annotated in the reference. They are not evaluated.
     surface_tolerance_mm : float
-        Tolerance of the surface Dice in mm, 0 or more.
+        Tolerance of surface Dice (by area, and of voxels) in mm, 0 or more.
 
     Returns
     -------

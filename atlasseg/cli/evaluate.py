@@ -31,7 +31,12 @@ def evaluate(
 ) -> None:
     """Measure a segmentation against a reference: overlap, surface distances, volumes.
 
-    All labels of the reference are measured. A label that the segmentation lacks gets the worst value of each measure.
+    A label that one of the two lacks gets the worst value of each measure (overlaps 0, distances the largest in the
+    grid) and counts in the mean. A label that both lack has no row. Where neither has any label (empty against empty),
+    no measure is defined: every value is NaN, and a note says so.
+
+    `surface_dice_1mm` is the surface Dice (NSD) of the field, by area of the surface; `surface_dice_voxels_1mm` counts
+    surface voxels.
 
     **Example**
 

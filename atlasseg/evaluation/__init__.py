@@ -2,14 +2,14 @@
 
 import lazy_loader as _lazy
 
-from atlasseg.evaluation.result import FOREGROUND, EvaluationResult, Score, mean_over_labels
+from atlasseg.evaluation.result import FOREGROUND, EvaluationResult, Score, mean_over_labels, without_tolerance
 from atlasseg.evaluation.table import evaluate
 
-__all__ = ["FOREGROUND", "EvaluationResult", "Score", "evaluate", "mean_over_labels"]
+__all__ = ["FOREGROUND", "EvaluationResult", "Score", "evaluate", "mean_over_labels", "without_tolerance"]
 
 __getattr__, _dir, _submodules = _lazy.attach(
     __name__,
-    ["calibration", "comparison", "disagreement", "overlap", "prediction", "result", "surface", "table"],
+    ["calibration", "comparison", "disagreement", "overlap", "prediction", "result", "surface", "surfels", "table"],
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
@@ -20,7 +21,7 @@ FOREGROUND = "foreground"
 Note = Literal["", "missed", "not in reference", "empty in both"]
 
 SHOWN_METRICS = ("dice", "hausdorff_95_mm", "average_surface_distance_mm", "surface_dice")
-"""Measures (or how their names begin) in the columns of a printed result; `EvaluationResult.to_frame` has all."""
+"""Measures (without their tolerance) in the columns of a printed result; `EvaluationResult.to_frame` has all."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Score:
         Of the label or the group.
     metric : str
         ``dice``, ``jaccard``, ``volume_similarity``, ``sensitivity``, ``precision``, ``hausdorff_mm``,
-        ``hausdorff_95_mm``, ``average_surface_distance_mm`` or ``surface_dice_1mm`` (with the tolerance in its name).
+        ``hausdorff_95_mm``, ``average_surface_distance_mm``, ``surface_dice_1mm`` or ``surface_dice_voxels_1mm`` (with
+        the tolerance in its name).
     value : float
         Finite; NaN only with the note ``empty in both``.
     note : str
@@ -182,7 +184,7 @@ class EvaluationResult(Sequence[Score]):
         import pandas as pd
 
         wide = self.to_frame(wide=True).set_index("name")
-        columns = [m for m in self.metrics if m.startswith(SHOWN_METRICS)]
+        columns = [m for m in self.metrics if without_tolerance(m) in SHOWN_METRICS]
         labels, groups = wide[wide["label"].notna()], wide[wide["label"].isna()]
         parts = [labels[columns]]
         if len(labels):
@@ -202,6 +204,17 @@ class EvaluationResult(Sequence[Score]):
         return f'<div class="atlasseg-evaluation"><strong>{escape(self.title or "evaluation")}</strong>{table}' + (
             f"<ul>{notes}</ul></div>" if notes else "</div>"
         )
+
+
+def without_tolerance(metric: str) -> str:
+    """Name of a measure without its tolerance.
+
+    Examples
+    --------
+    >>> without_tolerance("surface_dice_0.5mm"), without_tolerance("hausdorff_95_mm")
+    ('surface_dice', 'hausdorff_95_mm')
+    """
+    return re.sub(r"_[0-9][^_]*mm$", "", metric)
 
 
 def mean_over_labels(scores: Iterable[Score]) -> dict[str, float]:

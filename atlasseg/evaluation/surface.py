@@ -8,8 +8,8 @@ from every surface voxel of the segmentation to the nearest one of the reference
 - Hausdorff distance: the larger of max D_S and max D_R;
 - its 95th percentile: the larger of the 95th percentiles of D_S and of D_R (linear between ranks);
 - average symmetric surface distance: mean of D_S and D_R together;
-- surface Dice at a tolerance: the part of D_S and D_R together that is within it (Nikolov et al. 2018, with
-  surface voxels in place of surface elements).
+- surface Dice of voxels at a tolerance: the part of D_S and D_R together that is within it. The field's surface Dice
+  weighs surface elements by their area and is in :mod:`atlasseg.evaluation.surfels`.
 
 A structure that is missing from one side has no distance, and counts as the worst there can be: `worst_distance_mm`
 for the distances, 0 for surface Dice. It is never left out, since then missing it would improve the mean.
@@ -63,10 +63,14 @@ class SurfaceDistances:
         total = self.to_reference_mm.sum() + self.to_segmentation_mm.sum()
         return float(total / (self.to_reference_mm.size + self.to_segmentation_mm.size))
 
-    def surface_dice(self, tolerance_mm: float) -> float:
-        """The part of both surfaces that lies within `tolerance_mm` of the other, in 0..1."""
-        if tolerance_mm < 0:
-            raise InputError(f"a tolerance of 0 mm or more is wanted, got {tolerance_mm}")
+    def surface_dice_voxels(self, tolerance_mm: float) -> float:
+        """The part of the surface voxels of both that lies within `tolerance_mm` of the other, from 0 to 1.
+
+        Every surface voxel counts the same, whatever area of the surface it has. The field's surface Dice weighs
+        surfels by their area and is higher as a rule: :func:`atlasseg.evaluation.surfels.surface_dice`.
+        """
+        if not tolerance_mm >= 0:
+            raise InputError(f"expected a surface tolerance of 0 mm or more, got {tolerance_mm}.")
         if self.missing:
             return 0.0
         limit = tolerance_mm * (1 + 1e-9)  # rounding must not decide whether a neighbour at just the tolerance counts
@@ -115,12 +119,25 @@ def surfaces(labels: NDArray[np.integer]) -> dict[int, Int64]:
 
 def distances(segmentation: ArrayLike, reference: ArrayLike, grid: Grid) -> SurfaceDistances:
     """Distances between two surfaces, each given as the flat indices of its voxels in a grid (see `surfaces`)."""
-    from scipy.spatial import cKDTree
-
     s, r = np.asarray(segmentation, np.int64), np.asarray(reference, np.int64)
-    worst = worst_distance_mm(grid)
-    if s.size == 0 or r.size == 0:
-        return SurfaceDistances(np.zeros(s.size), np.zeros(r.size), worst)
+    return SurfaceDistances(*directed_distances_mm(s, r, grid), worst_distance_mm(grid))
+
+
+def directed_distances_mm(one: Int64, other: Int64, grid: Grid) -> tuple[Float64, Float64]:
+    """Distance from every point of one set to the nearest of the other, and back.
+
+    Parameters
+    ----------
+    one, other : (N,) and (M,) int64
+        Flat indices (C order, without repetition) of voxels of the grid.
+    grid : Grid
+
+    Returns
+    -------
+    (N,), (M,) float64
+        mm; infinite where the other set is empty.
+    """
+    from scipy.spatial import cKDTree
 
     def points_mm(flat: Int64) -> Float64:
         voxels = np.stack(np.unravel_index(flat, grid.shape), axis=-1)
@@ -130,11 +147,13 @@ def distances(segmentation: ArrayLike, reference: ArrayLike, grid: Grid) -> Surf
     def directed(start: Int64, end: Int64) -> Float64:
         out = np.zeros(start.size)
         off = ~np.isin(start, end, assume_unique=True)  # the others lie on the surface itself, at 0 mm
-        if off.any():
+        if end.size == 0:
+            out[:] = np.inf
+        elif off.any():
             out[off] = cKDTree(points_mm(end)).query(points_mm(start[off]))[0]
         return out
 
-    return SurfaceDistances(directed(s, r), directed(r, s), worst)
+    return directed(one, other), directed(other, one)
 
 
 def surface_distances(
@@ -161,22 +180,32 @@ def surface_distances(
     >>> surface_distances(one, other, Grid((1, 5, 1), np.diag([1, 1.5, 1, 1]))).hausdorff_mm()
     3.0
     """
+    check_masks(segmentation, reference, grid)
+    return distances(_mask_surface(segmentation), _mask_surface(reference), grid)
+
+
+def check_masks(segmentation: NDArray[np.generic], reference: NDArray[np.generic], grid: Grid) -> None:
+    """Raise a `GeometryError` unless both masks have the shape of the grid."""
     for mask in (segmentation, reference):
         if mask.shape != grid.shape:
-            raise GeometryError(f"a mask of shape {grid.shape} is wanted, got {mask.shape}")
-    return distances(_mask_surface(segmentation), _mask_surface(reference), grid)
+            raise GeometryError(f"expected a mask of shape {grid.shape}, got {mask.shape}.")
+
+
+def foreground_box(inside: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
+    """The smallest box around the voxels that are True; None where there is none."""
+    from scipy.ndimage import find_objects
+
+    found = find_objects(inside.view(np.uint8), max_label=1)[0]
+    return None if found is None else (found[0], found[1], found[2])
 
 
 def _mask_surface(mask: NDArray[np.generic]) -> Int64:
     """Flat indices of the surface voxels of one mask, computed in its box alone."""
     inside = mask.astype(bool)
-    box = []
-    for axis in range(3):
-        present = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
-        if present.size == 0:
-            return np.zeros(0, np.int64)
-        box.append(slice(int(present[0]), int(present[-1]) + 1))
-    crop = inside[tuple(box)]
+    box = foreground_box(inside)
+    if box is None:
+        return np.zeros(0, np.int64)
     # at the edge of its own box a voxel has background, or the edge of the grid, beyond it: surface either way
-    found = np.argwhere(on_surface(crop) & crop) + [b.start for b in box]
+    crop = inside[box]
+    found = np.argwhere(on_surface(crop) & crop) + [part.start for part in box]
     return np.asarray(np.ravel_multi_index(tuple(found.T), mask.shape), np.int64)

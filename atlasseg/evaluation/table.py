@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.evaluation import overlap, surface
+from atlasseg.evaluation import overlap, surface, surfels
 from atlasseg.evaluation.result import FOREGROUND, EvaluationResult, Note, Score
 from atlasseg.labels import LabelTable
 from atlasseg.recipe.tables import Evaluation
-from atlasseg.volume import Int64, LabelMap
+from atlasseg.volume import Grid, Int64, LabelMap
 
 
 def evaluate(
@@ -29,7 +31,7 @@ def evaluate(
     A label in either volume is evaluated; one in neither is left out. A label that the segmentation misses, or that the
     reference lacks, gets the worst value of each measure (overlaps 0, distances `surface.worst_distance_mm`) and a
     note. Where neither volume has any label, the foreground has the note ``empty in both``, and NaN as its values: a
-    measure of nothing is not defined.
+    measure of nothing is not defined. :doc:`/guide/measures` gives the definitions.
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ def evaluate(
     not_annotated : collection of int
         Labels that nobody drew in the reference: not evaluated, and left out of the groups.
     surface_tolerance_mm : float
-        Of surface Dice, in mm, 0 or more.
+        Of surface Dice (by area, and of voxels), in mm, 0 or more.
 
     Returns
     -------
@@ -75,7 +77,7 @@ def evaluate(
                 f"{_apart_mm(segmentation, reference):.4g} mm apart. Resample the segmentation to the other grid"
             ) from None
         notes.append("the axes of the segmentation are stored in another order or direction: brought into line")
-    if surface_tolerance_mm < 0:
+    if not surface_tolerance_mm >= 0:
         raise InputError(f"expected a surface tolerance of 0 mm or more, got {surface_tolerance_mm}")
     known = table if table is not None else LabelTable()
     unions = {**known.groups, **(groups or {})}
@@ -88,26 +90,23 @@ def evaluate(
         s, r = np.where(np.isin(s, ignored), 0, s), np.where(np.isin(r, ignored), 0, r)
     grid = reference.grid
     counts = overlap.count(s, r)
-    segmentation_surfaces, reference_surfaces = surface.surfaces(s), surface.surfaces(r)
-    nowhere: Int64 = np.zeros(0, np.int64)
 
     scores: list[Score] = []
+    layers = _Surfaces.find(s, r, grid)
     for n, label in enumerate(counts.labels.tolist()):
-        apart = surface.distances(
-            segmentation_surfaces.get(label, nowhere), reference_surfaces.get(label, nowhere), grid
-        )
-        scores += _scores(label, known.name(label), _one(counts, n), apart, surface_tolerance_mm)
+        scores += _scores(label, known.name(label), _one(counts, n), layers.measure(label, surface_tolerance_mm))
     for name, labels in (*unions.items(), (FOREGROUND, counts.labels)):
         members = np.intersect1d(np.fromiter(labels, np.int64), counts.labels)
         if members.size:
-            in_s, in_r = np.isin(s, members), np.isin(r, members)
-            union = overlap.count(in_s.astype(np.uint8), in_r.astype(np.uint8))
-            scores += _scores(None, name, union, surface.surface_distances(in_s, in_r, grid), surface_tolerance_mm)
+            in_s, in_r = (np.isin(array, members).astype(np.uint8) for array in (s, r))
+            union = overlap.count(in_s, in_r)
+            scores += _scores(None, name, union, _Surfaces.find(in_s, in_r, grid).measure(1, surface_tolerance_mm))
     if not counts.labels.size:
-        notes.append("neither the segmentation nor the reference has a label: no measure is defined")
-        scores += [
-            Score(None, FOREGROUND, metric, math.nan, "empty in both") for metric in _names(surface_tolerance_mm)
-        ]
+        notes.append(
+            "neither the segmentation nor the reference has a label: no measure is defined, every value is NaN"
+        )
+        names = (*overlap.METRICS, *_surface_measures(surface_tolerance_mm))
+        scores += [Score(None, FOREGROUND, metric, math.nan, "empty in both") for metric in names]
     title = f"{segmentation.name or 'segmentation'} against {reference.name or 'reference'}"
     return EvaluationResult(scores, notes=notes, title=title)
 
@@ -118,10 +117,40 @@ def _apart_mm(segmentation: LabelMap, reference: LabelMap) -> float:
     return float(apart.min(axis=1).max())
 
 
-def _names(tolerance_mm: float) -> list[str]:
-    """Names of the measures, in their order."""
-    distances = ("hausdorff_mm", "hausdorff_95_mm", "average_surface_distance_mm")
-    return [*overlap.METRICS, *distances, f"surface_dice_{tolerance_mm:g}mm"]
+@dataclass(frozen=True, eq=False)
+class _Surfaces:
+    """Surface voxels and surfels of all labels of a segmentation and of a reference."""
+
+    voxels: tuple[dict[int, Int64], dict[int, Int64]]
+    surfels: tuple[dict[int, surfels.Surfels], dict[int, surfels.Surfels]]
+    grid: Grid
+
+    @classmethod
+    def find(cls, s: NDArray[np.integer], r: NDArray[np.integer], grid: Grid) -> _Surfaces:
+        """The surfaces in two arrays of labels."""
+        return cls((surface.surfaces(s), surface.surfaces(r)), (surfels.find_surfels(s), surfels.find_surfels(r)), grid)
+
+    def measure(self, label: int, tolerance_mm: float) -> dict[str, float]:
+        """The measures of the surfaces of one label, by name."""
+        nowhere: Int64 = np.zeros(0, np.int64)
+        (s_voxels, r_voxels), (s_surfels, r_surfels) = self.voxels, self.surfels
+        voxels = surface.distances(s_voxels.get(label, nowhere), r_voxels.get(label, nowhere), self.grid)
+        nothing = surfels.NO_SURFELS
+        areas = surfels.surfel_distances(s_surfels.get(label, nothing), r_surfels.get(label, nothing), self.grid)
+        values = (
+            voxels.hausdorff_mm(),
+            voxels.hausdorff_mm(95),
+            voxels.average_mm(),
+            areas.surface_dice(tolerance_mm),
+            voxels.surface_dice_voxels(tolerance_mm),
+        )
+        return dict(zip(_surface_measures(tolerance_mm), values, strict=True))
+
+
+def _surface_measures(tolerance_mm: float) -> list[str]:
+    """Names of the measures of surfaces, in their order."""
+    dice = [f"{kind}_{tolerance_mm:g}mm" for kind in ("surface_dice", "surface_dice_voxels")]
+    return ["hausdorff_mm", "hausdorff_95_mm", "average_surface_distance_mm", *dice]
 
 
 def _one(counts: overlap.Counts, n: int) -> overlap.Counts:
@@ -129,11 +158,7 @@ def _one(counts: overlap.Counts, n: int) -> overlap.Counts:
     return overlap.Counts(counts.labels[here], counts.segmentation[here], counts.reference[here], counts.both[here])
 
 
-def _scores(
-    label: int | None, name: str, counts: overlap.Counts, apart: surface.SurfaceDistances, tolerance_mm: float
-) -> list[Score]:
+def _scores(label: int | None, name: str, counts: overlap.Counts, surfaces: dict[str, float]) -> list[Score]:
     note: Note = "missed" if counts.segmentation[0] == 0 else "not in reference" if counts.reference[0] == 0 else ""
-    values = [float(of(counts)[0]) for of in overlap.METRICS.values()]
-    values += [apart.hausdorff_mm(), apart.hausdorff_mm(95), apart.average_mm(), apart.surface_dice(tolerance_mm)]
-    found = zip(_names(tolerance_mm), values, strict=True)
-    return [Score(label, name, metric, value, note) for metric, value in found]
+    overlaps = {metric: float(of(counts)[0]) for metric, of in overlap.METRICS.items()}
+    return [Score(label, name, metric, value, note) for metric, value in (overlaps | surfaces).items()]

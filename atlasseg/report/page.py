@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlasseg.evaluation import without_tolerance
 from atlasseg.labels import LabelTable
 from atlasseg.report import _html, figures
 from atlasseg.report._html import Cell, address
@@ -377,8 +378,8 @@ def _measures(scores: Any) -> Iterator[tuple[str, str]]:
         for metric in sorted(there):
             if metric == known:
                 yield metric, head
-            elif known == "surface_dice" and metric.startswith("surface_dice_"):
-                yield metric, f"{head}, {metric.removeprefix('surface_dice_').removesuffix('mm')} mm"
+            elif without_tolerance(metric) == known:
+                yield metric, f"{head}, {metric.removeprefix(f'{known}_').removesuffix('mm')} mm"
 
 
 def _measured(measured: Mapping[str, float], shown: Sequence[tuple[str, str]]) -> list[Cell]:

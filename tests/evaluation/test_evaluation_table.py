@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.evaluation import FOREGROUND, evaluate, mean_over_labels, overlap, surface
+from atlasseg.evaluation import FOREGROUND, evaluate, mean_over_labels, overlap, surface, surfels
 from atlasseg.labels import Label, LabelTable
 from atlasseg.phantoms import head, tilted_grid
 from atlasseg.volume import LabelMap
@@ -45,6 +45,7 @@ def test_every_measure_of_every_label_and_group():
         "hausdorff_95_mm": 0.0,
         "average_surface_distance_mm": 0.0,
         "surface_dice_0.5mm": 1.0,
+        "surface_dice_voxels_0.5mm": 1.0,
     }
     assert all(s.note == "" and type(s.value) is float for s in scores)
 
@@ -61,6 +62,7 @@ def test_missed_structure_is_worst_and_stays_in_the_mean():
         "hausdorff_95_mm": worst,
         "average_surface_distance_mm": worst,
         "surface_dice_1mm": 0.0,
+        "surface_dice_voxels_1mm": 0.0,
     }
     assert mean_over_labels(scores)["dice"] == pytest.approx(2 / 3)
     assert mean_over_labels(scores)["hausdorff_95_mm"] == pytest.approx(worst / 3)
@@ -99,8 +101,13 @@ def test_measures_are_those_of_the_masks():
         mine = {s.metric: s.value for s in scores if s.label == label}
         assert mine["dice"] == pytest.approx(2 * (mask & reference).sum() / (mask.sum() + reference.sum()))
         assert mine["hausdorff_95_mm"] == apart.hausdorff_mm(95)
-        assert mine["surface_dice_1mm"] == apart.surface_dice(1)
+        assert mine["surface_dice_voxels_1mm"] == apart.surface_dice_voxels(1)
+        assert mine["surface_dice_1mm"] == surfels.surface_dice(mask, reference, one.labels.grid, tolerance_mm=1)
+        assert mine["surface_dice_1mm"] != mine["surface_dice_voxels_1mm"]
     mask, reference = (np.isin(x.labels.array, (2, 41)) for x in (one, other))
+    assert values(scores, "surface_dice_1mm")["white"] == surfels.surface_dice(
+        mask, reference, one.labels.grid, tolerance_mm=1
+    )
     assert values(scores, "average_surface_distance_mm")["white"] == pytest.approx(
         surface.surface_distances(mask, reference, one.labels.grid).average_mm()
     )

@@ -59,7 +59,7 @@ def test_against_brute_force(grid):
     assert found.hausdorff_mm() == pytest.approx(both.max())
     assert found.hausdorff_mm(95) == pytest.approx(max(percentiles))
     assert found.average_mm() == pytest.approx(both.mean())
-    assert found.surface_dice(1.05) == pytest.approx(np.mean(both <= 1.05))
+    assert found.surface_dice_voxels(1.05) == pytest.approx(np.mean(both <= 1.05))
 
 
 def test_against_simpleitk():
@@ -96,8 +96,8 @@ def test_hand_computed():
     assert found.hausdorff_mm() == 4
     assert found.hausdorff_mm(95) == pytest.approx(3.8)
     assert found.average_mm() == pytest.approx(8 / 5)
-    assert found.surface_dice(1.0) == pytest.approx(2 / 5)
-    assert found.surface_dice(2.0) == pytest.approx(4 / 5)
+    assert found.surface_dice_voxels(1.0) == pytest.approx(2 / 5)
+    assert found.surface_dice_voxels(2.0) == pytest.approx(4 / 5)
 
 
 def test_a_shift_of_one_voxel_is_its_length_in_space():
@@ -134,7 +134,7 @@ def test_a_missing_structure_is_as_far_as_can_be():
     ):
         assert found.missing
         assert found.hausdorff_mm() == found.hausdorff_mm(95) == found.average_mm() == pytest.approx(longest)
-        assert found.surface_dice(100.0) == 0
+        assert found.surface_dice_voxels(100.0) == 0
 
 
 @settings(max_examples=15, deadline=None)
@@ -146,15 +146,17 @@ def test_invariants(seed_one, seed_other, tolerance_mm):
     assert there.hausdorff_mm() == back.hausdorff_mm() <= surface.worst_distance_mm(grid)
     assert there.average_mm() == pytest.approx(back.average_mm()) and there.average_mm() <= there.hausdorff_mm()
     assert there.hausdorff_mm(95) <= there.hausdorff_mm()
-    assert there.surface_dice(tolerance_mm) <= there.surface_dice(tolerance_mm + 1)
-    assert there.surface_dice(there.hausdorff_mm()) == 1
+    assert there.surface_dice_voxels(tolerance_mm) <= there.surface_dice_voxels(tolerance_mm + 1)
+    assert there.surface_dice_voxels(there.hausdorff_mm()) == 1
     same = surface.surface_distances(one, one, grid)
-    assert same.hausdorff_mm() == 0 and same.surface_dice(0) == 1
+    assert same.hausdorff_mm() == 0 and same.surface_dice_voxels(0) == 1
 
 
 def test_bad_requests():
     grid = tilted_grid(SHAPE)
-    with pytest.raises(GeometryError, match=r"\(7, 9, 5\) is wanted, got \(9, 7, 5\)"):
+    with pytest.raises(GeometryError, match=r"expected a mask of shape \(7, 9, 5\), got \(9, 7, 5\)"):
         surface.surface_distances(np.zeros(SHAPE), np.zeros((9, 7, 5)), grid)
     with pytest.raises(InputError, match="0 mm or more"):
-        surface.surface_distances(blob(1), blob(2), grid).surface_dice(-1)
+        surface.surface_distances(blob(1), blob(2), grid).surface_dice_voxels(-1)
+    with pytest.raises(InputError, match="0 mm or more, got nan"):
+        surface.surface_distances(blob(1), blob(2), grid).surface_dice_voxels(float("nan"))
