@@ -12,6 +12,7 @@ from atlasseg.io._suffixes import VOLUME_SUFFIXES as VOLUME_SUFFIXES
 from atlasseg.io._suffixes import is_dicom_name as is_dicom_name
 from atlasseg.io._suffixes import is_volume as is_volume
 from atlasseg.io._suffixes import volume_id as volume_id
+from atlasseg.io._vector_fields import Convention as Convention
 from atlasseg.io.content import content_hash as content_hash
 from atlasseg.io.dicom_series import DicomSeries as DicomSeries
 from atlasseg.io.dicom_series import list_series as list_series

@@ -25,6 +25,28 @@ _GZIP_LEVEL = 4
 @contextmanager
 def open_nifti(path: Path, spacing_from: SpacingSource = "sform") -> Iterator[Source]:
     """Open a NIfTI file of one part, compressed or not; its values are read from the stream."""
+    with _open_header(path) as (kind, header, stream):
+        affine, source = read_geometry(path, header, spacing_from)
+        yield Source(kind.ImageArrayProxy(stream, header, mmap=False), affine, source, _read_embedded_labels(header))
+        while isinstance(stream, gzip.GzipFile) and stream.read(1 << 20):  # to its end, where gzip checks its sum
+            pass
+
+
+def read_nifti_header(path: Path) -> Any:
+    """Read the header of a NIfTI file, where the meaning of its geometry is another one, or its intent is asked for."""
+    with _open_header(path) as (_, header, _):
+        return header
+
+
+def read_nifti_values(path: Path) -> NDArray[Any]:
+    """Read the values of a NIfTI file whose geometry has another meaning, such as coefficients of FNIRT."""
+    with _open_header(path) as (kind, header, stream):
+        return np.asarray(kind.ImageArrayProxy(stream, header, mmap=False))
+
+
+@contextmanager
+def _open_header(path: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """Nibabel's class of image, the header, and the stream of a file that is as long as the header promises."""
     import nibabel
 
     with path.open("rb") as file:
@@ -51,10 +73,7 @@ def open_nifti(path: Path, spacing_from: SpacingSource = "sform") -> Iterator[So
             check_gzip_length(path, expected)
         else:
             check_length(path, expected, path.stat().st_size)
-        affine, source = read_geometry(path, header, spacing_from)
-        yield Source(kind.ImageArrayProxy(stream, header, mmap=False), affine, source, _read_embedded_labels(header))
-        while compressed and stream.read(1 << 20):  # to its end, where gzip compares its checksum
-            pass
+        yield kind, header, stream
 
 
 class _Named(logging.LoggerAdapter[logging.Logger]):

@@ -1,9 +1,13 @@
-"""Transforms to and from the files that ITK, ANTs and Slicer use."""
+"""Transforms to and from files: those of ITK, ANTs and Slicer are read and written, those of others read.
+
+A file is recognised by its name and content. What each program's numbers mean is the matter of
+:mod:`atlasseg.io._vector_fields`, :mod:`atlasseg.io._fsl` and :mod:`atlasseg.io._lta`.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,13 @@ import numpy as np
 
 from atlasseg.errors import InputError, OutputError
 from atlasseg.files import atomic_write, checked_content, checked_path
+from atlasseg.io._fsl import Space, flirt_transform, parse_matrix
 from atlasseg.io._guard import run_guarded
 from atlasseg.io._guarded import unpack_transform
-from atlasseg.io._opening import open_volume
+from atlasseg.io._lta import parse_lta
 from atlasseg.io._promise import check_length
-from atlasseg.io._source import log
+from atlasseg.io._source import log, name_file
+from atlasseg.io._vector_fields import Convention, is_fsl_file, read_field
 from atlasseg.itk import (
     array_to_sitk,
     flip_vectors,
@@ -25,29 +31,52 @@ from atlasseg.itk import (
     transform_from_sitk,
     transform_to_sitk,
 )
-from atlasseg.transforms import Chain, DisplacementField, Transform, to_displacement_field
-from atlasseg.volume import Grid
+from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, to_displacement_field
+from atlasseg.volume import Float64, Grid
 
 _TEXT_SUFFIXES, _MATLAB_SUFFIXES, _GUARDED_SUFFIXES = (".tfm", ".txt"), (".mat",), (".h5", ".hdf5", ".xfm")
+_LTA_SUFFIX, _LARGEST_MATRIX = ".lta", 1 << 14
 _PARAMETER_SUFFIXES = (*_TEXT_SUFFIXES, *_MATLAB_SUFFIXES, *_GUARDED_SUFFIXES)
 _FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _MATLAB_ITEM_SIZES = (8, 4, 4, 2, 2, 1)  # by the tens of a matrix's type, MATLAB level 4
 
 
-def read_transform(path: str | Path) -> Transform:
-    """A transform from a file of ITK, ANTs or Slicer.
+def read_transform(
+    path: str | Path,
+    *,
+    convention: Convention | None = None,
+    flirt_source: Space | None = None,
+    flirt_reference: Space | None = None,
+) -> Transform:
+    """Read a transform of ITK, ANTs, Slicer, FSL, FreeSurfer, SPM or NiftyReg.
 
     Parameters
     ----------
     path : path
-        ``.tfm .txt .mat .h5 .xfm``: parameters; ``.nii .nii.gz .nrrd .mha``: a displacement field, LPS vectors in mm
-        (in NIfTI with intent 1007, as ANTs writes).
+        ``.tfm .txt .mat .h5 .xfm``: parameters of ITK, or a 4x4 matrix of FLIRT as text. ``.lta``: FreeSurfer.
+        ``.nii .nii.gz .nrrd .mha``: displacements of ITK and ANTs (LPS vectors in mm, in NIfTI with intent 1007),
+        a deformation of SPM (``y_*.nii``: positions in RAS mm), a warp field or cubic spline coefficients of FNIRT, or
+        a field of NiftyReg.
+    convention : str, optional
+        Meaning of the numbers of a field or a 4x4 matrix, where the file does not say it: "itk" (displacements in LPS
+        mm), "ras-displacement", "spm" (positions in RAS mm), "fnirt-relative" or "fnirt-absolute"; for a matrix
+        "flirt", or "ras" (RAS mm of the fixed to RAS mm of the moving image).
+    flirt_source, flirt_reference : path or Grid, optional
+        The images that FLIRT or FNIRT was given as source (``-in``) and reference (``-ref``): its files say nothing
+        without them.
+
+    Returns
+    -------
+    Transform
+        From points of the fixed (reference) to points of the moving (source) image, RAS+ mm, whatever direction the
+        file itself has: the direction in which an image is resampled.
 
     Raises
     ------
     InputError
-        No such file, or it is damaged, or it holds a kind of transform that has no counterpart here. The message names
-        the file. ``.h5`` and ``.xfm`` are read in a process of their own, which a damaged file can crash alone.
+        No such file, or it is damaged, or it holds a kind of transform that has no counterpart here, or what it holds
+        cannot be known; the message then says what to add. The message names the file. ``.h5`` and ``.xfm`` are read in
+        a process of their own, which a damaged file can crash alone.
     """
     path = checked_path(path)
     kind = _suffix(path)
@@ -55,7 +84,14 @@ def read_transform(path: str | Path) -> Transform:
         raise InputError(f"{path}: no such transform file")
     try:
         if kind in _FIELD_SUFFIXES:
-            return _read_field(path)
+            return read_field(path, convention, flirt_source, flirt_reference)
+        if kind == _LTA_SUFFIX:
+            return parse_lta(_read_text(path, "an LTA file"), path)
+        matrix = _read_matrix(path)
+        if matrix is not None and convention == "ras":
+            return name_file(path, lambda: Affine(matrix))
+        if matrix is not None:
+            return flirt_transform(matrix, path, flirt_source, flirt_reference)
         if kind in _GUARDED_SUFFIXES:
             _check_hdf5(path, kind)
             return unpack_transform(run_guarded("transform", [path]))
@@ -66,13 +102,23 @@ def read_transform(path: str | Path) -> Transform:
         raise InputError(f"{path}: expected a transform of ITK, got: {last_line(error)}") from error
 
 
-def _read_field(path: Path) -> DisplacementField:
-    with open_volume(path) as source:
-        shape = source.shape
-        if (len(shape), shape[3:]) not in ((4, (3,)), (5, (1, 3))):
-            raise InputError(f"a displacement field has 3 axes and 3 components, got shape {shape}")
-        vectors = np.asarray(source.array().reshape(*shape[:3], 3), np.float32)
-        return DisplacementField(flip_vectors(vectors), source.affine)
+def _read_matrix(path: Path) -> Float64 | None:
+    """The 4x4 matrix of a file that holds nothing else; None for any other file."""
+    if path.stat().st_size > _LARGEST_MATRIX:
+        return None
+    try:
+        return parse_matrix(path.read_bytes().decode("ascii"))
+    except UnicodeDecodeError:
+        return None
+
+
+def _read_text(path: Path, what: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected {what} as text, got bytes that are no text at {error.start}. Copy it again."
+        ) from error
 
 
 def _read_parameters(path: Path, kind: str) -> Transform:
@@ -107,12 +153,7 @@ def _leaves(transform: Any) -> list[Any]:
 
 def _read_blocks(path: Path) -> list[tuple[int, int]]:
     """How many parameters and fixed parameters each transform of a text file has: ITK leaves those that lack at 0."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected a transform as text, got bytes that are no text at {error.start}. Copy it again."
-        ) from error
+    text = _read_text(path, "a transform")
     if not text.endswith("\n"):
         log.warning("%s: the file does not end with a line break: its last number may be cut short", path)
     blocks: list[dict[str, int]] = []
@@ -164,18 +205,88 @@ def _check_matlab(path: Path) -> None:
         at = end
 
 
-def read_ants_transforms(paths: list[str] | list[Path]) -> Transform:
-    """The transform that ``antsApplyTransforms`` makes of the files, in the order in which they are given to it.
+def read_ants_transforms(
+    paths: Sequence[str | Path],
+    *,
+    convention: Convention | None = None,
+    flirt_source: Space | Sequence[Space] | None = None,
+    flirt_reference: Space | Sequence[Space] | None = None,
+) -> Transform:
+    """Read the transform that ``antsApplyTransforms`` makes of a list of files, in its order and notation.
 
     ``[warp, affine]``, which is what `antsRegistration` leaves as its forward transforms, moves a point of the fixed
     image by the warp first and then by the affine.
+
+    Parameters
+    ----------
+    paths : sequence of paths
+        In the order in which ANTs is given them. ``"[affine.mat,1]"`` is the inverse of a file, ``"[affine.mat,0]"``
+        the file itself. The inverse of a displacement field is found point by point.
+    convention : str, optional
+        As of `read_transform`, for every file.
+    flirt_source, flirt_reference : path or Grid, or a sequence of these, optional
+        As of `read_transform`: the same for every file of FSL, or one each in their order.
+
+    Raises
+    ------
+    InputError
+        There is no file, or one cannot be read.
     """
-    if not paths:
+    entries = [split_ants_entry(path) for path in paths]
+    if not entries:
         raise InputError("no transform files were given")
-    composed = read_transform(paths[0])
-    for path in paths[1:]:
-        composed = read_transform(path) @ composed
+    of_fsl = [n for n, (path, _) in enumerate(entries) if _needs_images(path, convention)]
+    sources = _one_for_each(flirt_source, len(of_fsl), "flirt_source")
+    references = _one_for_each(flirt_reference, len(of_fsl), "flirt_reference")
+    composed: Transform | None = None
+    for n, (path, inverted) in enumerate(entries):
+        found = read_transform(
+            path,
+            convention=convention,
+            flirt_source=sources[of_fsl.index(n)] if n in of_fsl else None,
+            flirt_reference=references[of_fsl.index(n)] if n in of_fsl else None,
+        )
+        found = ~found if inverted else found
+        composed = found if composed is None else found @ composed
+    assert composed is not None
     return composed
+
+
+def split_ants_entry(entry: str | Path) -> tuple[Path, bool]:
+    """Split an entry of a list of ANTs into its file and whether its inverse is meant.
+
+    Examples
+    --------
+    >>> split_ants_entry("[affine.mat, 1]"), split_ants_entry("affine.mat")
+    ((...Path('affine.mat'), True), (...Path('affine.mat'), False))
+    """
+    text = str(entry).strip()
+    if not (text.startswith("[") and text.endswith("]")) or Path(text).is_file():
+        return checked_path(entry), False
+    name, comma, flag = text[1:-1].rpartition(",")
+    if not comma or flag.strip() not in ("0", "1") or not name.strip():
+        raise InputError(f"{text}: expected [FILE,1] for the inverse of a file or [FILE,0] for the file itself.")
+    return checked_path(name.strip()), flag.strip() == "1"
+
+
+def _needs_images(path: Path, convention: Convention | None) -> bool:
+    """Whether a file is one of FSL, which holds only for two images."""
+    if not path.is_file():
+        return False  # which reading it will tell
+    if _suffix(path) in _FIELD_SUFFIXES:
+        return is_fsl_file(path, convention)
+    return convention != "ras" and _read_matrix(path) is not None
+
+
+def _one_for_each(given: Space | Sequence[Space] | None, count: int, what: str) -> list[Space | None]:
+    """One image for each file of FSL: of a list as many, else the same each time."""
+    if given is None or isinstance(given, str | Path | Grid):
+        return [given] * count
+    if len(given) == 1:
+        return [given[0]] * count
+    if len(given) != count:
+        raise InputError(f"{what}: expected one image, or one for each of {count} transforms of FSL, got {len(given)}.")
+    return [*given]
 
 
 def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None = None) -> None:
@@ -202,7 +313,7 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
 
     path = checked_path(path)
     checked_content(transform, Transform, path)
-    kind = _suffix(path)
+    kind = _suffix(path, written=True)
     if kind == ".mat" and isinstance(transform, Chain):
         raise InputError(
             f"{path}: a .mat file holds one transform, not a chain of {len(transform.transforms)}: use .h5"
@@ -232,10 +343,9 @@ def _write(path: Path, write: Callable[[str], None]) -> None:
             raise OutputError(f"{path}: cannot be written: {last_line(error)}") from error
 
 
-def _suffix(path: Path) -> str:
-    for kind in (*_PARAMETER_SUFFIXES, *_FIELD_SUFFIXES[::-1]):
+def _suffix(path: Path, *, written: bool = False) -> str:
+    known: tuple[str, ...] = (*_PARAMETER_SUFFIXES, *_FIELD_SUFFIXES[::-1], *(() if written else (_LTA_SUFFIX,)))
+    for kind in known:
         if path.name.lower().endswith(kind):
             return kind
-    raise InputError(
-        f"{path}: a transform is read from or written to {' '.join(_PARAMETER_SUFFIXES + _FIELD_SUFFIXES)}"
-    )
+    raise InputError(f"{path}: a transform is {'written to' if written else 'read from'} {' '.join(known)}")
