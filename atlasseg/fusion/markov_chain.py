@@ -11,14 +11,14 @@ from atlasseg.statistics.label_posteriors import chain_posteriors
 from atlasseg.volume import Atlas, Image, ProbabilityMap
 
 
-@method("fusion", compares_intensities=False)
+@method("fusion", compares_intensities=False, renamed={"stays": "stay_odds"})
 def fuse(
     target: Image,
     candidates: Sequence[Atlas],
     *,
     curve: CurveName = "hilbert",
     intensity_weight: float = 0.3,
-    stays: float | None = 0.5,
+    stay_odds: float | None = 2.0,
     iterations: int = 10,
 ) -> ProbabilityMap:
     r"""Fuse by a hidden Markov chain that has the votes as its prior.
@@ -31,13 +31,16 @@ def fuse(
 
         \alpha_n(l) \propto p_n(l) \, \mathcal{N}(T_n;\, \mu_l, \Sigma_l)^{w} \sum_k \alpha_{n-1}(k) \, t_{kl}
 
-    and the backward recursion [1]_. :math:`t_{kl}` is `stays` for equal labels and the same value for all other
-    pairs; :math:`w` is `intensity_weight`. Mean and covariance of each label are estimated by expectation
-    maximisation. Each voxel takes its most probable label (MPM). Voxels on which all candidates agree keep their
-    label.
+    and the backward recursion [1]_. :math:`w` is `intensity_weight`. Mean and covariance of each label are estimated
+    by expectation maximisation. Each voxel takes its most probable label (MPM). Voxels on which all candidates agree
+    keep their label.
+
+    For :math:`K` labels the transition probabilities are :math:`t_{kk} = o / (o + K - 1)` and
+    :math:`t_{kl} = 1 / (o + K - 1)` for :math:`l \neq k`, with :math:`o` = `stay_odds`. The result depends on the odds
+    :math:`o` and not on :math:`K`; :math:`o = 1` is no coupling.
 
     Candidates make the same errors on neighbouring voxels, which a chain takes for independent evidence. Where
-    `stays` is estimated too, the probabilities are too close to 0 and 1 and the labels are worse than the votes.
+    `stay_odds` is estimated too, the probabilities are too close to 0 and 1 and the labels are worse than the votes.
 
     Parameters
     ----------
@@ -50,8 +53,9 @@ def fuse(
         `hilbert`, whose stretches stay together in space, or `serpentine`, row after row.
     intensity_weight : float
         w, from 0 (intensities do not count) to 1 (the noise of neighbouring voxels is independent).
-    stays : float, optional
-        Probability that the next voxel of the curve has the same label, above 0 and below 1; None estimates it.
+    stay_odds : float, optional
+        Probability that the next voxel of the curve has the same label, over the probability that it has one given
+        other label; 1 (no coupling) or more. None estimates it.
     iterations : int
         Of expectation maximisation, at least 1.
 
@@ -74,6 +78,6 @@ def fuse(
     """
     prior = Votes.gather(target, candidates).cast(name=target.name)
     return chain_posteriors(
-        target, prior, curve=curve, intensity_weight=intensity_weight, stays=stays, iterations=iterations,
+        target, prior, curve=curve, intensity_weight=intensity_weight, stay_odds=stay_odds, iterations=iterations,
         name=target.name,
     )  # fmt: skip

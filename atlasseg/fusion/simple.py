@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -16,11 +17,22 @@ log = logging.getLogger(__name__)
 
 ROUNDING = 1e-9
 """Performances closer than this are equal: identical atlases stay or go together."""
+NORMAL = 1.482602218505602
+"""Standard deviation of a normal variable over the median of its distances from its median."""
+DEVIATIONS = {"median": 3.0, "mean": 2.0}
+"""Default of `alpha` for each rule."""
 
 
 @method("fusion", compares_intensities=False)
 def fuse(
-    target: Image, candidates: Sequence[Atlas], *, alpha: float = 2.0, power: float = 1.0, max_iterations: int = 20
+    target: Image,
+    candidates: Sequence[Atlas],
+    *,
+    rule: Literal["median", "mean"] = "median",
+    alpha: float | None = None,
+    margin: float = 0.05,
+    power: float = 1.0,
+    max_iterations: int = 20,
 ) -> ProbabilityMap:
     r"""Fuse by the selective and iterative method for performance level estimation (SIMPLE).
 
@@ -28,11 +40,18 @@ def fuse(
 
     1. Compute :math:`L`, the vote of the candidates that are left, each weighted by :math:`f_i^{\,p}`.
     2. Compute the performance :math:`f_i` of each candidate: the overlap of :math:`L_i` and :math:`L`.
-    3. Drop the candidates whose performance is low:
+    3. Drop the candidates whose performance is low, by one of two rules over the candidates that are left:
 
     .. math::
 
-        f_i < \operatorname{mean}(f) - \alpha \operatorname{sd}(f)
+        \text{median [2]:} \quad & f_i < \operatorname{med}(f)
+        - \max\left( 1.4826 \, \alpha \operatorname{med}_j |f_j - \operatorname{med}(f)|, \; m \right) \\
+        \text{mean [1]:} \quad & f_i < \operatorname{mean}(f) - \alpha \operatorname{sd}(f)
+
+    ``mean`` is the rule of [1]_. Misfits enlarge the standard deviation: of n candidates, k equal misfits lie
+    :math:`\sqrt{(n - k) / k}` standard deviations below the mean, so that with :math:`\alpha = 2` two misfits of ten
+    are never dropped. ``median`` uses the median absolute deviation [2]_, which fewer than half of the candidates
+    cannot enlarge. :math:`m` is `margin`: in a small library whose atlases are alike the deviation can be near 0.
 
     The iteration ends when no candidate is dropped and :math:`L` does not change. The overlap is the Dice
     coefficient, averaged over the labels, inside the field of view of the candidate. Background and labels that are
@@ -44,8 +63,13 @@ def fuse(
         The scan; only its grid is used.
     candidates : sequence of Atlas
         On the target's grid; fractions count as their most probable label. Outside its mask a candidate does not vote.
-    alpha : float
-        How many standard deviations below the mean a candidate may be, 0 or more.
+    rule : str
+        `median` or `mean`, see above.
+    alpha : float, optional
+        How many deviations below the median or mean a candidate may be, 0 or more; by default 3 for `median` and 2 for
+        `mean`.
+    margin : float
+        For `median`: candidates whose performance (Dice) is this close to the median stay, 0 or more.
     power : float
         The exponent p, 0 or more; 0 only selects.
     max_iterations : int
@@ -67,11 +91,16 @@ def fuse(
     ----------
     .. [1] Langerak et al. (2010), Label fusion in atlas-based segmentation using a selective and iterative method for
        performance level estimation (SIMPLE), IEEE TMI 29(12):2000-2008.
+    .. [2] Leys et al. (2013), Detecting outliers: do not use standard deviation around the mean, use absolute deviation
+       around the median, Journal of Experimental Social Psychology 49(4):764-766.
     """
-    if alpha < 0 or power < 0 or max_iterations < 1:
+    if rule not in DEVIATIONS:
+        raise InputError(f"simple: rule: expected one of {', '.join(DEVIATIONS)}, got {rule!r}")
+    alpha = DEVIATIONS[rule] if alpha is None else alpha
+    if not (alpha >= 0 and margin >= 0 and power >= 0 and max_iterations >= 1):
         raise InputError(
-            f"simple needs alpha and power of 0 or more and max_iterations of at least 1, got {alpha}, {power}, "
-            f"{max_iterations}"
+            f"simple needs alpha, margin and power of 0 or more and max_iterations of at least 1, got {alpha}, "
+            f"{margin}, {power} and {max_iterations}"
         )
     votes = Votes.gather(target, candidates, hard=True)
     kept = np.ones(len(candidates), bool)
@@ -82,8 +111,7 @@ def fuse(
     overlap = _Overlap(votes, candidates)
     for _ in range(max_iterations):
         performance = overlap(fused.mode.reshape(-1)[votes.voxels])
-        bar = performance[kept].mean() - alpha * performance[kept].std()
-        dropped = kept & (performance < bar - ROUNDING)
+        dropped = kept & (performance < _threshold(performance[kept], rule, alpha, margin) - ROUNDING)
         kept &= ~dropped
         weights = np.where(kept, performance**power, 0.0)
         before, fused = fused, votes.cast(weights, name=target.name)
@@ -93,6 +121,14 @@ def fuse(
             break
     log.info("simple: kept %d of %d atlases for %s", kept.sum(), kept.size, target.name)
     return fused
+
+
+def _threshold(performance: Float64, rule: str, alpha: float, margin: float) -> float:
+    """The performance below which candidates are dropped."""
+    if rule == "mean":
+        return float(performance.mean() - alpha * performance.std())
+    middle = np.median(performance)
+    return float(middle - max(alpha * NORMAL * np.median(np.abs(performance - middle)), margin))
 
 
 class _Overlap:

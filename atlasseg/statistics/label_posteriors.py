@@ -19,7 +19,6 @@ from atlasseg.statistics import curves, mean_field
 from atlasseg.statistics._field import field_of_labels
 from atlasseg.statistics._forward_backward import emissions, smooth
 from atlasseg.statistics.gaussians import Gaussians, from_moments, unpack_moments
-from atlasseg.statistics.markov_chain import MIN_TRANSITION
 from atlasseg.statistics.markov_field import SOLVERS, Solver, solve_field
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelWeights, ProbabilityMap, take_entries
 
@@ -29,8 +28,10 @@ FLOOR = 0.01
 """Least variance of a label, as a share of that of all intensities: small labels have few voxels to learn it from."""
 CHUNKS = 16
 """Sums are made in so many parts, in order."""
-STAYS = 0.9
-"""Probability that the next voxel of a curve has the same label, before any is estimated."""
+START_ODDS = 9.0
+"""Odds of the same label at the next voxel of a curve, before any are estimated."""
+MOST_ODDS = 1e9
+"""No odds are estimated to be larger: other labels stay possible."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,15 +205,21 @@ def chain_posteriors(
     *,
     curve: curves.CurveName,
     intensity_weight: float,
-    stays: float | None,
+    stay_odds: float | None,
     iterations: int,
     name: str = "",
 ) -> ProbabilityMap:
-    """Posterior of the labels along a curve, as a hidden Markov chain.
+    r"""Posterior of the labels along a curve, as a hidden Markov chain.
 
     The prior is the weight of each label at each site of the chain. A chain starts wherever the curve enters the
-    uncertain voxels and those near them. The next site has the same label with probability `stays`, any of the others
-    with equal probability: how frequent labels are, the prior says. Gaussians are found by expectation maximisation.
+    uncertain voxels and those near them. For :math:`K` labels and odds :math:`o`, the transition probabilities are
+
+    .. math::
+
+        t_{kk} = \frac{o}{o + K - 1}, \qquad t_{kl} = \frac{1}{o + K - 1} \quad (l \neq k)
+
+    The posterior depends on :math:`o` and not on :math:`K`, and :math:`o = 1` is no coupling. Expectation maximisation
+    estimates the Gaussians.
 
     Parameters
     ----------
@@ -220,12 +227,20 @@ def chain_posteriors(
         See `field_posteriors`.
     curve : str
         `hilbert` or `serpentine`.
-    stays : float, optional
-        Above 0 and below 1; found by expectation maximisation where it is None.
+    stay_odds : float, optional
+        o, 1 or more: the probability that the next site has the same label over the probability that it has one given
+        other label. Expectation maximisation estimates it where it is None.
+
+    Raises
+    ------
+    InputError
+        A parameter is out of its range.
+    GeometryError
+        Scan and prior lie on different grids.
     """
     _check(intensity_weight, iterations)
-    if stays is not None and not 0 < stays < 1:
-        raise InputError(f"stays above 0 and below 1 is wanted, got {stays}")
+    if stay_odds is not None and not 1 <= stay_odds < np.inf:
+        raise InputError(f"stay_odds: expected odds of 1 (no coupling) or more, got {stay_odds}")
     rows = UncertainVoxels.extract(target, prior)
     if rows.voxels.size == 0:
         return prior
@@ -238,18 +253,18 @@ def chain_posteriors(
     states = rows.label_values.size
     share = rows.prior.values[slots]
     initial = np.full(states, 1 / states)
-    same = STAYS if stays is None else stays
+    odds = START_ODDS if stay_odds is None else stay_odds
     weights: Float64 = rows.prior.values.copy()
     gaussians: Gaussians | None = None
     for _ in range(iterations):
         gaussians = rows.gaussians(weights, gaussians)
         logs = intensity_weight * rows.log_densities(gaussians)
         e, scale = emissions(logs[slots], share, offsets)
-        transitions = np.full((states, states), (1 - same) / max(states - 1, 1))
-        np.fill_diagonal(transitions, same)
+        transitions = (1 + (odds - 1) * np.eye(states)) / (odds + states - 1)
         found = smooth(e, scale, offsets, labels, starts, initial, transitions)
-        if stays is None and (steps := found.pairs.sum()) > 0:
-            same = float(np.clip(np.trace(found.pairs) / steps, MIN_TRANSITION, 1 - MIN_TRANSITION))
+        if stay_odds is None and (steps := found.pairs.sum()) > 0:
+            same = np.trace(found.pairs)
+            odds = float(np.clip(same * (states - 1) / max(steps - same, steps / MOST_ODDS), 1, MOST_ODDS))
         weights[slots] = found.gamma
     return rows.map_of(weights, prior, name)
 
