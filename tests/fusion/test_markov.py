@@ -1,4 +1,4 @@
-"""The fusions by field and chain: against all labellings of tiny scans, what they do without a model, what they refuse."""
+"""Fusions by field and chain: against all labellings of tiny scans, without a model, and what they refuse."""
 
 import itertools
 from functools import partial
