@@ -12,8 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from atlasseg import io
 from atlasseg.app.context import training_library
 from atlasseg.app.outputs import software_versions
@@ -23,7 +21,7 @@ from atlasseg.device import Device, resolve_device
 from atlasseg.errors import InputError
 from atlasseg.pipeline import preprocess
 from atlasseg.recipe import Recipe
-from atlasseg.refinement.examples import patient_spacing_mm
+from atlasseg.refinement.examples import count_channels, mean_spacing_mm
 from atlasseg.store.cache import Cache
 from atlasseg.training import train_refiner
 
@@ -189,11 +187,9 @@ def pretrain(
     check_free(out)
     targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     images = [preprocess(target.read()[0], recipe.preprocessing.steps) for target in targets]
-    channels = {target.id: image.channels.shape[3] for target, image in zip(targets, images, strict=True)}
-    if len(set(channels.values())) > 1:
-        raise InputError(f"scans must have the same channels, got {channels}")
+    by_id = dict(zip((target.id for target in targets), images, strict=True))
+    count = count_channels(by_id)
     scans = [standardise(image) for image in images]
-    count = scans[0].shape[0]
     memory, flops = budget(where, memory_bytes, step_flops)
     planned = plan(
         recipe.refiner,
@@ -216,7 +212,6 @@ def pretrain(
             progress=progress,
             stop=stop,
         )
-    spacing = np.mean([patient_spacing_mm(image.affine) for image in images], axis=0)
     model = RefinerModel(
         planned.form,
         LabelEncoding((0,), (0,)),
@@ -224,7 +219,7 @@ def pretrain(
         1,
         planned.patch_voxels,
         count,
-        (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        mean_spacing_mm(image.affine for image in images),
         (),
         (member,),
         {},
@@ -232,9 +227,7 @@ def pretrain(
             "recipe": recipe.text,
             "versions": software_versions(),
             "plan": planned.text(),
-            "data": {
-                target.id: io.content_hash(image, place=False) for target, image in zip(targets, images, strict=True)
-            },
+            "data": {id_: io.content_hash(image, place=False) for id_, image in by_id.items()},
             "training": asdict(recipe.training),
         },
     )

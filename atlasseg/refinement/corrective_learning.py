@@ -23,9 +23,9 @@ from atlasseg.labels import LabelTable
 from atlasseg.methods import Data, method
 from atlasseg.refinement._features import Scene, Window
 from atlasseg.refinement._trees import Trees, joined
-from atlasseg.refinement.examples import Example, differences, patient_spacing_mm
+from atlasseg.refinement.examples import Example, count_channels, differences, mean_spacing_mm, patient_spacing_mm
 from atlasseg.version import __version__
-from atlasseg.volume import Image, ProbabilityMap
+from atlasseg.volume import Bool, Float32, Image, ProbabilityMap
 
 log = logging.getLogger(__name__)
 
@@ -272,9 +272,7 @@ def train(
     examples = sorted(examples, key=lambda example: example.id)
     if not examples:
         raise InputError("corrective learning needs at least one example")
-    counts = {example.id: example.target.channels.shape[3] for example in examples}
-    if len(set(counts.values())) > 1:
-        raise InputError(f"the scans of a library must have the same channels, got {counts}")
+    channels = count_channels({example.id: example.target for example in examples})
     if min(intensity_radius_voxels, probability_radius_voxels) < 0 or dilation_voxels < 1:
         raise InputError(
             "radii must be 0 or more and the dilation 1 or more, got "
@@ -290,21 +288,7 @@ def train(
     share = max(1, samples_per_label // len(examples))
     classifiers, samples = {}, {}
     for label in every:
-        rows, answers = [], []
-        for number, (example, scene) in enumerate(zip(examples, scenes, strict=True)):
-            if label in example.not_annotated or (label == 0 and example.not_annotated):
-                continue  # what its labels say of this one is not known
-            region = scene.region(label)
-            if region is None:
-                continue
-            voxels = region.voxels
-            if voxels.size > share:
-                generator = np.random.default_rng((seed, label & 0xFFFFFFFF, number))  # labels may be negative
-                drawn = generator.choice(voxels.size, share, replace=False)
-                voxels = voxels[np.sort(drawn)]
-            rows.append(scene.features(region, voxels))
-            answers.append(example.truth.array.reshape(-1)[voxels] == label)
-        answer = np.concatenate([np.zeros(0, bool), *answers])
+        features, answer = _draw_samples(examples, scenes, label, share, seed)
         positive = int(answer.sum())
         samples[label] = {"of it": positive, "others": answer.size - positive}
         if min(positive, answer.size - positive) < FEWEST_OF_A_CLASS:
@@ -317,7 +301,7 @@ def train(
             max_features=features_share,
             early_stopping=False,
             random_state=seed,
-        ).fit(np.concatenate(rows), answer)
+        ).fit(features, answer)
         classifiers[label] = Trees.of(grown)
         log.info("label %d: trained on %d samples, %d of it", label, answer.size, positive)
     if not classifiers:
@@ -325,7 +309,6 @@ def train(
             f"no label has enough samples for a classifier, {FEWEST_OF_A_CLASS} of it and as many that are not, in "
             f"{len(examples)} examples"
         )
-    spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
     given = {
         "samples_per_label": samples_per_label,
         "iterations": iterations,
@@ -337,12 +320,35 @@ def train(
     return CorrectiveModel(
         classifiers,
         tuple(every),
-        next(iter(counts.values())),
-        (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        channels,
+        mean_spacing_mm(example.target.affine for example in examples),
         window,
         provenance or {},
         {**(record or {}), "training": given, "samples": {str(label): n for label, n in samples.items()}},
     )
+
+
+def _draw_samples(
+    examples: Sequence[Example], scenes: Sequence[Scene], label: int, share: int, seed: int
+) -> tuple[Float32, Bool]:
+    """(n, F) features and (n,) whether it is of the label, of `share` voxels at most of each example."""
+    rows, answers = [], []
+    for number, (example, scene) in enumerate(zip(examples, scenes, strict=True)):
+        if label in example.not_annotated or (label == 0 and example.not_annotated):
+            continue  # what its labels say of this one is not known
+        region = scene.region(label)
+        if region is None:
+            continue
+        voxels = region.voxels
+        if voxels.size > share:
+            generator = np.random.default_rng((seed, label & 0xFFFFFFFF, number))  # labels may be negative
+            drawn = generator.choice(voxels.size, share, replace=False)
+            voxels = voxels[np.sort(drawn)]
+        rows.append(scene.features(region, voxels))
+        answers.append(example.truth.array.reshape(-1)[voxels] == label)
+    if not rows:
+        return np.zeros((0, 0), np.float32), np.zeros(0, bool)
+    return np.concatenate(rows), np.concatenate(answers)
 
 
 def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable | None = None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Image, LabelMap, ProbabilityMap
 
 
@@ -52,3 +53,23 @@ def patient_spacing_mm(affine: Float64) -> tuple[float, float, float]:
     out = np.empty(3)
     out[io_orientation(affine)[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
     return float(out[0]), float(out[1]), float(out[2])
+
+
+def mean_spacing_mm(affines: Iterable[Float64]) -> tuple[float, float, float]:
+    """Mean of `patient_spacing_mm`."""
+    mean = np.mean([patient_spacing_mm(affine) for affine in affines], axis=0)
+    return float(mean[0]), float(mean[1]), float(mean[2])
+
+
+def count_channels(scans: Mapping[str, Image]) -> int:
+    """Number of channels of the scans, by their id.
+
+    Raises
+    ------
+    InputError
+        They differ.
+    """
+    counts = {id_: int(scan.channels.shape[3]) for id_, scan in scans.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"expected scans with the same channels, got {counts}")
+    return next(iter(counts.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from atlasseg import io
 from atlasseg.errors import InputError
 from atlasseg.pipeline import Executor, Registrar, call_directly, provenance
 from atlasseg.recipe import Recipe
-from atlasseg.refinement.examples import Example, patient_spacing_mm, scan_digests
+from atlasseg.refinement.examples import Example, count_channels, mean_spacing_mm, scan_digests
 from atlasseg.training.examples import FEWEST_ATLASES, Progress, leave_one_out
 from atlasseg.volume import Atlas
 
@@ -93,10 +93,7 @@ def train_refiner(
 
     if len(atlases) < FEWEST_ATLASES:
         raise InputError(f"the refiner needs at least {FEWEST_ATLASES} atlases to learn from, got {len(atlases)}")
-    channels = {atlas.id: atlas.image.channels.shape[3] for atlas in atlases}
-    if len(set(channels.values())) > 1:
-        raise InputError(f"the scans of a library must have the same channels, got {channels}")
-    count = next(iter(channels.values()))
+    count = count_channels({atlas.id: atlas.image for atlas in atlases})
     start = start or Start()
     if start.channels not in (None, count):
         raise InputError(f"the model to begin from was trained on {start.channels} channels, the scans have {count}")
@@ -106,19 +103,15 @@ def train_refiner(
     if training.n_models > len(folds):
         log.info("%d networks, one a fold, in place of %d", len(folds), training.n_models)
     if examples is None:
-        examples = []
-        for example in leave_one_out(atlases, recipe, registrar=registrar, executor=executor, progress=progress):
-            examples.append(example)
-            if stop():
-                raise KeyboardInterrupt
+        fused = leave_one_out(atlases, recipe, registrar=registrar, executor=executor, progress=progress)
+        examples = collect_until(stop, fused)
     examples = sorted(examples, key=lambda example: contents[example.id])
     labels = sorted({int(v) for e in examples for v in (*e.fused.label_values, *e.truth.values)})
     coding = encode_labels([e.fused for e in examples], labels, channels=settings.prior_channels)
     cases = [case_of(e.target, e.fused, coding, candidates=settings.candidates, example=e) for e in examples]
-    spacing = np.mean([patient_spacing_mm(example.target.affine) for example in examples], axis=0)
+    spacing_mm = mean_spacing_mm(example.target.affine for example in examples)
     del examples
     made = provenance(atlases, recipe)
-    scans, known = scan_digests(made), set(start.seen.values())
     memory, flops = budget(device, memory_bytes, step_flops)
     planned_under = partial(
         plan,
@@ -134,14 +127,7 @@ def train_refiner(
     members = []
     of = [made, settings.candidates, {atlas.id: sorted(atlas.not_annotated) for atlas in atlases}]
     for number, fold in enumerate(folds[: training.n_models]):
-        met = sorted(id_ for id_ in fold if scans[id_] in known)
-        if met:
-            log.warning(
-                "network %d is validated on scans that the model it begins from has learned from (%s): its validation "
-                "looks better than it is",
-                number + 1,
-                ", ".join(met),
-            )
+        _warn_of_known_scans(number, fold, scan_digests(made), start)
         job = Job(
             number,
             planned,
@@ -165,7 +151,7 @@ def train_refiner(
         settings.candidates,
         planned.patch_voxels,
         count,
-        (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        spacing_mm,
         recipe.augmentation.flips,
         tuple(members),
         made,
@@ -181,6 +167,29 @@ def train_refiner(
             "augmentation": asdict(recipe.augmentation),
         },
     )
+
+
+def collect_until(stop: Callable[[], bool], examples: Iterable[Example]) -> list[Example]:
+    """All examples; KeyboardInterrupt after the first one at which `stop` says so."""
+    found = []
+    for example in examples:
+        found.append(example)
+        if stop():
+            raise KeyboardInterrupt
+    return found
+
+
+def _warn_of_known_scans(number: int, fold: frozenset[str], scans: Mapping[str, str], start: Start) -> None:
+    """Warn where the validation fold of a network holds scans that the initial weights were trained on."""
+    known = set(start.seen.values())
+    met = sorted(id_ for id_ in fold if scans[id_] in known)
+    if met:
+        log.warning(
+            "network %d is validated on scans that the model it begins from has learned from (%s): its validation "
+            "looks better than it is",
+            number + 1,
+            ", ".join(met),
+        )
 
 
 def split_folds(contents: Mapping[str, str], folds: int, seed: int) -> list[frozenset[str]]:
