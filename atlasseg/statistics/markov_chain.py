@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -198,52 +200,34 @@ def fit(
     number = memberships.shape[1]
     if given is not None and given.shape[1] != number:
         raise InputError(f"prior and start differ in their number of classes, {given.shape[1]} and {number}")
-    weights = (np.ones((count, number)) if given is None else given).reshape(-1)
-    begins = _checked_starts(starts, count)
-    layout = _layout(count, number)
-    rng = np.random.default_rng(seed)
-
-    state = _State(
-        estimate(y, memberships * seen[:, None], floor=floor),
-        normalise_counts(memberships[begins].sum(axis=0)),
-        normalise_counts(np.einsum("nj,nk->jk", memberships[:-1][~begins[1:]], memberships[1:][~begins[1:]])),
+    sites = _Sites(
+        y,
+        seen,
+        (np.ones((count, number)) if given is None else given).reshape(-1),
+        _checked_starts(starts, count),
+        floor,
     )
-
-    def expectation(now: _State) -> tuple[Float64, Smoothed]:
-        logs = log_density(y, now.gaussians)
-        logs[~seen] = 0
-        e, scale = emissions(logs.reshape(-1), weights, layout[0])
-        return e, smooth(e.reshape(count, number), scale, begins, now.initial, now.transitions)
-
+    within = ~sites.begins[1:]
+    state = _State(
+        sites.estimate_gaussians(memberships),
+        normalise_counts(memberships[sites.begins].sum(axis=0)),
+        normalise_counts(np.einsum("nj,nk->jk", memberships[:-1][within], memberships[1:][within])),
+    )
+    rng = np.random.default_rng(seed)
     history, visited = [], []
     settled = False
     for iteration in range(max_iterations + 1):
-        e, found = expectation(state)
+        e, found = sites.smooth(state)
         history.append(found.log_likelihood)
         settled = estimation == "em" and iteration > 0 and abs(history[-1] - history[-2]) <= tolerance * count
         if settled or iteration == max_iterations:
             break
-        gamma = found.gamma.reshape(count, number)
         if estimation == "em":
-            gaussians = estimate(y, gamma * seen[:, None], floor=floor, before=state.gaussians)
+            state = sites.maximise(found, state)
+        elif estimation == "ice":
+            state = sites.maximise(found, state, [sites.draw_labels(e, state, rng) for _ in range(draws)])
         else:
-            drawn = []
-            for _ in range(draws if estimation == "ice" else 1):
-                slots = sample(e, *layout, begins, state.initial, state.transitions, rng.random(count))
-                one = np.zeros(count * number)
-                one[slots] = 1
-                one = one.reshape(count, number)
-                drawn.append(estimate(y, one * seen[:, None], floor=floor, before=state.gaussians))
-            gaussians = _mean(drawn)
-        first, pairs = found.first, found.pairs
-        if estimation == "sem":
-            labels = slots % number
-            inner = ~begins[1:]
-            first = np.bincount(labels[begins], minlength=number).astype(float)
-            pairs = np.bincount(labels[:-1][inner] * number + labels[1:][inner], minlength=number**2).astype(float)
-        state = _State(
-            gaussians, normalise_counts(first), normalise_counts(pairs.reshape(number, number), state.transitions)
-        )
+            state = sites.maximise_drawn(sites.draw_labels(e, state, rng), state)
         if iteration >= max_iterations // 2:
             visited.append(state)
     if estimation != "em":
@@ -252,7 +236,7 @@ def fit(
             np.mean([s.initial for s in visited], axis=0),
             np.mean([s.transitions for s in visited], axis=0),
         )
-        found = expectation(state)[1]
+        found = sites.smooth(state)[1]
         history.append(found.log_likelihood)
     return Chain(
         found.gamma.reshape(count, number), state.gaussians, state.initial, state.transitions, tuple(history), settled
@@ -268,6 +252,80 @@ class _State:
     transitions: Float64
 
 
+@dataclass(frozen=True, eq=False)
+class _Sites:
+    """N sites of a chain with K classes.
+
+    Parameters
+    ----------
+    values : (N, C) float64
+    seen : (N,) bool
+        Sites whose values count.
+    weights : (N * K,) float64
+        Atlas weights.
+    begins : (N,) bool
+        Where a new chain starts.
+    floor : float
+        Least variance.
+    """
+
+    values: Float64
+    seen: Bool
+    weights: Float64
+    begins: Bool
+    floor: float
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.weights.size // len(self.values)
+
+    @cached_property
+    def layout(self) -> tuple[Int64, Int32]:
+        """Offsets and labels of sites that may all be of every class."""
+        count, classes = len(self.values), self.classes
+        return np.arange(count + 1, dtype=np.int64) * classes, np.tile(np.arange(classes, dtype=np.int32), count)
+
+    def smooth(self, state: _State) -> tuple[Float64, Smoothed]:
+        """(N * K,) emissions, and the posteriors by the forward-backward algorithm."""
+        logs = log_density(self.values, state.gaussians)
+        logs[~self.seen] = 0
+        e, scale = emissions(logs.reshape(-1), self.weights, self.layout[0])
+        return e, smooth(e.reshape(len(logs), -1), scale, self.begins, state.initial, state.transitions)
+
+    def draw_labels(self, emission: Float64, state: _State, rng: np.random.Generator) -> Int64:
+        """(N,) classes drawn from their posterior as whole chains."""
+        uniform = rng.random(len(self.values))
+        slots = sample(emission, *self.layout, self.begins, state.initial, state.transitions, uniform)
+        return np.asarray(slots % self.classes)
+
+    def estimate_gaussians(self, memberships: Float64, before: Gaussians | None = None) -> Gaussians:
+        """Gaussians of the classes from (N, K) memberships."""
+        return estimate(self.values, memberships * self.seen[:, None], floor=self.floor, before=before)
+
+    def maximise(self, found: Smoothed, state: _State, drawn: Sequence[Int64] = ()) -> _State:
+        """Parameters from the posteriors; the Gaussians as the mean over `drawn` labels where there are some."""
+        if drawn:
+            gaussians = _mean([self.estimate_gaussians(self._indicators(labels), state.gaussians) for labels in drawn])
+        else:
+            gaussians = self.estimate_gaussians(found.gamma.reshape(-1, self.classes), state.gaussians)
+        return _State(gaussians, normalise_counts(found.first), self._transitions(found.pairs, state))
+
+    def maximise_drawn(self, labels: Int64, state: _State) -> _State:
+        """Parameters from drawn labels alone."""
+        within = ~self.begins[1:]
+        first = np.bincount(labels[self.begins], minlength=self.classes).astype(float)
+        pairs = np.bincount(labels[:-1][within] * self.classes + labels[1:][within], minlength=self.classes**2)
+        gaussians = self.estimate_gaussians(self._indicators(labels), state.gaussians)
+        return _State(gaussians, normalise_counts(first), self._transitions(pairs.astype(float), state))
+
+    def _transitions(self, pairs: Float64, state: _State) -> Float64:
+        return normalise_counts(pairs.reshape(self.classes, self.classes), state.transitions)
+
+    def _indicators(self, labels: Int64) -> Float64:
+        return np.asarray(np.eye(self.classes)[labels])
+
+
 def _mean(parts: list[Gaussians]) -> Gaussians:
     return Gaussians(np.mean([g.means for g in parts], axis=0), np.mean([g.covariances for g in parts], axis=0))
 
@@ -280,11 +338,6 @@ def normalise_counts(counts: Float64, before: Float64 | None = None) -> Float64:
     )
     rows = np.maximum(rows, MIN_TRANSITION)
     return np.asarray(rows / rows.sum(axis=-1, keepdims=True))
-
-
-def _layout(count: int, classes: int) -> tuple[Int64, Int32]:
-    """Offsets and labels of sites that may all be of every class."""
-    return np.arange(count + 1, dtype=np.int64) * classes, np.tile(np.arange(classes, dtype=np.int32), count)
 
 
 def _checked_starts(starts: Bool | None, count: int) -> Bool:
