@@ -120,22 +120,7 @@ class Votes:
         ]
         modes = [_most_probable(volume) for volume in volumes]
 
-        certain = np.zeros(size, np.int32)
-        covered = np.zeros(size, np.bool_)
-        active = np.zeros(size, np.bool_)
-        for volume, mode, mask in zip(volumes, modes, masks, strict=True):
-            if mask is None:
-                active |= covered & (mode != certain)
-                certain[~covered] = mode[~covered]
-                covered[:] = True
-            else:
-                active |= covered & mask & (mode != certain)
-                new = mask & ~covered
-                certain[new] = mode[new]
-                covered |= mask
-            if isinstance(volume, ProbabilityMap):
-                spread = volume.voxels
-                active[spread if mask is None else spread[mask[spread]]] = True
+        certain, covered, active = _find_disagreement(volumes, modes, masks, size)
         voxels = np.flatnonzero(active)
         every = set().union(
             *(
@@ -266,6 +251,29 @@ class Votes:
             self.label_values,
             name,
         )
+
+
+def _find_disagreement(
+    volumes: Sequence[LabelMap | ProbabilityMap], modes: Sequence[Int32], masks: Sequence[Bool | None], size: int
+) -> tuple[Int32, Bool, Bool]:
+    """Flat volumes: the label of the first candidate that votes, where any votes, and where they may disagree."""
+    certain = np.zeros(size, np.int32)
+    covered = np.zeros(size, np.bool_)
+    active = np.zeros(size, np.bool_)
+    for volume, mode, mask in zip(volumes, modes, masks, strict=True):
+        if mask is None:
+            active |= covered & (mode != certain)
+            certain[~covered] = mode[~covered]
+            covered[:] = True
+        else:
+            active |= covered & mask & (mode != certain)
+            new = mask & ~covered
+            certain[new] = mode[new]
+            covered |= mask
+        if isinstance(volume, ProbabilityMap):
+            spread = volume.voxels
+            active[spread if mask is None else spread[mask[spread]]] = True
+    return certain, covered, active
 
 
 def _most_probable(volume: LabelMap | ProbabilityMap) -> Int32:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -128,33 +129,14 @@ def fuse(
     arrays = [np.moveaxis(image, -1, 0) for image, _ in pairs]
     masks = [mask for _, mask in pairs]
     scan = np.moveaxis(images.target, -1, 0)
-    if search == "exact":
-        found = find_nearest_patches(
-            scan,
-            arrays,
-            where,
-            count=count,
-            patch_radius_voxels=patch_radius_voxels,
-            search_radius_voxels=search_radius_voxels,
-            inside=masks,
-        )
-    else:
-        found = run_patch_match(
-            scan,
-            arrays,
-            where,
-            count=count,
-            patch_radius_voxels=patch_radius_voxels,
-            search_radius_voxels=search_radius_voxels,
-            inside=masks,
-            iterations=iterations,
-            seed=seed,
-        )
-    floor = SMALLEST_DISTANCE * (2 * patch_radius_voxels + 1) ** 3
-    distance = np.maximum(-found.scores, 0)
-    nearest = np.where(np.isfinite(distance[:, :1]), distance[:, :1], 0)
-    weights = np.exp(-(distance - nearest) / (bandwidth * (nearest + floor)))
-    weights[found.candidate < 0] = 0
+    find: Callable[..., NearestPatches] = (
+        find_nearest_patches if search == "exact" else partial(run_patch_match, iterations=iterations, seed=seed)
+    )
+    found = find(
+        scan, arrays, where, count=count, patch_radius_voxels=patch_radius_voxels,
+        search_radius_voxels=search_radius_voxels, inside=masks,
+    )  # fmt: skip
+    weights = _weigh(found, bandwidth, SMALLEST_DISTANCE * (2 * patch_radius_voxels + 1) ** 3)
     radius = patch_radius_voxels if whole_patch else 0
     counts, labels, values = _vote(found, weights, where, images.box, candidates, votes, radius)
     voxels = np.repeat(votes.voxels, counts)
@@ -168,6 +150,15 @@ def fuse(
     return ProbabilityMap.from_entries(
         votes.certain, target.affine, voxels, labels, values, label_values=votes.label_values, name=target.name
     )
+
+
+def _weigh(found: NearestPatches, bandwidth: float, floor: float) -> Float64:
+    """Weight of each patch by its distance beyond the nearest one, relative to that one; `floor` keeps it finite."""
+    distance = np.maximum(-found.scores, 0)
+    nearest = np.where(np.isfinite(distance[:, :1]), distance[:, :1], 0)
+    weights: Float64 = np.exp(-(distance - nearest) / (bandwidth * (nearest + floor)))
+    weights[found.candidate < 0] = 0
+    return weights
 
 
 def _vote(

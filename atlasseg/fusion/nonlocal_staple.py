@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -170,9 +170,7 @@ def gather_nonlocal_votes(
     scale = 1 / (2 * sigma_intensity**2 * (2 * patch_radius_voxels + 1) ** 3 * images.target.shape[-1])
     target = np.ascontiguousarray(np.moveaxis(images.target, -1, 0))
     boxes = split_into_tiles(where)
-    counts = np.zeros((len(candidates), images.inside.size), np.int64)
-    firsts = np.full((len(candidates), images.inside.size), -1, np.int64)
-    parts: list[tuple[Int32, Float32]] = []
+    parts = []
     for i, (candidate, mask) in enumerate(images):
         array = np.ascontiguousarray(np.moveaxis(candidate, -1, 0))
         known = np.ones(where.shape, bool) if mask is None else np.ascontiguousarray(mask)
@@ -190,28 +188,48 @@ def gather_nonlocal_votes(
             )  # fmt: skip
             return found
 
-        labels: list[Int32] = []
-        fractions: list[Float32] = []
-        begin = 0
-        for box, (count, label, fraction) in zip(boxes, map_tiles(gather_in, boxes), strict=True):
-            inside = row_of[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
-            rows = inside[inside >= 0]
-            counts[i, rows] = count
-            firsts[i, rows] = begin + np.cumsum(count) - count
-            begin += label.size
-            labels.append(label)
-            fractions.append(fraction)
-        parts.append((np.concatenate(labels), np.concatenate(fractions)))
+        parts.append(_join_tiles(row_of, boxes, map_tiles(gather_in, boxes)))
+    return _with_entries(votes, parts)
 
-    entry_offsets = np.concatenate(([0], np.cumsum(counts.sum(axis=0))))
+
+class _Entries(NamedTuple):
+    """Votes of one candidate: at each active voxel `counts` entries from index `firsts` on."""
+
+    counts: Int64
+    firsts: Int64
+    labels: Int32
+    fractions: Float32
+
+
+def _join_tiles(row_of: Int64, boxes: Sequence[tuple[Int64, Int64]], found: Iterable[Found]) -> _Entries:
+    """Join the votes of one candidate over the tiles; `row_of` is the row of each active voxel, -1 elsewhere."""
+    rows_in_all = int(row_of.max()) + 1
+    counts, firsts = np.zeros(rows_in_all, np.int64), np.full(rows_in_all, -1, np.int64)
+    labels: list[Int32] = []
+    fractions: list[Float32] = []
+    begin = 0
+    for box, (count, label, fraction) in zip(boxes, found, strict=True):
+        inside = row_of[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
+        rows = inside[inside >= 0]
+        counts[rows] = count
+        firsts[rows] = begin + np.cumsum(count) - count
+        begin += label.size
+        labels.append(label)
+        fractions.append(fraction)
+    return _Entries(counts, firsts, np.concatenate(labels), np.concatenate(fractions))
+
+
+def _with_entries(votes: Votes, parts: Sequence[_Entries]) -> Votes:
+    """The votes with the entries of each candidate replaced."""
+    entry_offsets = np.concatenate(([0], np.cumsum(np.sum([part.counts for part in parts], axis=0))))
     raters = np.empty(entry_offsets[-1], np.int32)
     said_labels = np.empty(entry_offsets[-1], np.int32)
     said_fractions = np.empty(entry_offsets[-1], np.float32)
     filled = entry_offsets[:-1].copy()
-    for i, (label, fraction) in enumerate(parts):
+    for i, part in enumerate(parts):
         fill_entries(
-            i, np.zeros(counts.shape[1], np.int64), counts[i], firsts[i], label.astype(np.int64), fraction, filled,
-            raters, said_labels, said_fractions,
+            i, np.zeros(part.counts.size, np.int64), part.counts, part.firsts, part.labels.astype(np.int64),
+            part.fractions, filled, raters, said_labels, said_fractions,
         )  # fmt: skip
     slot_counts, slots = index_slots(entry_offsets, said_labels)
     slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))

@@ -18,6 +18,8 @@ from atlasseg.version import __version__
 from atlasseg.volume import Image, ProbabilityMap
 
 if TYPE_CHECKING:
+    import torch
+
     from atlasseg.refinement.network.model import RefinerModel
 
 log = logging.getLogger(__name__)
@@ -196,10 +198,7 @@ def refined(
     Memory: L labels times a window's thickness times the other two axes of the box, and about four windows of L
     labels; not L times the scan.
     """
-    import torch
-
     from atlasseg.refinement.network.cases import case_of
-    from atlasseg.refinement.network.networks import build, load_weights
     from atlasseg.refinement.network.precision import autocast_dtype
     from atlasseg.refinement.network.windows import make_predictor, slabs, sparse_entries
 
@@ -227,12 +226,7 @@ def refined(
 
     where = resolve_device(device)
     case = case_of(target, fused, model.coding, candidates=model.candidates)
-    networks = []
-    for member in model.members:
-        with torch.random.fork_rng(devices=[]):
-            network = build(model.form)
-        load_weights(network, member.weights, "model")
-        networks.append(network.to(where, memory_format=torch.channels_last_3d).eval())  # type: ignore[call-overload]
+    networks = _load_networks(model, where)
     axes = ["RAS".index(axis) for axis in model.flips] if test_time_flips else []
     half = autocast_dtype(where) if mixed_precision else None
     predict = make_predictor(networks, [member.temperature for member in model.members], axes, half)
@@ -254,3 +248,18 @@ def refined(
         label_values=fused.label_values,
         name=fused.name,
     )
+
+
+def _load_networks(model: RefinerModel, device: str) -> list[torch.nn.Module]:
+    """The networks of a model on the device, ready to predict."""
+    import torch
+
+    from atlasseg.refinement.network.networks import build, load_weights
+
+    networks = []
+    for member in model.members:
+        with torch.random.fork_rng(devices=[]):
+            network = build(model.form)
+        load_weights(network, member.weights, "model")
+        networks.append(network.to(device, memory_format=torch.channels_last_3d).eval())  # type: ignore[call-overload]
+    return networks

@@ -14,7 +14,7 @@ What changed is reported label by label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -204,24 +204,36 @@ def make_consistent(
     labels, again = _restore_vanished(before, labels, removable)
     restored |= again
     every = np.union1d(given.label_values, 0)
-    sizes = [_sizes(m, every) for m in (before, labels)]
-    parts = [_part_counts(m, every) for m in (before, labels)]
-    changes = tuple(
+    changes = _list_changes(before, labels, every, regained=regained, islands=islands, holes=holes, restored=restored)
+    return Consistent(_with_labels(updated, labels), changes, int((labels != before).sum()))
+
+
+def _list_changes(
+    before: Int32,
+    after: Int32,
+    every: Int32,
+    *,
+    regained: Mapping[int, int],
+    islands: Mapping[int, int],
+    holes: Mapping[int, int],
+    restored: Mapping[int, int],
+) -> tuple[Change, ...]:
+    """What changed for each of the labels `every` that is there before or after."""
+    sizes = [_sizes(mode, every) for mode in (before, after)]
+    parts = [_part_counts(mode, every) for mode in (before, after)]
+    counts = (regained, islands, holes, restored)
+    return tuple(
         Change(
             int(label),
             int(sizes[0][n]),
             int(sizes[1][n]),
             int(parts[0][n]),
             int(parts[1][n]),
-            int(regained.get(label, 0)),
-            islands.get(int(label), 0),
-            holes.get(int(label), 0),
-            restored.get(int(label), 0),
+            *(int(count.get(int(label), 0)) for count in counts),
         )
         for n, label in enumerate(every)
         if sizes[0][n] or sizes[1][n]
     )
-    return Consistent(_with_labels(updated, labels), changes, int((labels != before).sum()))
 
 
 def voting_step(step: Step) -> Step:

@@ -69,33 +69,10 @@ def with_intensity(
         raise InputError(f"a window of more than 0 voxels is wanted, got sigma_voxels = {sigma_voxels}")
     if exponent == 0 or probabilities.voxels.size == 0:
         return probabilities
-    from scipy.ndimage import gaussian_filter
-
     channels = image.channels.astype(np.float64)
     channels -= channels.mean(axis=(0, 1, 2))  # squares of small numbers do not cancel
-    least = np.maximum(_LEAST_VARIANCE * channels.var(axis=(0, 1, 2)), np.finfo(np.float32).tiny)
     voxels = probabilities.entry_voxels
-    means = np.zeros((voxels.size, channels.shape[-1]))
-    variances = np.zeros_like(means)
-    at = np.stack(np.unravel_index(voxels, image.shape))
-    reach = int(np.ceil(3 * sigma_voxels)) + 1
-    for label in np.unique(probabilities.labels):
-        own = probabilities.labels == label
-        first = np.maximum(at[:, own].min(axis=1) - reach, 0)
-        box = tuple(slice(int(a), int(b)) for a, b in zip(first, at[:, own].max(axis=1) + reach + 1, strict=True))
-        weight = probabilities.probability(int(label))[box].astype(np.float64)
-        here = tuple(at[:, own] - first[:, None])
-
-        def window(values: Float64) -> Float64:
-            out: Float64 = gaussian_filter(values, sigma_voxels, mode="constant", truncate=3.0)
-            return out
-
-        total = window(weight)[here] + np.finfo(np.float32).tiny
-        for c in range(channels.shape[-1]):
-            x = channels[box][..., c]
-            mean = window(weight * x)[here] / total
-            means[own, c] = mean
-            variances[own, c] = np.maximum(window(weight * x * x)[here] / total - mean**2, least[c])
+    means, variances = _estimate_local_gaussians(channels, probabilities, sigma_voxels)
     starts, counts = probabilities.offsets[:-1], np.diff(probabilities.offsets)
     x = channels.reshape(-1, channels.shape[-1])[voxels]
     log_likelihood = -0.5 * ((x - means) ** 2 / variances + np.log(variances))
@@ -118,3 +95,34 @@ def with_intensity(
         label_values=probabilities.label_values,
         name=probabilities.name,
     )
+
+
+def _estimate_local_gaussians(
+    channels: Float64, probabilities: ProbabilityMap, sigma_voxels: float
+) -> tuple[Float64, Float64]:
+    """(E, C) mean and variance of the intensities near each entry's voxel, weighted by its label's probability."""
+    from scipy.ndimage import gaussian_filter
+
+    def window(values: Float64) -> Float64:
+        out: Float64 = gaussian_filter(values, sigma_voxels, mode="constant", truncate=3.0)
+        return out
+
+    least = np.maximum(_LEAST_VARIANCE * channels.var(axis=(0, 1, 2)), np.finfo(np.float32).tiny)
+    voxels = probabilities.entry_voxels
+    means = np.zeros((voxels.size, channels.shape[-1]))
+    variances = np.zeros_like(means)
+    at = np.stack(np.unravel_index(voxels, channels.shape[:3]))
+    reach = int(np.ceil(3 * sigma_voxels)) + 1
+    for label in np.unique(probabilities.labels):
+        own = probabilities.labels == label
+        first = np.maximum(at[:, own].min(axis=1) - reach, 0)
+        box = tuple(slice(int(a), int(b)) for a, b in zip(first, at[:, own].max(axis=1) + reach + 1, strict=True))
+        weight = probabilities.probability(int(label))[box].astype(np.float64)
+        here = tuple(at[:, own] - first[:, None])
+        total = window(weight)[here] + np.finfo(np.float32).tiny
+        for c in range(channels.shape[-1]):
+            x = channels[box][..., c]
+            mean = window(weight * x)[here] / total
+            means[own, c] = mean
+            variances[own, c] = np.maximum(window(weight * x * x)[here] / total - mean**2, least[c])
+    return means, variances

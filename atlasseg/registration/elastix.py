@@ -11,7 +11,7 @@ import numpy as np
 from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.itk import LPS, transform_from_sitk
 from atlasseg.methods import Data, OneOf, method
-from atlasseg.registration._itk import checked_sides, require_overlap, seen_through
+from atlasseg.registration._itk import Side, checked_sides, require_overlap, seen_through
 from atlasseg.similarity.metric import RENAMED
 from atlasseg.transforms import BSplineField, Transform
 from atlasseg.volume import Float64, Image, Mask
@@ -25,6 +25,9 @@ METRICS = {
 """As elastix names them."""
 
 METRIC_NAMES = OneOf(tuple(METRICS), renamed=RENAMED)
+
+FIXED_SETTINGS: dict[str, Sequence[object]] = {"ErodeMask": ("false",), "WriteResultImage": ("false",)}
+"""Settings of elastix that no parameter changes."""
 
 STAGES = {"rigid": ("rigid",), "affine": ("affine",), "bspline": ("affine", "bspline")}
 
@@ -118,19 +121,11 @@ def register(
             "MaximumNumberOfIterations": (iterations,),
             "NumberOfSpatialSamples": (samples,),
             "RandomSeed": (seed,),
-            "ErodeMask": ("false",),
-            "WriteResultImage": ("false",),
             "AutomaticTransformInitialization": ("true" if initial is None else "false",),
         }
         if stage == "bspline":
-            changed |= {
-                "Metric": (METRICS[metric], "TransformBendingEnergyPenalty"),
-                "Metric1Weight": (bending,),
-                "FinalGridSpacingInPhysicalUnits": (grid_spacing_mm,),
-                "GridSpacingSchedule": [2**n for n in reversed(range(resolutions))],
-                "AutomaticTransformInitialization": ("false",),
-            }
-        for name, values in changed.items():
+            changed |= _bspline_settings(metric, bending, grid_spacing_mm, resolutions)
+        for name, values in (FIXED_SETTINGS | changed).items():
             settings[name] = [str(v) for v in values]
         parameters.AddParameterMap(settings)
     found = []
@@ -139,29 +134,47 @@ def register(
         if initial is not None:
             require_overlap(target, side, initial[n])
             source = seen_through(side, initial[n], target)
-        masks = {
-            name: _itk_image(itk, given.mask.array.astype(np.uint8), given.mask.affine)
-            for name, given in (("fixed_mask", target), ("moving_mask", source))
-            if given.mask is not None
-        }
-        try:
-            _, result = itk.elastix_registration_method(
-                _itk_image(itk, target.image.array.astype(np.float32), target.image.affine),
-                _itk_image(itk, source.image.array.astype(np.float32), source.image.affine),
-                parameter_object=parameters,
-                number_of_threads=1,
-                log_to_console=False,
-                **masks,
-            )
-        except RuntimeError as error:
-            raise InputError(
-                f"fixed image {target.name!r} and moving image {side.name!r}: elastix failed: {_cause(error)}"
-            ) from error
-        maps = [result.GetParameterMap(m) for m in range(result.GetNumberOfParameterMaps())]
+        maps = _run_elastix(itk, parameters, target, source, side.name)
         mapped = transform_from_parameters(maps)
         found.append(mapped if initial is None else initial[n] @ mapped)
         require_overlap(target, side, found[-1])
     return found
+
+
+def _bspline_settings(
+    metric: str, bending: float, grid_spacing_mm: float, resolutions: int
+) -> dict[str, Sequence[object]]:
+    """Settings of elastix for a B-spline after an affine registration."""
+    return {
+        "Metric": (METRICS[metric], "TransformBendingEnergyPenalty"),
+        "Metric1Weight": (bending,),
+        "FinalGridSpacingInPhysicalUnits": (grid_spacing_mm,),
+        "GridSpacingSchedule": [2**n for n in reversed(range(resolutions))],
+        "AutomaticTransformInitialization": ("false",),
+    }
+
+
+def _run_elastix(itk: Any, parameters: Any, target: Side, source: Side, name: str) -> list[Any]:
+    """Parameter maps of the transform from the target to the moving image `source`, called `name` in errors."""
+    masks = {
+        key: _itk_image(itk, given.mask.array.astype(np.uint8), given.mask.affine)
+        for key, given in (("fixed_mask", target), ("moving_mask", source))
+        if given.mask is not None
+    }
+    try:
+        _, result = itk.elastix_registration_method(
+            _itk_image(itk, target.image.array.astype(np.float32), target.image.affine),
+            _itk_image(itk, source.image.array.astype(np.float32), source.image.affine),
+            parameter_object=parameters,
+            number_of_threads=1,
+            log_to_console=False,
+            **masks,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"fixed image {target.name!r} and moving image {name!r}: elastix failed: {_cause(error)}"
+        ) from error
+    return [result.GetParameterMap(n) for n in range(result.GetNumberOfParameterMaps())]
 
 
 def transform_from_parameters(maps: Sequence[Mapping[str, Sequence[str]]]) -> Transform:
