@@ -77,9 +77,11 @@ class Label:
     name : str
         Not empty, on one line.
     color : (R, G, B) in 0..255, optional
+        Colour in pictures.
     group : str, optional
         Structure of structures, for figures over groups of labels.
     abbreviation : str, optional
+        Short name (BIDS).
     mapping : int, optional
         The value of the same structure in a standard numbering (BIDS).
     not_annotated_in : frozenset of str
@@ -112,6 +114,11 @@ class Label:
 @dataclass(frozen=True)
 class LabelTable:
     """Labels in the order of their file, each value once; a name may be given to several.
+
+    Parameters
+    ----------
+    labels : tuple of Label
+        The rows.
 
     Raises
     ------

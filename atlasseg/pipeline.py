@@ -113,10 +113,22 @@ class Alignment:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What comes out for one scan, on its own grid.
+    """Segmentation of one scan, on the grid of the scan.
 
-    `changes` says what regions did to each label, where asked for; `contrast` what was done about a contrast of the
-    atlases that differs from the scan's, empty where nothing was.
+    Parameters
+    ----------
+    labels : LabelMap
+        The label of each voxel.
+    probabilities : ProbabilityMap
+        The probability of each label at each voxel.
+    alignment : Alignment
+        Registrations of the atlases and what was computed with them.
+    seconds : mapping of str to float
+        Duration of each stage.
+    changes : tuple of Change
+        What the stage `regions` changed in each label, if it was run.
+    contrast : str
+        What was done about atlases of another contrast than the scan's; empty where nothing was.
     """
 
     labels: LabelMap

@@ -55,6 +55,16 @@ def test_every_public_name_is_on_a_page_of_the_reference(extension):
     assert not missing
 
 
+def test_every_public_function_and_class_describes_its_parameters():
+    validate = pytest.importorskip("numpydoc.validate").validate
+    wrong = []
+    for name in atlasseg.__all__:
+        if not name.startswith("__") and callable(getattr(atlasseg, name)):
+            errors = validate(f"atlasseg.{name}")["errors"]
+            wrong += [(name, text) for code, text in errors if code in ("GL08", "PR01", "PR02", "PR04", "PR07")]
+    assert not wrong
+
+
 def test_every_command_has_a_page_with_its_options(extension):
     pages = {str(path): text for path, text in extension.command_pages.pages().items()}
     assert "`--atlases" in pages["commands/run.md"] and "commands/atlases_average.md" in pages

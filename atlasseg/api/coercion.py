@@ -174,6 +174,7 @@ def as_mask(value: Any, *, what: str = "mask") -> Mask:
     Parameters
     ----------
     value : path, Mask, LabelMap or image of another library
+        What to convert.
     what : str
         Name of the argument in messages.
 
@@ -243,6 +244,7 @@ def as_grid(value: Any, *, what: str = "grid") -> Grid:
     Parameters
     ----------
     value : Grid, path, image, label map, mask, probabilities or atlas
+        The grid, or a volume on it.
     what : str
         Name of the argument in messages.
 
@@ -268,6 +270,7 @@ def as_transform(value: Any, *, what: str = "transform") -> Transform:
     Parameters
     ----------
     value : path, Transform, SimpleITK.Transform, PairwiseRegistration or Candidate
+        What to convert.
     what : str
         Name of the argument in messages.
 

@@ -76,6 +76,7 @@ class AtlasLibrary:
     Parameters
     ----------
     root : Path
+        Folder of the library.
     atlases : tuple of AtlasFiles
         Ascending by id.
     table : LabelTable
@@ -214,7 +215,15 @@ def read_library(folder: str | Path, *more: str | Path, spacing_from: io.Spacing
     """Find the atlases in a folder, or in several together, laid out as this module says. No volume is read yet.
 
     Of several folders the first gives the library its `root`, and the first that has a label table its `table`.
-    `spacing_from` says which voxel size its volumes are read with, as of :func:`atlasseg.io.read_image`.
+
+    Parameters
+    ----------
+    folder : path
+        Folder of a library.
+    *more : path
+        Further folders, whose atlases are added.
+    spacing_from : {"sform", "pixdim"}
+        Which voxel size the volumes are read with, as of :func:`atlasseg.io.read_image`.
 
     Raises
     ------
@@ -282,6 +291,8 @@ def read_targets(
     paths : path or iterable of paths
         Files of volumes; folders with ``images/``, and perhaps ``labels/`` and ``masks/``, as a library has them;
         folders of volumes; folders with a DICOM series in them or below them, ``FOLDER#2`` being the second of several.
+    spacing_from : {"sform", "pixdim"}
+        Which voxel size the volumes are read with, as of :func:`atlasseg.io.read_image`.
 
     Returns
     -------

@@ -64,6 +64,7 @@ class Comparison:
     tests : DataFrame
         Every pair of methods, see `paired_tests`.
     ranking : Ranking
+        Mean rank of each method, with the critical difference.
     """
 
     metrics: pd.DataFrame

@@ -62,6 +62,7 @@ class EvaluationResult(Sequence[Score]):
     Parameters
     ----------
     scores : iterable of Score
+        The measures.
     notes : iterable of str
         What a reader must know beside the scores.
     title : str

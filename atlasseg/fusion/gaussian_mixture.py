@@ -1,4 +1,4 @@
-"""Gaussian mixture: the candidates' votes are the prior, and the target's own intensities have a say, learned by EM."""
+"""Gaussian mixture: votes as prior, and the intensities of the target, whose Gaussians are estimated by EM."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def fuse(
     candidates : sequence of Atlas
         On the target's grid; their intensities are not used. Outside its mask a candidate does not vote.
     power : float
-        How much intensities count against the votes; 0 gives the majority vote, 1 is the plain mixture.
+        Weight of the intensities relative to the votes. 0: majority vote; 1: standard mixture.
     merge_distance : float
         Labels share a Gaussian whose Bhattacharyya distances, by the votes alone, are below this in the mean (average
         linkage): 0 is for equal ones, 1 for means 2.8 standard deviations apart. 0: every label has its own.
     background_gaussians : int
-        Gaussians that the background is made of, at least 1.
+        Number of Gaussians of the background, at least 1.
     margin_voxels : int
-        How far around the disagreement intensities are learned from, 0 or more.
+        Width of the margin around the disagreement from which intensities are learned, 0 or more.
     max_iterations : int
-        At most so many iterations, at least 1.
+        Maximum number of iterations, at least 1.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Generative model of Sabuncu: each voxel is a noisy copy of one atlas; a principled vote by intensity and distance."""
+"""Generative model of Sabuncu: each voxel is a noisy copy of one atlas, weighted by intensity and distance."""
 
 from __future__ import annotations
 
@@ -89,10 +89,11 @@ def fuse(
     beta : float
         Strength of the Markov random field on the index, for `semi_local`, 0 or more.
     max_iterations : int
-        At most so many, for `semi_local` and `global`.
+        Maximum number of iterations, for `semi_local` and `global`.
     contrast : {"auto", "same", "different"}
-        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
-        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
+        Whether the candidates have the contrast of the target. "auto": test it; "same": assume it; "different": assume
+        another contrast. Candidates of another contrast are first mapped to that of the target, see
+        `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Votes weighted by the global similarity of candidate and target: cheap; for libraries with poor atlases."""
+"""Votes weighted by the global similarity of candidate and target; fast; for libraries with unsuitable atlases."""
 
 from __future__ import annotations
 
@@ -49,12 +49,13 @@ def fuse(
     candidates : sequence of Atlas
         On the target's grid, with as many channels. Outside its mask a candidate does not vote.
     similarity : str
-        The measure m.
+        Similarity measure m.
     power : float
         The exponent p, above 0: 0 would be the majority vote, a large one picks the single most similar candidate.
     contrast : {"auto", "same", "different"}
-        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
-        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
+        Whether the candidates have the contrast of the target. "auto": test it; "same": assume it; "different": assume
+        another contrast. Candidates of another contrast are first mapped to that of the target, see
+        `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Joint label fusion: weights that allow for candidates that make the same errors; the most accurate general choice."""
+"""Joint label fusion: weights that account for errors that candidates share; the most accurate general choice."""
 
 from __future__ import annotations
 
@@ -63,21 +63,23 @@ def fuse(
         On the target's grid, with as many channels, their labels hard or fractions. A candidate's patches stay in its
         mask (its field of view), and it does not vote outside.
     alpha : float
-        Above 0: how much the weights are drawn to be equal; the variance of M's own noise.
+        Regularisation, above 0: the larger, the more equal the weights. It is added to the diagonal of M.
     beta : float
-        Above 0: how sharply similar patches are preferred.
+        Exponent, above 0: the larger, the more similar patches are preferred.
     patch_radius_voxels : int or three ints
-        A patch has ``2 r + 1`` voxels along each axis. Beyond the grid it repeats the outermost voxels.
+        Radius of a patch: it has ``2 r + 1`` voxels along each axis. Beyond the grid, the outermost voxels are
+        repeated.
     search_radius_voxels : int or three ints
         Largest offset of a patch along each axis.
     nonnegative : bool
-        Minimise with weights of 0 or more. Otherwise negative weights of the closed form are set to 0 and the
-        others scaled to sum 1.
+        Minimise under the constraint that weights are 0 or more. Otherwise negative weights of the closed form are set
+        to 0 and the others are scaled to sum to 1.
     device : {'auto', 'cpu', 'cuda'}
-        'auto' takes a CUDA GPU where there is one.
+        "auto": CUDA if there is a GPU, else CPU.
     contrast : {"auto", "same", "different"}
-        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
-        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
+        Whether the candidates have the contrast of the target. "auto": test it; "same": assume it; "different": assume
+        another contrast. Candidates of another contrast are first mapped to that of the target, see
+        `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------

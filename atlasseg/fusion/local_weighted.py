@@ -1,4 +1,4 @@
-"""Votes weighted by the local similarity of candidate and target: accurate, and far cheaper than joint."""
+"""Votes weighted by the local similarity of candidate and target; accurate, and much faster than joint."""
 
 from __future__ import annotations
 
@@ -77,21 +77,24 @@ def fuse(
     similarity : str
         Which of the weights above.
     power : float
-        The exponent p, above 0: the larger, the more the best candidates decide.
+        Exponent p, above 0: the larger, the more the best candidates decide.
     sigma_voxels : float
-        Standard deviation of the Gaussian G of (1) to (3), in voxels along each axis.
+        Standard deviation of the Gaussian G, in voxels along each axis.
     radius_voxels : int
-        Blocks of (4) to (6) have 2 radius_voxels + 1 voxels a side; those of (4) and (5) are centred on each voxel,
-        those of (6) tile the volume and I is interpolated between their centres.
+        Radius of the block B: it has 2 radius_voxels + 1 voxels along each axis. Blocks of `block_mean_squares` and
+        `block_correlation` are centred on each voxel. Blocks of `block_mutual_information` tile the volume, and I is
+        interpolated between their centres.
     top : int
         Number of candidates that vote at a voxel under `rank`.
     epsilon : float
-        The eps of (3) and (4), on standardised intensities.
+        Constant eps of `inverse_difference` and `block_mean_squares`, on standardised intensities.
     bins : int
-        Bins a side of the histograms of (6), of equal width from 2 standard deviations below the mean to 2 above.
+        Number of bins along each side of the histograms of `block_mutual_information`, of equal width from 2 standard
+        deviations below the mean to 2 above.
     contrast : {"auto", "same", "different"}
-        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
-        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
+        Whether the candidates have the contrast of the target. "auto": test it; "same": assume it; "different": assume
+        another contrast. Candidates of another contrast are first mapped to that of the target, see
+        `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------

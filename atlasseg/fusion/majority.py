@@ -1,4 +1,4 @@
-"""Majority vote: every candidate has one equal vote; fast and safe, and blind to how well a candidate fits."""
+"""Majority vote: every candidate has one equal vote; fast and safe, but it ignores how well a candidate fits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def fuse(target: Image, candidates: Sequence[Atlas], *, soft: bool = True) -> Pr
     candidates : sequence of Atlas
         On the target's grid. Outside its mask a candidate does not vote.
     soft : bool
-        Use the fractions of candidates that carry them; otherwise each votes for its most probable label.
+        Use the label fractions of candidates that have them; otherwise each candidate votes for its most probable
+        label.
 
     Returns
     -------

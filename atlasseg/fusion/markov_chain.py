@@ -1,4 +1,4 @@
-"""Hidden Markov chain: votes as prior, each label's Gaussian of intensities, and the last voxel along a curve."""
+"""Hidden Markov chain along a space-filling curve: votes as prior, and a Gaussian of intensities for each label."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def fuse(
         On the target's grid; a probabilistic atlas is one whose labels are fractions. Outside its mask a candidate does
         not vote.
     curve : str
-        `hilbert`, whose stretches stay together in space, or `serpentine`, row after row.
+        Space-filling curve: `hilbert`, which keeps near voxels together, or `serpentine`, row after row.
     intensity_weight : float
-        w, from 0 (intensities do not count) to 1 (the noise of neighbouring voxels is independent).
+        Weight w of the intensities, from 0 (they are ignored) to 1 (noise of neighbouring voxels is independent).
     stay_odds : float, optional
         Probability that the next voxel of the curve has the same label, over the probability that it has one given
         other label; 1 (no coupling) or more. None estimates it.
     iterations : int
-        Of expectation maximisation, at least 1.
+        Number of iterations of expectation maximisation, at least 1.
 
     Returns
     -------

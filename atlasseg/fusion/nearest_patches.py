@@ -1,4 +1,4 @@
-"""Nearest patches: the k most similar patches of all atlases vote; forgives imperfect registration."""
+"""Nearest patches: the k most similar patches of all atlases vote; tolerates imperfect registration."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def fuse(
     candidates : sequence of Atlas
         On the target's grid, with as many channels. Patches are centred inside a candidate's mask.
     search : str
-        `exact` or `patch_match`.
+        Search for the nearest patches: `exact` or `patch_match`.
     count : int
-        Number k of patches.
+        Number k of patches that vote.
     patch_radius_voxels : int
         A patch has 2 r + 1 voxels a side.
     search_radius_voxels : int
@@ -74,14 +74,15 @@ def fuse(
     whole_patch : bool
         Whether patches vote for all their voxels or for their centre alone.
     bandwidth : float
-        Factor of h^2, above 0: the smaller, the more the very nearest decides.
+        Factor of h^2, above 0: the smaller, the more the nearest patches decide.
     iterations : int
-        Sweeps of PatchMatch.
+        Number of sweeps of PatchMatch.
     seed : int
-        Of PatchMatch's random numbers, 0 or more.
+        Seed of PatchMatch, 0 or more.
     contrast : {"auto", "same", "different"}
-        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
-        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
+        Whether the candidates have the contrast of the target. "auto": test it; "same": assume it; "different": assume
+        another contrast. Candidates of another contrast are first mapped to that of the target, see
+        `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------

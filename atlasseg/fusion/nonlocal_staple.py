@@ -1,4 +1,4 @@
-"""Non-local STAPLE: STAPLE whose votes are gathered from similar patches around; forgives imperfect registration."""
+"""Non-local STAPLE: STAPLE with votes from similar patches in the vicinity; tolerates imperfect registration."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def fuse(
     patch_radius_voxels : int
         A patch has 2 r + 1 voxels a side.
     search_radius_voxels : int
-        The window has 2 r + 1 voxels a side; 0 makes this STAPLE.
+        Radius of the search window, which has 2 r + 1 voxels along each axis; 0 gives STAPLE.
     sigma_intensity : float
         sigma_i, relative to the standard deviation of the target, above 0.
     sigma_voxels : float
@@ -88,12 +88,13 @@ def fuse(
     prior : str
         `local`, the mean of a_i(x, l) over the candidates, or `global`, its mean over all x as well.
     max_iterations : int
-        At most so many.
+        Maximum number of iterations.
     tolerance : float
-        Largest change of a confusion probability at which to stop.
+        Stop when no confusion probability changes by more than this.
     contrast : {"auto", "same", "different"}
-        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
-        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
+        Whether the candidates have the contrast of the target. "auto": test it; "same": assume it; "different": assume
+        another contrast. Candidates of another contrast are first mapped to that of the target, see
+        `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------

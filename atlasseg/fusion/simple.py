@@ -1,4 +1,4 @@
-"""SIMPLE: weighted vote that drops, again and again, the atlases that disagree most; for libraries with misfits."""
+"""SIMPLE: weighted vote that repeatedly drops the atlases that disagree most; for libraries with unsuitable atlases."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def fuse(
     power : float
         The exponent p, 0 or more; 0 only selects.
     max_iterations : int
-        At most so many.
+        Maximum number of iterations.
 
     Returns
     -------

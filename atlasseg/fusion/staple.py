@@ -1,4 +1,4 @@
-"""STAPLE: each atlas's confusion matrix and the truth estimated together; for raters of unequal skill."""
+"""STAPLE: estimate the truth and the confusion matrix of each atlas together; for raters of unequal skill."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def fuse(
     mrf_beta : float
         Strength of the Markov random field, 0 or more; 0 is none.
     max_iterations : int
-        At most so many.
+        Maximum number of iterations.
     tolerance : float
-        Largest change of a confusion probability at which to stop.
+        Stop when no confusion probability changes by more than this.
 
     Returns
     -------

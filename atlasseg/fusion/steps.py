@@ -1,4 +1,4 @@
-"""STEPS: STAPLE on the atlases that look most like the target around each voxel; strong for large, varied libraries."""
+"""STEPS: STAPLE on the locally most similar atlases; for large, varied libraries."""
 
 from __future__ import annotations
 
@@ -77,12 +77,13 @@ def fuse(
     mrf_beta : float
         Strength of the Markov random field over the six neighbours, 0 or more.
     max_iterations : int
-        At most so many.
+        Maximum number of iterations.
     tolerance : float
-        Largest change of a confusion probability at which to stop.
+        Stop when no confusion probability changes by more than this.
     contrast : {"auto", "same", "different"}
-        Whether the candidates have the target's contrast: "auto" finds out, "same" takes it for granted. Others
-        are mapped to the target's contrast first, see `atlasseg.fusion.contrast.match_contrast`.
+        Whether the candidates have the contrast of the target. "auto": test it; "same": assume it; "different": assume
+        another contrast. Candidates of another contrast are first mapped to that of the target, see
+        `atlasseg.fusion.contrast.match_contrast`.
 
     Returns
     -------

@@ -96,7 +96,14 @@ def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -
 
     The layers of a segmentation of Slicer (``.seg.nrrd``) become one label map; :func:`read_label_table` names its
     segments. Values within 0.001 of a whole number, as scaling by ``scl_slope`` leaves them, are rounded with a
-    warning. `spacing_from` as of :func:`read_image`.
+    warning.
+
+    Parameters
+    ----------
+    path : path
+        A volume's file.
+    spacing_from : {"sform", "pixdim"}
+        As of :func:`read_image`.
 
     Raises
     ------
@@ -139,7 +146,14 @@ def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -
 
 
 def read_mask(path: str | Path, *, spacing_from: SpacingSource = "sform") -> Mask:
-    """Read a mask: inside is where the value is not 0. `spacing_from` as of :func:`read_image`.
+    """Read a mask: inside is where the value is not 0.
+
+    Parameters
+    ----------
+    path : path
+        A volume's file.
+    spacing_from : {"sform", "pixdim"}
+        As of :func:`read_image`.
 
     Raises
     ------
@@ -162,6 +176,7 @@ def write_image(image: Image, path: str | Path, *, like: Like = None) -> None:
     Parameters
     ----------
     image : Image
+        The intensities to write.
     path : path
         ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``; missing folders are made. The file appears whole or not at all,
         and the same volume always gives the same bytes.
@@ -185,7 +200,19 @@ def write_image(image: Image, path: str | Path, *, like: Like = None) -> None:
 def write_label_map(labels: LabelMap, path: str | Path, *, like: Like = None) -> None:
     """Write labels as integers: of the type that `labels`, else `like`, had on disk, else of the smallest that fits.
 
-    Parameters and errors as of :func:`write_image`.
+    Parameters
+    ----------
+    labels : LabelMap
+        The labels to write.
+    path : path
+        As of :func:`write_image`.
+    like : volume or SourceHeader, optional
+        As of :func:`write_image`.
+
+    Raises
+    ------
+    OutputError, GeometryError, InputError
+        As :func:`write_image`.
     """
     checked_content(labels, LabelMap, path)
     place = like if isinstance(like, SourceHeader) else like.source_header if like is not None else SourceHeader()
@@ -194,7 +221,22 @@ def write_label_map(labels: LabelMap, path: str | Path, *, like: Like = None) ->
 
 
 def write_mask(mask: Mask, path: str | Path, *, like: Like = None) -> None:
-    """Write a mask as uint8, 1 inside. Parameters and errors as of :func:`write_image`."""
+    """Write a mask as uint8, 1 inside.
+
+    Parameters
+    ----------
+    mask : Mask
+        The mask to write.
+    path : path
+        As of :func:`write_image`.
+    like : volume or SourceHeader, optional
+        As of :func:`write_image`.
+
+    Raises
+    ------
+    OutputError, GeometryError, InputError
+        As :func:`write_image`.
+    """
     checked_content(mask, Mask, path)
     write_volume(checked_path(path), [mask.array], np.dtype(np.uint8), mask, like)
 

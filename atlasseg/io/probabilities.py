@@ -91,8 +91,21 @@ def write_probability_map(probabilities: ProbabilityMap, path: str | Path, *, li
     """Write probabilities as float32 (I, J, K, L), in the order of ``probabilities.label_values``.
 
     The labels are noted in the NIfTI header (a comment extension), so :func:`read_probability_map` knows them. One
-    label is expanded at a time. Parameters and errors as of :func:`write_image`; the suffix must be
-    ``.nii.gz`` or ``.nii``.
+    label is expanded at a time.
+
+    Parameters
+    ----------
+    probabilities : ProbabilityMap
+        The probabilities to write.
+    path : path
+        As of :func:`write_image`; the suffix must be ``.nii.gz`` or ``.nii``.
+    like : volume or SourceHeader, optional
+        As of :func:`write_image`.
+
+    Raises
+    ------
+    OutputError, GeometryError, InputError
+        As :func:`write_image`.
     """
     path = checked_path(path)
     checked_content(probabilities, ProbabilityMap, path)

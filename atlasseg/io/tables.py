@@ -79,7 +79,17 @@ def write_json(data: Mapping[str, Any], path: str | Path) -> None:
 
 
 def write_label_table(table: LabelTable, path: str | Path, *, format: TableFormat | None = None) -> None:
-    """Write a label table as BIDS TSV, or as CSV where the path ends so; see :func:`.labels.format_label_table`."""
+    """Write a label table.
+
+    Parameters
+    ----------
+    table : LabelTable
+        The table to write.
+    path : path
+        The file to write.
+    format : str, optional
+        As of :func:`.labels.format_label_table`; by default CSV if the path ends in ``.csv``, else BIDS TSV.
+    """
     checked_content(table, LabelTable, path)
     chosen: TableFormat = format or ("csv" if checked_path(path).suffix.lower() == ".csv" else "bids")
     write_text(format_label_table(table, chosen), path)

@@ -290,11 +290,12 @@ def _one_for_each(given: Space | Sequence[Space] | None, count: int, what: str) 
 
 
 def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None = None) -> None:
-    """The transform to a file that ITK, ANTs and Slicer read; the file appears whole or not at all.
+    """Write a transform to a file that ITK, ANTs and Slicer read; the file appears whole or not at all.
 
     Parameters
     ----------
     transform : Transform
+        The transform to write.
     path : path
         ``.tfm .txt .mat``: one transform (``.tfm .txt`` hold chains too); ``.h5``: any; ``.nii .nii.gz .nrrd .mha``:
         a displacement field, into which any transform is sampled on `grid`.

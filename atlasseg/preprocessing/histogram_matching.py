@@ -1,4 +1,4 @@
-"""The intensities of an image mapped onto those of a reference: equal quantiles become equal."""
+"""Histogram matching: map the intensities of an image to those of a reference, quantile by quantile."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def preprocess(image: Image, *, reference: Data[Image | None] = None, landmarks:
     reference : Image
         Whose histogram is wanted, on any grid, with as many channels. The pipeline gives the target.
     landmarks : int
-        Quantiles that are matched, from the 1st to the 99th percentile at even steps, at least 2; beyond them the
-        outermost slope goes on.
+        Number of quantiles to match, at even steps from the 1st to the 99th percentile, at least 2. Beyond them the
+        mapping continues with the outermost slope.
 
     Raises
     ------

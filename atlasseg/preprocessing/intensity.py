@@ -1,4 +1,4 @@
-"""Intensities on a common scale, robust to outliers and to how much background the field of view holds."""
+"""Intensity scaling to a common range, robust to outliers and to the amount of background."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def preprocess(
     scale : {"percentile", "zscore"}
         "percentile": the two percentiles go to 0 and 1. "zscore": mean 0 and standard deviation 1 in the foreground.
     low_percent, high_percent : float
-        Percentiles in 0..100: for "percentile", those that go to 0 and 1; of "zscore", what lies beyond them is
-        left out of the mean and the deviation.
+        Percentiles, 0 to 100. "percentile" maps them to 0 and 1. "zscore" leaves intensities outside them out of the
+        mean and the standard deviation.
     clip : bool
-        With "percentile": cut what lies beyond 0..1.
+        With "percentile": clip the result to 0 to 1.
     mask : Mask, optional
         The voxels that are counted, on the image's grid. By default, for "percentile", all but a background that was
         erased to one value; for "zscore", the foreground (`atlasseg.preprocessing.foreground`).

@@ -1,4 +1,4 @@
-"""N4: the smooth multiplicative bias field of a scan, estimated and divided out, through SimpleITK."""
+"""N4 bias field correction: estimate the smooth multiplicative bias field and divide by it (SimpleITK)."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def preprocess(
     mask : Mask, optional
         Where the field is estimated, on the image's grid; by default the foreground.
     shrink_factor : int
-        The field is estimated on every n-th voxel; an axis is left with at least 4.
+        Estimate the field on every n-th voxel. At least 4 voxels are left along each axis.
     iterations : tuple of int
-        At most this many a level; the control grid doubles from one level to the next.
+        Maximum number of iterations at each level. The control grid doubles from one level to the next.
     convergence : float
-        A level ends when the field changes by less than this (coefficient of variation).
+        Stop a level when the field changes by less than this (coefficient of variation).
     field_fwhm : float
         Width of the Gaussian by which the log intensity histogram is sharpened.
     control_points : int
-        Along each axis at the first level, at least 4.
+        Number of control points along each axis at the first level, at least 4.
 
     Raises
     ------

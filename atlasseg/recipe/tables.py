@@ -285,10 +285,24 @@ class Output:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe.
+    """A checked recipe: one attribute for each table, and where the recipe came from.
 
-    `text` is what it says, overrides included, as TOML; `base` the folder that its relative paths start from (the
-    current one where None); `device` where its methods were told to compute, see `with_device`.
+    Parameters
+    ----------
+    fusion, data, preprocessing, selection, registration, propagation, refinement, evaluation, output : table
+        The tables of these names; those that are left out have their defaults.
+    regions, tissue : table, optional
+        The tables of these names; None where the recipe has none.
+    refiner, training, augmentation : table
+        Size and training of the network.
+    name : str
+        The recipe's name in results.
+    text : str
+        The recipe as TOML, overrides included.
+    base : path, optional
+        Folder that relative paths start from; the current one where None.
+    device : str, optional
+        Where its methods were told to compute, see `with_device`.
     """
 
     fusion: Fusion

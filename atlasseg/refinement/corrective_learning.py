@@ -1,4 +1,4 @@
-"""Corrective learning: learns on the library which errors registration and fusion make, and mends them.
+"""Corrective learning: classifiers, trained on the library, that correct the errors of registration and fusion.
 
 Every atlas is segmented from the others, by the same registration and fusion as a target will be, and compared with
 its own labels. Around each label a classifier then learns from intensities, fused probabilities and position where

@@ -1,4 +1,4 @@
-"""Markov random field on top of any fusion: its probabilities as prior, intensities, and neighbours that agree."""
+"""Markov random field after any fusion: its probabilities as prior, intensities, and coupled neighbours."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def refine(
     beta : float
         Strength of the field, 0 or more.
     neighbours : int
-        6 that share a face, or 26 that share a face, edge or corner.
+        Neighbourhood: 6 (shared face) or 26 (shared face, edge or corner).
     intensity_weight : float
-        w, from 0 (intensities do not count) to 1 (the noise of neighbouring voxels is independent).
+        Weight w of the intensities, from 0 (they are ignored) to 1 (noise of neighbouring voxels is independent).
     solver : str
         `mean_field` or `belief_propagation` for probabilities; `icm` or `graph_cut` for the best labelling, with the
         probability of each label given its neighbours'.
     iterations : int
-        Of expectation maximisation, at least 1.
+        Number of iterations of expectation maximisation, at least 1.
 
     Returns
     -------

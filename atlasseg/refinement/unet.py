@@ -1,4 +1,4 @@
-"""A 3-D U-Net that sees the scan and the fused probabilities and corrects them, trained on the library itself."""
+"""3-D U-Net that corrects the fused probabilities, given them and the scan; trained on the library."""
 
 from __future__ import annotations
 
@@ -137,15 +137,16 @@ def refine(
     model : Path
         Folder that ``atlasseg train`` wrote.
     overlap : float
-        Of neighbouring windows, as a share of their edge.
+        Overlap of neighbouring windows, as a share of their width.
     test_time_flips : bool
-        Average over flips of those axes that training flipped.
+        Average the output over flips of the axes that were flipped in training.
     mixed_precision : bool
-        Convolve in 16 bits on a GPU and on processors that multiply faster so. It moves probabilities by some
-        thousandths; without it processors say the same to rounding.
+        Compute convolutions in 16 bits on a GPU, and on processors where that is faster. Probabilities change by some
+        thousandths; without it, processors agree to rounding.
     allow_library_mismatch : bool
-        Use the model also where some of the atlases that it learned from vote and others do not. Whether the target is
-        one of the others is then not checked. (A library that shares none with training is only warned of.)
+        Also use the model if only some of the atlases that it was trained on are in the library. It is then not checked
+        whether the target is one of the others. (A library that shares no atlas with the training gives only a
+        warning.)
     device : str
         "auto", "cpu" or "cuda".
     provenance : mapping, optional

@@ -1,4 +1,4 @@
-"""Region growing: seeds take in the voxels around them that are like their neighbours and like the region.
+"""Region growing: seeds absorb adjacent voxels that are similar to their neighbours and to the region.
 
 The voxel that is most like the region it borders on comes first [1]_. In the order-independent form all voxels that are
 equally like join at once, before any mean changes [2]_, so that neither the order of the axes nor the direction of the
@@ -50,14 +50,16 @@ def partition(
         Largest difference across the face through which a voxel joins, in noise standard deviations (Euclidean over
         channels); no limit where None.
     global_difference : float, optional
-        Largest difference from the region's mean so far, likewise.
+        Largest difference from the mean of the region so far, in noise standard deviations (Euclidean over channels);
+        no limit where None.
     order : {"independent", "queue"}
-        "independent": the most alike first, equals at once; a voxel that is equally like two regions goes to the
-        smaller label. "queue": first come, first served, in C order of the seeds; faster, and dependent on that order.
+        "independent": the most similar voxels join first, and voxels of equal cost join at once; a voxel that is
+        equally similar to two regions joins the smaller label. "queue": first come, first served, in C order of the
+        seeds; faster, but the result depends on that order.
     seed_share : float
-        Of seeds that are found: the share of all voxels with the lowest gradient.
+        If seeds are found automatically: the share of all voxels with the lowest gradient.
     seed_voxels : int
-        Of seeds that are found: the smallest number of voxels of a seed.
+        If seeds are found automatically: the smallest number of voxels of a seed.
     noise_sd : tuple of float, optional
         Noise of each channel; estimated where not given. A channel without noise counts in its own units.
 

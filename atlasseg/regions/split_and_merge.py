@@ -1,4 +1,4 @@
-"""Split and merge: an octree down to homogeneous blocks, then the most alike neighbours merged.
+"""Split and merge: split the scan into homogeneous blocks by an octree, then merge the most similar neighbours.
 
 The classical scheme on volumes: `octree.split` cuts, `merging.merge` joins along the region adjacency graph.
 """
@@ -89,16 +89,16 @@ def partition(
     image : Image
         Of any size and spacing, with one channel or several.
     homogeneity : {"noise", "range", "variance"}
-        When a block is split no further; see `octree.split`.
+        Criterion for a homogeneous block; see `octree.split`.
     split_threshold : float, optional
-        For "range" in units of the image, for "variance" in their square.
+        Threshold of the criterion: for "range" in units of the image, for "variance" in their square.
     significance : float
-        For "noise": the chance that a block of pure noise is split.
+        For "noise": the probability that a block of pure noise is split.
     criterion : {"ward", "mean_difference", "mumford_shah"}
         Cost of a merge; see `merging.merge`.
     merge_threshold : float, optional
-        Dearest merge that is done. With "noise" in units of the noise: means are divided by its standard deviation
-        first. Where neither this nor `regions` is given: with "noise" `default_threshold`, else 0.
+        Largest cost of a merge. With "noise" in units of the noise: means are first divided by its standard deviation.
+        If neither this nor `regions` is given: `default_threshold` with "noise", else 0.
     regions : int, optional
         Number of regions to stop at.
     noise_sd : tuple of float, optional

@@ -1,4 +1,4 @@
-"""Watershed: the gradient magnitude flooded from markers, and the basins merged on their adjacency graph.
+"""Watershed: flood the gradient magnitude from markers, then merge the basins on their adjacency graph.
 
 scikit-image floods; without markers every minimum deeper than a noise-calibrated height is one, and the basins, too
 many as they always are, are merged like the blocks of split and merge.
@@ -98,13 +98,13 @@ def partition(
     inside : Mask, optional
         Only these voxels are flooded; the others get 0.
     depth : float
-        Depth that a minimum must have to be a marker, in noise standard deviations a voxel.
+        Smallest depth of a minimum that becomes a marker, in noise standard deviations per voxel.
     sigma_mm : float, optional
-        Gaussian smoothing before the gradient is taken; none where not given.
+        Standard deviation of the Gaussian smoothing before the gradient, in mm; none where not given.
     criterion : {"ward", "mean_difference", "mumford_shah"}
-        By which basins are merged; see `merging.merge`.
+        Cost of a merge; see `merging.merge`.
     merge_threshold : float, optional
-        Dearest merge that is done, in units of the noise; `split_and_merge.default_threshold` where neither this nor
+        Largest cost of a merge, in units of the noise; `split_and_merge.default_threshold` if neither this nor
         `regions` is given.
     regions : int, optional
         Number of regions to stop at.

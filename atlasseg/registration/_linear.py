@@ -56,18 +56,20 @@ def linear_registration(model: TransformModel, transform: str, *, module: str) -
         fixed_mask, moving_masks : Mask, optional
             Outside them voxels do not count. Without one, empty space around the foreground does not.
         metric : str
-            Similarity metric to maximise: `local_correlation` (mean squared, so whatever the contrast), `correlation`
-            (global, signed), `mean_squares` (for images of one contrast), `mutual_information` or
-            `normalized_mutual_information` (for any two contrasts). Intensities are first scaled to 0 to 1.
+            Similarity metric to maximise. `local_correlation`: the mean squared correlation in small windows, for
+            equal and inverted contrast; `correlation`: over the whole image, signed; `mean_squares`: for images of one
+            contrast; `mutual_information` and `normalized_mutual_information`: for any two contrasts. Intensities are
+            first scaled to 0 to 1.
         radius_voxels : int
-            The window of the local correlation has ``2 radius_voxels + 1`` voxels a side, at every level.
+            Radius of the window of the local correlation: ``2 radius_voxels + 1`` voxels along each axis, at every
+            level.
         finest_shrink : int
-            The finest level has voxels this many times the fixed image's.
+            Voxel size of the finest level, as a multiple of that of the fixed image.
         iterations : int
             Maximum number of iterations per level.
         device : {"auto", "cpu", "cuda"}
-            "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU
-            kernels.
+            "cuda": compute all images in one tensor with torch. "cpu": compiled CPU kernels. "auto": CUDA if there is a
+            GPU, else CPU.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Coarse search of large deformations on self-similarity descriptors, by coupled convex optimisation.
+"""Discrete search for large deformations on self-similarity descriptors, by coupled convex optimisation.
 
 It serves as the start of a deformable registration rather than as one in itself. The two images need not have the
 same contrast, because they are compared by self-similarity descriptors [3]_. All displacements of a search window are
@@ -65,13 +65,14 @@ def register(
     moving_masks : sequence of Mask or None, optional
         Where each moving image is known.
     node_voxels : sequence of float
-        Distance between nodes, in units of the fixed image's smallest spacing; one search for each, coarse to fine.
+        Spacing of the nodes, coarse to fine, in units of the smallest spacing of the fixed image. One search is done
+        for each entry.
     radius_nodes : int
-        Displacements of up to this many nodes along each axis are tried.
+        Largest displacement to search along each axis, in nodes.
     smoothness : float
-        Factor on the pull toward the smoothed field; 1 as published.
+        Weight of the coupling to the smoothed field; 1 as published.
     symmetric : bool
-        Search in both directions and keep what they agree on; twice the time.
+        Search in both directions and keep the consistent part; takes twice the time.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Diffeomorphic registration by composed updates on a similarity of choice, coarse to fine."""
+"""Diffeomorphic registration by composed, smoothed updates that maximise a similarity metric, coarse to fine."""
 
 from __future__ import annotations
 
@@ -57,28 +57,31 @@ def register(
     fixed_mask, moving_masks : Mask, optional
         Outside them voxels do not count. Without one, empty space around the foreground does not.
     shrink_factors : tuple of int
-        Voxel size of each level as a multiple of the image's, coarse to fine; by default powers of two from 8 to 1,
-        as far as the foreground keeps 16 voxels.
+        Voxel size at each level, coarse to fine, as a multiple of that of the image. By default powers of two from 8 to
+        1, as long as the foreground is at least 16 voxels wide.
     iterations : tuple of int
-        At most so many at each level, coarse to fine; with default levels the last ones count.
+        Maximum number of iterations at each level, coarse to fine. With default levels, the last entries are used.
     metric : str
-        What is made best: `local_correlation` (mean squared, so whatever the contrast), `correlation` (global, signed),
-        `mean_squares` (for images of one contrast), `mutual_information` or `normalized_mutual_information` (for any
-        two contrasts). Intensities are first scaled to 0 to 1.
+        Similarity metric to maximise. `local_correlation`: the mean squared correlation in small windows, for equal
+        and inverted contrast; `correlation`: over the whole image, signed; `mean_squares`: for images of one contrast;
+        `mutual_information` and `normalized_mutual_information`: for any two contrasts. Intensities are first scaled to
+        0 to 1.
     radius_voxels : int
-        The window of the local correlation has ``2 radius_voxels + 1`` voxels a side.
+        Radius of the window of the local correlation: ``2 radius_voxels + 1`` voxels along each axis.
     update_sigma_voxels : float
         Standard deviation of the smoothing of each update, in voxels of the level.
     total_field_sigma_voxels : tuple of float
-        Of the smoothing of the field after each update, in voxels of the level, coarse to fine; the last ones count.
+        Standard deviation of the smoothing of the field after each update, in voxels of the level, coarse to fine. With
+        fewer levels, the last entries are used.
     step_voxels : float
-        Longest displacement of an update, in voxels of the level, above 0.
+        Longest displacement in one update, in voxels of the level, above 0.
     tolerance : float
-        A level ends when ten iterations gain less than this in the similarity.
+        Stop a level when ten iterations raise the similarity by less than this.
     device : {"auto", "cpu", "cuda"}
-        "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU kernels.
+        "cuda": compute all images in one tensor with torch. "cpu": compiled CPU kernels. "auto": CUDA if there is a
+        GPU, else CPU.
     precision : {"single", "mixed"}
-        "mixed": on CUDA the moving images are held in float16, and smooths the updates so; all sums stay in float32.
+        "mixed": on CUDA, hold the moving images in float16 and smooth the updates in float16. All sums stay in float32.
 
     Returns
     -------

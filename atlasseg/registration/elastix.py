@@ -1,4 +1,4 @@
-"""Affine, then B-spline registration through elastix (needs itk-elastix: ``pip install 'atlasseg[elastix]'``)."""
+"""Affine and B-spline registration with elastix (needs itk-elastix: ``pip install 'atlasseg[elastix]'``)."""
 
 from __future__ import annotations
 
@@ -67,21 +67,21 @@ def register(
     fixed_mask, moving_masks : Mask, optional
         Where similarity is measured, each on its image's grid.
     metric : {"correlation", "mean_squares", "mutual_information", "normalized_mutual_information"}
-        What is made best.
+        Similarity metric to optimise.
     transform : {"rigid", "affine", "bspline"}
         "bspline": affine, then a cubic B-spline.
     grid_spacing_mm : float
-        Between control points at the last resolution, above 0; twice as far at each one before it.
+        Spacing of the control points at the last resolution in mm, above 0. It doubles at each resolution before.
     bending : float
-        Weight of the B-spline's bending energy against the metric, 0 or above.
+        Weight of the bending energy of the B-spline relative to the metric, 0 or more.
     resolutions : int
-        Levels of the pyramid, 1 or above.
+        Number of levels of the pyramid, at least 1.
     iterations : int
-        At each level, 1 or above.
+        Number of iterations at each level, at least 1.
     samples : int
-        Random points of the fixed image in each iteration, 1 or above.
+        Number of random points of the fixed image in each iteration, at least 1.
     seed : int
-        Of the random points.
+        Seed of the random points.
 
     Returns
     -------

@@ -55,30 +55,33 @@ def register(
     fixed_mask, moving_masks : Mask, optional
         Outside them voxels do not count. Without one, empty space around the foreground does not.
     spacing_voxels : float
-        Distance of the control points at each level, in its voxels, 1 or above.
+        Spacing of the control points at each level, in voxels of the level, at least 1.
     shrink_factors : tuple of int
-        Voxel size of each level as a multiple of the image's, coarse to fine; by default powers of two from 8 to 1,
-        as far as the foreground keeps 16 voxels.
+        Voxel size at each level, coarse to fine, as a multiple of that of the image. By default powers of two from 8 to
+        1, as long as the foreground is at least 16 voxels wide.
     iterations : tuple of int
-        At most so many at each level, coarse to fine; with default levels the last ones count.
+        Maximum number of iterations at each level, coarse to fine. With default levels, the last entries are used.
     metric : str
-        What is made best: `local_correlation` (mean squared, so whatever the contrast), `correlation` (global, signed),
-        `mean_squares` (for images of one contrast), `mutual_information` or `normalized_mutual_information` (for any
-        two contrasts). Intensities are first scaled to 0 to 1.
+        Similarity metric to maximise. `local_correlation`: the mean squared correlation in small windows, for equal
+        and inverted contrast; `correlation`: over the whole image, signed; `mean_squares`: for images of one contrast;
+        `mutual_information` and `normalized_mutual_information`: for any two contrasts. Intensities are first scaled to
+        0 to 1.
     radius_voxels : int
-        The window of the local correlation has ``2 radius_voxels + 1`` voxels a side.
+        Radius of the window of the local correlation: ``2 radius_voxels + 1`` voxels along each axis.
     bending : float
-        Weight, 0 or above, of the mean squared second derivatives of the displacement, lengths in the finest voxels.
+        Weight of the bending energy (mean squared second derivatives of the displacement, with lengths in the finest
+        voxels), 0 or more.
     folding : float
-        Weight, 0 or above, of the mean squared logarithm of the Jacobian determinant.
+        Weight of the mean squared logarithm of the Jacobian determinant, 0 or more.
     step_voxels : float
-        About the largest step of a control point in an iteration, in voxels of the level.
+        Approximate largest step of a control point in one iteration, in voxels of the level.
     tolerance : float
-        A level ends when ten iterations gain less than this in the similarity.
+        Stop a level when ten iterations raise the similarity by less than this.
     device : {"auto", "cpu", "cuda"}
-        "cuda": all images in one tensor, through torch. "auto": CUDA where there is one, else the compiled CPU kernels.
+        "cuda": compute all images in one tensor with torch. "cpu": compiled CPU kernels. "auto": CUDA if there is a
+        GPU, else CPU.
     precision : {"single", "mixed"}
-        "mixed": on CUDA the moving images are held in float16; all sums stay in float32.
+        "mixed": on CUDA, hold the moving images in float16. All sums stay in float32.
 
     Returns
     -------

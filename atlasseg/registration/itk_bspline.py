@@ -1,4 +1,4 @@
-"""B-spline registration through SimpleITK, by mean squares, mutual information or correlation."""
+"""B-spline registration with SimpleITK, by mean squares, mutual information or correlation."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def register(
     fixed_mask, moving_masks : Mask, optional
         Where similarity is measured, each on its image's grid.
     metric : {"correlation", "mean_squares", "mutual_information"}
-        Similarity metric to maximise: squared global correlation, mean squares (for images on one scale of intensity),
-        or mutual information (Mattes; for different contrasts).
+        Similarity metric to maximise: squared global correlation, mean squares (for images on one intensity scale), or
+        mutual information (Mattes; for different contrasts).
     starts : tuple of {"geometry", "moments", "identity"}
-        Without `initial`: centres of the grids, or centres of mass, on each other, or as the files say.
+        Initial alignments to try where `initial` is not given: centres of the grids, centres of mass, or the headers.
     control_spacing_mm : float
-        At most this far apart do control points lie at the last level; twice as far at each level before it.
+        Maximum spacing of the control points at the last level in mm. It doubles at each level before.
     shrink_factors : tuple of int
-        Of the levels, coarse to fine, in the finest spacing of each image; short axes are shrunk less.
+        Shrink factor of each level, coarse to fine, in the finest spacing of each image. Short axes are shrunk less.
     iterations : int
-        At most this many of L-BFGS-B at each level.
+        Maximum number of L-BFGS-B iterations at each level.
     samples : int
-        Voxels of the fixed image, at most, on which the metric is computed, evenly spread.
+        Maximum number of voxels of the fixed image, evenly spread, on which the metric is computed.
 
     Returns
     -------

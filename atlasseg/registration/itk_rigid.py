@@ -1,4 +1,4 @@
-"""Rigid registration through SimpleITK, by mean squares, mutual information or correlation."""
+"""Rigid registration with SimpleITK, by mean squares, mutual information or correlation."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def register(
     fixed_mask, moving_masks : Mask, optional
         Where similarity is measured, each on its image's grid.
     metric : {"correlation", "mean_squares", "mutual_information"}
-        Similarity metric to maximise: squared global correlation, mean squares (for images on one scale of intensity),
-        or mutual information (Mattes; for different contrasts).
+        Similarity metric to maximise: squared global correlation, mean squares (for images on one intensity scale), or
+        mutual information (Mattes; for different contrasts).
     starts : tuple of {"geometry", "moments", "identity"}
-        Without `initial`: centres of the grids, or centres of mass, on each other, or as the files say. The best by
-        the metric at the coarsest level is kept, among those that overlap enough.
+        Initial alignments to try where `initial` is not given: centres of the grids, centres of mass, or the headers.
+        The best at the coarsest level is kept, among those with enough overlap.
     rotations_degrees : tuple of (x, y, z)
-        Turns about the fixed axes, in degrees, that are tried with each start beside none.
+        Rotations about the fixed axes to try with each start, in degrees, besides none.
     shrink_factors : tuple of int
-        Of the levels, coarse to fine, in the finest spacing of each image; short axes are shrunk less.
+        Shrink factor of each level, coarse to fine, in the finest spacing of each image. Short axes are shrunk less.
     iterations : int
-        At most this many at each level.
+        Maximum number of iterations at each level.
     samples : int
-        Voxels of the fixed image, at most, on which the metric is computed, evenly spread.
+        Maximum number of voxels of the fixed image, evenly spread, on which the metric is computed.
 
     Returns
     -------

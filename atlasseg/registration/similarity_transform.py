@@ -1,4 +1,4 @@
-"""Similarity registration by Gauss-Newton on a similarity of choice, from the best of several starts."""
+"""Similarity registration by Gauss-Newton optimisation of a similarity metric, from the best of several starts."""
 
 from atlasseg.methods import method
 from atlasseg.registration._linear import linear_registration

@@ -1,4 +1,4 @@
-"""SyN, symmetric diffeomorphic registration, through ANTs (needs antspyx: ``pip install 'atlasseg[syn]'``)."""
+"""SyN, symmetric diffeomorphic registration, with ANTs (needs antspyx: ``pip install 'atlasseg[syn]'``)."""
 
 from __future__ import annotations
 
@@ -73,17 +73,18 @@ def register(
     fixed_mask, moving_masks : Mask, optional
         Where similarity is measured, each on its image's grid.
     type_of_transform : str
-        As ANTsPy names it: "SyN", "SyNRA", "SyNOnly", "SyNCC", "antsRegistrationSyNQuick[s]", "Affine", "Rigid", ...
+        Name of the transform in ANTsPy: "SyN", "SyNRA", "SyNOnly", "SyNCC", "antsRegistrationSyNQuick[s]", "Affine",
+        "Rigid", ...
     metric : {"mutual_information", "local_correlation", "mean_squares", "correlation", "demons"}
-        Similarity metric of the deformable part: mattes, CC, meansquares, GC and demons of ANTs.
+        Similarity metric of the deformable part. ANTs calls them mattes, CC, meansquares, GC and demons.
     metric_parameter : int
         Number of bins of "mutual_information", radius in voxels of "local_correlation"; at least 1.
     iterations : tuple of int
-        Of the deformable part, at each level from coarse to fine; 0 leaves a level out.
+        Number of iterations of the deformable part at each level, coarse to fine; 0 skips a level.
     gradient_step, flow_sigma, total_sigma : float
         SyN's step, and the Gaussians (variance in voxels) that smooth each update and the whole field.
     seed : int
-        Of the random samples of the affine part.
+        Seed of the random samples of the affine part.
 
     Returns
     -------

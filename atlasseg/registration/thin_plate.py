@@ -1,4 +1,4 @@
-"""Thin plate spline through landmarks: given by hand, or found by block matching with trimming.
+"""Thin-plate spline registration on landmarks found by block matching with trimming.
 
 The spline is that of Bookstein [1]_, with the smoothing of Rohr [2]_. Landmarks are found by block matching [3]_, and
 trimmed by their leave-one-out residuals [4]_.
@@ -204,7 +204,7 @@ def trimmed(fixed_points: Float64, moving_points: Float64, *, trim: float, smoot
     fixed_points, moving_points : (M, 3) float64
         RAS+ mm.
     trim : float
-        Share left out, 0 to below 1.
+        Share of the matched blocks that is discarded, 0 to below 1.
     smoothing : float
         Of the spline, in mm.
 
@@ -263,13 +263,13 @@ def register(
     levels : sequence of float
         Voxel size at each level, in units of the fixed image's smallest spacing, coarse to fine.
     landmarks : int
-        About how many blocks are matched at each level.
+        Approximate number of blocks to match at each level.
     block_radius_voxels, search_voxels : int
         Half size of the blocks and of the search window, in voxels of the level.
     trim : float
-        Share of the matched blocks that is left out, 0 to below 1.
+        Share of the matched blocks that is discarded, 0 to below 1.
     smoothing : float
-        Of the spline, in mm: see `from_landmarks`.
+        Smoothing of the spline, in mm: see `from_landmarks`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Hidden Markov chain: voxels along a space-filling curve, each class depending on the one before it."""
+"""Hidden Markov chain: the class of a voxel depends on the voxel before it along a space-filling curve."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ def classify(
     prior : (N, K) float64, optional
         Probability of each class at the region's voxels, in the order of ``array[inside]``.
     classes : int
-        How many, at least 2; where there is a prior it says so itself.
+        Number of classes, at least 2. With a prior, the number of its classes is used.
     bias_order : int
-        Highest order of the bias field's polynomials; 0 leaves the scan as it is.
+        Highest order of the polynomials of the bias field; 0: no correction.
     bias_stiffness : float
-        What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
+        Penalty on the bending of the bias field, 0 or more. Noisy scans with a small field of view need more.
     partial_volume : bool
-        Whether voxels may be part one class and part the next; otherwise its class is one, of some probability.
+        Whether a voxel may contain two classes. Otherwise each voxel has one class, with a probability.
     curve : str
-        `hilbert` or `serpentine`.
+        Space-filling curve: `hilbert` or `serpentine`.
     estimation : str
-        `em`, `sem` or `ice`, see `statistics.markov_chain.fit`.
+        Algorithm: `em`, `sem` or `ice`, see `statistics.markov_chain.fit`.
     max_iterations : int
-        Of each fit, at most.
+        Maximum number of iterations of each fit.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Gaussian mixture: every voxel by its own intensity, its place counting only through the bias field and the prior."""
+"""Gaussian mixture: each voxel is classified by its own intensity, with a bias field and an optional prior."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def classify(
     prior : (N, K) float64, optional
         Probability of each class at the region's voxels, in the order of ``array[inside]``.
     classes : int
-        How many, at least 2; where there is a prior it says so itself.
+        Number of classes, at least 2. With a prior, the number of its classes is used.
     bias_order : int
-        Highest order of the bias field's polynomials; 0 leaves the scan as it is.
+        Highest order of the polynomials of the bias field; 0: no correction.
     bias_stiffness : float
-        What bending of the bias field costs, 0 or more; noisy scans of little extent need more.
+        Penalty on the bending of the bias field, 0 or more. Noisy scans with a small field of view need more.
     partial_volume : bool
-        Whether voxels may be part one class and part the next; otherwise its class is one, of some probability.
+        Whether a voxel may contain two classes. Otherwise each voxel has one class, with a probability.
     max_iterations : int
-        Of the fit, at most.
+        Maximum number of iterations of the fit.
 
     Raises
     ------

@@ -208,6 +208,17 @@ class _Volume:
 class Image(_Volume):
     """Intensities: float32 of shape (I, J, K), or (I, J, K, C) with C channels (modalities), all finite.
 
+    Parameters
+    ----------
+    array : (I, J, K) or (I, J, K, C) array
+        The intensities, converted to float32.
+    affine : (4, 4) array of float
+        Voxel to RAS+ mm.
+    name : str
+        What messages call it; the path where it was read from a file.
+    source_header : SourceHeader
+        What the file said beside the affine, to write results alike.
+
     Raises
     ------
     InputError
@@ -241,7 +252,19 @@ class Image(_Volume):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mask(_Volume):
-    """Where something is: bool of shape (I, J, K)."""
+    """Region of a volume: bool of shape (I, J, K).
+
+    Parameters
+    ----------
+    array : (I, J, K) array
+        Inside is where it is not 0.
+    affine : (4, 4) array of float
+        Voxel to RAS+ mm.
+    name : str
+        What messages call it; the path where it was read from a file.
+    source_header : SourceHeader
+        What the file said beside the affine, to write results alike.
+    """
 
     array: Bool
 
@@ -268,6 +291,17 @@ class Mask(_Volume):
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelMap(_Volume):
     """One label a voxel: int32 of shape (I, J, K); 0 is background; values need not be contiguous.
+
+    Parameters
+    ----------
+    array : (I, J, K) array of whole numbers
+        The labels, converted to int32.
+    affine : (4, 4) array of float
+        Voxel to RAS+ mm.
+    name : str
+        What messages call it; the path where it was read from a file.
+    source_header : SourceHeader
+        What the file said beside the affine, to write results alike.
 
     Raises
     ------

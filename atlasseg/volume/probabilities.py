@@ -47,6 +47,8 @@ class ProbabilityMap:
         Voxel to RAS+ mm.
     label_values : (L,) int32
         Every label the map speaks of, ascending; may hold labels that have probability nowhere.
+    name : str
+        What messages call it; the path where it was read from a file.
     """
 
     mode: Int32

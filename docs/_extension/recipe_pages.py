@@ -24,7 +24,7 @@ NAMES = {
     bool: "`true` or `false`",
     str: "string",
     Path: "path",
-    recipe.Step: "name of a method",
+    recipe.Step: "method name",
 }
 
 
@@ -41,8 +41,9 @@ def overview() -> str:
     """The page that lists the tables."""
     rows = [(f":doc:`[{title}] <{title}>`", summary(kind)) for title, kind in recipe.SECTIONS.items()]
     text = (
-        "A recipe is a TOML file. It has one table for each stage. Every table and every key may be left out; the "
-        "default is then used. These pages list all keys. Any key can also be set on the command line: "
+        "A recipe is a TOML file. It has one table for each stage. The table ``[fusion]`` with its method must be "
+        "given. All other tables and keys may be left out; the default is then used. These pages list all keys. Any "
+        "key can also be set on the command line: "
         "``--set registration.drop_failed=false``.\n"
     )
     tree = rst.toctree(recipe.SECTIONS, ":hidden:")
@@ -112,10 +113,14 @@ def described_type(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(described_type(a) for a in arguments if a is not type(None)))
     if origin is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"list, each a {described_type(arguments[0])}"
-        return f"list of {len(arguments)}, each a {described_type(arguments[0])}"
+        count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+        return f"list of {count}{plural(described_type(arguments[0]))}"
     return NAMES.get(hint, f"`{getattr(hint, '__name__', hint)}`")
+
+
+def plural(text: str) -> str:
+    """Several of a type in words."""
+    return re.sub(r"\b(integer|number|string|path|name)\b", r"\1s", text)
 
 
 def allowed_values(hint: Any) -> str:

@@ -49,12 +49,12 @@ method = "majority"
 [refiner]
 levels = 3
 width = 8
-patch_voxels = [24, 24, 24]
+patch_voxels = [32, 32, 32]
 
 [training]
 folds = 2
 n_models = 1
-steps = 60
+steps = 30
 validate_every = 10
 learning_rate = 1e-2
 """)
