@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -35,6 +34,7 @@ from atlasseg.propagation import propagate
 from atlasseg.registration.fit import fit
 from atlasseg.registration.quality import RegistrationQuality, quality
 from atlasseg.resampling import resample
+from atlasseg.templating import render_macro
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Float64, Image, LabelMap, Mask, ProbabilityMap, display
 
@@ -194,11 +194,9 @@ class PairwiseRegistration:
         return f"PairwiseRegistration({names}; method: {self.method}; transform: {type(self.transform).__name__})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{display.picture(image.grid, image.channels[..., 0])}</td></tr>"
-            for name, image in (("fixed", self.fixed), ("warped", self.warped))
-        )
-        return f'<div class="atlasseg-registration">{escape(repr(self))}<table>{rows}</table></div>'
+        images = {"fixed": self.fixed, "warped": self.warped}
+        pictures = [(name, display.slices(each.grid, each.channels[..., 0])) for name, each in images.items()]
+        return render_macro("notebook.html.j2", "registration", text=repr(self), pictures=pictures)
 
 
 @overload

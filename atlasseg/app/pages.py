@@ -19,6 +19,7 @@ from atlasseg.volume import LabelMap
 
 if TYPE_CHECKING:
     import pandas as pd
+    from markupsafe import Markup
 
     from atlasseg.app.case import Case
     from atlasseg.report.cohort_page import TargetSummary
@@ -32,7 +33,7 @@ def write_index(
     recipe: Recipe,
     out: Path,
     *,
-    comparison: str = "",
+    comparison: Markup | str = "",
 ) -> None:
     """The page of the cohort, ``index.html``, from which the targets' own are reached.
 
@@ -44,7 +45,7 @@ def write_index(
         What is said of each; None of those that failed.
     library, recipe, out
         Of the run.
-    comparison : str
+    comparison : Markup
         Sections on the methods that were tried.
     """
     from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort

@@ -374,6 +374,8 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
     InputError
         No scan has results, or a file of results cannot be read.
     """
+    from markupsafe import Markup
+
     from atlasseg.report.cohort_page import CohortReport, TargetSummary, render_cohort
 
     derivative = Derivative(out, dataset)
@@ -393,7 +395,7 @@ def group_level(dataset: Path, out: Path, scans: Sequence[Scan]) -> list[Scan]:
             TargetSummary(
                 scan.stem,
                 page.relative_to(out).as_posix() if page.is_file() else "",
-                picture=picture.read_text("utf-8") if picture.is_file() else "",
+                picture=Markup(picture.read_text("utf-8")) if picture.is_file() else "",
                 warnings=made["Warnings"],
                 volumes=volumes,
                 predicted=_predicted(stem),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from atlasseg.errors import InputError
+from atlasseg.templating import render_macro
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         table = self.overview().to_html(index=False, border=0, float_format=lambda value: f"{value:.4g}")
-        return f'<div class="atlasseg-comparison">mean over {len(self.scores)} targets{table}</div>'
+        return render_macro("notebook.html.j2", "comparison", targets=len(self.scores), table=table)
 
 
 def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from html import escape
 from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
 from atlasseg.errors import InputError
+from atlasseg.templating import render_macro
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,11 +200,9 @@ class EvaluationResult(Sequence[Score]):
         return "\n".join([title, table, *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         table = self._shown().to_html(float_format=lambda value: f"{value:.4g}", na_rep="n/a", border=0)
-        return f'<div class="atlasseg-evaluation"><strong>{escape(self.title or "evaluation")}</strong>{table}' + (
-            f"<ul>{notes}</ul></div>" if notes else "</div>"
-        )
+        title = self.title or "evaluation"
+        return render_macro("notebook.html.j2", "evaluation", title=title, table=table, notes=self.notes)
 
 
 def without_tolerance(metric: str) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atlasseg import templating
 from atlasseg.labels import LabelTable
-from atlasseg.report import _html
-from atlasseg.report._html import Cell, address
 from atlasseg.report.outliers import FEWEST, Measured, Standout, standouts
-from atlasseg.report.page import label_colours
+from atlasseg.report.sections import Number, label_colors
 from atlasseg.report.strips import Axis, strips
 
 if TYPE_CHECKING:
     import pandas as pd
+    from markupsafe import Markup
 
 MOST_REASONS = 3
 """So many of the things by which a target stands out are told; the others are counted."""
@@ -39,8 +38,8 @@ class TargetSummary:
         Why it failed; empty where it did not.
     warnings : int
         How often was warned.
-    picture : str
-        Its place on the contact sheet, as `figures.contact` makes it.
+    picture : Markup
+        Its place on the contact sheet, as `figures.contact` makes it; empty where there is none.
     volumes, metrics : DataFrame, optional
         As in `TargetReport`.
     predicted : mapping of int to float
@@ -60,7 +59,7 @@ class TargetSummary:
     seconds: float = float("nan")
     error: str = ""
     warnings: int = 0
-    picture: str = ""
+    picture: Markup | str = ""
     volumes: pd.DataFrame | None = None
     metrics: pd.DataFrame | None = None
     predicted: Mapping[int, float] = field(default_factory=dict)
@@ -104,8 +103,8 @@ class CohortReport:
         Its text.
     versions : mapping
         Version of each piece of software.
-    comparison : str
-        Sections that compare methods, where several were tried.
+    comparison : Markup
+        Sections that compare methods, as `comparison_sections` makes them, where several were tried.
     """
 
     name: str
@@ -115,25 +114,40 @@ class CohortReport:
     atlases: int = 0
     recipe: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
-    comparison: str = ""
+    comparison: Markup | str = ""
 
 
 def render_cohort(report: CohortReport) -> str:
     """The page, as HTML that needs no network; the same report gives the same text."""
-    values = sorted({int(v) for t in report.targets if t.volumes is not None for v in t.volumes["label"]} - {0})
+    values = {int(v) for t in report.targets if t.volumes is not None for v in t.volumes["label"]} - {0}
     found = standouts(_measured(report))
-    ordered = sorted(report.targets, key=lambda t: (not t.error, not t.findings, -_farthest(found.get(t.target, ()))))
-    body = "".join(
-        (
-            _header(report, found),
-            _targets(report, ordered, found),
-            _distributions(report),
-            _contact_sheet(ordered, found),
-            report.comparison,
-            _html.making(report.recipe, report.versions),
-        )
+    rows = [_row(target, found.get(target.target, ()), report.table) for target in report.targets]
+    rows.sort(key=lambda row: (not row["summary"].error, not row["summary"].findings, -row["farthest"]))
+    means = [row["dice"].value for row in rows if np.isfinite(row["dice"].value)]
+    mean_dice = float(np.mean(means)) if means else None
+    judged = sum(t.volumes is not None for t in report.targets) >= FEWEST
+    return templating.render(
+        "cohort.html.j2",
+        name=report.name,
+        fusion=report.fusion,
+        atlases=report.atlases,
+        recipe=report.recipe,
+        versions=report.versions,
+        colors=label_colors(values, report.table),
+        facts=_facts(report, rows, mean_dice),
+        failed=[target for target in report.targets if target.error],
+        doubtful=[target for target in report.targets if target.findings and not target.error],
+        means=means,
+        mean_dice=mean_dice,
+        standouts=len(found),
+        rows=rows,
+        scored=any(t.metrics is not None for t in report.targets),
+        predicted=any(t.predicted for t in report.targets),
+        fewest=None if judged else FEWEST,
+        most_reasons=MOST_REASONS,
+        distributions=_distributions(report),
+        comparison=report.comparison,
     )
-    return _html.document(f"{report.name} \u00b7 atlasseg", body, style=label_colours(values, report.table))
 
 
 def _of_labels(target: TargetSummary, metric: str) -> dict[int, float]:
@@ -149,51 +163,42 @@ def _volumes(target: TargetSummary) -> dict[int, float]:
     return {int(v): float(mm3) for v, mm3 in zip(target.volumes["label"], target.volumes["volume_mm3"], strict=True)}
 
 
-def _header(report: CohortReport, found: Mapping[str, Sequence[Standout]]) -> str:
-    failed = [t for t in report.targets if t.error]
-    done = len(report.targets) - len(failed)
-    said = f"{_html.count(done, 'target')} segmented"
-    if report.atlases:
-        said += f" from {_html.count(report.atlases, 'atlas', 'atlases')}"
-    said += f" by <em>{escape(report.fusion.replace('_', ' '))}</em> fusion."
-    means = [float(np.mean(list(d.values()))) for d in (_of_labels(t, "dice") for t in report.targets) if d]
-    if means:
-        said += f" Mean Dice {np.mean(means):.3f}; of single targets, {min(means):.3f} to {max(means):.3f}."
-    if found:
-        said += f" {_html.count(len(found), 'target stands', 'targets stand')} out; see the first rows of the table."
-    doubtful = [t for t in report.targets if t.findings and not t.error]
-    if doubtful:
-        said += f" <strong>{_html.count(len(doubtful), 'target')} to check.</strong>"
-    if failed:
-        said += f" <strong>{_html.count(len(failed), 'target')} failed.</strong>"
-    shown = [("targets done", f"{done} of {len(report.targets)}")]
-    if means:
-        shown.append(("mean Dice", f"{np.mean(means):.3f}"))
-    far = [float(np.mean(list(d.values()))) for d in (_of_labels(t, "hausdorff_95_mm") for t in report.targets) if d]
+def _mean(values: Collection[float]) -> float:
+    return float(np.mean([*values])) if values else float("nan")
+
+
+def _row(target: TargetSummary, found: Sequence[Standout], table: LabelTable) -> dict[str, Any]:
+    """A target in the table."""
+    dice = _of_labels(target, "dice")
+    worst = min(dice, key=lambda v: (dice[v], v), default=None)
+    mean, predicted = _mean(dice.values()), target.predicted_mean
+    return {
+        "summary": target,
+        "reasons": [_reason(s) for s in found],
+        "farthest": max((abs(s.score) for s in found), default=0.0),
+        "dice": Number(mean, 3, mean),
+        "worst": None if worst is None else {"name": table.name(worst), "dice": dice[worst]},
+        "hausdorff": Number(_mean(_of_labels(target, "hausdorff_95_mm").values()), 2),
+        "predicted": Number(predicted, 3, predicted),
+        "volume_mm3": None if target.volumes is None else sum(_volumes(target).values()),
+    }
+
+
+def _facts(report: CohortReport, rows: Sequence[Mapping[str, Any]], mean_dice: float | None) -> list[tuple[str, str]]:
+    done = [t for t in report.targets if not t.error]
+    facts = [("targets done", f"{len(done)} of {len(rows)}")]
+    if mean_dice is not None:
+        facts.append(("mean Dice", f"{mean_dice:.3f}"))
+    far = [row["hausdorff"].value for row in rows if np.isfinite(row["hausdorff"].value)]
     if far:
-        shown.append(("mean HD95", f"{_html.significant(float(np.mean(far)))} mm"))
+        facts.append(("mean HD95", f"{templating.significant(_mean(far))} mm"))
     predicted = [t.predicted_mean for t in report.targets if np.isfinite(t.predicted_mean)]
     if predicted:
-        shown.append(("mean of predicted Dice", f"{np.mean(predicted):.3f}"))
-    took = [t.seconds for t in report.targets if not t.error and np.isfinite(t.seconds)]
+        facts.append(("mean of predicted Dice", f"{np.mean(predicted):.3f}"))
+    took = [t.seconds for t in done if np.isfinite(t.seconds)]
     if took:
-        shown.append(("median time of a target", _html.duration(float(np.median(took)))))
-    listed = "".join(f"<li><strong>{escape(t.target)}</strong>: {escape(t.error)}</li>" for t in failed)
-    check = (
-        f'<section class="check" aria-labelledby="check"><h2 id="check">Failed</h2><ul>{listed}</ul></section>\n'
-        if failed
-        else ""
-    )
-    told = "".join(f"<li>{_link(t)}: {escape(message)}</li>" for t in doubtful for _, message in t.findings)
-    if doubtful:
-        check += (
-            '<section class="check" aria-labelledby="doubtful"><h2 id="doubtful">To check</h2>'
-            f"<ul>{told}</ul></section>\n"
-        )
-    return (
-        f'<header>\n<p class="kind">Segmentation of a cohort</p>\n<h1>{escape(report.name)}</h1>\n'
-        f'<p class="cover">{said}</p>\n{_html.facts(shown)}{check}</header>\n<main>\n'
-    )
+        facts.append(("median time of a target", templating.duration(float(np.median(took)))))
+    return facts
 
 
 def _measured(report: CohortReport) -> list[Measured]:
@@ -217,87 +222,17 @@ def _measured(report: CohortReport) -> list[Measured]:
     ]
 
 
-def _farthest(found: Sequence[Standout]) -> float:
-    return max((abs(s.score) for s in found), default=0.0)
-
-
 def _reason(s: Standout) -> str:
     if s.what.startswith("volume of"):
-        said = f"{_html.significant(2 ** (s.value - s.median), 2)} times the median"
+        said = f"{templating.significant(2 ** (s.value - s.median), 2)} times the median"
     elif s.what == "uncertainty":
         said = f"{s.value:.2f} bit, median {s.median:.2f}"
     else:
         said = f"{s.value:.2f}, median {s.median:.2f}"
-    return f"{escape(s.what)} {said}"
+    return f"{s.what} {said}"
 
 
-def _reasons(found: Sequence[Standout]) -> str:
-    told = "; ".join(_reason(s) for s in found[:MOST_REASONS])
-    return told + (f"; and {len(found) - MOST_REASONS} more" if len(found) > MOST_REASONS else "")
-
-
-def _link(t: TargetSummary) -> str:
-    return f'<a href="{address(t.href)}">{escape(t.target)}</a>' if t.href and not t.error else escape(t.target)
-
-
-def _targets(report: CohortReport, ordered: Sequence[TargetSummary], found: Mapping[str, Sequence[Standout]]) -> str:
-    scored = any(t.metrics is not None for t in ordered)
-    guessed = any(t.predicted for t in ordered)
-    heads = [("Target", False), ("Quality", False), ("Stands out by", False)]
-    heads += [("Mean Dice", True), ("Worst structure", False), ("Mean HD95, mm", True)] if scored else []
-    heads += [("Predicted Dice", True)] if guessed else []
-    heads += [("Similarity", True), ("Uncertainty, bit", True), ("Labelled", True), ("Atlases voted", True)]
-    heads += [("Warnings", True), ("Seconds", True)]
-    rows = []
-    for t in ordered:
-        why = found.get(t.target, ())
-        reason = f'<span class="note">failed</span> {escape(t.error)}' if t.error else _reasons(why)
-        quality = f'<span class="note">{escape(t.quality)}</span>' if t.findings else escape(t.quality)
-        cells = [
-            Cell(_link(t), t.target),
-            Cell(quality, t.quality),
-            Cell(f'<div class="why">{reason}</div>', f"{_farthest(why):.4g}"),
-        ]
-        if scored:
-            dice, far = _of_labels(t, "dice"), _of_labels(t, "hausdorff_95_mm")
-            mean = float(np.mean(list(dice.values()))) if dice else float("nan")
-            cells.append(_html.fixed(mean, 3, part=mean if dice else None))
-            worst = min(dice, key=lambda v: (dice[v], v), default=None)
-            cells.append(
-                Cell("")
-                if worst is None
-                else Cell(f"{escape(report.table.name(worst))} {dice[worst]:.3f}", f"{dice[worst]:.6f}")
-            )
-            cells.append(_html.fixed(float(np.mean(list(far.values()))) if far else float("nan"), 2))
-        if guessed:
-            cells.append(_html.fixed(t.predicted_mean, 3, part=t.predicted_mean if t.predicted else None))
-        cells += [_html.fixed(t.similarity, 3), _html.fixed(t.entropy_bits, 3)]
-        total = sum(_volumes(t).values())
-        cells.append(Cell(_html.volume(total), f"{total:.6g}", numeric=True) if t.volumes is not None else Cell(""))
-        cells.append(Cell(f"{t.voted} of {t.atlases}", t.voted, numeric=True) if t.atlases else Cell(""))
-        cells.append(Cell(str(t.warnings), t.warnings, numeric=True))
-        cells.append(_html.fixed(t.seconds, 1))
-        rows.append((cells, bool(t.error) or bool(why) or bool(t.findings)))
-    judged = sum(t.volumes is not None for t in ordered) >= FEWEST
-    about = (
-        "First those that failed, then those that stand out, the farthest first: by the volume of a structure, by "
-        "similarity to the atlases, by uncertainty, or by predicted Dice, measured in robust standard deviations from "
-        "the median of the cohort."
-        if judged
-        else f"Of fewer than {FEWEST} targets none can stand out."
-    )
-    if guessed:
-        about += (
-            " Predicted Dice needs no reference: it is what the agreement of the atlases lets expect. It finds what "
-            "went wrong and what is hard; it is no measurement, and hardly ranks targets that went equally well."
-        )
-    return (
-        '<section class="overview" aria-labelledby="targets"><h2 id="targets">Targets</h2>\n'
-        f"<p>{about} Column heads sort.</p>\n{_html.table(heads, rows)}</section>\n"
-    )
-
-
-def _distributions(report: CohortReport) -> str:
+def _distributions(report: CohortReport) -> list[dict[str, Any]]:
     """Each structure across the targets: Dice where there is a reference, predicted Dice, volume against the median."""
     dice = {t.target: _of_labels(t, "dice") for t in report.targets}
     volumes = {t.target: {v: mm3 for v, mm3 in _volumes(t).items() if mm3 > 0} for t in report.targets}
@@ -328,29 +263,9 @@ def _distributions(report: CohortReport) -> str:
         ),
     )
     hrefs = {t.target: t.href for t in report.targets}
-    parts = []
-    for key, title, about, values, axis in every:
+    plots = []
+    for key, title, text, values, axis in every:
         drawn = strips(values, table=report.table, axis=axis, hrefs=hrefs, title=title)
         if drawn is not None:
-            parts.append(
-                f'<section aria-labelledby="{key}"><h2 id="{key}">{title}</h2>\n<p>{about} {drawn.about}</p>\n'
-                f'<figure class="scroll">{drawn.svg}</figure></section>\n'
-            )
-    return "".join(parts)
-
-
-def _contact_sheet(ordered: Sequence[TargetSummary], found: Mapping[str, Sequence[Standout]]) -> str:
-    pictured = [t for t in ordered if t.picture]
-    if not pictured:
-        return ""
-    cards = "".join(
-        f"<li{' class=flag' if t.target in found else ''}><figure>{t.picture}<figcaption>{_link(t)}"
-        f"{f' predicted Dice {t.predicted_mean:.2f}' if t.predicted else ''}</figcaption></figure></li>\n"
-        for t in pictured
-    )
-    return (
-        '<section aria-labelledby="sheet"><h2 id="sheet">Contact sheet</h2>\n'
-        "<p>Of each target the axial, coronal and sagittal slice through the middle of what is labelled, in the order "
-        "of the table. Radiological convention: the body's right is on the left of the first two.</p>\n"
-        f'<ul class="sheet">\n{cards}</ul></section>\n'
-    )
+            plots.append({"id": key, "title": title, "text": text, "drawn": drawn})
+    return plots

@@ -12,15 +12,18 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import escape
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError
 from atlasseg.labels import LabelTable
+from atlasseg.templating import render_macro
 from atlasseg.volume import Float64, Grid, Image, Int32, LabelMap
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 Convention = Literal["radiological", "neurological"]
 """Whose left is on the left of an axial or coronal picture: in radiological convention it is the patient's right."""
@@ -56,7 +59,7 @@ class Panel:
     plane: str
     position_mm: float
     place: str
-    svg: str
+    svg: Markup
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +162,7 @@ def where_to_look(
     return panels
 
 
-def contact(image: Image, labels: LabelMap, *, table: LabelTable, convention: Convention = "radiological") -> str:
+def contact(image: Image, labels: LabelMap, *, table: LabelTable, convention: Convention = "radiological") -> Markup:
     """A small picture of all three planes side by side, for a sheet of many targets: an ``<img>`` that holds its JPEG.
 
     Each slice goes through the middle of what is labelled. Parameters and errors as for `mosaic`.
@@ -187,10 +190,13 @@ def contact(image: Image, labels: LabelMap, *, table: LabelTable, convention: Co
     data = io.BytesIO()
     sheet.save(data, "JPEG", quality=80)
     names = labels.values[labels.values != 0]
-    described = f"Axial, coronal and sagittal slice through the middle of {len(names)} labelled structures"
-    return (
-        f'<img class="contact" width="{sheet.width}" height="{sheet.height}" alt="{described}" '
-        f'src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return render_macro(
+        "figures.html.j2",
+        "contact",
+        width=sheet.width,
+        height=sheet.height,
+        structures=len(names),
+        src=f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}",
     )
 
 
@@ -321,7 +327,7 @@ def _panel(
     key: str,
     large: bool = False,
 ) -> Panel:
-    """One picture; `key` is unique in its page, or empty for lines without an edge; a `large` one has small marks."""
+    """One picture; `key` is unique in its page; a `large` one has small marks."""
     axis = _NORMAL[plane]
     across, up = (a for a in range(3) if a != axis)
     leftward = plane == "sagittal" or convention == "radiological"
@@ -346,37 +352,31 @@ def _panel(
     )
     described = f"{title}, outlined: {shown}" if present else f"{title}, no label in it"
 
-    place = f'width="{width:.4g}" height="{height:.4g}" preserveAspectRatio="none"'
-    parts = [
-        f'<svg class="slice" viewBox="0 0 {width:.4g} {height:.4g}" role="img" aria-label="{escape(described)}">',
-        f'<image {place} href="{_png(scan)}"/>',
-    ]
-    if view.entropy is not None:
-        veil = flat(view.entropy)
-        if veil.any():
-            parts.append(f'<image class="entropy" {place} href="{_png(veil, rgb=UNCERTAIN_RGB)}"/>')
-    scale = f'transform="scale({mm_across / 2:.6g} {mm_up / 2:.6g})"'
-    if view.reference is not None:
-        drawn = "".join(path for _, path in _outlines(flat(view.reference)))
-        if drawn:
-            parts.append(_edged("reference", key, scale, f'<path class="known" d="{drawn}"/>'))
-    lines = [
-        f'<path class="l{value}" d="{path}"><title>{escape(table.name(value))}</title></path>'
-        for value, path in _outlines(named)
-    ]
-    if lines:
-        parts.append(_edged("outlines", key, scale, "".join(lines)))
-    size = (0.045 if large else 0.075) * max(width, height)
-    parts.append(_marks(width, height, _SIDES[across], _SIDES[up], leftward=leftward, scale_bar=scale_bar, size=size))
-    return Panel(plane, position_mm, where, "".join([*parts, "</svg>"]))
-
-
-def _edged(kind: str, key: str, scale: str, paths: str) -> str:
-    """Paths in voxels, over a copy of themselves that the style draws as a dark edge."""
-    if not key:
-        return f'<g class="{kind}"><g class="lines" {scale}>{paths}</g></g>'
-    edge = f'<use class="edge" href="#{kind}-{key}" aria-hidden="true"/>'
-    return f'<g class="{kind}">{edge}<g class="lines" id="{kind}-{key}" {scale}>{paths}</g></g>'
+    veil = None if view.entropy is None else flat(view.entropy)
+    reference = () if view.reference is None else [path for _, path in _outlines(flat(view.reference))]
+    svg = render_macro(
+        "figures.html.j2",
+        "slice",
+        key=key,
+        width=width,
+        height=height,
+        scale=(mm_across / 2, mm_up / 2),
+        described=described,
+        scan=_png(scan),
+        veil=_png(veil, rgb=UNCERTAIN_RGB) if veil is not None and veil.any() else "",
+        reference=reference,
+        outlines=[(value, table.name(value), path) for value, path in _outlines(named)],
+        marks=_marks(
+            width,
+            height,
+            _SIDES[across],
+            _SIDES[up],
+            leftward=leftward,
+            scale_bar=scale_bar,
+            size=0.045 if large else 0.075,
+        ),
+    )
+    return Panel(plane, position_mm, where, svg)
 
 
 def _marks(
@@ -388,8 +388,9 @@ def _marks(
     leftward: bool,
     scale_bar: bool,
     size: float,
-) -> str:
-    """Letters at the four sides, and a bar of a round length."""
+) -> dict[str, Any]:
+    """Letters at the four sides, and a bar of a round length; `size` of the letters is a part of the longer side."""
+    size *= max(width, height)
     low, high = (across[1], across[0]) if leftward else (across[0], across[1])
     letters = (
         (size * 0.55, height / 2, low),
@@ -397,14 +398,8 @@ def _marks(
         (width / 2, size * 0.65, up[1]),
         (width / 2, height - size * 0.6, up[0]),
     )
-    parts = [f'<g class="marks" font-size="{size:.3g}">']
-    parts += [f'<text x="{x:.4g}" y="{y:.4g}">{letter}</text>' for x, y, letter in letters]
-    if scale_bar:
-        bar = max((b for b in (0.5, 1, 2, 5, 10, 20, 50, 100) if b <= 0.3 * width), default=width / 4)
-        x, y = size * 0.4, height - size * 0.4
-        parts.append(f'<path class="bar" d="M{x:.4g} {y:.4g}h{bar:.4g}"/>')
-        parts.append(f'<text class="length" x="{x:.4g}" y="{y - size * 0.55:.4g}">{bar:g} mm</text>')
-    return "".join([*parts, "</g>"])
+    mm = max((b for b in (0.5, 1, 2, 5, 10, 20, 50, 100) if b <= 0.3 * width), default=width / 4)
+    return {"size": size, "letters": letters, "bar": (size * 0.4, height - size * 0.4, mm) if scale_bar else None}
 
 
 def _outlines(picture: Int32) -> Iterator[tuple[int, str]]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from atlasseg.labels import LabelTable
-from atlasseg.report._html import address
+from atlasseg.templating import render_macro
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 MOST_STRIPS = 60
 """Structures drawn one by one; of more, those that differ most between targets."""
@@ -38,8 +42,31 @@ class Axis:
 class Strips:
     """A drawing, and how to read it."""
 
-    svg: str
+    svg: Markup
     about: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """The middle half of some values, and whiskers to the farthest within 1.5 times its width of it."""
+
+    low: float
+    q1: float
+    q3: float
+    high: float
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> Box:
+        """The box of the values."""
+        numbers = np.asarray(values, float)
+        q1, q3 = np.percentile(numbers, (25, 75))
+        reach = 1.5 * (q3 - q1)
+        within = numbers[(numbers >= q1 - reach) & (numbers <= q3 + reach)]
+        return cls(float(within.min()), float(q1), float(q3), float(within.max()))
+
+    def placed(self, across: Callable[[float], float]) -> Box:
+        """Where it is drawn."""
+        return Box(across(self.low), across(self.q1), across(self.q3), across(self.high))
 
 
 def strips(
@@ -77,48 +104,41 @@ def strips(
         remark = f" Shown are the {MOST_STRIPS} of {len(labels)} structures that differ most between targets."
         labels = sorted(sorted(labels, key=lambda v: (-float(np.ptp([*by_label[v].values()])), v))[:MOST_STRIPS])
     boxed = max(len(of) for of in by_label.values()) > MOST_DOTS
-    height = _TOP + _ROW * len(labels) + 6
-    described = escape(f"{title}: one row a structure, {'a box' if boxed else 'a dot a target'} and their median")
-    parts = [f'<svg class="strip" viewBox="0 0 1000 {height}" role="group" aria-label="{described}">']
-    for value, said in axis.ticks:
-        x = axis.across(value)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{height - 6}"/>')
-        parts.append(f'<text class="axis" x="{x:.1f}" y="9">{said}</text>')
+    rows = []
     for n, label in enumerate(labels):
-        y = _TOP + _ROW * (n + 0.5)
-        name = table.name(label)
-        parts.append(f'<text x="0" y="{y:.1f}">{escape(name if len(name) <= 36 else name[:35] + chr(0x2026))}</text>')
-        dots = by_label[label]
-        if boxed:
-            box, dots = _box(dots, axis, y)
-            parts.append(box)
-        parts += [_dot(target, value, axis, y, hrefs.get(target, "")) for target, value in dots.items()]
-        x = axis.across(float(np.median([*by_label[label].values()])))
-        parts.append(f'<line class="median" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 7:.1f}" y2="{y + 7:.1f}"/>')
+        y, name, of = _TOP + _ROW * (n + 0.5), table.name(label), by_label[label]
+        box = Box.of([*of.values()]) if boxed else None
+        dots = [
+            {"target": t, "x": axis.across(v), "y": y, "text": axis.said(v), "href": hrefs.get(t, "")}
+            for t, v in of.items()
+            if box is None or not box.low <= v <= box.high
+        ]
+        rows.append(
+            {
+                "y": y,
+                "name": name if len(name) <= 36 else name[:35] + chr(0x2026),
+                "box": box and box.placed(axis.across),
+                "dots": dots,
+                "median": axis.across(float(np.median([*of.values()]))),
+            }
+        )
+    drawn = render_macro(
+        "figures.html.j2",
+        "strips",
+        role="group",
+        described=f"{title}: one row a structure, {'a box' if boxed else 'a dot a target'} and their median",
+        top=_TOP,
+        height=_TOP + _ROW * len(labels) + 6,
+        ticks=[(axis.across(value), text) for value, text in axis.ticks],
+        rows=rows,
+        radius=4.5,
+        reach=6,
+        median_reach=7,
+    )
     about = (
         "A box holds the middle half of the targets, whiskers reach as far as 1.5 times its width, dots are targets "
         "beyond them, the heavy line is the median."
         if boxed
         else "A dot is a target, the heavy line their median."
     )
-    return Strips("".join([*parts, "</svg>"]), about + remark)
-
-
-def _dot(target: str, value: float, axis: Axis, y: float, href: str) -> str:
-    told = f"<title>{escape(target)}: {axis.said(value)}</title>"
-    dot = f'<circle cx="{axis.across(value):.1f}" cy="{y:.1f}" r="4.5">{told}</circle>'
-    return f'<a href="{address(href)}" aria-label="{escape(target)}">{dot}</a>' if href else dot
-
-
-def _box(dots: Mapping[str, float], axis: Axis, y: float) -> tuple[str, dict[str, float]]:
-    """Box and whiskers, and what lies beyond."""
-    values = np.array([*dots.values()])
-    q1, q3 = np.percentile(values, (25, 75))
-    reach = 1.5 * (q3 - q1)
-    within = values[(values >= q1 - reach) & (values <= q3 + reach)]
-    a, b, w1, w2 = (axis.across(float(v)) for v in (q1, q3, within.min(), within.max()))
-    box = (
-        f'<path class="whisker" d="M{w1:.1f} {y:.1f}H{a:.1f}M{b:.1f} {y:.1f}H{w2:.1f}"/>'
-        f'<rect x="{a:.1f}" y="{y - 6:.1f}" width="{max(b - a, 0.5):.1f}" height="12" rx="2"/>'
-    )
-    return box, {t: v for t, v in dots.items() if v < within.min() or v > within.max()}
+    return Strips(drawn, about + remark)

@@ -7,7 +7,6 @@ the patient's right is on the left of the axial and coronal slices, and sagittal
 from __future__ import annotations
 
 import base64
-from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.labels import default_color
+from atlasseg.templating import render_macro
 from atlasseg.volume.grid import Float32, Grid, Int32
 
 if TYPE_CHECKING:
@@ -46,25 +46,8 @@ def listed_labels(values: Int32) -> str:
 def html(volume: object, url: str) -> str:
     """HTML of a volume: its slices, and its text below them."""
     kind, _, facts = repr(volume).partition("(")
-    rows = [fact.partition(": ") for fact in facts.removesuffix(")").split("; ")]
-    cells = "".join(
-        f'<tr><th style="text-align:left;padding:0 1em 0 0">{escape(name)}</th>'
-        f'<td style="text-align:left;padding:0">{escape(value)}</td></tr>'
-        for name, _, value in rows
-    )
-    return (
-        f'<div class="atlasseg-volume"><strong>{escape(kind)}</strong><br>'
-        f'<img src="{url}" alt="Axial, coronal and sagittal slice, the patient\'s right on the left" '
-        f'style="max-width:100%;height:auto"><table style="border:none">{cells}</table></div>'
-    )
-
-
-def picture(grid: Grid, scan: NDArray[Any] | None, labels: Int32 | None = None) -> str:
-    """HTML of the slices of a volume alone; parameters as of `slices`."""
-    return (
-        f'<img src="{slices(grid, scan, labels)}" style="max-width:100%;height:auto" '
-        'alt="Axial, coronal and sagittal slice, the patient\'s right on the left">'
-    )
+    rows = [fact.partition(": ")[::2] for fact in facts.removesuffix(")").split("; ")]
+    return render_macro("notebook.html.j2", "volume", kind=kind, src=url, facts=rows)
 
 
 def slices(

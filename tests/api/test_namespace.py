@@ -15,7 +15,19 @@ PACKAGE = Path(atlasseg.__file__).parent
 VERBS = ("register", "propagate", "fuse", "refine", "evaluate", "segment", "tissue", "compare", "list_methods", "run")
 WITH_STUBS = ("fusion", "registration", "refinement", "preprocessing", "statistics", "atlases")
 LISTED = ("evaluation", "tissues", "regions")
-HEAVY = ("numpy", "nibabel", "SimpleITK", "numba", "scipy", "pandas", "torch", "ants", "matplotlib", "distributed")
+HEAVY = (
+    "numpy",
+    "nibabel",
+    "SimpleITK",
+    "numba",
+    "scipy",
+    "pandas",
+    "torch",
+    "ants",
+    "matplotlib",
+    "distributed",
+    "jinja2",
+)
 
 
 def fresh(code):

@@ -87,6 +87,7 @@ def test_importing_the_package_and_its_commands_pulls_no_heavy_library():
         "scipy",
         "nibabel",
         "numpy",
+        "jinja2",
     }
     assert not heavy & set(loaded)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasseg import io
+from atlasseg import io, templating
 from atlasseg.evaluation import evaluate
 from atlasseg.labels import Label, LabelTable
 from atlasseg.phantoms import head, tilted_grid
-from atlasseg.report import CohortReport, TargetReport, TargetSummary, _html, figures, render, render_cohort
+from atlasseg.report import CohortReport, TargetReport, TargetSummary, figures, render, render_cohort
 from atlasseg.report.viewer import Candidate
 
 VOID = {"meta", "input", "br", "link", "img"}
@@ -278,13 +278,13 @@ def test_cohort_of_one_and_of_none(full):
     ],
 )
 def test_significant_digits(value, shown):
-    assert _html.significant(value) == shown
+    assert templating.significant(value) == shown
 
 
 def test_units_follow_the_size():
-    assert _html.volume(12.34) == "12.3 mm\u00b3" and _html.volume(12340) == "12.3 ml"
-    assert [_html.duration(s) for s in (0.04, 59.94, 125, 7260)] == ["0.0 s", "59.9 s", "2 min 5 s", "2 h 1 min"]
-    assert _html.fixed(-0.0001, 2).html == "0.00"
+    assert templating.volume(12.34) == "12.3 mm\u00b3" and templating.volume(12340) == "12.3 ml"
+    assert [templating.duration(s) for s in (0.04, 59.94, 125, 7260)] == ["0.0 s", "59.9 s", "2 min 5 s", "2 h 1 min"]
+    assert templating.fixed(-0.0001, 2) == "0.00"
 
 
 @pytest.mark.parametrize("id_", ["a b", "ct#2", "50%", "what?", "a&b", 'say "so"', "Kö'lner", "a:b", "100%25"])
