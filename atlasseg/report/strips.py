@@ -106,11 +106,11 @@ def strips(
     boxed = max(len(of) for of in by_label.values()) > MOST_DOTS
     rows = []
     for n, label in enumerate(labels):
-        y, name, of = _TOP + _ROW * (n + 0.5), table.name(label), by_label[label]
-        box = Box.of([*of.values()]) if boxed else None
+        y, name, known = _TOP + _ROW * (n + 0.5), table.name(label), by_label[label]
+        box = Box.of([*known.values()]) if boxed else None
         dots = [
             {"target": t, "x": axis.across(v), "y": y, "text": axis.said(v), "href": hrefs.get(t, "")}
-            for t, v in of.items()
+            for t, v in known.items()
             if box is None or not box.low <= v <= box.high
         ]
         rows.append(
@@ -119,7 +119,7 @@ def strips(
                 "name": name if len(name) <= 36 else name[:35] + chr(0x2026),
                 "box": box and box.placed(axis.across),
                 "dots": dots,
-                "median": axis.across(float(np.median([*of.values()]))),
+                "median": axis.across(float(np.median([*known.values()]))),
             }
         )
     drawn = render_macro(
