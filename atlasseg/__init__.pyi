@@ -44,6 +44,7 @@ from .api.recipes import as_recipe
 from .api.registration import PairwiseRegistration, register
 from .api.segmentation import segment
 from .api.tissues import tissue
+from .api.transformation import apply_transform
 from .app.run import run
 from .atlases.library import AtlasLibrary, read_library, read_targets
 from .evaluation.comparison import Comparison
@@ -97,6 +98,7 @@ __all__ = [
     "Transform",
     "__version__",
     "app",
+    "apply_transform",
     "as_atlas",
     "as_atlases",
     "as_grid",

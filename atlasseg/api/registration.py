@@ -125,7 +125,7 @@ class PairwiseRegistration:
         InputError
             The volume is unsuitable, its kind is unknown, or the interpolation does not exist.
         """
-        source = _convert_volume(volume, kind)
+        source = convert_volume(volume, kind)
         options: dict[str, Any] = {} if interpolation is None else {"interpolation": interpolation}
         if isinstance(source, Atlas):
             return propagate(source, self.transform, self.fixed.grid, **options)
@@ -304,7 +304,7 @@ def _convert_moving(value: Any, what: str) -> Image | Atlas:
     return value if isinstance(value, Atlas) else as_image(value, what=what)
 
 
-def _convert_volume(volume: Any, kind: Kind | None) -> Image | LabelMap | Mask | ProbabilityMap | Atlas:
+def convert_volume(volume: Any, kind: Kind | None) -> Image | LabelMap | Mask | ProbabilityMap | Atlas:
     """Convert a volume to warp to its type, by `kind` for a path or an image of another library."""
     if kind not in (None, "image", "labels", "mask"):
         raise InputError(f"kind: expected 'image', 'labels' or 'mask', got {describe_value(kind)}.")

@@ -28,6 +28,7 @@ from atlasseg.cli import (
     run,
     tissue,
     train,
+    transform,
     view,
 )
 from atlasseg.cli._logging import flush_log, set_up_logging
@@ -75,6 +76,7 @@ view.add_to(app)
 evaluate.add_to(app)
 doctor.add_to(app)
 convert.add_to(app)
+transform.add_to(app)
 fetch.add_to(app)
 methods.add_to(app)
 recipes.add_to(app)

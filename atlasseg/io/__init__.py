@@ -24,6 +24,12 @@ from atlasseg.io.images import read_scan as read_scan
 from atlasseg.io.images import write_image as write_image
 from atlasseg.io.images import write_label_map as write_label_map
 from atlasseg.io.images import write_mask as write_mask
+from atlasseg.io.points import POINT_SUFFIXES as POINT_SUFFIXES
+from atlasseg.io.points import Coordinates as Coordinates
+from atlasseg.io.points import PointTable as PointTable
+from atlasseg.io.points import is_point_table as is_point_table
+from atlasseg.io.points import read_points as read_points
+from atlasseg.io.points import write_points as write_points
 from atlasseg.io.probabilities import read_probability_map as read_probability_map
 from atlasseg.io.probabilities import write_probability_map as write_probability_map
 from atlasseg.io.segmentations import is_segmentation as is_segmentation

@@ -27,6 +27,7 @@ COMMANDS = [
     "evaluate",
     "doctor",
     "convert",
+    "transform",
     "fetch",
     "methods",
     "recipes",
