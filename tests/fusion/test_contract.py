@@ -313,6 +313,29 @@ def test_several_channels(fuse):
     check(fuse(two(anatomy(100)[0]), candidates), scan(), LABELS)
 
 
+VOTES_ALONE = ("majority", "simple", "staple")
+"""Methods that look at no intensities."""
+
+
+def test_every_channel_counts(request, fuse, not_drawn):
+    """Two channels give the same in either order, though each of them alone gives something else."""
+    name, _ = request.node.callspec.params["fuse"]
+    if name == "steps":
+        fuse = partial(fuse, top=3)
+
+    def of(*seeds):
+        return Image(np.stack([anatomy(seed)[0] for seed in seeds], -1) if len(seeds) > 1 else anatomy(seeds[0])[0],
+                     affine(), "scan")  # fmt: skip
+
+    def fused(channels):
+        candidates = [Atlas(f"a{n}", of(*(n + 50 * c for c in channels)), atlas(n).labels) for n in range(7)]
+        return fuse(of(*(100 + 50 * c for c in channels)), candidates)
+
+    same(fused([0, 1]), fused([1, 0]))
+    apart = np.abs(fused([0]).dense() - fused([1]).dense()).max()
+    assert (apart == 0) if name in VOTES_ALONE else (apart > 10 * ROUNDING)
+
+
 def test_no_candidates(fuse):
     with pytest.raises(InputError, match="candidate"):
         fuse(scan(), [])
