@@ -270,6 +270,15 @@ def test_antialiasing_smooths_to_the_resolution_that_is_wanted():
     np.testing.assert_array_equal(resample(noise, fine, antialias=True).array, resample(noise, fine).array)
 
 
+def test_antialiasing_counts_in_millimetres():
+    """Voxels of 0.5, 2 and 3 mm, seen on voxels 2, 3 and 1.5 times as large."""
+    noise = Image(np.random.default_rng(1).normal(size=(30, 24, 20)), np.diag([0.5, 2, 3, 1]))
+    coarse = Grid((12, 6, 10), np.array([[1.0, 0, 0, 2], [0, 6, 0, 4], [0, 0, 4.5, 5], [0, 0, 0, 1]]))
+    sigma = np.sqrt(np.array([2, 3, 1.5]) ** 2 - 1) / np.sqrt(8 * np.log(2))  # in voxels of the image
+    wanted = resample(noise.with_array(ndimage.gaussian_filter(noise.array, sigma, mode="nearest")), coarse)
+    np.testing.assert_allclose(resample(noise, coarse, antialias=True).array, wanted.array, atol=FLOAT32)
+
+
 def test_smoothing_is_in_millimetres():
     grid = np.diag([1.0, 2.0, 4.0, 1])
     spike = np.zeros((31, 21, 17))

@@ -97,6 +97,34 @@ def test_mutual_information_of_one_block(problem, standardised):
     np.testing.assert_allclose(result.probability(2), expected, atol=ROUNDING)
 
 
+def test_mutual_information_lies_at_the_centres_of_its_blocks(problem, standardised):
+    """Each tile's value stands at its middle voxel, the second of three; between these it is interpolated."""
+    case = problem(3)
+    everywhere = np.ones(case.scan.shape, bool)
+    edges = np.concatenate(([-np.inf], np.linspace(-2, 2, 5)[1:-1], [np.inf]))
+    t = standardised(case.scan[..., None], everywhere)[..., 0]
+    side = 3
+    starts = [np.arange(0, n, side) for n in t.shape]
+    w = []
+    for image in case.images:
+        a = standardised(image[..., None], everywhere)[..., 0]
+        tiles = np.zeros([len(s) for s in starts])
+        for at in np.ndindex(tiles.shape):
+            tile = tuple(slice(s[n], s[n] + side) for s, n in zip(starts, at, strict=True))
+            p = np.histogram2d(t[tile].ravel(), a[tile].ravel(), bins=(edges, edges))[0] / t[tile].size
+            outer = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
+            tiles[at] = (p[p > 0] * np.log(p[p > 0] / outer[p > 0])).sum()
+        for axis, (n, start) in enumerate(zip(t.shape, starts, strict=True)):
+            tiles = np.apply_along_axis(lambda v, n=n, start=start: np.interp(np.arange(n), start + 1, v), axis, tiles)
+        w.append(tiles**2)
+    result = fuse(
+        case.target, case.candidates, similarity="block_mutual_information", radius_voxels=1, bins=4, power=2.0
+    )
+    total = np.where(np.sum(w, axis=0) > 0, np.sum(w, axis=0), 1)
+    expected = ((case.labels == 2) * w).sum(0) / total
+    np.testing.assert_allclose(result.probability(2)[case.disagreement], expected[case.disagreement], atol=ROUNDING)
+
+
 def test_better_than_majority_where_images_tell(problem):
     """The candidate that shows the target itself decides."""
     case = problem(5)

@@ -7,6 +7,7 @@ from scipy.spatial.distance import cdist
 from atlasseg import phantoms
 from atlasseg.errors import InputError
 from atlasseg.statistics import kmeans, nearest_neighbours
+from atlasseg.volume import Image
 
 SHAPE = (17, 22, 14)
 
@@ -83,6 +84,20 @@ def test_learning_from_a_prior(brain):
 def test_constant_image_has_features():
     flat = phantoms.tissue(SHAPE).image.with_array(np.ones(SHAPE))
     assert np.isfinite(nearest_neighbours.features(flat, np.ones(SHAPE, bool))).all()
+
+
+def test_features_are_smoothed_in_millimetres():
+    """An impulse comes out as a Gaussian of that many mm, and its gradient as the derivative of one of 1 mm."""
+    spacing = np.array([0.4, 0.8, 0.6])
+    spike = np.zeros((41, 25, 31))
+    spike[20, 12, 15] = 1
+    image = Image(spike, np.diag([*spacing, 1]))
+    found = nearest_neighbours.features(image, np.ones(spike.shape, bool), smoothing_mm=(1.5,), position_weight=0)
+    squared = (((np.indices(spike.shape).reshape(3, -1).T - (20, 12, 15)) * spacing) ** 2).sum(1)
+    assert np.corrcoef(found[:, 2], np.exp(-squared / (2 * 1.5**2)))[0, 1] > 0.999
+    slope = np.abs(np.stack(np.gradient(np.exp(-squared / 2).reshape(spike.shape), *spacing)))
+    in_voxels = np.sqrt(((slope * spacing[:, None, None, None]) ** 2).sum(0)).ravel()
+    assert np.corrcoef(found[:, 1], in_voxels)[0, 1] > 0.99
 
 
 def test_neighbours_that_cannot_be(brain):

@@ -280,6 +280,17 @@ def test_relaxation_leaves_a_wrong_prior():
     np.testing.assert_array_equal(same.fractions, as_given.fractions)
 
 
+def test_a_little_relaxation_leaves_the_prior_and_all_of_it_leaves_nothing():
+    """The prior becomes 1 - r of what was given and r of the smoothed fractions: not the other way round."""
+    _, inside, values, _ = brain(bias_percent=0, noise_percent=6)
+    prior = np.random.default_rng(8).dirichlet(np.ones(3), len(values))  # far from smooth
+    given = gaussian_mixture.fit(values, prior=prior)
+    little = gaussian_mixture.fit(values, prior=prior, relaxation=1e-6, inside=inside)
+    whole = gaussian_mixture.fit(values, prior=prior, relaxation=1 - 1e-6, inside=inside)
+    assert np.abs(little.fractions - given.fractions).mean() < 0.01
+    assert np.abs(whole.fractions - given.fractions).mean() > 0.05
+
+
 def test_field_is_added_to_the_prior():
     values, start, _ = draw()
     toward = np.array([0.0, 2.0, -1.0])
