@@ -215,7 +215,7 @@ def test_view_serves_the_reports_of_a_run(tmp_path, monkeypatch):
     status, output = call("view", tmp_path)
     assert status == 0 and asked[0][1] == "<p>all targets</p>"
     assert opened == [asked[0][0]] and re.match(
-        r"http://127\.0\.0\.1:\d+/index\.html\?token=[\w-]{43} \(stop with Ctrl\+C\)", output
+        r"http://127\.0\.0\.1:\d+/index\.html\?token=[\w-]{43} \(Ctrl\+C to stop\)", output
     )
     assert call("view", tmp_path, "--no-browser")[0] == 0 and len(opened) == 1
     status, output = call("view", tmp_path / "none")
