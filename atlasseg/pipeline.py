@@ -30,7 +30,7 @@ from atlasseg.preprocessing.foreground import foreground
 from atlasseg.propagation import propagate
 from atlasseg.recipe import Preprocessing, Recipe, Regions, Step
 from atlasseg.regions.consistency import Change, make_consistent, voting_step
-from atlasseg.registration.fit import Fit, fit
+from atlasseg.registration.fit import RegistrationFit, measure_fit
 from atlasseg.registration.outliers import RegistrationQC, find_failures
 from atlasseg.registration.quality import RegistrationQuality
 from atlasseg.transforms import Transform
@@ -244,7 +244,7 @@ def align(
             for atlas, transform in zip(scans.atlases, registered.transforms, strict=True)
         ]
         fits = [
-            executor(fit, target, target_mask, atlas, transform)
+            executor(measure_fit, target, target_mask, atlas, transform)
             for atlas, transform in zip(carried, registered.transforms, strict=True)
         ]
         candidates = flag_outliers(target, carried, registered.transforms, fits, drop=recipe.registration.drop_failed)
@@ -517,7 +517,12 @@ def _mask(image: Image, given: Mask | None, preprocessing: Preprocessing, execut
 
 
 def flag_outliers(
-    target: Image, carried: Sequence[Atlas], transforms: Sequence[Transform], fits: Sequence[Fit], *, drop: bool
+    target: Image,
+    carried: Sequence[Atlas],
+    transforms: Sequence[Transform],
+    fits: Sequence[RegistrationFit],
+    *,
+    drop: bool,
 ) -> tuple[Candidate, ...]:
     """Find the candidates whose registration failed, by how they all fit."""
     checks = find_failures([each.similarity for each in fits], names=[atlas.id for atlas in carried])

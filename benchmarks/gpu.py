@@ -30,7 +30,7 @@ from atlasseg.registration._engine import (
     linear,
     linear_torch,
 )
-from atlasseg.registration._engine.batch import Pair, pairs, schedule_of
+from atlasseg.registration._engine.batch import Pair, choose_schedule, prepare_pairs
 from atlasseg.similarity import SimilarityMetric, create_metric
 
 
@@ -82,16 +82,16 @@ def main() -> None:
         parser.error(f"torch {torch.__version__} finds no CUDA device; --device cpu runs the same code on the CPU")
     files = sorted((given.data / given.set / "atlases" / "images").glob("*.nii.gz"))
     fixed, moving = io.read_image(files[0]), [io.read_image(path) for path in files[1 : given.atlases + 1]]
-    prepared = pairs(fixed, moving, None, None, None)
+    prepared = prepare_pairs(fixed, moving, None, None, None)
     target = prepared[0].fixed
-    shrinks, counts = schedule_of(target, (), tuple(int(n) for n in given.iterations.split(",")))
+    shrinks, counts = choose_schedule(target, (), tuple(int(n) for n in given.iterations.split(",")))
     few = [tuple(n if at == len(shrinks) - 1 else 0 for at in range(len(shrinks))) for n in (1, 6)]
 
     def affine(similarity: SimilarityMetric) -> list[Pair]:
         def steps(pair: Pair) -> linear.Search[Any]:
             return linear.search(pair.fixed, pair.moving, "affine", None, finest=2, iterations=30)
 
-        finest = linear.levels_of(target, 2)[1][-1]
+        finest = linear.choose_levels(target, 2)[1][-1]
         found = linear_torch.run_search(prepared, steps, similarity, device=given.device, finest=finest)
         return [replace(pair, matrix_mm=matrix) for pair, (matrix, _) in zip(prepared, found, strict=True)]
 

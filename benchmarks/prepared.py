@@ -33,7 +33,7 @@ from atlasseg.pipeline import Scans, preprocess, preprocess_scans
 from atlasseg.propagation import propagate
 from atlasseg.recipe import Recipe, read_recipe
 from atlasseg.registration import affine, coupled_convex, diffeomorphic
-from atlasseg.registration.quality import quality
+from atlasseg.registration.quality import measure_quality
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas
 
@@ -60,7 +60,7 @@ def measured(
 ) -> dict[str, float]:
     grid = scans.target.grid
     candidates = [propagate(a, t, grid) for a, t in zip(scans.atlases, transforms, strict=True)]
-    folded = max(quality(t, grid, mask=scans.target_mask).folded_share for t in transforms)
+    folded = max(measure_quality(t, grid, mask=scans.target_mask).folded_share for t in transforms)
     row = {"single": float(np.mean([dice(c.segmentation.array, reference) for c in candidates])), "folded": folded}
     for name in fusions:
         fused = importlib.import_module(f"atlasseg.fusion.{name}").fuse(scans.target, candidates)

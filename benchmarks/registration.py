@@ -32,7 +32,7 @@ from atlasseg import io
 from atlasseg.pipeline import preprocess_scans
 from atlasseg.pipeline import register as by_steps
 from atlasseg.recipe import read_recipe
-from atlasseg.registration.quality import quality
+from atlasseg.registration.quality import measure_quality
 from atlasseg.resampling import resample
 from atlasseg.volume import Atlas, Mask
 
@@ -69,7 +69,7 @@ def ours(method: str, target: Path, atlases: Sequence[Path]) -> tuple[Result, fl
     out: Result = []
     for transform, path in zip(transforms, atlases, strict=True):
         warped = resample(io.read_label_map(labels_of(path)), fixed.grid, transform)
-        out.append((warped.array, quality(transform, fixed.grid).folded_share))
+        out.append((warped.array, measure_quality(transform, fixed.grid).folded_share))
     return out, seconds
 
 
@@ -89,7 +89,7 @@ def by_recipe(target: Path, atlases: Sequence[Path]) -> tuple[Result, float]:
     out: Result = []
     for transform, atlas in zip(registered.transforms, scans.atlases, strict=True):
         warped = resample(atlas.segmentation, scans.target.grid, transform)
-        out.append((warped.array, quality(transform, scans.target.grid).folded_share))
+        out.append((warped.array, measure_quality(transform, scans.target.grid).folded_share))
     return out, seconds
 
 

@@ -31,8 +31,8 @@ from atlasseg.atlases.library import AtlasLibrary, Target
 from atlasseg.errors import InputError
 from atlasseg.methods import Method
 from atlasseg.propagation import propagate
-from atlasseg.registration.fit import fit
-from atlasseg.registration.quality import RegistrationQuality, quality
+from atlasseg.registration.fit import measure_fit
+from atlasseg.registration.quality import RegistrationQuality, measure_quality
 from atlasseg.resampling import resample
 from atlasseg.templating import render_macro
 from atlasseg.transforms import Transform
@@ -159,12 +159,14 @@ class PairwiseRegistration:
     def similarity(self) -> float:
         """Mean local correlation (0 to 1) of the fixed and the warped image, inside both fields of view."""
         bare = Atlas("", self.moving, LabelMap(np.zeros(self.moving.shape, np.int32), self.moving.affine))
-        return fit(self.fixed, None, propagate(bare, self.transform, self.fixed.grid), self.transform).similarity
+        return measure_fit(
+            self.fixed, None, propagate(bare, self.transform, self.fixed.grid), self.transform
+        ).similarity
 
     @cached_property
     def quality(self) -> RegistrationQuality:
         """Regularity of the transform on the grid of the fixed image: range of the Jacobian determinant, and folds."""
-        return quality(self.transform, self.fixed.grid)
+        return measure_quality(self.transform, self.fixed.grid)
 
     def write(self, path: str | Path) -> None:
         """Write the transform for ITK, ANTs and Slicer; without a closed form it is sampled on the fixed grid.

@@ -10,7 +10,7 @@ from atlasseg.atlases.library import read_library
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.io import write_transform
 from atlasseg.recipe import Recipe, parse_recipe, with_device
-from atlasseg.registration.quality import RegistrationQuality, quality
+from atlasseg.registration.quality import RegistrationQuality, measure_quality
 from atlasseg.resampling import resample
 from atlasseg.similarity.local_correlation import LocalCorrelation
 from atlasseg.transforms import Transform
@@ -84,7 +84,7 @@ def register_files(
         label_map = io.read_label_map(labels, spacing_from=spacing_from)
         io.write_label_map(resample(label_map, target.grid, transform), warped_labels, like=target)
     value = LocalCorrelation().value(target.array, carried.array, mask=masks[0].array if masks[0] else None)
-    return quality(transform, target.grid, mask=masks[0]), value
+    return measure_quality(transform, target.grid, mask=masks[0]), value
 
 
 def fuse_files(

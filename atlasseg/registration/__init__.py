@@ -1,4 +1,4 @@
-"""Finding the transform from a fixed image to each moving one. A file with a function `register` is a method."""
+"""Registration: the transform from a fixed image to each moving image. One file per method."""
 
 import lazy_loader as _lazy
 

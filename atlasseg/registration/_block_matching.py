@@ -1,4 +1,4 @@
-"""Blocks of one image found again in another: landmarks without anyone to place them.
+"""Block matching: automatic landmarks by finding blocks of one image in another.
 
 References
 ----------
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
     from atlasseg.volume import Bool, Float32, Float64, Int64
 
 FLAT_BLOCK = 1e-6
-"""A block whose variance is below this share of the image's has nothing to be found again by."""
+"""Blocks with a variance below this fraction of the image's have too little texture to be matched."""
 
 
-def textured_blocks(image: Float32, allowed: Bool, *, count: int, radius_voxels: int) -> Int64:
-    """Centres of blocks spread evenly over the image, in each neighbourhood the one with the largest variance.
+def select_textured_blocks(image: Float32, allowed: Bool, *, count: int, radius_voxels: int) -> Int64:
+    """Select block centres spread evenly over the image, in each neighbourhood the one with the largest variance.
 
     Parameters
     ----------
     image : (I, J, K) float32
     allowed : (I, J, K) bool
-        Where centres may lie; those whose block would leave the image are left out.
+        Allowed centres. Those with a block that leaves the image are excluded.
     count : int
-        About how many: the allowed voxels are divided into that many cubes, each giving one block at most.
+        Approximate number of blocks: the allowed voxels are divided into this many cubes with at most one block each.
     radius_voxels : int
-        Blocks have ``2 radius_voxels + 1`` voxels a side.
+        Blocks have ``2 radius_voxels + 1`` voxels along each axis.
 
     Returns
     -------
     (B, 3) int64
-        Voxel indices in C order of their cubes.
+        Voxel indices, in C order of the cubes.
     """
     size = 2 * radius_voxels + 1
     values = image.astype(np.float64) - float(image.mean())
     mean = ndimage.uniform_filter(values, size)
     variance = ndimage.uniform_filter(values**2, size) - mean**2
-    usable = allowed & inside(image.shape, radius_voxels) & (variance > FLAT_BLOCK * values.var())
+    usable = allowed & mask_interior(image.shape, radius_voxels) & (variance > FLAT_BLOCK * values.var())
     voxels = np.argwhere(usable)
     if not len(voxels):
         return np.zeros((0, 3), np.int64)
@@ -55,8 +55,8 @@ def textured_blocks(image: Float32, allowed: Bool, *, count: int, radius_voxels:
     return centres
 
 
-def inside(shape: tuple[int, ...], margin_voxels: int) -> Bool:
-    """(I, J, K) True where a voxel has at least `margin_voxels` others on every side."""
+def mask_interior(shape: tuple[int, ...], margin_voxels: int) -> Bool:
+    """Make a mask (I, J, K) of the voxels with at least `margin_voxels` voxels on every side."""
     keep = np.zeros(shape, bool)
     keep[tuple(slice(margin_voxels, max(n - margin_voxels, margin_voxels)) for n in shape)] = True
     return keep
@@ -65,28 +65,28 @@ def inside(shape: tuple[int, ...], margin_voxels: int) -> Bool:
 def match_blocks(
     fixed: Float32, moving: Float32, centres: Int64, known: Bool, *, radius_voxels: int, search_voxels: int
 ) -> tuple[Float64, Float64]:
-    """Where each block of the fixed image is found in the moving image.
+    """Match blocks of the fixed image to blocks of the moving image.
 
-    The block is compared by correlation with every block of the moving image whose centre is at most `search_voxels`
-    away along each axis; the best offset is refined by a parabola along each axis.
+    Each block is compared by correlation with every block of the moving image whose centre is at most `search_voxels`
+    away along each axis. The best offset is refined by a parabola along each axis.
 
     Parameters
     ----------
     fixed, moving : (I, J, K) float32
-        On one grid.
+        On the same grid.
     centres : (B, 3) int64
-        Of the blocks of the fixed image, each wholly inside it.
+        Block centres in the fixed image; the blocks lie inside it.
     known : (I, J, K) bool
-        Where the moving image is known; a block that is not wholly known is not compared.
+        Where the moving image is known. Blocks that are not completely known are not compared.
     radius_voxels, search_voxels : int
-        Half size of the blocks and of the search window.
+        Radius of the blocks and of the search window.
 
     Returns
     -------
     offsets : (B, 3) float64
-        From each block to its match, in voxels.
+        Offset from each block to its match, in voxels.
     correlations : (B,) float64
-        Of the match, -1 to 1; NaN where a block has no match at all.
+        Correlation of each match, -1 to 1; NaN for a block without a match.
     """
     size = 2 * radius_voxels + 1
     whole = ndimage.minimum_filter(known, size, mode="constant", cval=False)
@@ -96,7 +96,7 @@ def match_blocks(
 
 @njit(cache=True)
 def _correlation(fixed, moving, i, j, k, a, b, c, radius):  # type: ignore[no-untyped-def]
-    """Correlation of the block of `fixed` around (i, j, k) with that of `moving` around (a, b, c); 0 where flat."""
+    """Correlate the block of `fixed` around (i, j, k) with that of `moving` around (a, b, c); 0 for constant blocks."""
     n = (2 * radius + 1) ** 3
     sf = sm = sff = smm = sfm = 0.0
     origin_f, origin_m = fixed[i, j, k], moving[a, b, c]

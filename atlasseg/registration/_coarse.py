@@ -1,4 +1,4 @@
-"""What the methods that search without a gradient share: where they start, and grids of larger voxels."""
+"""Input checks, initial transforms and coarse grids of the methods that search without a gradient."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from atlasseg.transforms import Transform
 from atlasseg.volume import Float32, Grid, Image, Mask
 
 
-def starts_and_masks(
+def check_starts_and_masks(
     fixed: Image,
     moving: Sequence[Image],
     initial: Sequence[Transform] | None,
     fixed_mask: Mask | None,
     moving_masks: Sequence[Mask | None] | None,
 ) -> tuple[list[Transform], list[Mask | None]]:
-    """A start and a mask, or None, for each moving image; without `initial` the starts are affine registrations.
+    """Check the masks, and compute an affine registration per moving image if `initial` is None.
 
     Raises
     ------
     InputError
-        The lists do not pair up, or a mask is empty.
+        The lists differ in length, or a mask is empty.
     GeometryError
         A mask is not on its image's grid.
     """
     masks: list[Mask | None] = [None] * len(moving) if moving_masks is None else list(moving_masks)
     if len(masks) != len(moving) or (initial is not None and len(initial) != len(moving)):
         raise InputError(
-            f"{len(moving)} moving images, {len(masks)} moving masks and "
-            f"{'no' if initial is None else len(initial)} initial transforms: one for each is wanted"
+            f"expected a moving mask and an initial transform per moving image ({len(moving)}), got {len(masks)} masks "
+            f"and {'no' if initial is None else len(initial)} transforms"
         )
     for image, mask in ((fixed, fixed_mask), *zip(moving, masks, strict=True)):
         if mask is None:
             continue
         if not mask.grid.matches(image.grid):
-            raise GeometryError(f"the mask of {image.name!r} has shape {mask.shape}, its image {image.shape}")
+            raise GeometryError(
+                f"mask of {image.name!r}: expected the shape of its image, {image.shape}, got {mask.shape}"
+            )
         if not mask.array.any():
-            raise InputError(f"the mask of {image.name!r} is empty")
+            raise InputError(f"the mask of {image.name!r} is empty: expected voxels inside, got none")
     if initial is not None:
         return list(initial), masks
     from atlasseg.registration.affine import register
@@ -47,13 +49,13 @@ def starts_and_masks(
     return register(fixed, moving, fixed_mask=fixed_mask, moving_masks=moving_masks), masks
 
 
-def first_channel(image: Image) -> Float32:
-    """(I, J, K) contiguous."""
+def get_first_channel(image: Image) -> Float32:
+    """Return the first channel, (I, J, K), contiguous."""
     return np.ascontiguousarray(image.channels[..., 0])
 
 
-def coarser(grid: Grid, spacing_mm: float) -> Grid:
-    """A grid over the same box, of voxels at least `spacing_mm` a side where the grid's are smaller."""
+def coarsen(grid: Grid, spacing_mm: float) -> Grid:
+    """Coarsen a grid over the same box to voxels of at least `spacing_mm` along each axis."""
     factors = np.maximum(spacing_mm / grid.spacing_mm, 1)
     shape = np.maximum(np.ceil(np.array(grid.shape) / factors - 1e-6), 1).astype(int)
     affine = grid.affine.copy()

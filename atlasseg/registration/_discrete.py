@@ -1,11 +1,12 @@
-"""Coarse global search for a displacement field: every displacement of a window tried at every node, then made smooth.
+"""Discrete search for a displacement field: all displacements of a window at every node, with coupled convex smoothing.
 
-The cost of a displacement at a node is the squared distance between descriptors of the two images. The field that
-minimises cost plus roughness is approached by coupled convex optimisation: in turn, every node takes the displacement
-that is best for its cost plus a quadratic pull toward the smoothed field, and the field is smoothed, while the pull
-grows. No gradient is followed, so no local minimum within the window can hold the search.
+The cost of a displacement at a node is the squared distance between descriptors of the two images. Coupled convex
+optimisation approximates the field that minimises the sum of cost and roughness. It alternates two steps: every node
+takes the displacement with the smallest cost plus a quadratic coupling to the smoothed field; then the field is
+smoothed. The weight of the coupling grows from round to round. The search does not follow a gradient, so it does not
+stop at local minima within the window.
 
-All arrays here are on one grid of nodes and all displacements in nodes.
+All arrays are on one grid of nodes, and all displacements are in nodes.
 
 References
 ----------
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from atlasseg.volume import Bool, Float32
 
 PULLS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Weight of the pull toward the smoothed field, round by round: Siebert 2021."""
+"""Weight of the coupling to the smoothed field in each round: Siebert 2021."""
 
 CONSISTENCY_ROUNDS = 15
-"""Of the fixed-point iteration that makes the two directions inverse to each other: Siebert 2021."""
+"""Fixed-point iterations that make the two directions inverse to each other: Siebert 2021."""
 
 
 def search(
@@ -42,54 +43,54 @@ def search(
     smoothness: float = 1.0,
     symmetric: bool = True,
 ) -> Float32:
-    """Displacement field that takes nodes of the fixed image to like places of the moving image.
+    """Search the displacement field that maps nodes of the fixed image to similar positions of the moving image.
 
     Parameters
     ----------
     fixed, moving : (I, J, K, C) float32
         Descriptors on the same nodes, such as MIND-SSC averaged over the cells of the nodes.
     fixed_known, moving_known : (I, J, K) bool
-        Where each image is known. A node of the fixed image that is not known has no cost of its own and follows its
-        neighbours; a displacement to a place not known in the moving image costs the node's mean.
+        Where each image is known. An unknown node of the fixed image has no cost and follows its neighbours. A
+        displacement to an unknown position of the moving image has the mean cost of the node.
     radius_nodes : int
-        Displacements of up to this many nodes are tried along each axis.
+        Largest displacement along each axis, in nodes.
     smoothness : float
-        Factor on the pull toward the smoothed field (`PULLS`).
+        Factor on the weights of the coupling to the smoothed field (`PULLS`).
     symmetric : bool
-        Search both ways and take the part on which both agree; costs twice the time.
+        Search in both directions and keep the consistent part; takes twice the time.
 
     Returns
     -------
     (I, J, K, 3) float32
-        Displacements in nodes: fixed node x looks like moving place x + u(x).
+        Displacements in nodes: node x of the fixed image matches position x + u(x) of the moving image.
     """
-    forward = _searched_one_way(fixed, moving, fixed_known, moving_known, radius_nodes, smoothness)
+    forward = _search_one_way(fixed, moving, fixed_known, moving_known, radius_nodes, smoothness)
     if not symmetric:
         return forward
-    backward = _searched_one_way(moving, fixed, moving_known, fixed_known, radius_nodes, smoothness)
-    return inverse_consistent(forward, backward)[0]
+    backward = _search_one_way(moving, fixed, moving_known, fixed_known, radius_nodes, smoothness)
+    return make_inverse_consistent(forward, backward)[0]
 
 
-def _searched_one_way(
+def _search_one_way(
     fixed: Float32, moving: Float32, fixed_known: Bool, moving_known: Bool, radius: int, smoothness: float
 ) -> Float32:
-    cost = displacement_costs(fixed, moving, fixed_known, moving_known, radius)
+    cost = compute_costs(fixed, moving, fixed_known, moving_known, radius)
     field, reached = np.zeros((*cost.shape[:3], 3), np.float32), fixed_known
     for pull in (0.0, *PULLS):
-        best = _best(cost, field, fixed_known, pull * smoothness, radius)
-        field, reached = smoothed(best, reached)
-    return smoothed(_between_nodes(cost, best, fixed_known, radius), reached)[0]
+        best = _find_best(cost, field, fixed_known, pull * smoothness, radius)
+        field, reached = smooth_known(best, reached)
+    return smooth_known(_refine_between_nodes(cost, best, fixed_known, radius), reached)[0]
 
 
 @njit(cache=True, parallel=True)
-def displacement_costs(fixed: Float32, moving: Float32, fixed_known: Bool, moving_known: Bool, radius: int) -> Float32:
-    """Cost of every displacement at every node, averaged over the node and its neighbours.
+def compute_costs(fixed: Float32, moving: Float32, fixed_known: Bool, moving_known: Bool, radius: int) -> Float32:
+    """Compute the cost of every displacement at every node, averaged over the node and its neighbours.
 
     Returns
     -------
     (I, J, K, D) float32
         D = (2 radius + 1)^3 displacements in C order of (di, dj, dk). Squared distance of the descriptors, averaged
-        over the known nodes among the 27 around; 0 where none of them is known.
+        over the known nodes in the 3 x 3 x 3 neighbourhood; 0 if none of them is known.
     """
     planes, rows, columns, channels = fixed.shape
     width = 2 * radius + 1
@@ -137,10 +138,10 @@ def displacement_costs(fixed: Float32, moving: Float32, fixed_known: Bool, movin
 
 
 @njit(cache=True, parallel=True)
-def _best(cost: Float32, field: Float32, known: Bool, pull: float, radius: int) -> Float32:
-    """(I, J, K, 3) displacement with the least ``cost + pull |d - field|^2``; on a tie the one nearest to none.
+def _find_best(cost: Float32, field: Float32, known: Bool, pull: float, radius: int) -> Float32:
+    """Find the displacement (I, J, K, 3) with the least ``cost + pull |d - field|^2``; of equal ones the smallest.
 
-    A node that is not known keeps its field.
+    Unknown nodes keep their displacement.
     """
     planes, rows, columns = cost.shape[:3]
     out = field.copy()
@@ -166,10 +167,10 @@ def _best(cost: Float32, field: Float32, known: Bool, pull: float, radius: int) 
 
 
 @njit(cache=True, parallel=True)
-def _between_nodes(cost: Float32, best: Float32, known: Bool, radius: int) -> Float32:
-    """(I, J, K, 3) `best` moved, by half a node at most, to the least of a parabola through the cost along each axis.
+def _refine_between_nodes(cost: Float32, best: Float32, known: Bool, radius: int) -> Float32:
+    """Refine `best` (I, J, K, 3) by at most half a node, to the minimum of a parabola through the cost along each axis.
 
-    Without this a shift of less than a node is rounded to whole ones wherever the whole image shifts alike.
+    Without this step, a uniform shift of the image is rounded to whole nodes.
     """
     planes, rows, columns = cost.shape[:3]
     out = best.copy()
@@ -195,11 +196,11 @@ def _between_nodes(cost: Float32, best: Float32, known: Bool, radius: int) -> Fl
     return out
 
 
-def smoothed(field: Float32, reached: Bool) -> tuple[Float32, Bool]:
-    """The mean over the nodes reached among the 27 around each, and which nodes that has reached in turn.
+def smooth_known(field: Float32, reached: Bool) -> tuple[Float32, Bool]:
+    """Smooth a field by the mean over the defined nodes of each 3 x 3 x 3 neighbourhood; return it and the new nodes.
 
-    Nodes that no known node has reached yet do not count, so that the field runs on beyond what is known, a node
-    further each time, and is not drawn to 0 there.
+    Undefined nodes do not count, so that the field extends beyond the known nodes, by one node each time, and is not
+    drawn to 0 there.
     """
     from scipy.ndimage import uniform_filter
 
@@ -209,11 +210,11 @@ def smoothed(field: Float32, reached: Bool) -> tuple[Float32, Bool]:
     return np.where(now[..., None], total / np.maximum(weight, 1 / 27)[..., None], field).astype(np.float32), now
 
 
-def inverse_consistent(forward: Float32, backward: Float32) -> tuple[Float32, Float32]:
-    """Two displacement fields brought to be each other's inverse.
+def make_inverse_consistent(forward: Float32, backward: Float32) -> tuple[Float32, Float32]:
+    """Make two displacement fields inverse to each other.
 
-    Fixed-point iteration ``f(x) <- (f(x) - b(x + f(x))) / 2`` and the same for b, both from the fields of the round
-    before: what the two directions agree on stays, what they do not is halved away.
+    Fixed-point iteration ``f(x) <- (f(x) - b(x + f(x))) / 2``, and the same for b, both from the fields of the previous
+    round. The consistent part of the two fields stays; the difference is halved in each round.
 
     Parameters
     ----------
@@ -225,13 +226,13 @@ def inverse_consistent(forward: Float32, backward: Float32) -> tuple[Float32, Fl
     forward, backward : (I, J, K, 3) float32
     """
     for _ in range(CONSISTENCY_ROUNDS):
-        forward, backward = _halved_difference(forward, backward), _halved_difference(backward, forward)
+        forward, backward = _halve_difference(forward, backward), _halve_difference(backward, forward)
     return forward, backward
 
 
 @njit(cache=True, parallel=True)
-def _halved_difference(ahead: Float32, back: Float32) -> Float32:
-    """``(a(x) - b(x + a(x))) / 2`` at every node; b between nodes is trilinear, beyond the faces it is constant."""
+def _halve_difference(ahead: Float32, back: Float32) -> Float32:
+    """Compute ``(a(x) - b(x + a(x))) / 2`` at every node; b is trilinear between nodes, constant beyond the faces."""
     planes, rows, columns = ahead.shape[:3]
     out = np.empty_like(ahead)
     for i in prange(planes):

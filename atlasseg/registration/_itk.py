@@ -1,7 +1,7 @@
-"""What the registrations through SimpleITK share: checks, starts, the pyramid, and one optimisation at one level.
+"""SimpleITK registration: checks, initial alignments, pyramid, and the optimisation at one level.
 
-Every pair runs with one ITK thread, since ITK's sums depend on the number of threads; several pairs run at once, each
-in a thread of Python, as SimpleITK releases the interpreter while it works.
+Every pair runs with one ITK thread, since ITK's sums depend on the number of threads. Several pairs run in parallel,
+each in a thread of Python, since SimpleITK releases the interpreter lock.
 """
 
 from __future__ import annotations
@@ -44,36 +44,36 @@ Start = Literal["geometry", "moments", "identity"]
 MATTES_BINS = 32
 
 SEED = 1
-"""Of the small shifts by which ITK moves its samples off the voxels' centres."""
+"""Seed of the small random shifts of ITK's samples from the voxel centres."""
 
 FEWEST_VOXELS = 8
-"""No axis is shrunk to fewer voxels than this; one that has fewer is not shrunk."""
+"""Minimum number of voxels along an axis after shrinking; shorter axes are not shrunk."""
 
 FEWEST_FOR_GRADIENT_FILTER = 4
-"""ITK's recursive Gaussian derivatives need so many voxels along each axis."""
+"""Minimum number of voxels along each axis for ITK's recursive Gaussian derivatives."""
 
 SMOOTHING_PER_FACTOR = 0.5
-"""Standard deviation of the Gaussian before shrinking by n: this times n, in voxels; none where n is 1."""
+"""Standard deviation of the Gaussian before shrinking by n, in voxels, divided by n; no smoothing for n = 1."""
 
 LEAST_OVERLAP = 0.5
-"""A start is considered where it overlaps by at least this share of what the best start overlaps."""
+"""Overlap of an initial alignment, as a fraction of the best overlap, below which it is not considered."""
 
 FEWEST_OVERLAPPING = 0.01
-"""Share of the fixed voxels that must land in the moving image."""
+"""Minimum fraction of the fixed voxels that must map into the moving image."""
 
 FIRST_STEP_VOXELS = 1.0
-"""First step of a linear optimisation at a level: the most that it moves the image, in that level's voxels."""
+"""First step of a linear optimisation: maximum displacement of the image, in voxels of the level."""
 
 LAST_STEP_VOXELS = 0.005
-"""Such an optimisation ends when its step, halved whenever it turns back, is smaller than this, in full voxels."""
+"""Step below which a linear optimisation stops, in voxels of the full image; the step is halved at each reversal."""
 
 GRADIENT_TOLERANCE = 1e-8
-"""A linear optimisation ends where the metric is flatter than this."""
+"""Gradient of the metric below which a linear optimisation stops."""
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One image of a pair: scalar, on a grid with perpendicular axes, perhaps with a mask."""
+    """Scalar image of a pair, on a grid with perpendicular axes, with an optional mask."""
 
     image: Image
     mask: Mask | None
@@ -81,21 +81,21 @@ class Side:
 
     @property
     def domain(self) -> NDArray[np.bool_]:
-        """(I, J, K) voxels that count."""
+        """Voxels that count, (I, J, K)."""
         return np.ones(self.image.shape, bool) if self.mask is None else self.mask.array
 
 
-def checked_sides(
+def check_sides(
     fixed: Image,
     moving: Sequence[Image],
     initial: Sequence[Transform] | None,
     fixed_mask: Mask | None,
     moving_masks: Sequence[Mask | None] | None,
 ) -> tuple[Side, list[Side]]:
-    """The fixed and the moving sides, each checked and brought onto perpendicular axes."""
+    """Check the fixed and moving images, and resample sheared ones to perpendicular axes."""
     for what, given in (("initial transforms", initial), ("moving masks", moving_masks)):
         if given is not None and len(given) != len(moving):
-            raise InputError(f"{len(moving)} moving images want as many {what}, got {len(given)}")
+            raise InputError(f"{what}: expected one per moving image ({len(moving)}), got {len(given)}")
     masks = moving_masks or [None] * len(moving)
     sides = [_side(image, mask, "moving") for image, mask in zip(moving, masks, strict=True)]
     return _side(fixed, fixed_mask, "fixed"), sides
@@ -109,10 +109,10 @@ def register_pairs(
     moving_masks: Sequence[Mask | None] | None,
     one: Callable[[Side, Side, Transform | None], Transform],
 ) -> list[Transform]:
-    """Check everything, then run `one` on each pair, several at a time."""
-    target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
+    """Check all inputs, then run `one` on each pair, several in parallel."""
+    target, sides = check_sides(fixed, moving, initial, fixed_mask, moving_masks)
     starts: Sequence[Transform | None] = initial or [None] * len(moving)
-    with one_thread(), ThreadPoolExecutor(_pairs_at_once(len(sides))) as pool:
+    with one_thread(), ThreadPoolExecutor(_count_parallel_pairs(len(sides))) as pool:
         return list(pool.map(one, [target] * len(sides), sides, starts))
 
 
@@ -124,22 +124,22 @@ def register_linear(
     moving_masks: Sequence[Mask | None] | None,
     **options: Any,
 ) -> list[Transform]:
-    """What :mod:`itk_rigid` and :mod:`itk_affine` share; `options` are those of `linear`."""
+    """Register all pairs as in :mod:`itk_rigid` and :mod:`itk_affine`; see `register_linear_pair`."""
 
     def one(target: Side, source: Side, start: Transform | None) -> Transform:
-        return linear(target, source, start, **options)
+        return register_linear_pair(target, source, start, **options)
 
     return register_pairs(fixed, moving, initial, fixed_mask, moving_masks, one)
 
 
-def _pairs_at_once(pairs: int) -> int:
-    """As many as numba has threads; 1 where its threads cannot be shared by several of Python's."""
-    grid_points(Grid((1, 1, 1), np.eye(4)))  # the first parallel loop decides on the layer
+def _count_parallel_pairs(pairs: int) -> int:
+    """Return the number of parallel pairs: numba's threads, or 1 if several threads of Python cannot share them."""
+    grid_points(Grid((1, 1, 1), np.eye(4)))  # the first parallel loop chooses the threading layer
     return 1 if numba.threading_layer() == "workqueue" else max(1, min(pairs, numba.get_num_threads()))
 
 
-def overlap(fixed: Side, moving: Side, transform: Transform) -> float:
-    """Share of the fixed image's voxels that count and land in the moving image, on about 10000 of them."""
+def measure_overlap(fixed: Side, moving: Side, transform: Transform) -> float:
+    """Estimate, on about 10000 voxels, the fraction of the fixed image's voxels that map into the moving image."""
     grid = fixed.image.grid
     step = max(1, round((np.prod(grid.shape) / 10_000) ** (1 / 3)))
     coarse = Grid(tuple(-(-n // step) for n in grid.shape), grid.affine @ np.diag([step, step, step, 1.0]))  # type: ignore[arg-type]
@@ -149,16 +149,16 @@ def overlap(fixed: Side, moving: Side, transform: Transform) -> float:
 
 
 def require_overlap(fixed: Side, moving: Side, transform: Transform) -> None:
-    """Raise `GeometryError` where next to nothing of the fixed image lands in the moving one."""
-    share = overlap(fixed, moving, transform)
+    """Raise a `GeometryError` if the images do not overlap (less than `FEWEST_OVERLAPPING`)."""
+    share = measure_overlap(fixed, moving, transform)
     if share < FEWEST_OVERLAPPING:
         raise GeometryError(
             f"fixed image {fixed.name!r} and moving image {moving.name!r} do not overlap in space: "
-            f"{100 * share:.2g} % of the fixed image lands in the moving one"
+            f"{100 * share:.2g} % of the fixed image lies in the moving image"
         )
 
 
-def best_start(
+def find_best_start(
     fixed: Side,
     moving: Side,
     *,
@@ -168,26 +168,26 @@ def best_start(
     factor: int,
     samples: int,
 ) -> Affine:
-    """The best, by the metric at the coarsest level, of the starts, each with each of the rotations."""
+    """Find the best initial alignment, each combined with each rotation, by the metric at the coarsest level."""
     centres = {"geometry": _centre(fixed, False), "moments": _centre(fixed, True), "identity": _centre(fixed, False)}
     goals = {"geometry": _centre(moving, False), "moments": _centre(moving, True), "identity": centres["identity"]}
     if not starts:
-        raise InputError("at least one start is wanted: geometry, moments, identity")
+        raise InputError("starts: expected at least one of geometry, moments, identity, got none")
     candidates = []
     for start in starts:
         if start not in centres:
-            raise InputError(f"a start is one of geometry, moments, identity; got {start!r}")
+            raise InputError(f"starts: expected geometry, moments or identity, got {start!r}")
         for angles in ((0.0, 0.0, 0.0), *rotations_degrees):
             turn = np.eye(4)
             turn[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
             turn[:3, 3] = goals[start] - turn[:3, :3] @ centres[start]
             candidates.append(Affine(turn))
-    shares = [overlap(fixed, moving, candidate) for candidate in candidates]
+    shares = [measure_overlap(fixed, moving, candidate) for candidate in candidates]
     if max(shares) < FEWEST_OVERLAPPING:
         require_overlap(fixed, moving, candidates[int(np.argmax(shares))])
-    f, m = shrunk(fixed, factor), shrunk(moving, factor)
+    f, m = shrink(fixed, factor), shrink(moving, factor)
     values = [
-        level_method(f, m, metric, start=candidate, samples=samples).MetricEvaluate(f.image, m.image)
+        make_level_method(f, m, metric, start=candidate, samples=samples).MetricEvaluate(f.image, m.image)
         if share >= LEAST_OVERLAP * max(shares)
         else np.inf
         for candidate, share in zip(candidates, shares, strict=True)
@@ -197,14 +197,14 @@ def best_start(
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """A side as ITK's images, at one resolution."""
+    """One resolution of a side, as ITK images."""
 
     image: sitk.Image
     mask: sitk.Image | None
 
 
-def shrunk(side: Side, factor: int) -> Level:
-    """The image smoothed and shrunk by about `factor`: less along coarse and short axes; the mask as it is."""
+def shrink(side: Side, factor: int) -> Level:
+    """Smooth and shrink the image by about `factor`, less along coarse and short axes; the mask is not changed."""
     import SimpleITK as sitk
 
     finest = side.image.spacing_mm.min()
@@ -220,10 +220,10 @@ def shrunk(side: Side, factor: int) -> Level:
     return Level(sitk.Shrink(image, factors), None if side.mask is None else image_to_sitk(side.mask))
 
 
-def level_method(
+def make_level_method(
     fixed: Level, moving: Level, metric: Metric, *, start: Transform, samples: int
 ) -> sitk.ImageRegistrationMethod:
-    """A registration at one level, of a transform whose result goes on into `start`, on at most `samples` voxels."""
+    """Set up the registration at one level, of a transform applied before `start`, on at most `samples` voxels."""
     import SimpleITK as sitk
 
     method = sitk.ImageRegistrationMethod()
@@ -240,7 +240,7 @@ def level_method(
         method.SetMetricSamplingStrategy(method.REGULAR)
         method.SetMetricSamplingPercentage(samples / voxels, SEED)
     if min((*fixed.image.GetSize(), *moving.image.GetSize())) < FEWEST_FOR_GRADIENT_FILTER:
-        method.MetricUseFixedImageGradientFilterOff()  # differences of neighbours instead
+        method.MetricUseFixedImageGradientFilterOff()  # use differences of neighbours
         method.MetricUseMovingImageGradientFilterOff()
     if fixed.mask is not None:
         method.SetMetricFixedMask(fixed.mask)
@@ -252,7 +252,7 @@ def level_method(
 
 
 def execute(method: sitk.ImageRegistrationMethod, fixed: Level, moving: Level, names: tuple[str, str]) -> None:
-    """Run it; what ITK has to say against that becomes an `InputError` that names both images."""
+    """Run the registration; convert errors of ITK to an `InputError` that names both images."""
     try:
         method.Execute(fixed.image, moving.image)
     except RuntimeError as error:
@@ -262,7 +262,7 @@ def execute(method: sitk.ImageRegistrationMethod, fixed: Level, moving: Level, n
         ) from error
 
 
-def linear(
+def register_linear_pair(
     fixed: Side,
     moving: Side,
     initial: Transform | None,
@@ -275,12 +275,12 @@ def linear(
     iterations: int,
     samples: int,
 ) -> Transform:
-    """Rigid or affine registration of one pair, coarse to fine; without `initial`, from the best of the starts."""
+    """Register one pair by a rigid or affine transform, coarse to fine; without `initial`, from the best start."""
     import SimpleITK as sitk
 
     check_levels(shrink_factors, iterations, samples)
     if initial is None:
-        initial = best_start(
+        initial = find_best_start(
             fixed,
             moving,
             metric=metric,
@@ -289,8 +289,8 @@ def linear(
             factor=max(shrink_factors),
             samples=samples,
         )
-        if transform_model == "affine":  # a turn is found more safely before sizes may change
-            initial = linear(
+        if transform_model == "affine":  # the rotation is more robust before scaling is allowed
+            initial = register_linear_pair(
                 fixed,
                 moving,
                 initial,
@@ -303,13 +303,13 @@ def linear(
                 samples=samples,
             )
     require_overlap(fixed, moving, initial)
-    unit = _unit_ball(fixed)  # so that translations, turns and stretches of one size move the image alike
+    unit = _unit_ball(fixed)  # so that equal translations, rotations and scalings move the image equally
     f, m = _in_units(fixed, unit), _in_units(moving, unit)
-    start = ~unit @ differentiable(initial, fixed.image.grid) @ unit
+    start = ~unit @ make_differentiable(initial, fixed.image.grid) @ unit
     motion = sitk.Euler3DTransform() if transform_model == "rigid" else sitk.AffineTransform(3)
     for factor in shrink_factors:
-        at_f, at_m = shrunk(f, factor), shrunk(m, factor)
-        method = level_method(at_f, at_m, metric, start=start, samples=samples)
+        at_f, at_m = shrink(f, factor), shrink(m, factor)
+        method = make_level_method(at_f, at_m, metric, start=start, samples=samples)
         voxel = float(f.image.spacing_mm.min())
         method.SetOptimizerAsRegularStepGradientDescent(
             learningRate=FIRST_STEP_VOXELS * factor * voxel,
@@ -326,10 +326,10 @@ def linear(
     return found
 
 
-def differentiable(transform: Transform, grid: Grid) -> Transform:
-    """The transform as affines and displacement fields, which are all that ITK's metrics can take as a start.
+def make_differentiable(transform: Transform, grid: Grid) -> Transform:
+    """Convert a transform to affines and displacement fields, the only initial transforms of ITK's metrics.
 
-    Other kinds are sampled on `grid`, the fixed image's; affines that come after them stay exact.
+    Other kinds are sampled on `grid`, that of the fixed image; affines applied after them stay exact.
     """
     parts = list(transform.transforms) if isinstance(transform, Chain) else [transform]
     if all(isinstance(part, Affine | DisplacementField) for part in parts):
@@ -340,8 +340,8 @@ def differentiable(transform: Transform, grid: Grid) -> Transform:
     return after @ to_displacement_field(Chain(tuple(parts)), grid)
 
 
-def seen_through(side: Side, transform: Transform, target: Side) -> Side:
-    """The moving side on the fixed image's grid."""
+def resample_through(side: Side, transform: Transform, target: Side) -> Side:
+    """Resample the moving side to the grid of the fixed image."""
     grid = target.image.grid
     known = coverage(side.image.grid, grid, transform)
     mask = known if side.mask is None else Mask(resample(side.mask, grid, transform).array & known.array, grid.affine)
@@ -349,7 +349,7 @@ def seen_through(side: Side, transform: Transform, target: Side) -> Side:
 
 
 def _unit_ball(side: Side) -> Affine:
-    """Takes a ball of radius 1 about the origin to the ball that holds the image."""
+    """Make the affine that maps the unit ball to the ball around the image."""
     grid = side.image.grid
     matrix = np.eye(4) * np.linalg.norm(grid.corners_mm - grid.centre_mm, axis=1).max()
     matrix[3, 3] = 1
@@ -364,10 +364,10 @@ def _in_units(side: Side, unit: Affine) -> Side:
 
 
 def check_levels(shrink_factors: Sequence[int], iterations: int, samples: int) -> None:
-    """Raise `InputError` where a pyramid has no level or an impossible one, or there are no iterations or samples."""
+    """Raise an `InputError` for an invalid pyramid, or without iterations or samples."""
     if not shrink_factors or min(shrink_factors) < 1 or iterations < 1 or samples < 1:
         raise InputError(
-            f"shrink_factors must be one or more whole numbers above 0, iterations and samples above 0; got "
+            f"expected shrink_factors of at least 1 (one or more), iterations and samples of at least 1, got "
             f"{tuple(shrink_factors)}, {iterations} and {samples}"
         )
 
@@ -375,23 +375,29 @@ def check_levels(shrink_factors: Sequence[int], iterations: int, samples: int) -
 def _side(image: Image, mask: Mask | None, role: str) -> Side:
     name = image.name
     if image.channels.shape[3] != 1:
-        raise InputError(f"{role} image {name!r} has {image.channels.shape[3]} channels: ITK's metrics take one")
+        raise InputError(
+            f"{role} image {name!r}: expected one channel, as ITK's metrics require, got {image.channels.shape[3]}"
+        )
     array = image.channels[..., 0].astype(np.float64)
     if array.min() == array.max():
-        raise InputError(f"{role} image {name!r} is constant: all its intensities are {array.flat[0]:g}")
+        raise InputError(
+            f"{role} image {name!r} is constant: expected several intensities, got {array.flat[0]:g} at every voxel"
+        )
     if mask is not None:
         if not mask.grid.matches(image.grid):
             raise GeometryError(
-                f"{role} image {name!r} and its mask are not on one grid: shapes {image.shape} and {mask.shape}, "
-                f"affines {image.affine.tolist()} and {mask.affine.tolist()}"
+                f"{role} image {name!r} and its mask are not on one grid: expected shape {image.shape} and affine "
+                f"{image.affine.tolist()}, got shape {mask.shape}, affine {mask.affine.tolist()}"
             )
         if not mask.array.any():
-            raise InputError(f"{role} image {name!r}: its mask is empty")
+            raise InputError(f"{role} image {name!r}: its mask is empty: expected voxels inside, got none")
         inside = array[mask.array]
         if inside.min() == inside.max():
-            raise InputError(f"{role} image {name!r} is constant within its mask: {inside.flat[0]:g}")
+            raise InputError(
+                f"{role} image {name!r} is constant in its mask: expected several intensities, got {inside.flat[0]:g}"
+            )
     plain = Image(image.channels[..., 0], image.affine, name)
-    if not is_orthonormal(plain.grid):  # ITK takes gradients along axes that it believes to be perpendicular
+    if not is_orthonormal(plain.grid):  # ITK's gradients assume perpendicular axes
         grid = orthonormal_grid(plain.grid)
         known = coverage(plain.grid, grid)
         mask = known if mask is None else Mask(resample(mask, grid).array & known.array, grid.affine)
@@ -400,7 +406,7 @@ def _side(image: Image, mask: Mask | None, role: str) -> Side:
 
 
 def _centre(side: Side, weighted: bool) -> NDArray[np.float64]:
-    """(3,) centre in RAS+ mm of the grid, or of the mass: intensities above the smallest, within the mask."""
+    """Compute the centre (3,) in RAS+ mm of the grid, or of the mass: intensities above the minimum, in the mask."""
     if not weighted:
         return side.image.grid.centre_mm
     weight = np.where(side.domain, side.image.array.astype(np.float64) - side.image.array[side.domain].min(), 0)

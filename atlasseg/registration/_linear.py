@@ -13,16 +13,16 @@ from atlasseg.volume import Image, Mask
 
 
 def linear_registration(model: TransformModel, transform: str, *, module: str) -> Callable[..., list[Transform]]:
-    """The registration by one kind of linear transform.
+    """Make the registration method of one linear transform model.
 
     Parameters
     ----------
     model : {"rigid", "similarity", "affine"}
-        The kind.
+        Transform model.
     transform : str
-        The kind in words, with its number of parameters, for the docstring.
+        Model in words, with its number of parameters, for the docstring.
     module : str
-        The module that the function is to be a part of.
+        Module of the method.
     """
 
     def register(

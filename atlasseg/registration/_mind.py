@@ -1,4 +1,4 @@
-"""MIND-SSC: what an image looks like around a voxel, whatever its contrast.
+"""MIND-SSC: self-similarity descriptors of the neighbourhood of a voxel, independent of contrast.
 
 References
 ----------
@@ -29,28 +29,28 @@ PAIRS: Int64 = np.array(
     ],
     dtype=np.int64,
 )
-"""(12, 2, 3) the two patches that each channel compares: pairs of the six neighbours that share an edge."""
+"""(12, 2, 3) pairs of patches that the channels compare: pairs of the six neighbours at a distance of sqrt(2)."""
 
 
 def mind_ssc(image: Float32, *, radius_voxels: int = 1, dilation_voxels: int = 1) -> Float32:
-    """Self-similarity descriptor of every voxel.
+    """Compute the self-similarity descriptor of every voxel.
 
-    Each channel is ``exp(-D / V)`` with D the mean squared difference between two patches next to the voxel, less the
-    smallest of the 12, and V the mean of the 12 at the voxel, kept within 0.001 and 1000 times its mean over the image.
+    Each channel is ``exp(-D / V)``. D is the mean squared difference between two patches next to the voxel, minus the
+    smallest of the 12 differences. V is the mean of the 12, limited to 0.001 to 1000 times its mean over the image.
 
     Parameters
     ----------
     image : (I, J, K) float32
-        Intensities of any scale and contrast; beyond its faces the outermost voxels are repeated.
+        Intensities of any scale and contrast; the outermost voxels are repeated beyond the faces.
     radius_voxels : int
-        Of the box-shaped patches.
+        Radius of the box-shaped patches.
     dilation_voxels : int
-        From the voxel to the centres of the patches.
+        Distance from the voxel to the centres of the patches.
 
     Returns
     -------
     (I, J, K, 12) float32
-        0 to 1; all 1 where the image is constant.
+        Values from 0 to 1; all 1 where the image is constant.
     """
     image = np.ascontiguousarray(image, dtype=np.float32)
     different = np.empty((*image.shape, len(PAIRS)), np.float32)
@@ -62,7 +62,7 @@ def mind_ssc(image: Float32, *, radius_voxels: int = 1, dilation_voxels: int = 1
 
 @njit(cache=True, parallel=True)
 def _patch_differences(image: Float32, first: Int64, second: Int64, radius: int, out: Float32, channel: int) -> None:
-    """Mean over each box of the squared difference between the image shifted two ways, into one channel of `out`."""
+    """Average the squared difference between two shifted images over each box, into one channel of `out`."""
     planes, rows, columns = image.shape
     in_plane = np.empty((planes, rows, columns), np.float32)
     for i in prange(planes):
@@ -100,7 +100,7 @@ def _patch_differences(image: Float32, first: Int64, second: Int64, radius: int,
 
 @njit(cache=True, parallel=True)
 def _normalise(different: Float32) -> None:
-    """Patch differences to descriptors, in place."""
+    """Convert patch differences to descriptors, in place."""
     planes, rows, columns, channels = different.shape
     variance = np.empty((planes, rows, columns), np.float32)
     plane_sums = np.zeros(planes)

@@ -24,7 +24,7 @@ import numpy as np
 
 from atlasseg.errors import InputError
 from atlasseg.methods import Data, method
-from atlasseg.registration._coarse import coarser, first_channel, starts_and_masks
+from atlasseg.registration._coarse import check_starts_and_masks, coarsen, get_first_channel
 from atlasseg.registration._discrete import search
 from atlasseg.registration._mind import mind_ssc
 from atlasseg.resampling import coverage, resample
@@ -34,7 +34,7 @@ from atlasseg.volume import Bool, Float32, Grid, Image, Mask
 logger = logging.getLogger(__name__)
 
 CELL_VOXELS = 3
-"""A node's descriptor is the mean over this many voxels along each axis of the grid the descriptors are computed on."""
+"""Voxels along each axis over which descriptors are averaged at a node."""
 
 
 @method("registration", channels="first")
@@ -88,18 +88,18 @@ def register(
     """
     if radius_nodes < 1 or smoothness < 0 or not node_voxels or min(node_voxels) < 1:
         raise InputError(
-            f"wanted node_voxels of at least 1, radius_nodes of at least 1 and smoothness of at least 0; got "
+            f"expected node_voxels of at least 1, radius_nodes of at least 1 and smoothness of at least 0, got "
             f"{node_voxels}, {radius_nodes} and {smoothness}"
         )
-    found, masks = starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
+    found, masks = check_starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
     for apart in node_voxels:
-        grid = _descriptor_grid(fixed.grid, apart, radius_nodes)
-        nodes = _node_grid(grid)
-        target, target_known = _described(fixed, fixed_mask, grid, Affine.identity())
+        grid = _make_descriptor_grid(fixed.grid, apart, radius_nodes)
+        nodes = _make_node_grid(grid)
+        target, target_known = _compute_descriptors(fixed, fixed_mask, grid, Affine.identity())
         for n, (image, mask) in enumerate(zip(moving, masks, strict=True)):
-            source, source_known = _described(image, mask, grid, found[n])
+            source, source_known = _compute_descriptors(image, mask, grid, found[n])
             if not source_known.any():
-                logger.warning("%s: it does not overlap the fixed image: its transform stays", image.name)
+                logger.warning("%s: no overlap with the fixed image: the initial transform is kept", image.name)
                 continue
             field = search(
                 target,
@@ -115,16 +115,16 @@ def register(
     return found
 
 
-def _descriptor_grid(fixed: Grid, node_voxels: float, radius_nodes: int) -> Grid:
-    """The grid that descriptors are computed on: whole cells, and `radius_nodes` more of them on every side."""
-    grid = coarser(fixed, node_voxels / CELL_VOXELS * float(fixed.spacing_mm.min()))
+def _make_descriptor_grid(fixed: Grid, node_voxels: float, radius_nodes: int) -> Grid:
+    """Make the grid of the descriptors: whole cells, with `radius_nodes` more cells on every side."""
+    grid = coarsen(fixed, node_voxels / CELL_VOXELS * float(fixed.spacing_mm.min()))
     nodes = -(-np.array(grid.shape) // CELL_VOXELS) + 2 * radius_nodes
     added = nodes * CELL_VOXELS - np.array(grid.shape)
     return grid.cropped(-(added // 2), np.array(grid.shape) + added - added // 2)
 
 
-def _node_grid(grid: Grid) -> Grid:
-    """The centres of the cells of a grid of whole cells."""
+def _make_node_grid(grid: Grid) -> Grid:
+    """Make the grid of the cell centres of a grid of whole cells."""
     affine = grid.affine.copy()
     affine[:3, :3] *= CELL_VOXELS
     affine[:3, 3] += grid.affine[:3, :3] @ np.full(3, (CELL_VOXELS - 1) / 2)
@@ -132,17 +132,17 @@ def _node_grid(grid: Grid) -> Grid:
     return Grid((a, b, c), affine)
 
 
-def _described(image: Image, mask: Mask | None, grid: Grid, transform: Transform) -> tuple[Float32, Bool]:
-    """(A, B, C, 12) descriptors of the nodes, and (A, B, C) whether at least half of a node's cell is known."""
-    seen = first_channel(resample(image, grid, transform, antialias=True))
+def _compute_descriptors(image: Image, mask: Mask | None, grid: Grid, transform: Transform) -> tuple[Float32, Bool]:
+    """Compute the descriptors of the nodes, (A, B, C, 12), and whether half of each cell is known, (A, B, C)."""
+    seen = get_first_channel(resample(image, grid, transform, antialias=True))
     known = coverage(image.grid, grid, transform).array
     if mask is not None:
         known = known & resample(mask, grid, transform).array
-    return _cell_means(mind_ssc(seen)), _cell_means(known[..., None].astype(np.float32))[..., 0] >= 0.5
+    return _average_cells(mind_ssc(seen)), _average_cells(known[..., None].astype(np.float32))[..., 0] >= 0.5
 
 
-def _cell_means(values: Float32) -> Float32:
-    """(A, B, C, N) mean over each cell of (I, J, K, N)."""
+def _average_cells(values: Float32) -> Float32:
+    """Average (I, J, K, N) over each cell, to (A, B, C, N)."""
     a, b, c = (n // CELL_VOXELS for n in values.shape[:3])
     cells = values.reshape(a, CELL_VOXELS, b, CELL_VOXELS, c, CELL_VOXELS, values.shape[3])
     return np.ascontiguousarray(cells.mean(axis=(1, 3, 5), dtype=np.float32))

@@ -10,8 +10,15 @@ from atlasseg.device import Device, resolve_device
 from atlasseg.errors import InputError
 from atlasseg.methods import Data, method
 from atlasseg.registration._engine import dense
-from atlasseg.registration._engine.batch import each, field_transform, is_mixed, pairs, require, schedule_of
-from atlasseg.registration._engine.linear import begin
+from atlasseg.registration._engine.batch import (
+    choose_schedule,
+    is_mixed,
+    make_field_transform,
+    prepare_pairs,
+    require,
+    solve_each,
+)
+from atlasseg.registration._engine.linear import add_affine_start
 from atlasseg.similarity import MetricName, windowed_metric
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Image, Mask
@@ -109,10 +116,10 @@ def register(
     require({"update_sigma_voxels": update_sigma_voxels, "total_field_sigma_voxels": least_total}, least=0)
     mixed = is_mixed(precision)
     machine = resolve_device(device)
-    prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
+    prepared = prepare_pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []
-    shrinks, counts = schedule_of(prepared[0].fixed, shrink_factors, iterations)
+    shrinks, counts = choose_schedule(prepared[0].fixed, shrink_factors, iterations)
     if len(total_field_sigma_voxels) < len(shrinks):
         raise InputError(
             f"expected a value of total_field_sigma_voxels for each of {len(shrinks)} levels, "
@@ -128,19 +135,19 @@ def register(
         tolerance,
         mixed,
     )
-    begun = begin(prepared, similarity, device=machine)
+    begun = add_affine_start(prepared, similarity, device=machine)
     if machine == "cuda":
         from atlasseg.registration._engine import dense_torch
 
         solved = dense_torch.solve(begun, schedule, device=machine)
     else:
         needed = dense.bytes_needed(prepared[0].fixed.valid.size, len(prepared[0].fixed.channels))
-        solved = each(begun, lambda pair: dense.solve(pair, schedule), bytes_needed=needed)
+        solved = solve_each(begun, lambda pair: dense.solve(pair, schedule), bytes_needed=needed)
     out: list[Transform] = []
     for pair, solution in zip(begun, solved, strict=True):
         name = pair.moving.name or "a moving image"
         logger.info("%s: %s %.3f", name, similarity, solution.similarity)
         if solution.repaired:
             logger.info("%s: %d folded voxels repaired", name, solution.repaired)
-        out.append(Affine(pair.start_mm) @ field_transform(solution.field, pair.fixed, fixed.grid))
+        out.append(Affine(pair.start_mm) @ make_field_transform(solution.field, pair.fixed, fixed.grid))
     return out

@@ -11,7 +11,7 @@ import numpy as np
 from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.itk import LPS, transform_from_sitk
 from atlasseg.methods import Data, OneOf, method
-from atlasseg.registration._itk import Side, checked_sides, require_overlap, seen_through
+from atlasseg.registration._itk import Side, check_sides, require_overlap, resample_through
 from atlasseg.similarity.metric import RENAMED
 from atlasseg.transforms import BSplineField, Transform
 from atlasseg.volume import Float64, Image, Mask
@@ -22,7 +22,7 @@ METRICS = {
     "mutual_information": "AdvancedMattesMutualInformation",
     "normalized_mutual_information": "NormalizedMutualInformation",
 }
-"""As elastix names them."""
+"""Names of the metrics in elastix."""
 
 METRIC_NAMES = OneOf(tuple(METRICS), renamed=RENAMED)
 
@@ -110,8 +110,8 @@ def register(
             "grid_spacing_mm must be above 0, bending 0 or above, resolutions, iterations and samples 1 or above; got "
             f"{grid_spacing_mm}, {bending}, {resolutions}, {iterations} and {samples}"
         )
-    target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
-    itk = _elastix()
+    target, sides = check_sides(fixed, moving, initial, fixed_mask, moving_masks)
+    itk = _import_elastix()
     stages = STAGES[transform] if initial is None else STAGES[transform][-1:]
     parameters = itk.ParameterObject.New()
     for stage in stages:
@@ -133,7 +133,7 @@ def register(
         source = side
         if initial is not None:
             require_overlap(target, side, initial[n])
-            source = seen_through(side, initial[n], target)
+            source = resample_through(side, initial[n], target)
         maps = _run_elastix(itk, parameters, target, source, side.name)
         mapped = transform_from_parameters(maps)
         found.append(mapped if initial is None else initial[n] @ mapped)
@@ -144,7 +144,7 @@ def register(
 def _bspline_settings(
     metric: str, bending: float, grid_spacing_mm: float, resolutions: int
 ) -> dict[str, Sequence[object]]:
-    """Settings of elastix for a B-spline after an affine registration."""
+    """Make the settings of elastix for a B-spline after an affine registration."""
     return {
         "Metric": (METRICS[metric], "TransformBendingEnergyPenalty"),
         "Metric1Weight": (bending,),
@@ -155,16 +155,16 @@ def _bspline_settings(
 
 
 def _run_elastix(itk: Any, parameters: Any, target: Side, source: Side, name: str) -> list[Any]:
-    """Parameter maps of the transform from the target to the moving image `source`, called `name` in errors."""
+    """Run elastix on a target and a moving image `source`, called `name` in errors; return the parameter maps."""
     masks = {
-        key: _itk_image(itk, given.mask.array.astype(np.uint8), given.mask.affine)
+        key: _to_itk_image(itk, given.mask.array.astype(np.uint8), given.mask.affine)
         for key, given in (("fixed_mask", target), ("moving_mask", source))
         if given.mask is not None
     }
     try:
         _, result = itk.elastix_registration_method(
-            _itk_image(itk, target.image.array.astype(np.float32), target.image.affine),
-            _itk_image(itk, source.image.array.astype(np.float32), source.image.affine),
+            _to_itk_image(itk, target.image.array.astype(np.float32), target.image.affine),
+            _to_itk_image(itk, source.image.array.astype(np.float32), source.image.affine),
             parameter_object=parameters,
             number_of_threads=1,
             log_to_console=False,
@@ -172,27 +172,27 @@ def _run_elastix(itk: Any, parameters: Any, target: Side, source: Side, name: st
         )
     except RuntimeError as error:
         raise InputError(
-            f"fixed image {target.name!r} and moving image {name!r}: elastix failed: {_cause(error)}"
+            f"fixed image {target.name!r} and moving image {name!r}: elastix failed: {_find_cause(error)}"
         ) from error
     return [result.GetParameterMap(n) for n in range(result.GetNumberOfParameterMaps())]
 
 
 def transform_from_parameters(maps: Sequence[Mapping[str, Sequence[str]]]) -> Transform:
-    """The map that elastix's transform parameters describe, the first of them applied first.
+    """Convert transform parameters of elastix to a transform; the first of them is applied first.
 
     Raises
     ------
     InputError
-        A transform is of a kind that has no counterpart here.
+        A transform has an unsupported type.
     """
-    parts = [_part(parameters) for parameters in maps]
+    parts = [_convert_part(parameters) for parameters in maps]
     whole = parts[0]
     for part in parts[1:]:
         whole = part @ whole
     return whole
 
 
-def _part(parameters: Mapping[str, Sequence[str]]) -> Transform:
+def _convert_part(parameters: Mapping[str, Sequence[str]]) -> Transform:
     import SimpleITK as sitk
 
     def numbers(name: str) -> Float64:
@@ -213,26 +213,28 @@ def _part(parameters: Mapping[str, Sequence[str]]) -> Transform:
         linear = sitk.Euler3DTransform()
         linear.SetComputeZYX(parameters["ComputeZYX"][0] == "true")
     else:
-        raise InputError(f"elastix's transform of the kind {kind} has no counterpart here")
+        raise InputError(f"elastix: expected an Euler, affine or B-spline transform, got {kind}")
     linear.SetCenter(numbers("CenterOfRotationPoint").tolist())
     linear.SetParameters(values.tolist())
     return transform_from_sitk(linear)
 
 
-def _elastix() -> Any:
+def _import_elastix() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG's own types; as errors they crash ITK's loader
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # SWIG's types warn; as errors they would crash ITK's loader
         try:
             import itk
 
-            itk.ParameterObject, itk.elastix_registration_method  # noqa: B018 - itk alone does not have them
-            itk.image_from_array(np.zeros((1, 1, 1), np.float32))  # loads what converts arrays
+            itk.ParameterObject, itk.elastix_registration_method  # noqa: B018 - missing without itk-elastix
+            itk.image_from_array(np.zeros((1, 1, 1), np.float32))  # loads the conversion of arrays
         except (ImportError, AttributeError) as error:
             raise MissingLibraryError("elastix needs itk-elastix: pip install 'atlasseg[elastix]'") from error
     return itk
 
 
-def _itk_image(itk: Any, array: Any, affine: Float64) -> Any:
+def _to_itk_image(itk: Any, array: Any, affine: Float64) -> Any:
     lps = LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image = itk.image_from_array(np.ascontiguousarray(array.T))
@@ -242,6 +244,6 @@ def _itk_image(itk: Any, array: Any, affine: Float64) -> Any:
     return image
 
 
-def _cause(error: Exception) -> str:
+def _find_cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -9,8 +9,15 @@ from typing import Literal
 from atlasseg.device import Device, resolve_device
 from atlasseg.methods import Data, method
 from atlasseg.registration._engine import dense, freeform
-from atlasseg.registration._engine.batch import carried, each, is_mixed, pairs, require, schedule_of
-from atlasseg.registration._engine.linear import begin
+from atlasseg.registration._engine.batch import (
+    choose_schedule,
+    is_mixed,
+    prepare_pairs,
+    require,
+    resample_moving,
+    solve_each,
+)
+from atlasseg.registration._engine.linear import add_affine_start
 from atlasseg.similarity import MetricName, windowed_metric
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Image, Mask
@@ -109,21 +116,21 @@ def register(
     require({"bending": bending, "folding": folding}, least=0)
     mixed = is_mixed(precision)
     machine = resolve_device(device)
-    prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
+    prepared = prepare_pairs(fixed, moving, initial, fixed_mask, moving_masks)
     if not prepared:
         return []
-    shrinks, counts = schedule_of(prepared[0].fixed, shrink_factors, iterations)
+    shrinks, counts = choose_schedule(prepared[0].fixed, shrink_factors, iterations)
     schedule = freeform.Schedule(
         shrinks, counts, spacing_voxels, similarity, bending, folding, step_voxels, tolerance, mixed
     )
-    begun = begin([carried(pair) for pair in prepared], similarity, device=machine)
+    begun = add_affine_start([resample_moving(pair) for pair in prepared], similarity, device=machine)
     if machine == "cuda":
         from atlasseg.registration._engine import freeform_torch
 
         solved = freeform_torch.solve(begun, schedule, fixed.grid, device=machine)
     else:
         needed = dense.bytes_needed(prepared[0].fixed.valid.size, len(prepared[0].fixed.channels))
-        solved = each(begun, lambda pair: freeform.solve(pair, schedule, fixed.grid), bytes_needed=needed)
+        solved = solve_each(begun, lambda pair: freeform.solve(pair, schedule, fixed.grid), bytes_needed=needed)
     out: list[Transform] = []
     for pair, (spline, value) in zip(begun, solved, strict=True):
         logger.info("%s: %s %.3f", pair.moving.name or "a moving image", similarity, value)

@@ -13,20 +13,20 @@ from atlasseg.registration._itk import (
     Metric,
     Side,
     Start,
-    best_start,
     check_levels,
-    differentiable,
     execute,
-    level_method,
+    find_best_start,
+    make_differentiable,
+    make_level_method,
     register_pairs,
     require_overlap,
-    shrunk,
+    shrink,
 )
 from atlasseg.transforms import BSplineField, Transform
 from atlasseg.volume import Image, Mask
 
 GRADIENT_TOLERANCE = 1e-7
-"""L-BFGS-B ends where the projected gradient is smaller than this."""
+"""Projected gradient below which L-BFGS-B stops."""
 
 
 @method("registration", channels="one")
@@ -93,24 +93,24 @@ def register(
     """
     check_levels(shrink_factors, iterations, samples)
     if not control_spacing_mm > 0:
-        raise InputError(f"control_spacing_mm must be above 0, got {control_spacing_mm}")
+        raise InputError(f"control_spacing_mm: expected more than 0, got {control_spacing_mm}")
 
     def one(target: Side, source: Side, start: Transform | None) -> Transform:
         if start is None:
             factor = max(shrink_factors)
-            start = best_start(
+            start = find_best_start(
                 target, source, metric=metric, starts=starts, rotations_degrees=(), factor=factor, samples=samples
             )
         require_overlap(target, source, start)
-        given = differentiable(start, target.image.grid)
+        given = make_differentiable(start, target.image.grid)
         coarsest = 2.0 ** (len(shrink_factors) - 1) * control_spacing_mm
         control = BSplineField.control_grid(target.image.grid, coarsest)
         spline = BSplineField(np.zeros((*control.shape, 3)), control.affine)
         for level, factor in enumerate(shrink_factors):
             if level > 0:
                 spline = spline.refined()
-            f, m = shrunk(target, factor), shrunk(source, factor)
-            method = level_method(f, m, metric, start=given, samples=samples)
+            f, m = shrink(target, factor), shrink(source, factor)
+            method = make_level_method(f, m, metric, start=given, samples=samples)
             method.SetOptimizerAsLBFGSB(
                 gradientConvergenceTolerance=GRADIENT_TOLERANCE,
                 numberOfIterations=iterations,

@@ -23,23 +23,23 @@ NORMAL_SD_PER_MAD = 1.4826
 """Standard deviation of a normal distribution whose median absolute deviation is 1."""
 
 SMALLEST_LIBRARY = 4
-"""With fewer atlases the spread says nothing, and only `floor` is applied."""
+"""With fewer atlases the spread is not informative, and only `floor` is applied."""
 
 
 @dataclass(frozen=True)
 class RegistrationQC:
-    """What is to be made of one registration.
+    """Quality control of one registration.
 
     Parameters
     ----------
     keep : bool
-        False where the registration failed.
+        False if the registration failed.
     weight : float
-        0 (failed) to 1 (as good as the others): how much the atlas should count.
+        Weight of the atlas, from 0 (failed) to 1 (as good as the others).
     reason : str
-        Why it is not kept or counts less, in plain words with the figures; empty where there is nothing to say.
+        Reason for excluding the atlas or reducing its weight, with figures; empty otherwise.
     z : float
-        Robust z-score of its similarity in the library, negative below the median; NaN in a library too small for it.
+        Robust z-score of the similarity in the library, negative below the median; NaN in a library that is too small.
     """
 
     keep: bool
@@ -57,36 +57,36 @@ def find_failures(
     floor: float = 0.05,
     least_spread: float = 0.05,
 ) -> list[RegistrationQC]:
-    """Judge the registrations of one target by the similarity each atlas reached.
+    """Find failed registrations of one target by the similarities of the atlases.
 
-    A registration has failed where its similarity is NaN, or below `floor`, or has a robust z-score below
-    ``-threshold``. Between ``-doubt`` and ``-threshold`` its weight falls linearly from 1 to 0. Where not one atlas
-    reaches `floor` there is none to prefer: all are kept, and each reason says so.
+    A registration failed if its similarity is NaN or below `floor`, or if its robust z-score is below ``-threshold``.
+    Between ``-doubt`` and ``-threshold`` the weight falls linearly from 1 to 0. If no atlas reaches `floor`, all are
+    kept, and each reason states it.
 
     Parameters
     ----------
     similarities : (N,) sequence of float
-        Higher is better, one an atlas: such as the mean local correlation in the target's mask, 0 to 1.
+        Similarity of each atlas, higher is better: for instance the mean local correlation in the mask, 0 to 1.
     names : (N,) sequence of str, optional
         Names of the atlases, for messages.
     threshold, doubt : float
-        Robust standard deviations below the median; ``0 <= doubt <= threshold``.
+        Numbers of robust standard deviations below the median; ``0 <= doubt <= threshold``.
     floor : float
-        The least similarity that a registration can have reached. Unrelated noise has a mean squared local
-        correlation of about 0.01 in boxes of 5 voxels a side.
+        Minimum similarity of a successful registration. Unrelated noise has a mean squared local correlation of about
+        0.01 in windows of 5 x 5 x 5 voxels.
     least_spread : float
-        The robust standard deviation is taken as at least this share of the median, so that in a library of atlases
-        that are all nearly alike a trifle is no failure.
+        Lower limit of the robust standard deviation, as a fraction of the median, so that small differences are not
+        failures in a library of very similar atlases.
 
     Returns
     -------
     list of RegistrationQC
-        In the order given.
+        One per atlas, in the given order.
 
     Raises
     ------
     InputError
-        There are not as many names as similarities, or `doubt` and `threshold` are not in order.
+        The numbers of names and similarities differ, or `doubt` and `threshold` are not in order.
 
     Examples
     --------
@@ -99,9 +99,9 @@ def find_failures(
     values = np.asarray(similarities, dtype=np.float64)
     named = [str(n) for n in range(values.size)] if names is None else list(names)
     if values.ndim != 1 or len(named) != values.size:
-        raise InputError(f"one name a similarity is wanted, got {len(named)} names and {values.shape} similarities")
+        raise InputError(f"names: expected one per similarity ({values.shape}), got {len(named)}")
     if not 0 <= doubt <= threshold:
-        raise InputError(f"doubt and threshold must satisfy 0 <= doubt <= threshold, got {doubt} and {threshold}")
+        raise InputError(f"expected 0 <= doubt <= threshold, got doubt {doubt} and threshold {threshold}")
     known = values[np.isfinite(values)]
     if known.size == 0 or known.max() < floor:
         best = (
@@ -109,20 +109,20 @@ def find_failures(
             if known.size
             else "none overlaps the target"
         )
-        reason = f"no atlas reaches the similarity {floor:g} ({best}): none could be preferred, all are kept"
+        reason = f"no atlas reaches the similarity {floor:g} ({best}): all are kept"
         return [RegistrationQC(keep=True, reason=reason) for _ in named]
     middle = float(np.median(known))
     spread = max(NORMAL_SD_PER_MAD * float(np.median(np.abs(known - middle))), least_spread * abs(middle), 1e-12)
     judged = known.size >= SMALLEST_LIBRARY
-    return [_verdict(v, middle, spread, known.size, judged, threshold, doubt, floor) for v in values.tolist()]
+    return [_check_one(v, middle, spread, known.size, judged, threshold, doubt, floor) for v in values.tolist()]
 
 
-def _verdict(
+def _check_one(
     value: float, middle: float, spread: float, count: int, judged: bool, threshold: float, doubt: float, floor: float
 ) -> RegistrationQC:
     z = (value - middle) / spread if judged else float("nan")
     if not np.isfinite(value):
-        return RegistrationQC(False, 0.0, "its similarity could not be measured: it does not overlap the target", z)
+        return RegistrationQC(False, 0.0, "no similarity: the atlas does not overlap the target", z)
     if value < floor:
         return RegistrationQC(False, 0.0, f"similarity {value:.2g} is below the floor {floor:g}", z)
     if not judged or z >= -doubt:
@@ -131,4 +131,4 @@ def _verdict(
     if z < -threshold:
         return RegistrationQC(False, 0.0, f"similarity {value:.2g} is {below}", z)
     weight = (z + threshold) / (threshold - doubt) if threshold > doubt else 1.0
-    return RegistrationQC(True, weight, f"similarity {value:.2g} is {below}: it counts {weight:.2f}", z)
+    return RegistrationQC(True, weight, f"similarity {value:.2g} is {below}: weight {weight:.2f}", z)

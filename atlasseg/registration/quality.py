@@ -1,10 +1,10 @@
-"""How regular a transform is: its Jacobian determinant on a grid, where it folds, and how unevenly it stretches.
+"""Regularity of a transform: Jacobian determinant on a grid, folds, and standard deviation of the log determinant.
 
-The determinant of the Jacobian of a map of space is the volume, after the map, of a unit volume before it. Where it
-is zero or below, the map has folded and is no deformation of an anatomy. The standard deviation of its logarithm
-(SDlogJ) says how unevenly volumes change: Leow et al., "Statistical properties of Jacobian maps and the realization of
-unbiased large-deformation nonlinear image registration", IEEE TMI 26(6), 2007; both are the regularity measures of the
-Learn2Reg challenge (Hering et al., IEEE TMI 42(3), 2023).
+The Jacobian determinant of a map is the volume of a unit volume after the map. Where it is zero or negative, the map
+folds and is not a valid deformation of an anatomy. The standard deviation of its logarithm (SDlogJ) measures how
+unevenly volumes change: Leow et al., "Statistical properties of Jacobian maps and the realization of unbiased
+large-deformation nonlinear image registration", IEEE TMI 26(6), 2007. Both are the regularity measures of the Learn2Reg
+challenge (Hering et al., IEEE TMI 42(3), 2023).
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from atlasseg.transforms import Transform, slabs
 from atlasseg.volume import Float32, Float64, Grid, Mask
 
 DETERMINANT_FLOOR = 1e-9
-"""Determinants below this count as this in SDlogJ, so that a folded voxel weighs heavily instead of being left out."""
+"""Lower limit of determinants in SDlogJ, so that folded voxels have a large effect instead of being left out."""
 
 
 @dataclass(frozen=True)
 class RegistrationQuality:
-    """The regularity of a transform over the voxels of a grid, or of a mask on it.
+    """Regularity of a transform over the voxels of a grid or a mask.
 
     Parameters
     ----------
     voxels : int
         Number of voxels measured.
     jacobian_min, jacobian_max, jacobian_mean : float
-        Range and mean of the Jacobian determinant, in mm^3 of output per mm^3 of input: 1 where volume is kept.
+        Range and mean of the Jacobian determinant, in mm^3 of output per mm^3 of input: 1 means no change of volume.
     folded_share : float
-        Share of the voxels, 0 to 1, whose determinant is 0 or less. A mirror image counts as folded everywhere.
+        Fraction of the voxels, 0 to 1, with a determinant of 0 or less. A reflection counts as folded everywhere.
     sd_log_jacobian : float
-        Standard deviation of the determinant's natural logarithm (SDlogJ); 0 for every affine map that is no mirror.
+        Standard deviation of the natural logarithm of the determinant (SDlogJ); 0 for affine maps without reflection.
     """
 
     voxels: int
@@ -52,24 +52,24 @@ class RegistrationQuality:
         )
 
 
-def jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
-    """Jacobian determinant of a transform at every voxel centre of a grid.
+def compute_jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
+    """Compute the Jacobian determinant of a transform at every voxel centre of a grid.
 
-    Derivatives are central differences between neighbouring voxel centres, one-sided on the faces of the grid, taken
-    along the grid's own axes and referred to millimetres by its affine; an affine transform is therefore exact on any
-    grid, oblique or anisotropic.
+    Derivatives are central differences between neighbouring voxel centres, one-sided on the faces of the grid. They are
+    taken along the axes of the grid and converted to millimetres by its affine, so that an affine transform is exact on
+    any grid, oblique or anisotropic.
 
     Parameters
     ----------
     transform : Transform
         Maps (N, 3) RAS+ mm points to RAS+ mm points.
     grid : Grid
-        Where to measure. Across an axis of a single voxel (a single slice) the transform is taken as a translation.
+        Grid of the result. Along an axis with a single voxel (a single slice) the transform counts as a translation.
 
     Returns
     -------
     (I, J, K) float32
-        The determinant, dimensionless.
+        Determinant, dimensionless.
 
     Raises
     ------
@@ -79,37 +79,39 @@ def jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
     per_voxel_mm3 = float(np.linalg.det(grid.affine[:3, :3]))
     out = np.empty(grid.shape, np.float32)
     for start, stop in slabs(grid):
-        first, last = max(start - 1, 0), min(stop + 1, grid.shape[0])  # with a neighbour on either side
-        mapped_mm = _mapped_mm(transform, grid.cropped((first, 0, 0), (last, *grid.shape[1:])))
+        first, last = max(start - 1, 0), min(stop + 1, grid.shape[0])  # with a neighbour on each side
+        mapped_mm = _map_grid(transform, grid.cropped((first, 0, 0), (last, *grid.shape[1:])))
         inside = tuple(slice(0, n) for n in mapped_mm.shape[:3])
         for axis in np.flatnonzero(np.array(grid.shape) == 1):
             step_mm = grid.affine[:3, axis]
             mapped_mm = np.concatenate([mapped_mm, mapped_mm + step_mm], axis=axis)
-        determinants = _determinants(np.ascontiguousarray(mapped_mm))[inside]
+        determinants = _compute_determinants(np.ascontiguousarray(mapped_mm))[inside]
         out[start:stop] = determinants[start - first : stop - first] / per_voxel_mm3
     return out
 
 
-def _mapped_mm(transform: Transform, grid: Grid) -> Float64:
-    """(I, J, K, 3) where the voxel centres of a grid go."""
+def _map_grid(transform: Transform, grid: Grid) -> Float64:
+    """Transform the voxel centres of a grid, (I, J, K, 3)."""
     points_mm = np.ascontiguousarray(transform.on_grid(grid))
     lost = ~np.isfinite(points_mm).all(axis=-1)
     if lost.any():
-        raise InputError(f"the transform takes {int(lost.sum())} voxels of the grid to NaN or infinity")
+        raise InputError(
+            f"transform: expected finite points, got NaN or infinity at {int(lost.sum())} voxels of the grid"
+        )
     return points_mm
 
 
-def quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> RegistrationQuality:
-    """The regularity of a transform on a grid, optionally only inside a mask.
+def measure_quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> RegistrationQuality:
+    """Measure the regularity of a transform on a grid, optionally only inside a mask.
 
     Parameters
     ----------
     transform : Transform
         Maps (N, 3) RAS+ mm points to RAS+ mm points, such as a registration's moving_from_fixed.
     grid : Grid
-        Where to measure: of a registration, the fixed image's.
+        Grid to measure on: for a registration, that of the fixed image.
     mask : Mask, optional
-        Measure only inside; it must lie on `grid`. Derivatives still use neighbours outside it.
+        Measure only inside; on `grid`. Derivatives still use neighbours outside.
 
     Raises
     ------
@@ -120,10 +122,13 @@ def quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> Re
     """
     if mask is not None:
         if not mask.grid.matches(grid):
-            raise GeometryError(f"mask {mask.name!r} of shape {mask.shape} is not on the grid of shape {grid.shape}")
+            raise GeometryError(
+                f"mask {mask.name!r} is not on the grid: expected shape {grid.shape}, got {mask.shape} "
+                "or another affine"
+            )
         if not mask.array.any():
-            raise InputError(f"mask {mask.name!r} is empty: there is no voxel to measure")
-    jacobian = jacobian_determinant(transform, grid)
+            raise InputError(f"mask {mask.name!r} is empty: expected voxels inside, got none")
+    jacobian = compute_jacobian_determinant(transform, grid)
     measured = (jacobian.reshape(-1) if mask is None else jacobian[mask.array]).astype(np.float64)
     return RegistrationQuality(
         voxels=int(measured.size),
@@ -136,18 +141,18 @@ def quality(transform: Transform, grid: Grid, *, mask: Mask | None = None) -> Re
 
 
 @njit(cache=True, parallel=True)
-def _determinants(mapped_mm: Float64) -> Float64:
-    """Determinant of the derivative of a map with respect to the voxel index.
+def _compute_determinants(mapped_mm: Float64) -> Float64:
+    """Compute the determinant of the derivative of a map with respect to the voxel index.
 
     Parameters
     ----------
     mapped_mm : (I, J, K, 3) float64
-        Where each voxel centre goes; at least 2 voxels along each axis.
+        Transformed voxel centres; at least 2 voxels along each axis.
 
     Returns
     -------
     (I, J, K) float64
-        In mm^3 a voxel, by central differences, one-sided on the faces.
+        In mm^3 per voxel, by central differences, one-sided on the faces.
     """
     planes, rows, columns = mapped_mm.shape[:3]
     out = np.empty((planes, rows, columns))

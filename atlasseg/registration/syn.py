@@ -19,7 +19,7 @@ from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.io import read_ants_transforms
 from atlasseg.itk import LPS
 from atlasseg.methods import Data, OneOf, method
-from atlasseg.registration._itk import Side, checked_sides, require_overlap, seen_through
+from atlasseg.registration._itk import Side, check_sides, require_overlap, resample_through
 from atlasseg.transforms import Transform
 from atlasseg.volume import Image, Mask
 
@@ -32,7 +32,7 @@ METRICS = {
     "correlation": "GC",
     "demons": "demons",
 }
-"""As ANTs names them."""
+"""Names of the metrics in ANTs."""
 
 METRIC_NAMES = OneOf(tuple(METRICS), renamed={theirs: name for name, theirs in METRICS.items()})
 
@@ -111,23 +111,23 @@ def register(
             f"metric_parameter: expected 1 or more, got {metric_parameter}. "
             "Give the bins of mutual_information (such as 32), or the radius of local_correlation (such as 4)."
         )
-    target, sides = checked_sides(fixed, moving, initial, fixed_mask, moving_masks)
-    ants = _ants()
+    target, sides = check_sides(fixed, moving, initial, fixed_mask, moving_masks)
+    ants = _import_ants()
     found = []
     for n, side in enumerate(sides):
         source = side
         if initial is not None:
             require_overlap(target, side, initial[n])
-            source = seen_through(side, initial[n], target)
+            source = resample_through(side, initial[n], target)
         with tempfile.TemporaryDirectory(prefix="atlasseg-syn-") as folder, _deterministic(ants, seed):
             try:
                 result = ants.registration(
-                    _ants_image(ants, target.image.array, target.image.affine),
-                    _ants_image(ants, source.image.array, source.image.affine),
+                    _to_ants_image(ants, target.image.array, target.image.affine),
+                    _to_ants_image(ants, source.image.array, source.image.affine),
                     type_of_transform=type_of_transform,
                     outprefix=str(Path(folder) / "x"),
-                    mask=_ants_mask(ants, target),
-                    moving_mask=_ants_mask(ants, source),
+                    mask=_to_ants_mask(ants, target),
+                    moving_mask=_to_ants_mask(ants, source),
                     mask_all_stages=True,
                     syn_metric=METRICS[metric],
                     syn_sampling=metric_parameter,
@@ -146,12 +146,12 @@ def register(
     return found
 
 
-def _ants() -> Any:
-    """The library, told before it starts to use one thread."""
+def _import_ants() -> Any:
+    """Import ANTs with one ITK thread."""
     begun = "ants" in sys.modules
     before = os.environ.get(THREADS)
     if begun and before != "1":
-        logger.warning("ants was imported before SyN was asked for: set %s=1 for results that do not vary", THREADS)
+        logger.warning("ants was imported before this method: set %s=1 for reproducible results", THREADS)
     os.environ[THREADS] = "1"
     try:
         import ants
@@ -162,8 +162,8 @@ def _ants() -> Any:
 
 @contextmanager
 def _deterministic(ants: Any, seed: int) -> Iterator[None]:
-    """ANTs' own switch; it also seeds the generators of Python and NumPy, which are put back."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the legacy one is what it seeds
+    """Seed ANTs by its own switch; restore the generators of Python and NumPy, which it also seeds."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - ANTs seeds the legacy generator
     was_on, was_seed = ants.config._deterministic, ants.config._random_seed
     ants.config.set_ants_deterministic(True, seed)
     random.setstate(python)
@@ -174,7 +174,7 @@ def _deterministic(ants: Any, seed: int) -> Iterator[None]:
         ants.config._deterministic, ants.config._random_seed = was_on, was_seed
 
 
-def _ants_image(ants: Any, array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+def _to_ants_image(ants: Any, array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
     lps = LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return ants.from_numpy(
@@ -185,5 +185,5 @@ def _ants_image(ants: Any, array: NDArray[Any], affine: NDArray[np.float64]) -> 
     )
 
 
-def _ants_mask(ants: Any, side: Side) -> Any:
-    return None if side.mask is None else _ants_image(ants, side.mask.array, side.mask.affine)
+def _to_ants_mask(ants: Any, side: Side) -> Any:
+    return None if side.mask is None else _to_ants_image(ants, side.mask.array, side.mask.affine)

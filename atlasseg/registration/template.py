@@ -24,7 +24,7 @@ from scipy import linalg, ndimage
 
 from atlasseg.errors import InputError
 from atlasseg.registration import affine, diffeomorphic
-from atlasseg.registration._coarse import coarser as coarser
+from atlasseg.registration._coarse import coarsen as coarser
 from atlasseg.registration._engine.pyramid import prepare as scaled_and_cut
 from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
@@ -33,19 +33,19 @@ from atlasseg.volume import Float64, Grid, Image, Mask
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
-"""Told what is being done, in a few words, as it begins."""
+"""Called with a short description of each step when it starts."""
 
 Engine = Callable[..., list[Transform]]
-"""Registers as `diffeomorphic.register` does, some of its parameters perhaps given already."""
+"""Function with the signature of `diffeomorphic.register`, possibly with some parameters bound."""
 
 LARGE_VOXELS = 1_000_000
-"""Above this many voxels the template has voxels of twice the reference's, unless asked otherwise."""
+"""Number of voxels above which the template by default has twice the voxel size of the reference."""
 
 MARGIN_SHARE = 0.08
-"""The template's grid is wider than the reference's by this share of it on every side: others reach farther."""
+"""Margin of the template's grid on every side, as a fraction of the reference's size, for larger subjects."""
 
 WIDER_SHARE = 0.25
-"""Fields go on beyond the template's grid by this share of its size before they end."""
+"""Margin by which fields extend beyond the template's grid, as a fraction of its size."""
 
 
 def groupwise_template(
@@ -58,38 +58,38 @@ def groupwise_template(
     sharpening: float = 0.0,
     progress: Progress | None = None,
 ) -> tuple[Image, Mask | None, list[Transform]]:
-    """The mean image on the mean shape, and the transforms from it to each image.
+    """Build a groupwise template: the mean image on the mean shape, and the transforms from it to each image.
 
     The first template is the mean of the images after affine registration to one of them (the one of median size), on
-    their mean affine shape. In each round all images are registered to the template; each transform T_i is put after
-    the inverse of their mean, ``T_i <- T_i M^-1`` with ``M(x) = mean T_i(x)``, so that the template is on the mean
-    shape and favours none; and the template becomes the mean of the images seen through them.
+    their mean affine shape. In each round all images are registered to the template. The inverse of the mean transform
+    is composed with each transform, ``T_i <- T_i M^-1`` with ``M(x) = mean T_i(x)``, so that the template is unbiased
+    and has the mean shape. The new template is the mean of the images resampled by these transforms.
 
     Parameters
     ----------
     images : sequence of Image
-        At least 2, of the same channels; intensities of any scale.
+        At least 2 images with the same number of channels; intensities of any scale.
     masks : sequence of Mask or None, optional
-        Where each image is known, on its grid.
+        Where each image is known, on the grid of the image.
     engine : callable
-        `diffeomorphic.register`, with other parameters than its defaults if need be: see `engine_of`.
+        `diffeomorphic.register`, or the same with other parameters: see `make_engine`.
     rounds : int
-        Deformable rounds, at least 1.
+        Number of deformable rounds, at least 1.
     shrink : int, optional
-        Voxels of the template as a multiple of the reference's; by default 1, or 2 where that would be more than
+        Voxel size of the template as a multiple of that of the reference. Default: 1, or 2 if that would be more than
         `LARGE_VOXELS` voxels.
     sharpening : float
-        Share of the template's difference from its blurred self (one voxel) that is added to it; 0 for none.
+        Weight of unsharp masking (blur of one voxel) of the template; 0: none.
     progress : callable, optional
-        Told what is being done as it begins.
+        Called with a short description of each step when it starts.
 
     Returns
     -------
     template : Image
     mask : Mask or None
-        Where at least half of the images are known; None where that is everywhere.
+        Where at least half of the images are known; None if that is everywhere.
     transforms : list of Transform
-        image_from_template, in the order given.
+        image_from_template, in the given order.
 
     Raises
     ------
@@ -98,61 +98,61 @@ def groupwise_template(
     """
     if len(images) < 2 or rounds < 1 or (shrink is not None and shrink < 1):
         raise InputError(
-            f"a template needs at least 2 images, 1 round and a shrink of 1 or more; got {len(images)} images, "
+            f"expected at least 2 images, 1 round and a shrink of at least 1, got {len(images)} images, "
             f"{rounds} rounds, shrink {shrink}"
         )
     known = [None] * len(images) if masks is None else list(masks)
     tell = progress or logger.info
-    scaled = [_scaled(image, mask) for image, mask in zip(images, known, strict=True)]
-    reference = _median_sized(scaled, known)
+    scaled = [_scale(image, mask) for image, mask in zip(images, known, strict=True)]
+    reference = _find_median_size(scaled, known)
     if shrink is None:
         shrink = 1 if np.prod(scaled[reference].shape) <= LARGE_VOXELS else 2
-    grid = _with_margin(coarser(scaled[reference].grid, shrink * float(scaled[reference].spacing_mm.min())))
+    grid = _add_margin(coarser(scaled[reference].grid, shrink * float(scaled[reference].spacing_mm.min())))
 
     tell(f"template: {len(images)} images, affine, onto {images[reference].name or f'image {reference}'}")
     aligned = affine.register(scaled[reference], scaled, fixed_mask=known[reference], moving_masks=known)
-    matrices = _about_their_mean(aligned, grid.centre_mm)
+    matrices = _center_affines(aligned, grid.centre_mm)
     transforms: list[Transform] = list(matrices)
-    template, mask = _mean_image(scaled, known, transforms, grid, sharpening)
+    template, mask = _average_images(scaled, known, transforms, grid, sharpening)
     for n in range(rounds):
         tell(f"template: {len(images)} images, deformable, round {n + 1} of {rounds}")
         found = engine(template, scaled, initial=transforms, fixed_mask=mask, moving_masks=known)
-        transforms = _deformations_about_their_mean(found, matrices, grid)
-        template, mask = _mean_image(scaled, known, transforms, grid, sharpening)
+        transforms = _center_deformations(found, matrices, grid)
+        template, mask = _average_images(scaled, known, transforms, grid, sharpening)
     return template, mask, transforms
 
 
 def compose_through_template(
     atlas_from_template: Sequence[Transform], template_from_target: Transform, grid: Grid
 ) -> list[Transform]:
-    """Compose transforms into one affine after one displacement field each.
+    """Compose transforms through the template, each into one displacement field followed by one affine.
 
     Parameters
     ----------
     atlas_from_template : sequence of Transform
-        Each an affine after a displacement field, or one of the two.
+        Each a displacement field followed by an affine, or one of the two.
     template_from_target : Transform
     grid : Grid
-        The displacements are sampled at its voxels.
+        Grid of the displacement fields.
 
     Returns
     -------
     list of Transform
-        atlas_from_target, in the order given.
+        atlas_from_target, in the given order.
     """
     points_mm, template_mm = grid_points(grid), template_from_target.on_grid(grid)
     composed: list[Transform] = []
     for each in atlas_from_template:
-        whole = _leading(each) @ _leading(template_from_target)
-        displacement_mm = (~whole)(_widened(each)(template_mm)) - points_mm
+        whole = _get_leading_affine(each) @ _get_leading_affine(template_from_target)
+        displacement_mm = (~whole)(_extend_field(each)(template_mm)) - points_mm
         composed.append(whole @ DisplacementField(displacement_mm.astype(np.float32), grid.affine))
     return composed
 
 
-def _widened(transform: Transform) -> Transform:
-    """A field that goes on as on its edge for `WIDER_SHARE` of its size, where by itself it ends in a step.
+def _extend_field(transform: Transform) -> Transform:
+    """Extend a displacement field by `WIDER_SHARE` of its size with the values at its edge, to avoid a step.
 
-    Any affine applied after it stays; other transforms are returned as they are.
+    An affine applied after it is kept; other transforms are returned unchanged.
     """
     match transform:
         case DisplacementField(displacement_mm=field):
@@ -162,23 +162,23 @@ def _widened(transform: Transform) -> Transform:
             )
             return DisplacementField(np.pad(field, [*((n, n) for n in wider), (0, 0)], mode="edge"), grid.affine)
         case Chain(transforms=(Affine() as matrix, DisplacementField() as field)):
-            return matrix @ _widened(field)
+            return matrix @ _extend_field(field)
     return transform
 
 
-def _leading(transform: Transform) -> Affine:
-    """The affine that a transform applies last."""
+def _get_leading_affine(transform: Transform) -> Affine:
+    """Return the affine that a transform applies last."""
     last = transform.transforms[0] if isinstance(transform, Chain) else transform
     return last if isinstance(last, Affine) else Affine.identity()
 
 
-def _scaled(image: Image, mask: Mask | None) -> Image:
-    """Intensities from the 1st to the 99th percentile of the foreground brought to 0..1, and clipped."""
+def _scale(image: Image, mask: Mask | None) -> Image:
+    """Scale intensities from the 1st to the 99th percentile of the foreground to 0 to 1, and clip."""
     return image.with_array(np.stack(scaled_and_cut(image, mask, cut=False).channels, axis=-1))
 
 
-def _median_sized(images: Sequence[Image], masks: Sequence[Mask | None]) -> int:
-    """Which image has the foreground of median volume; the lower of the two middle ones."""
+def _find_median_size(images: Sequence[Image], masks: Sequence[Mask | None]) -> int:
+    """Find the image with the foreground of median volume; for an even number the lower median."""
     volumes = []
     for image, mask in zip(images, masks, strict=True):
         filled = mask.array if mask is not None else (image.channels > 0).any(axis=-1)
@@ -186,15 +186,15 @@ def _median_sized(images: Sequence[Image], masks: Sequence[Mask | None]) -> int:
     return int(np.argsort(volumes, kind="stable")[(len(volumes) - 1) // 2])
 
 
-def _with_margin(grid: Grid) -> Grid:
+def _add_margin(grid: Grid) -> Grid:
     size = np.array(grid.shape)
     margin = np.maximum(np.ceil(MARGIN_SHARE * size).astype(int), 2)
     return grid.cropped(-margin, size + margin)
 
 
-def _about_their_mean(transforms: Sequence[Transform], centre_mm: Float64) -> list[Affine]:
-    """Affines after the inverse of their log-Euclidean mean, which leaves `centre_mm` where it is."""
-    matrices = [_leading(t).matrix for t in transforms]
+def _center_affines(transforms: Sequence[Transform], centre_mm: Float64) -> list[Affine]:
+    """Compose affines with the inverse of their log-Euclidean mean, which keeps `centre_mm` fixed."""
+    matrices = [_get_leading_affine(t).matrix for t in transforms]
     mean = linalg.expm(np.mean([linalg.logm(m[:3, :3]) for m in matrices], axis=0)).real
     shape = np.eye(4)
     shape[:3, :3] = mean
@@ -202,31 +202,29 @@ def _about_their_mean(transforms: Sequence[Transform], centre_mm: Float64) -> li
     return [Affine(m @ (~Affine(shape)).matrix) for m in matrices]
 
 
-def _deformations_about_their_mean(
-    transforms: Sequence[Transform], matrices: Sequence[Affine], grid: Grid
-) -> list[Transform]:
-    """Each transform after the inverse of the mean displacement beyond the affines, as an affine after a field."""
+def _center_deformations(transforms: Sequence[Transform], matrices: Sequence[Affine], grid: Grid) -> list[Transform]:
+    """Compose each transform with the inverse of the mean displacement beyond the affines: a field, then an affine."""
     points_mm = grid_points(grid)
     fields = [
         DisplacementField(((~matrix)(t.on_grid(grid)) - points_mm).astype(np.float32), grid.affine)
         for t, matrix in zip(transforms, matrices, strict=True)
     ]
     mean_mm = np.mean([f.displacement_mm for f in fields], axis=0)
-    before_mm = (~_widened(DisplacementField(mean_mm, grid.affine)))(points_mm)
+    before_mm = (~_extend_field(DisplacementField(mean_mm, grid.affine)))(points_mm)
     return [
-        matrix @ DisplacementField((_widened(f)(before_mm) - points_mm).astype(np.float32), grid.affine)
+        matrix @ DisplacementField((_extend_field(f)(before_mm) - points_mm).astype(np.float32), grid.affine)
         for f, matrix in zip(fields, matrices, strict=True)
     ]
 
 
-def _mean_image(
+def _average_images(
     images: Sequence[Image],
     masks: Sequence[Mask | None],
     transforms: Sequence[Transform],
     grid: Grid,
     sharpening: float,
 ) -> tuple[Image, Mask | None]:
-    """The mean over the images that are known at each voxel, and where at least half of them are."""
+    """Average the images that are known at each voxel; also return where at least half of them are known."""
     total = np.zeros((*grid.shape, images[0].channels.shape[3]))
     count = np.zeros(grid.shape)
     for image, mask, transform in zip(images, masks, transforms, strict=True):

@@ -28,8 +28,8 @@ from scipy import linalg
 
 from atlasseg.errors import InputError
 from atlasseg.methods import Data, method
-from atlasseg.registration._block_matching import match_blocks, textured_blocks
-from atlasseg.registration._coarse import coarser, first_channel, starts_and_masks
+from atlasseg.registration._block_matching import match_blocks, select_textured_blocks
+from atlasseg.registration._coarse import check_starts_and_masks, coarsen, get_first_channel
 from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Bool, Float64, Image, Mask
@@ -37,24 +37,24 @@ from atlasseg.volume import Bool, Float64, Image, Mask
 logger = logging.getLogger(__name__)
 
 INVERSE_TOLERANCE_MM = 1e-6
-"""The inverse has converged at a point when the spline brings it back to within this distance."""
+"""Distance to the goal below which the inverse at a point has converged."""
 
 INVERSE_MAX_ITERATIONS = 50
-"""Newton steps of the inverse, after which a point is given up."""
+"""Maximum number of Newton steps of the inverse at a point."""
 
 STEP_HALVINGS = 12
-"""Of a Newton step that leads away from the goal, before the point is given up."""
+"""Maximum number of halvings of a Newton step that increases the distance to the goal."""
 
 TRIMMING_ROUNDS = 5
-"""Concentration steps of the least trimmed squares, unless the landmarks kept stop changing before."""
+"""Maximum number of concentration steps of the least trimmed squares."""
 
 FEWEST_LANDMARKS = 8
-"""With fewer matched blocks than this a level is skipped."""
+"""Minimum number of matched blocks; a level with fewer is skipped."""
 
 
 @dataclass(frozen=True, eq=False)
 class ThinPlateSpline(Transform):
-    r"""The interpolant of least bending energy in three dimensions.
+    r"""Thin-plate spline in three dimensions: the interpolant of least bending energy.
 
     .. math::
 
@@ -67,7 +67,7 @@ class ThinPlateSpline(Transform):
     weights : (M, 3) float64
         w, dimensionless.
     affine : Affine
-        A and b: the spline far away from all landmarks.
+        A and b, the affine part.
     """
 
     landmarks_mm: Float64
@@ -78,12 +78,14 @@ class ThinPlateSpline(Transform):
         landmarks = np.ascontiguousarray(self.landmarks_mm, dtype=np.float64)
         weights = np.ascontiguousarray(self.weights, dtype=np.float64)
         if landmarks.ndim != 2 or landmarks.shape[1] != 3 or weights.shape != landmarks.shape:
-            raise InputError(f"landmarks and weights must both be (M, 3), got {landmarks.shape} and {weights.shape}")
+            raise InputError(
+                f"expected landmarks and weights of shape (M, 3), got {landmarks.shape} and {weights.shape}"
+            )
         object.__setattr__(self, "landmarks_mm", landmarks)
         object.__setattr__(self, "weights", weights)
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
-        """Where the points go: (..., 3) to (..., 3), RAS+ mm; each costs M distances."""
+        """Transform points, (..., 3) to (..., 3), RAS+ mm; each needs M distances."""
         points = np.asarray(points_mm, dtype=np.float64)
         flat = np.ascontiguousarray(points.reshape(-1, 3))
         mapped: Float64 = _spline(flat, self.landmarks_mm, self.weights, self.affine.matrix)
@@ -95,16 +97,16 @@ class ThinPlateSpline(Transform):
 
 @dataclass(frozen=True, eq=False)
 class InverseThinPlateSpline(Transform):
-    """The inverse of a thin plate spline, found point by point by Newton's method with the exact derivative.
+    """Inverse of a thin-plate spline, computed point by point by Newton's method with the exact derivative.
 
-    A step that takes the point farther from its goal is halved. Where the spline folds a point has several inverses
-    and one is found, or none: the nearest found is kept, and the log says for how many points and how far off.
+    A step that increases the distance to the goal is halved. Where the spline folds, a point has several inverses or
+    none. The nearest point found is kept, and the number of such points and their largest distance are logged.
     """
 
     spline: ThinPlateSpline
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
-        """Where the points come from: (..., 3) to (..., 3), RAS+ mm."""
+        """Transform points by the inverse, (..., 3) to (..., 3), RAS+ mm."""
         points = np.asarray(points_mm, dtype=np.float64)
         goals = np.ascontiguousarray(points.reshape(-1, 3))
         spline = self.spline
@@ -114,7 +116,7 @@ class InverseThinPlateSpline(Transform):
         lost = missed_mm > INVERSE_TOLERANCE_MM
         if lost.any():
             logger.warning(
-                "the inverse of a thin plate spline was not found at %d of %d points (up to %.3g mm off): it folds",
+                "the inverse of a thin-plate spline did not converge at %d of %d points (up to %.3g mm off): it folds",
                 lost.sum(),
                 len(goals),
                 missed_mm.max(),
@@ -126,8 +128,8 @@ class InverseThinPlateSpline(Transform):
         return self.spline
 
 
-def from_landmarks(fixed_points: ArrayLike, moving_points: ArrayLike, *, smoothing: float = 0.0) -> ThinPlateSpline:
-    r"""The thin plate spline that takes points of the fixed image to those of the moving image.
+def fit_landmarks(fixed_points: ArrayLike, moving_points: ArrayLike, *, smoothing: float = 0.0) -> ThinPlateSpline:
+    r"""Fit the thin-plate spline that maps points of the fixed image to those of the moving image.
 
     With :math:`U(r) = r`, :math:`K_{ij} = U(|p_i - p_j|)` and :math:`P` the rows :math:`(1, p_i)`, it solves
 
@@ -139,40 +141,42 @@ def from_landmarks(fixed_points: ArrayLike, moving_points: ArrayLike, *, smoothi
     Parameters
     ----------
     fixed_points, moving_points : (M, 3)
-        p and q, RAS+ mm, at least 4 that are not in one plane.
+        p and q, RAS+ mm, at least 4 points that are not in one plane.
     smoothing : float
-        0 to pass through every landmark; larger values (mm) trade distance from the landmarks for less bending, up to
-        the least-squares affine at infinity.
+        In mm. 0: pass through every landmark. Larger values allow a distance from the landmarks for less bending; the
+        limit is the least-squares affine transform.
 
     Raises
     ------
     InputError
-        The two lists do not pair up, a coordinate is not finite, `smoothing` is negative, there are fewer than 4
-        landmarks, all lie in one plane, or two share a place while `smoothing` is 0.
+        The lists differ in length, a coordinate is not finite, `smoothing` is negative, there are fewer than 4
+        landmarks, all lie in one plane, or two are at the same position while `smoothing` is 0.
     """
-    fixed, moving = _paired(fixed_points, moving_points, smoothing)
-    return _fitted(fixed, moving, smoothing)[0]
+    fixed, moving = _check_pairs(fixed_points, moving_points, smoothing)
+    return _fit(fixed, moving, smoothing)[0]
 
 
-def _paired(fixed_points: ArrayLike, moving_points: ArrayLike, smoothing: float) -> tuple[Float64, Float64]:
+def _check_pairs(fixed_points: ArrayLike, moving_points: ArrayLike, smoothing: float) -> tuple[Float64, Float64]:
     fixed, moving = (np.asarray(points, dtype=np.float64) for points in (fixed_points, moving_points))
     if fixed.ndim != 2 or fixed.shape[1:] != (3,) or fixed.shape != moving.shape:
-        raise InputError(f"landmarks must pair up as (M, 3) and (M, 3), got {fixed.shape} and {moving.shape}")
+        raise InputError(f"landmarks: expected two arrays of shape (M, 3), got {fixed.shape} and {moving.shape}")
     bad = np.flatnonzero(~(np.isfinite(fixed).all(1) & np.isfinite(moving).all(1)))
     if bad.size:
-        raise InputError(f"landmark {bad[0]} has a coordinate that is NaN or infinite")
+        raise InputError(f"landmark {bad[0]}: expected finite coordinates, got NaN or infinity")
     if not smoothing >= 0:
-        raise InputError(f"smoothing must be 0 or more, got {smoothing}")
+        raise InputError(f"smoothing: expected 0 or more, got {smoothing}")
     spread = np.linalg.svd(fixed - fixed.mean(0), compute_uv=False) if len(fixed) else np.zeros(3)
     if len(fixed) < 4 or spread[-1] <= 1e-9 * spread[0]:
-        raise InputError(f"a thin plate spline needs at least 4 landmarks that are not in one plane, got {len(fixed)}")
+        raise InputError(f"landmarks: expected at least 4 that are not in one plane, got {len(fixed)}")
     if smoothing == 0 and len(np.unique(fixed, axis=0)) < len(fixed):
-        raise InputError("two landmarks share one place in the fixed image: give a smoothing above 0, or drop one")
+        raise InputError(
+            "landmarks: expected different positions in the fixed image, got two equal ones. Give a smoothing above 0"
+        )
     return fixed, moving
 
 
-def _fitted(fixed: Float64, moving: Float64, smoothing: float) -> tuple[ThinPlateSpline, Float64]:
-    """The spline, and (M,) how far each landmark lies from the spline through all the others, in mm (Rippa, eq. 13)."""
+def _fit(fixed: Float64, moving: Float64, smoothing: float) -> tuple[ThinPlateSpline, Float64]:
+    """Fit the spline; also return the leave-one-out residuals (M,) in mm (Rippa, eq. 13)."""
     centre = fixed.mean(0)
     scale = float(np.abs(fixed - centre).max())
     p = (fixed - centre) / scale
@@ -193,11 +197,11 @@ def _fitted(fixed: Float64, moving: Float64, smoothing: float) -> tuple[ThinPlat
     return ThinPlateSpline(fixed, weights / scale, Affine(matrix)), left_out_mm
 
 
-def trimmed(fixed_points: Float64, moving_points: Float64, *, trim: float, smoothing: float) -> Bool:
-    """Which landmarks agree with each other: least trimmed squares by concentration steps.
+def find_consistent(fixed_points: Float64, moving_points: Float64, *, trim: float, smoothing: float) -> Bool:
+    """Trim inconsistent landmarks: least trimmed squares by concentration steps.
 
-    In turn a spline is fitted to the landmarks kept, and those are kept next that lie nearest to the spline through
-    the others (leave-one-out for the ones it was fitted to).
+    Each step fits a spline to the landmarks kept, then keeps those with the smallest residuals (leave-one-out residuals
+    for the landmarks that it was fitted to).
 
     Parameters
     ----------
@@ -216,7 +220,7 @@ def trimmed(fixed_points: Float64, moving_points: Float64, *, trim: float, smoot
     wanted = max(4, count - int(trim * count))
     kept = np.ones(count, bool)
     for _ in range(TRIMMING_ROUNDS):
-        spline, left_out_mm = _fitted(fixed_points[kept], moving_points[kept], smoothing)
+        spline, left_out_mm = _fit(fixed_points[kept], moving_points[kept], smoothing)
         distance_mm = np.linalg.norm(spline(fixed_points) - moving_points, axis=1)
         distance_mm[kept] = left_out_mm
         nearest = np.zeros(count, bool)
@@ -269,7 +273,7 @@ def register(
     trim : float
         Share of the matched blocks that is discarded, 0 to below 1.
     smoothing : float
-        Smoothing of the spline, in mm: see `from_landmarks`.
+        Smoothing of the spline, in mm: see `fit_landmarks`.
 
     Returns
     -------
@@ -285,19 +289,19 @@ def register(
     """
     if not 0 <= trim < 1 or landmarks < FEWEST_LANDMARKS or min((block_radius_voxels, search_voxels, *levels)) <= 0:
         raise InputError(
-            f"wanted trim in [0, 1), at least {FEWEST_LANDMARKS} landmarks, and radii and levels above 0; got "
+            f"expected trim in [0, 1), at least {FEWEST_LANDMARKS} landmarks, and radii and levels above 0, got "
             f"trim {trim}, landmarks {landmarks}, block radius {block_radius_voxels}, search {search_voxels}, "
             f"levels {levels}"
         )
-    found, masks = starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
+    found, masks = check_starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
     for level in levels:
-        grid = coarser(fixed.grid, level * float(fixed.spacing_mm.min()))
-        target = first_channel(resample(fixed, grid, antialias=True))
+        grid = coarsen(fixed.grid, level * float(fixed.spacing_mm.min()))
+        target = get_first_channel(resample(fixed, grid, antialias=True))
         wanted = np.ones(grid.shape, bool) if fixed_mask is None else resample(fixed_mask, grid).array
-        centres = textured_blocks(target, wanted, count=landmarks, radius_voxels=block_radius_voxels)
+        centres = select_textured_blocks(target, wanted, count=landmarks, radius_voxels=block_radius_voxels)
         centres_mm = centres @ grid.affine[:3, :3].T + grid.affine[:3, 3]
         for n, (image, mask) in enumerate(zip(moving, masks, strict=True)):
-            warped = first_channel(resample(image, grid, found[n], antialias=True))
+            warped = get_first_channel(resample(image, grid, found[n], antialias=True))
             known = coverage(image.grid, grid, found[n]).array
             if mask is not None:
                 known &= resample(mask, grid, found[n]).array
@@ -306,12 +310,12 @@ def register(
             )
             matched = correlations > 0
             if matched.sum() < FEWEST_LANDMARKS:
-                logger.warning("%s: only %d blocks were matched: its transform stays", image.name, matched.sum())
+                logger.warning("%s: only %d blocks were matched: the transform is kept", image.name, matched.sum())
                 continue
             places_mm = centres_mm[matched]
             matches_mm = found[n](places_mm + offsets[matched] @ grid.affine[:3, :3].T)
-            kept = trimmed(places_mm, matches_mm, trim=trim, smoothing=smoothing)
-            found[n] = from_landmarks(places_mm[kept], matches_mm[kept], smoothing=smoothing)
+            kept = find_consistent(places_mm, matches_mm, trim=trim, smoothing=smoothing)
+            found[n] = fit_landmarks(places_mm[kept], matches_mm[kept], smoothing=smoothing)
     return found
 
 
@@ -336,7 +340,7 @@ def _spline(points, landmarks, weights, matrix):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _spline_and_derivative(x, landmarks, weights, matrix, value, derivative):  # type: ignore[no-untyped-def]
-    """The spline at one point, (3,), and its derivative, (3, 3), into `value` and `derivative`."""
+    """Evaluate the spline at one point, (3,), and its derivative, (3, 3), into `value` and `derivative`."""
     for a in range(3):
         value[a] = matrix[a, 3]
         for b in range(3):
@@ -356,7 +360,7 @@ def _spline_and_derivative(x, landmarks, weights, matrix, value, derivative):  #
 
 @njit(cache=True)
 def _solve(a, goal, value, x):  # type: ignore[no-untyped-def]
-    """Solve ``a x = goal - value``, 3 by 3, by Cramer's rule; x is ``goal - value`` itself where a is singular."""
+    """Solve ``a x = goal - value``, 3 by 3, by Cramer's rule; x is ``goal - value`` if a is singular."""
     b0, b1, b2 = goal[0] - value[0], goal[1] - value[1], goal[2] - value[2]
     c0 = a[1, 1] * a[2, 2] - a[1, 2] * a[2, 1]
     c1 = a[1, 2] * a[2, 0] - a[1, 0] * a[2, 2]
@@ -375,7 +379,7 @@ def _solve(a, goal, value, x):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _newton_point(goal, landmarks, weights, matrix, x):  # type: ignore[no-untyped-def]
-    """Move x, (3,), until the spline takes it to `goal`; how far it still misses, in mm."""
+    """Move x, (3,), until the spline maps it to `goal`; return the remaining distance in mm."""
     value, derivative = np.empty(3), np.empty((3, 3))
     trial_value, trial_derivative, trial, step = np.empty(3), np.empty((3, 3)), np.empty(3), np.empty(3)
     _spline_and_derivative(x, landmarks, weights, matrix, value, derivative)

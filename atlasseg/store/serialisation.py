@@ -18,7 +18,7 @@ from atlasseg import io
 from atlasseg.device import resolve_device
 from atlasseg.recipe import Step
 from atlasseg.regions.consistency import Change, Consistent
-from atlasseg.registration.fit import Fit
+from atlasseg.registration.fit import RegistrationFit
 from atlasseg.registration.quality import RegistrationQuality
 from atlasseg.store.fingerprints import fingerprint
 from atlasseg.transforms import Affine, BSplineField, Chain, DisplacementField, Inverse, Transform
@@ -29,7 +29,7 @@ KINDS: dict[str, type] = {
     for kind in (
         *(Image, Mask, LabelMap, ProbabilityMap, Atlas),
         *(Affine, DisplacementField, BSplineField, Inverse, Chain),
-        *(Fit, RegistrationQuality, Consistent, Change),
+        *(RegistrationFit, RegistrationQuality, Consistent, Change),
     )
 }
 """Classes that can be packed, besides numbers, strings, arrays, tables, and tuples and mappings of these."""

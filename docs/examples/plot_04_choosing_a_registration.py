@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 import atlasseg
-from atlasseg.registration.quality import jacobian_determinant
+from atlasseg.registration.quality import compute_jacobian_determinant
 from atlasseg.report import plot_slices
 
 folder = atlasseg.sample_data()
@@ -76,7 +76,7 @@ plt.show()
 # it, 2 doubles it, and 0 or less means that space has folded. ``diffeomorphic`` repairs its field until no
 # voxel folds.
 
-jacobian = jacobian_determinant(results["diffeomorphic"].transform, scan.grid)
+jacobian = compute_jacobian_determinant(results["diffeomorphic"].transform, scan.grid)
 plot_slices(
     scan,
     overlay=jacobian,

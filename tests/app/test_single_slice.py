@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from atlasseg import io
 from atlasseg.cli import app
-from atlasseg.registration.quality import quality
+from atlasseg.registration.quality import measure_quality
 from atlasseg.transforms import Affine
 from atlasseg.volume import Grid, Image, LabelMap
 
@@ -97,15 +97,17 @@ def test_a_jacobian_of_a_slice_is_that_of_its_plane():
     stretch = Affine(np.diag([1.5, 0.8, 1.0, 1.0]))
     for axis in range(3):
         shape = np.insert(np.array(SHAPE), axis, 1)
-        found = quality(stretch, Grid(tuple(int(n) for n in shape), placed(axis)))
+        found = measure_quality(stretch, Grid(tuple(int(n) for n in shape), placed(axis)))
         assert found.jacobian_min == pytest.approx(1.2, rel=1e-6) and found.jacobian_max == pytest.approx(1.2, rel=1e-6)
         assert found.folded_share == 0
-    folded = quality(Affine(np.diag([-1.0, 1.0, 1.0, 1.0])), Grid((*SHAPE, 1), placed(2)))
+    folded = measure_quality(Affine(np.diag([-1.0, 1.0, 1.0, 1.0])), Grid((*SHAPE, 1), placed(2)))
     assert folded.folded_share == 1
 
 
 def test_a_slice_of_nothing_but_a_row_is_measured():
-    assert quality(Affine(np.diag([2.0, 1.0, 1.0, 1.0])), Grid((9, 1, 1), np.eye(4))).jacobian_mean == pytest.approx(2)
+    assert measure_quality(
+        Affine(np.diag([2.0, 1.0, 1.0, 1.0])), Grid((9, 1, 1), np.eye(4))
+    ).jacobian_mean == pytest.approx(2)
 
 
 def test_the_case_of_two_slices(cases, tmp_path):

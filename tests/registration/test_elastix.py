@@ -40,7 +40,7 @@ def pair():
 def test_the_map_is_elastixs_own_and_near_the_truth(pair, transform, floor_mm, monkeypatch, tmp_path):
     pytest.importorskip("itk")
     monkeypatch.chdir(tmp_path)  # transformix leaves its field behind
-    itk = elastix._elastix()
+    itk = elastix._import_elastix()
     run, results = itk.elastix_registration_method, []
 
     def kept(*images, **options):
@@ -53,7 +53,7 @@ def test_the_map_is_elastixs_own_and_near_the_truth(pair, transform, floor_mm, m
     few = {"iterations": 40} if transform == "bspline" else {}
     (found,) = elastix.register(fixed, [moving], fixed_mask=everywhere, transform=transform, **FAST | few)
     field = np.asarray(
-        itk.transformix_deformation_field(elastix._itk_image(itk, moving.array, moving.affine), results[0])
+        itk.transformix_deformation_field(elastix._to_itk_image(itk, moving.array, moving.affine), results[0])
     )
     moved = found.on_grid(FIXED)
     # elastix writes its field as float32 millimetres and its parameters with some ten digits.

@@ -9,7 +9,7 @@ from scipy import ndimage
 from scipy.linalg import expm
 
 from atlasseg.registration._engine import bspline, fields, freeform, linear
-from atlasseg.registration._engine.pyramid import SUPPORT, VALID, Level, refined
+from atlasseg.registration._engine.pyramid import SUPPORT, VALID, Level, resample_field
 from atlasseg.similarity import create_metric
 from atlasseg.similarity._local_correlation_numba import lncc_gradient
 from atlasseg.similarity.local_correlation import LocalCorrelation
@@ -34,7 +34,7 @@ def smooth_image(shape: tuple[int, int, int], seed: int) -> np.ndarray:
 
 
 def whole(field: np.ndarray) -> np.ndarray:
-    return fields.row_spans(np.ones(field.shape[:3], bool), (0, 0, 0))
+    return fields.find_row_spans(np.ones(field.shape[:3], bool), (0, 0, 0))
 
 
 def level(image: np.ndarray, affine: np.ndarray, valid: np.ndarray | None = None) -> Level:
@@ -90,7 +90,7 @@ def test_smoothing_is_scipys() -> None:
     for c in range(3):
         wanted = field[..., c].astype(float)
         for axis, sigma in enumerate((1.7, 0.7, 1.1)):
-            wanted = ndimage.correlate1d(wanted, fields.gaussian_taps(sigma).astype(float), axis, mode="nearest")
+            wanted = ndimage.correlate1d(wanted, fields.make_gaussian_taps(sigma).astype(float), axis, mode="nearest")
         np.testing.assert_allclose(out[..., c], wanted, atol=1e-6)
 
 
@@ -99,8 +99,8 @@ def test_smoothing_within_the_reach_of_what_is_not_zero_changes_no_bit() -> None
     inside[6:8, 5:9, 7] = inside[13, 2, 14] = True
     field = np.where(inside[..., None], noise((15, 14, 16, 3), 5), np.float32(0))
     sigma = (0.7, 1.1, 0.5)
-    reach = [fields.gaussian_taps(s).size // 2 for s in sigma]
-    spans = fields.row_spans(inside, reach)
+    reach = [fields.make_gaussian_taps(s).size // 2 for s in sigma]
+    spans = fields.find_row_spans(inside, reach)
     assert 0 < (spans[..., 1] - spans[..., 0]).sum() < 0.3 * inside.size
     wanted, found, scratch = np.empty_like(field), np.zeros_like(field), np.zeros_like(field)
     fields.smooth(field, sigma, wanted, np.empty_like(field), whole(field))
@@ -190,25 +190,27 @@ def test_spline_products_are_the_transforms_and_adjoint() -> None:
     lattice = freeform.Lattice(grid, (4, 3, 5))
     coefficients = noise((7, 6, 8, 3), 1)
     here = level(np.zeros(grid.shape, np.float32), OBLIQUE)
-    field = bspline.product(lattice.matrices(here), coefficients)
+    field = bspline.apply_matrices(lattice.matrices(here), coefficients)
     moved = lattice.transform(coefficients).on_grid(grid) - Affine.identity().on_grid(grid)
     np.testing.assert_allclose(field @ OBLIQUE[:3, :3].T, moved, atol=1e-4)
     other = noise(field.shape, 2)
-    back = bspline.product(bspline.transposed(lattice.matrices(here)), other)
+    back = bspline.apply_matrices(bspline.transpose_all(lattice.matrices(here)), other)
     assert float((field * other).sum()) == pytest.approx(float((coefficients * back).sum()), rel=1e-4)
 
 
 def test_refined_lattice_holds_the_same_spline() -> None:
     at = np.linspace(0, 5, 41)
     coarse = noise((8,), 3)
-    fine = bspline.refinement(5) @ coarse
-    np.testing.assert_allclose(bspline.basis(2 * at, 10) @ fine, bspline.basis(at, 5) @ coarse, atol=1e-5)
+    fine = bspline.make_refinement(5) @ coarse
+    np.testing.assert_allclose(
+        bspline.evaluate_basis(2 * at, 10) @ fine, bspline.evaluate_basis(at, 5) @ coarse, atol=1e-5
+    )
 
 
 def test_bending_energy_is_the_integral_of_squared_second_derivatives() -> None:
     intervals, spacing = (3, 4, 2), (2.0, 1.5, 3.0)
     coefficients = noise((6, 7, 5, 3), 4)
-    gram = [bspline.grams(n, s) for n, s in zip(intervals, spacing, strict=True)]
+    gram = [bspline.compute_grams(n, s) for n, s in zip(intervals, spacing, strict=True)]
     energy, gradient = bspline.bending(coefficients, gram)
     points = 24  # midpoint rule: error falls with points^-2
     at = [(np.arange(n * points) + 0.5) / points for n in intervals]
@@ -217,8 +219,8 @@ def test_bending_energy_is_the_integral_of_squared_second_derivatives() -> None:
         for b in range(3):
             orders = np.bincount([a, b], minlength=3)
             scale = np.prod([s**o for s, o in zip(spacing, orders, strict=True)])
-            matrices = [bspline.basis(x, n, o) for x, n, o in zip(at, intervals, orders, strict=True)]
-            wanted += float(np.mean(np.sum((bspline.product(matrices, coefficients) / scale) ** 2, axis=-1)))
+            matrices = [bspline.evaluate_basis(x, n, o) for x, n, o in zip(at, intervals, orders, strict=True)]
+            wanted += float(np.mean(np.sum((bspline.apply_matrices(matrices, coefficients) / scale) ** 2, axis=-1)))
     assert energy == pytest.approx(wanted, rel=2e-3)
     direction = noise(coefficients.shape, 5)
     ends = [bspline.bending((coefficients + s * 0.5 * direction).astype(np.float32), gram)[0] for s in (1, -1)]
@@ -244,11 +246,11 @@ def test_fields_go_between_levels_and_keep_their_millimetres() -> None:
     )
     ramp = np.zeros((8, 10, 6, 3), np.float32)
     ramp[..., 1] = np.arange(10)[None, :, None]
-    down = refined(ramp, fine, coarse)
+    down = resample_field(ramp, fine, coarse)
     np.testing.assert_allclose(
         down[..., 1], (np.arange(5)[None, :, None] * 2 + 0.5) / 2 * np.ones((4, 1, 6)), rtol=1e-6
     )
-    up = refined(down, coarse, fine)
+    up = resample_field(down, coarse, fine)
     np.testing.assert_allclose(up[:, 1:9], ramp[:, 1:9], atol=1e-5)  # beyond the coarse centres the edge is repeated
 
 

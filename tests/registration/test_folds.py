@@ -6,8 +6,8 @@ from scipy import ndimage
 
 from atlasseg.registration import diffeomorphic
 from atlasseg.registration._engine import dense, folds
-from atlasseg.registration._engine.batch import Pair, pairs
-from atlasseg.registration.quality import quality
+from atlasseg.registration._engine.batch import Pair, prepare_pairs
+from atlasseg.registration.quality import measure_quality
 from atlasseg.similarity import create_metric
 from atlasseg.transforms import Affine, DisplacementField
 from atlasseg.volume import Grid, Image
@@ -41,7 +41,7 @@ def brute_force(field: np.ndarray) -> np.ndarray:
 
 def test_determinants_are_those_of_every_corner() -> None:
     field = np.random.default_rng(3).normal(0, 0.3, (*SHAPE, 3)).astype(np.float32)
-    np.testing.assert_allclose(folds.least_determinants(field), brute_force(field), atol=1e-5)
+    np.testing.assert_allclose(folds.compute_least_determinants(field), brute_force(field), atol=1e-5)
 
 
 def test_a_field_without_folds_is_left_as_it_is() -> None:
@@ -66,8 +66,8 @@ def test_folds_are_smoothed_away_and_the_rest_stays(amplitude: float) -> None:
     assert not near.all()
     np.testing.assert_array_equal(repaired[~near], field[~near])
     grid = Grid(SHAPE, np.diag([1.0, 1.0, 1.0, 1.0]))
-    assert quality(DisplacementField(field, grid.affine), grid).folded_share > 0
-    assert quality(DisplacementField(repaired, grid.affine), grid).folded_share == 0
+    assert measure_quality(DisplacementField(field, grid.affine), grid).folded_share > 0
+    assert measure_quality(DisplacementField(repaired, grid.affine), grid).folded_share == 0
 
 
 def test_even_noise_ends_without_folds() -> None:
@@ -93,7 +93,7 @@ STEEP = {"iterations": (30, 30), "update_sigma_voxels": 0.6, "total_field_sigma_
 @pytest.fixture(scope="module")
 def folding() -> Pair:
     fixed, moving = noisy_pair()
-    return pairs(fixed, [moving], [Affine.identity()], None, None)[0]
+    return prepare_pairs(fixed, [moving], [Affine.identity()], None, None)[0]
 
 
 def test_an_optimisation_that_folds_is_repaired(folding: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,12 +102,12 @@ def test_an_optimisation_that_folds_is_repaired(folding: Pair, monkeypatch: pyte
     )
     found = dense.solve(folding, schedule)
     assert found.repaired > 0
-    assert folds.least_determinants(found.field).min() > folds.LEAST_DETERMINANT
+    assert folds.compute_least_determinants(found.field).min() > folds.LEAST_DETERMINANT
     monkeypatch.setattr(dense.folds, "repair", lambda field: (field, 0))
-    assert folds.least_determinants(dense.solve(folding, schedule).field).min() <= 0
+    assert folds.compute_least_determinants(dense.solve(folding, schedule).field).min() <= 0
 
 
 def test_the_method_gives_no_fold_on_the_whole_grid() -> None:
     fixed, moving = noisy_pair()
     (transform,) = diffeomorphic.register(fixed, [moving], initial=[Affine.identity()], **STEEP)  # type: ignore[arg-type]
-    assert quality(transform, fixed.grid).jacobian_min > 0
+    assert measure_quality(transform, fixed.grid).jacobian_min > 0

@@ -49,7 +49,7 @@ def test_the_weight_falls_between_doubt_and_threshold():
     checks = find_failures([*(middle + z * spread), *([middle] * 20)])
     np.testing.assert_allclose([v.weight for v in checks[:5]], [1, 0.75, 0.5, 0.25, 0], atol=1e-9)
     assert [v.keep for v in checks[:5]] == [True, True, True, True, False]
-    assert "counts 0.50" in checks[2].reason and "median 0.5 of 25 atlases" in checks[4].reason
+    assert "weight 0.50" in checks[2].reason and "median 0.5 of 25 atlases" in checks[4].reason
 
 
 def test_a_small_library_is_judged_by_the_floor_alone():
@@ -72,7 +72,7 @@ def test_where_all_fail_none_is_dropped_and_each_says_so():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(InputError, match="2 names"):
+    with pytest.raises(InputError, match=r"names: expected one per similarity .*got 2"):
         find_failures([0.5], names=["a", "b"])
     with pytest.raises(InputError, match="doubt <= threshold"):
         find_failures([0.5], doubt=4)

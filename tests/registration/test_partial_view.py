@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from atlasseg import io, phantoms
 from atlasseg.registration import affine
 from atlasseg.registration._engine import linear
-from atlasseg.registration._engine.batch import pairs
+from atlasseg.registration._engine.batch import prepare_pairs
 from atlasseg.resampling import resample
 from atlasseg.similarity import create_metric
 from atlasseg.transforms import Affine
@@ -79,11 +79,11 @@ def test_a_half_is_found_in_the_whole(whole_pair: tuple[Image, Image], axis: int
 
 def test_edges_are_brought_together_along_the_axes_that_differ(whole_pair: tuple[Image, Image]) -> None:
     whole, moving = whole_pair
-    pair = pairs(whole, [moving], None, None, None)[0]
+    pair = prepare_pairs(whole, [moving], None, None, None)[0]
     one = (1, 1, 1)
-    assert linear.edge_alignments(pair.fixed.level(one), pair.moving.level(one)) == []
-    cut = pairs(part_of(whole, 2, 1, 0.4), [moving], None, None, None)[0]
-    found = linear.edge_alignments(cut.fixed.level(one), cut.moving.level(one))
+    assert linear.list_edge_alignments(pair.fixed.level(one), pair.moving.level(one)) == []
+    cut = prepare_pairs(part_of(whole, 2, 1, 0.4), [moving], None, None, None)[0]
+    found = linear.list_edge_alignments(cut.fixed.level(one), cut.moving.level(one))
     boxes = []
     for level in (cut.fixed.level(one), cut.moving.level(one)):
         at = np.argwhere(level.mask == 2) @ level.affine[:3, :3].T + level.affine[:3, 3]
@@ -98,15 +98,15 @@ def test_edges_are_brought_together_along_the_axes_that_differ(whole_pair: tuple
 
 def test_starts_of_a_slab_are_compared_on_coarse_voxels() -> None:
     grid = Grid((80, 90, 24), np.diag([1.0, 1.0, 1.0, 1.0]))
-    slab = pairs(brain(grid, Affine.identity()), [brain(grid, Affine.identity())], None, None, None)[0].fixed
-    coarse, levels = linear.levels_of(slab, 2)
+    slab = prepare_pairs(brain(grid, Affine.identity()), [brain(grid, Affine.identity())], None, None, None)[0].fixed
+    coarse, levels = linear.choose_levels(slab, 2)
     assert levels == [(1, 1, 1)]  # no coarser one keeps 16 voxels
     assert coarse == (round(max(slab.valid.shape) / linear.START_VOXELS),) * 3
 
 
 def test_the_header_is_optimised_whatever_its_rank(whole_pair: tuple[Image, Image], monkeypatch) -> None:  # type: ignore[no-untyped-def]
     whole, moving = whole_pair
-    pair = pairs(whole, [moving], None, None, None)[0]
+    pair = prepare_pairs(whole, [moving], None, None, None)[0]
     begun: list[np.ndarray] = []
     original = linear.optimise
 
@@ -117,7 +117,7 @@ def test_the_header_is_optimised_whatever_its_rank(whole_pair: tuple[Image, Imag
     monkeypatch.setattr(linear, "optimise", recorded)
     # every other start looks better before it is optimised
     monkeypatch.setattr(linear, "score", lambda fit, matrix: fit.value - 10.0 * np.array_equal(matrix, np.eye(4)))
-    linear.run_search(pair, linear.start(pair.fixed, pair.moving, (2, 2, 2)), create_metric("local_correlation"))
+    linear.run_search(pair, linear.find_start(pair.fixed, pair.moving, (2, 2, 2)), create_metric("local_correlation"))
     assert any(np.array_equal(matrix, np.eye(4)) for matrix in begun)
 
 
@@ -126,8 +126,8 @@ def test_a_turn_upside_down_must_be_clearly_better() -> None:
     upright, tilted, upside_down = (np.eye(4) for _ in range(3))
     tilted[:3, :3] = Rotation.from_euler("x", 50, degrees=True).as_matrix()
     upside_down[:3, :3] = np.diag([1.0, -1.0, -1.0])
-    assert linear.score(fit, upright) == linear.score(fit, tilted) == 0.5
-    assert linear.score(fit, upside_down) == pytest.approx(0.45)
+    assert linear.score_start(fit, upright) == linear.score_start(fit, tilted) == 0.5
+    assert linear.score_start(fit, upside_down) == pytest.approx(0.45)
 
 
 def test_the_lower_half_of_a_brain_is_not_turned_upside_down() -> None:

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.registration.quality import jacobian_determinant, quality
+from atlasseg.registration.quality import compute_jacobian_determinant, measure_quality
 from atlasseg.transforms import Transform
 from atlasseg.volume import Grid, Mask
 
@@ -41,7 +41,7 @@ def oblique_grid(shape=(7, 9, 5)):
 
 @pytest.mark.parametrize("matrix", [np.diag([2.0, 0.5, 3.0]), np.array([[1, 0.2, 0], [-0.3, 1.1, 0.1], [0.4, 0, 0.8]])])
 def test_an_affine_has_its_own_determinant_everywhere(matrix):
-    found = quality(Function(lambda x: x @ matrix.T + 5), oblique_grid())
+    found = measure_quality(Function(lambda x: x @ matrix.T + 5), oblique_grid())
     expected = np.linalg.det(matrix)
     assert found.jacobian_min == pytest.approx(expected, rel=ROUND_OFF)
     assert found.jacobian_max == pytest.approx(expected, rel=ROUND_OFF)
@@ -51,7 +51,7 @@ def test_an_affine_has_its_own_determinant_everywhere(matrix):
 
 
 def test_a_mirror_is_folded_everywhere():
-    assert quality(Function(lambda x: x * (-1, 1, 1)), oblique_grid()).folded_share == 1
+    assert measure_quality(Function(lambda x: x * (-1, 1, 1)), oblique_grid()).folded_share == 1
 
 
 def test_a_quadratic_map_has_its_analytic_determinant_inside():
@@ -68,7 +68,7 @@ def test_a_quadratic_map_has_its_analytic_determinant_inside():
     one, nought = np.ones_like(x), np.zeros_like(x)
     rows = [[one, 0.06 * y, nought], [0.02 * z, one, 0.02 * x], [-0.02 * x, nought, one]]
     expected = np.linalg.det(np.moveaxis(np.array(rows), -1, 0)).reshape(grid.shape)
-    found = jacobian_determinant(Function(bend), grid)
+    found = compute_jacobian_determinant(Function(bend), grid)
     inner = (slice(1, -1),) * 3
     np.testing.assert_allclose(found[inner], expected[inner], rtol=1e-5)
 
@@ -86,10 +86,10 @@ def test_agrees_with_itk_on_a_random_field():
     image = SimpleITK.GetImageFromArray(field.transpose(2, 1, 0, 3), isVector=True)
     image.SetSpacing(spacing.tolist())
     itk = SimpleITK.GetArrayFromImage(SimpleITK.DisplacementFieldJacobianDeterminant(image)).transpose(2, 1, 0)
-    found = jacobian_determinant(Function(displaced), grid)
+    found = compute_jacobian_determinant(Function(displaced), grid)
     inner = (slice(1, -1),) * 3  # ITK repeats the last voxel across the face, which halves the derivative there
     np.testing.assert_allclose(found[inner], itk[inner], rtol=1e-4, atol=1e-4)
-    whole = quality(Function(displaced), grid)
+    whole = measure_quality(Function(displaced), grid)
     assert whole.folded_share == pytest.approx((found <= 0).mean()) and whole.folded_share > 0
     assert whole.jacobian_min == found.min() and whole.jacobian_max == found.max()
 
@@ -97,11 +97,11 @@ def test_agrees_with_itk_on_a_random_field():
 def test_the_slabs_do_not_show(monkeypatch):
     grid = oblique_grid((9, 4, 5))
     wave = Function(lambda x: x + 0.4 * np.sin(x))
-    whole = jacobian_determinant(wave, grid)
+    whole = compute_jacobian_determinant(wave, grid)
     for planes in (1, 2, 4):
         cuts = [(start, min(start + planes, 9)) for start in range(0, 9, planes)]
         monkeypatch.setattr("atlasseg.registration.quality.slabs", lambda _, cuts=cuts: cuts)
-        np.testing.assert_allclose(jacobian_determinant(wave, grid), whole, rtol=ROUND_OFF)
+        np.testing.assert_allclose(compute_jacobian_determinant(wave, grid), whole, rtol=ROUND_OFF)
 
 
 def test_only_the_mask_is_measured():
@@ -113,9 +113,9 @@ def test_only_the_mask_is_measured():
         x = points[:, 0]
         return np.column_stack([np.where(x > 3, 3 * x - 6, x), points[:, 1:]])
 
-    inside = quality(Function(stretched_beyond), grid, mask=Mask(array, grid.affine))
+    inside = measure_quality(Function(stretched_beyond), grid, mask=Mask(array, grid.affine))
     assert (inside.jacobian_min, inside.jacobian_max, inside.voxels) == (1, 1, 40)
-    everywhere = quality(Function(stretched_beyond), grid)
+    everywhere = measure_quality(Function(stretched_beyond), grid)
     assert everywhere.jacobian_max == 3
     planes = np.repeat([0.0, 0.0, 0.0, np.log(2), np.log(3), np.log(3)], 20)
     assert everywhere.sd_log_jacobian == pytest.approx(planes.std(), rel=ROUND_OFF)
@@ -125,8 +125,8 @@ def test_only_the_mask_is_measured():
 def test_bad_input_is_named():
     grid = Grid((4, 5, 6), np.eye(4))
     with pytest.raises(InputError, match="empty"):
-        quality(Function(np.copy), grid, mask=Mask(np.zeros(grid.shape, bool), grid.affine))
+        measure_quality(Function(np.copy), grid, mask=Mask(np.zeros(grid.shape, bool), grid.affine))
     with pytest.raises(GeometryError, match="not on the grid"):
-        quality(Function(np.copy), grid, mask=Mask(np.ones((4, 5, 7), bool), grid.affine))
+        measure_quality(Function(np.copy), grid, mask=Mask(np.ones((4, 5, 7), bool), grid.affine))
     with pytest.raises(InputError, match="NaN"):
-        quality(Function(lambda x: x * np.nan), grid)
+        measure_quality(Function(lambda x: x * np.nan), grid)

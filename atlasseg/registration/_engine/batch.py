@@ -1,4 +1,4 @@
-"""From images to prepared pairs and back: what all methods of the engine share."""
+"""Pairs of images for the registration engine: preparation, initial transforms, parallel execution."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from atlasseg.volume import Float32, Float64, Grid, Image, Mask
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.6
-"""Pairs run side by side only as far as they fit this share of the free memory."""
+"""Pairs run in parallel only as long as they fit into this fraction of the free memory."""
 
 VOXELS_FOR_THREADS = 1 << 18
-"""Smaller volumes are registered by one thread: others would spend more time waiting than working."""
+"""Smaller volumes are registered by one thread, since more threads would mostly wait for each other."""
 
 LEAST_OVERLAP = 0.05
-"""Share of the fixed foreground that an initial transform must bring into the moving field of view."""
+"""Fraction of the fixed foreground that an initial transform must map into the moving field of view."""
 
 OVERLAP_POINTS = 5000
-"""Voxels at which that is looked up."""
+"""Number of voxels at which the overlap is measured."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,29 +38,29 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A fixed and a moving image, prepared, and where they start: ``matrix_mm before(x)``."""
+    """Prepared fixed and moving images with their initial transform ``matrix_mm before(x)``."""
 
     fixed: Prepared
     moving: Prepared
     matrix_mm: Float64 | None
-    """(4, 4) fixed to moving RAS+ mm; None where nothing is known."""
+    """(4, 4) fixed to moving RAS+ mm; None without an initial transform."""
     before: Transform | None
-    """Of fixed points, before the matrix; None where that is all."""
+    """Transform of fixed points that is applied before the matrix; None if the matrix is all."""
     known: bool
-    """The moving image has a mask."""
+    """Whether the moving image has a mask."""
     initial: Transform | None = None
-    """What was given."""
+    """Initial transform as given by the caller."""
 
     @property
     def start_mm(self) -> Float64:
-        """The matrix of a pair that has one."""
+        """Matrix of a pair with an initial transform."""
         assert self.matrix_mm is not None
         return self.matrix_mm
 
     def displacement(self, level: Level) -> Float32:
-        """(I, J, K, 3) where `before` moves the voxels of a level of the fixed image, in its voxels.
+        """Sample the displacement (I, J, K, 3) of `before` at a level of the fixed image, in voxels of the level.
 
-        The last voxels of a coarse level may lie beyond the image: they move as its border does.
+        The last voxels of a coarse level may lie beyond the image: they take the displacement of its border.
         """
         if self.before is None:
             return np.zeros((*level.shape, 3), np.float32)
@@ -77,33 +77,33 @@ class Pair:
         return np.ascontiguousarray(moved_mm @ np.linalg.inv(level.affine[:3, :3]).T, dtype=np.float32)
 
 
-def pairs(
+def prepare_pairs(
     fixed: Image,
     moving: Sequence[Image],
     initial: Sequence[Transform] | None,
     fixed_mask: Mask | None,
     moving_masks: Sequence[Mask | None] | None,
 ) -> list[Pair]:
-    """Prepare every pair; the fixed image once.
+    """Prepare all pairs of one fixed image.
 
     Raises
     ------
     InputError
-        The sequences differ in length, the images in channels, an image is constant, a mask empty.
+        The sequences differ in length, the images differ in channels, an image is constant, or a mask is empty.
     GeometryError
-        A mask is not on its image's grid, or an initial transform leaves the fields of view without overlap.
+        A mask is not on the grid of its image, or the images do not overlap under an initial transform.
     """
     for given, what in ((initial, "initial transforms"), (moving_masks, "moving masks")):
         if given is not None and len(given) != len(moving):
-            raise InputError(f"{len(given)} {what} for {len(moving)} moving images: one for each is wanted")
+            raise InputError(f"{what}: expected one per moving image ({len(moving)}), got {len(given)}")
     target = prepare(fixed, fixed_mask)
 
     def pair(n: int) -> Pair:
         image, mask = moving[n], None if moving_masks is None else moving_masks[n]
         if image.channels.shape[3] != fixed.channels.shape[3]:
             raise InputError(
-                f"{image.name or f'moving image {n}'} has {image.channels.shape[3]} channels, "
-                f"{fixed.name or 'the fixed image'} has {fixed.channels.shape[3]}"
+                f"{image.name or f'moving image {n}'}: expected {fixed.channels.shape[3]} channels like "
+                f"{fixed.name or 'the fixed image'}, got {image.channels.shape[3]}"
             )
         start = None if initial is None else initial[n]
         matrix, before = (None, None) if start is None else split(start)
@@ -111,7 +111,7 @@ def pairs(
             _check_overlap(target, image.grid, start, fixed.name, image.name)
         return Pair(target, prepare(image, mask, cut=False), matrix, before, mask is not None, start)
 
-    return side_by_side(range(len(moving)), pair, workers=numba.get_num_threads(), size=fixed.array.size)
+    return run_in_parallel(range(len(moving)), pair, workers=numba.get_num_threads(), size=fixed.array.size)
 
 
 def _check_overlap(fixed: Prepared, moving: Grid, initial: Transform, fixed_name: str, moving_name: str) -> None:
@@ -124,13 +124,13 @@ def _check_overlap(fixed: Prepared, moving: Grid, initial: Transform, fixed_name
     if inside.mean() < LEAST_OVERLAP:
         raise GeometryError(
             f"{fixed_name or 'the fixed image'} and {moving_name or 'the moving image'} do not overlap "
-            f"under the initial transform: {inside.mean():.1%} of the foreground lies in the moving field of view, "
-            f"{LEAST_OVERLAP:.0%} is wanted"
+            f"under the initial transform: expected at least {LEAST_OVERLAP:.0%} of the foreground in the moving field "
+            f"of view, got {inside.mean():.1%}"
         )
 
 
 def split(transform: Transform) -> tuple[Float64, Transform | None]:
-    """A transform as a matrix and what comes before it, if anything."""
+    """Split a transform into a matrix and the transform applied before it (None for an affine transform)."""
     match transform:
         case Affine():
             return transform.matrix, None
@@ -139,8 +139,8 @@ def split(transform: Transform) -> tuple[Float64, Transform | None]:
     return np.eye(4), transform
 
 
-def carried(pair: Pair) -> Pair:
-    """The pair with the moving image carried onto the fixed grid, where its start is more than a matrix."""
+def resample_moving(pair: Pair) -> Pair:
+    """Resample the moving image of a pair to the fixed grid if its initial transform is not affine."""
     if pair.matrix_mm is None or pair.before is None:
         return pair
     fixed, moving = pair.fixed, pair.moving
@@ -159,43 +159,43 @@ def carried(pair: Pair) -> Pair:
 
 
 def require(values: Mapping[str, float], *, least: float, above: bool = False) -> None:
-    """Raise `InputError` naming the first of the values that is below `least`, or, with `above`, not above it."""
+    """Raise an `InputError` that names the first value below `least` (with `above`: at or below it)."""
     for name, value in values.items():
         if not (value > least if above else value >= least):
             raise InputError(f"{name} must be {'above' if above else 'at least'} {least:g}, got {value:g}")
 
 
 def is_mixed(precision: str) -> bool:
-    """Whether the precision is mixed; raise `InputError` where it is neither that nor single."""
+    """Return whether the precision is mixed; raise an `InputError` if it is neither mixed nor single."""
     if precision not in ("single", "mixed"):
-        raise InputError(f"precision must be 'single' or 'mixed', got {precision!r}")
+        raise InputError(f"precision: expected 'single' or 'mixed', got {precision!r}")
     return precision == "mixed"
 
 
-def schedule_of(
+def choose_schedule(
     fixed: Prepared, shrink_factors: tuple[int, ...], iterations: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The levels and their iterations: as given, or by default as many of powers of two as there is room for.
+    """Choose shrink factors and iterations: the given ones, or by default powers of two as the image size allows.
 
     Raises
     ------
     InputError
-        The two differ in length, or a number is out of its range.
+        The two differ in length, or a number is out of range.
     """
     if not iterations or min(iterations) < 0 or min(shrink_factors, default=1) < 1:
         raise InputError(
-            f"iterations must be 0 or above and shrink_factors 1 or above, got {iterations}, {shrink_factors}"
+            f"expected iterations of at least 0 and shrink_factors of at least 1, got {iterations}, {shrink_factors}"
         )
     if shrink_factors and len(shrink_factors) != len(iterations):
         raise InputError(
-            f"{len(shrink_factors)} shrink_factors and {len(iterations)} iterations: one of each a level is wanted"
+            f"iterations: expected one per level ({len(shrink_factors)} shrink_factors), got {len(iterations)}"
         )
     shrinks = shrink_factors or tuple(fixed.schedule(2 ** (len(iterations) - 1)))
     return shrinks, iterations[len(iterations) - len(shrinks) :]
 
 
-def field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Grid) -> DisplacementField:
-    """A displacement on the prepared grid as a transform on the whole grid; beyond the cut it goes on unchanged."""
+def make_field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Grid) -> DisplacementField:
+    """Convert a displacement on the prepared grid to a transform on the whole grid, constant beyond the crop."""
     padding = [
         (start, whole - start - part)
         for start, whole, part in zip(fixed.start, grid.shape, displacement_voxels.shape[:3], strict=True)
@@ -205,21 +205,21 @@ def field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Grid) -
     return DisplacementField(whole_mm, grid.affine)
 
 
-def each(pairs: Sequence[Pair], solve: Callable[[Pair], Result], *, bytes_needed: int) -> list[Result]:
-    """Solve every pair, as many side by side as the memory allows."""
-    workers = min(numba.get_num_threads(), max(1, int(MEMORY_SHARE * _free_bytes() / max(bytes_needed, 1))))
+def solve_each(pairs: Sequence[Pair], solve: Callable[[Pair], Result], *, bytes_needed: int) -> list[Result]:
+    """Solve all pairs, as many in parallel as the memory allows."""
+    workers = min(numba.get_num_threads(), max(1, int(MEMORY_SHARE * _get_free_bytes() / max(bytes_needed, 1))))
     size = max((pair.fixed.valid.size for pair in pairs), default=0)
-    return side_by_side(pairs, solve, workers=workers, size=size)
+    return run_in_parallel(pairs, solve, workers=workers, size=size)
 
 
-def side_by_side(items: Sequence[Item], work: Callable[[Item], Result], *, workers: int, size: int) -> list[Result]:
-    """Work on every item, several side by side on one core each: faster than all cores on one, and the same bits.
+def run_in_parallel(items: Sequence[Item], work: Callable[[Item], Result], *, workers: int, size: int) -> list[Result]:
+    """Apply `work` to all items in parallel on one core each: faster than all cores on one item, with the same result.
 
-    `size` is the voxels of one item: where they cannot run side by side, small ones are given one core all the same.
+    `size` is the number of voxels of an item. Small items use one core even if they cannot run in parallel.
     """
     threads = numba.get_num_threads()
     workers = min(len(items), workers)
-    if workers < 2 or not _may_run_side_by_side():
+    if workers < 2 or not _can_run_in_parallel():
         numba.set_num_threads(1 if size < VOXELS_FOR_THREADS else threads)
         try:
             return [work(item) for item in items]
@@ -240,13 +240,13 @@ def _touch(x):  # type: ignore[no-untyped-def]
         x[i] = 0
 
 
-def _may_run_side_by_side() -> bool:
-    """Whether numba's threads may be used from several threads at once: not so with its own plain pool."""
+def _can_run_in_parallel() -> bool:
+    """Return whether numba may be called from several threads at once: its workqueue layer does not allow it."""
     _touch(np.zeros(1))
     return numba.threading_layer() in ("omp", "tbb")
 
 
-def _free_bytes() -> int:
+def _get_free_bytes() -> int:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # macOS and Windows

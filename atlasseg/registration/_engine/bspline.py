@@ -1,7 +1,7 @@
-"""Cubic B-splines on a lattice: the field they span, its adjoint, and energies of their coefficients.
+"""Cubic B-splines on a lattice: field, adjoint, and energies of the coefficients.
 
-Coefficients are (A, B, C, 3) float32. Along an axis cut into n intervals there are n + 3 of them; the field is a
-product of three banded matrices, one an axis, and its adjoint that of their transposes.
+Coefficients are (A, B, C, 3) float32, with n + 3 coefficients along an axis of n intervals. The field is a product of
+three banded matrices, one per axis; the adjoint is the product of their transposes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SECOND_DERIVATIVES = (
     ((1, 0, 1), 2),
     ((0, 1, 1), 2),
 )
-"""Orders along the axes, and how often each occurs."""
+"""Orders along the axes, and multiplicity of each."""
 
 JACOBIAN_FLOOR = 0.2
-"""The folding penalty's logarithm goes on as a parabola below this determinant."""
+"""Determinant below which the logarithm of the folding penalty is continued by a parabola."""
 
 
-def basis(position: Float64, intervals: int, derivative: int = 0) -> Float32:
-    """(N, intervals + 3) values, or derivatives, of the splines at positions in intervals, 0 to `intervals`."""
+def evaluate_basis(position: Float64, intervals: int, derivative: int = 0) -> Float32:
+    """Evaluate the splines or their derivatives, (N, intervals + 3), at positions from 0 to `intervals`."""
     cell = np.clip(np.floor(position).astype(int), 0, intervals - 1)
     t = position - cell
     taps = [
@@ -45,14 +45,17 @@ def basis(position: Float64, intervals: int, derivative: int = 0) -> Float32:
     return out.astype(np.float32)
 
 
-def refinement(intervals: int) -> Float32:
-    """(2 intervals + 3, intervals + 3): coefficients of the same spline on half the intervals."""
+def make_refinement(intervals: int) -> Float32:
+    """Make the matrix (2 intervals + 3, intervals + 3) that refines coefficients to intervals of half the size."""
     position = np.linspace(0, intervals, 8 * intervals + 1)
-    fine, coarse = basis(2 * position, 2 * intervals).astype(float), basis(position, intervals).astype(float)
+    fine, coarse = (
+        evaluate_basis(2 * position, 2 * intervals).astype(float),
+        evaluate_basis(position, intervals).astype(float),
+    )
     return np.asarray(np.linalg.lstsq(fine, coarse, rcond=None)[0], np.float32)
 
 
-def product(matrices: Sequence[Float32], values: Float32) -> Float32:
+def apply_matrices(matrices: Sequence[Float32], values: Float32) -> Float32:
     """Apply a matrix (out, in) along each of the first three axes of (.., .., .., 3), the cheapest axis last."""
     order = (2, 1, 0) if matrices[0].shape[0] > matrices[0].shape[1] else (0, 1, 2)
     out = np.ascontiguousarray(values)
@@ -66,8 +69,8 @@ def product(matrices: Sequence[Float32], values: Float32) -> Float32:
     return out
 
 
-def transposed(matrices: Sequence[Float32]) -> list[Float32]:
-    """The matrices of the adjoint."""
+def transpose_all(matrices: Sequence[Float32]) -> list[Float32]:
+    """Transpose the matrices, which gives the adjoint."""
     return [np.ascontiguousarray(m.T) for m in matrices]
 
 
@@ -96,36 +99,37 @@ def _apply(matrix, values, out):  # type: ignore[no-untyped-def]
                 into[q] += w * row[q]
 
 
-def grams(intervals: int, spacing: float) -> list[Float32]:
-    """For derivatives of order 0, 1, 2: (n, n) integrals of products of splines along an axis, over its length."""
+def compute_grams(intervals: int, spacing: float) -> list[Float32]:
+    """Compute Gram matrices (n, n) of the splines along an axis, for derivatives of order 0, 1, 2, over its length."""
     nodes, weights = QUADRATURE
     position = (np.arange(intervals)[:, None] + (nodes + 1) / 2).reshape(-1)
     weight = np.tile(weights / 2, intervals)[:, None] / intervals
     out = []
     for order in range(3):
-        b = basis(position, intervals, order).astype(np.float64) / spacing**order
+        b = evaluate_basis(position, intervals, order).astype(np.float64) / spacing**order
         out.append((b.T @ (weight * b)).astype(np.float32))
     return out
 
 
 def bending(coefficients: Float32, gram: Sequence[Sequence[Float32]]) -> tuple[float, Float32]:
-    """Mean over the lattice of the squared second derivatives (Rueckert 1999, eq. 4), exact, and its derivative."""
+    """Compute the bending energy and its derivative: mean squared second derivatives (Rueckert 1999, eq. 4), exact."""
     gradient = np.zeros_like(coefficients)
     for orders, factor in SECOND_DERIVATIVES:
-        gradient += factor * product([g[order] for g, order in zip(gram, orders, strict=True)], coefficients)
+        gradient += factor * apply_matrices([g[order] for g, order in zip(gram, orders, strict=True)], coefficients)
     return float(np.sum(coefficients * gradient, dtype=np.float64)), 2 * gradient
 
 
 def folding(coefficients: Float32, intervals: Sequence[int]) -> tuple[float, Float32]:
-    """Mean squared logarithm of the Jacobian determinant at the knots, coefficients in intervals; and its derivative.
+    """Compute the folding penalty and its derivative: mean squared logarithm of the Jacobian determinant at the knots.
 
-    Below `JACOBIAN_FLOOR` it goes on as the parabola of the same value, slope and curvature, so that folds can mend.
+    Coefficients are in intervals. Below `JACOBIAN_FLOOR` the logarithm is continued by the parabola of the same value,
+    slope and curvature, so that folds can be undone.
     """
     at: list[Float64] = [np.arange(n + 1, dtype=np.float64) for n in intervals]
-    value = [basis(x, n) for x, n in zip(at, intervals, strict=True)]
-    slope = [basis(x, n, 1) for x, n in zip(at, intervals, strict=True)]
+    value = [evaluate_basis(x, n) for x, n in zip(at, intervals, strict=True)]
+    slope = [evaluate_basis(x, n, 1) for x, n in zip(at, intervals, strict=True)]
     matrices = [[slope[a] if a == axis else value[a] for a in range(3)] for axis in range(3)]
-    jacobian = np.stack([product(m, coefficients) for m in matrices], axis=-1).astype(np.float64) + np.eye(3)
+    jacobian = np.stack([apply_matrices(m, coefficients) for m in matrices], axis=-1).astype(np.float64) + np.eye(3)
     a, b, c = (jacobian[..., i, :] for i in range(3))
     cofactor = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=-2)
     det = (a * cofactor[..., 0, :]).sum(axis=-1)
@@ -133,19 +137,19 @@ def folding(coefficients: Float32, intervals: Sequence[int]) -> tuple[float, Flo
     pull = (change[..., None, None] * cofactor).astype(np.float32)
     gradient = np.zeros_like(coefficients)
     for axis in range(3):
-        gradient += product(transposed(matrices[axis]), np.ascontiguousarray(pull[..., axis]))
+        gradient += apply_matrices(transpose_all(matrices[axis]), np.ascontiguousarray(pull[..., axis]))
     return float(folding_energy(det).mean()), gradient
 
 
 def folding_energy(det: Float64) -> Float64:
-    """Squared logarithm of a determinant, below the floor a parabola."""
+    """Compute the squared logarithm of a determinant, continued by a parabola below the floor."""
     log, short = np.log(np.maximum(det, JACOBIAN_FLOOR)), np.minimum(det - JACOBIAN_FLOOR, 0)
     curve = 2 * (1 - np.log(JACOBIAN_FLOOR)) / JACOBIAN_FLOOR**2
     return np.asarray(log**2 + 2 * log / JACOBIAN_FLOOR * short + curve / 2 * short**2)
 
 
 def folding_change(det: Float64) -> Float64:
-    """Derivative of `folding_energy`."""
+    """Compute the derivative of `folding_energy`."""
     high, short = np.maximum(det, JACOBIAN_FLOOR), np.minimum(det - JACOBIAN_FLOOR, 0)
     curve = 2 * (1 - np.log(JACOBIAN_FLOOR)) / JACOBIAN_FLOOR**2
     return np.asarray(2 * np.log(high) / high + curve * short)

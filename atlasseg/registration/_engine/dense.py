@@ -1,9 +1,9 @@
 """Diffeomorphic registration by composed updates: the inner loop on the CPU.
 
-Every iteration warps the moving image once, takes the derivative of the similarity for a small step *before* the
-present warp (the closed-form derivative in the warped image times the warped image's slope, so no moving gradient is
-sampled), smooths it, scales its longest vector to a fixed step, composes, and smooths the field a little. The field
-stays a diffeomorphism as long as each step is one.
+Each iteration warps the moving image once and takes the derivative of the similarity for a small step *before* the
+current warp: the closed-form derivative in the warped image times the gradient of the warped image, so that no gradient
+of the moving image is sampled. It smooths this update, scales its longest vector to a fixed step, composes it with the
+field, and smooths the field slightly. The field stays a diffeomorphism as long as each step is one.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 
 from atlasseg.registration._engine import fields, folds
 from atlasseg.registration._engine.batch import Pair
-from atlasseg.registration._engine.pyramid import VALID, Level, matching_factors, refined
+from atlasseg.registration._engine.pyramid import VALID, Level, choose_factors, resample_field
 from atlasseg.similarity import SimilarityMetric
 from atlasseg.volume import Float32, Float64
 
 CONVERGENCE_WINDOW = 10
-"""A level ends when the mean similarity of this many iterations gains too little over that of as many before."""
+"""Number of iterations whose mean similarity is compared with that of the same number before, to stop a level."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the composed updates go by; see :func:`atlasseg.registration.diffeomorphic.register`."""
+    """Parameters of the optimisation; see :func:`atlasseg.registration.diffeomorphic.register`."""
 
     shrink_factors: tuple[int, ...]
     iterations: tuple[int, ...]
@@ -35,26 +35,26 @@ class Schedule:
     step_voxels: float
     tolerance: float
     mixed: bool = False
-    """What can be is held in float16 on a GPU."""
+    """Hold images and updates in float16 on a GPU."""
 
 
 def bytes_needed(voxels: int, channels: int) -> int:
-    """Of one pair at full resolution: five fields, the images on both sides and the windows' terms."""
+    """Estimate the memory of one pair at full resolution: five fields, both images, and the window sums."""
     return voxels * (5 * 12 + 4 * (8 + 3 * channels) + 2)
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What a pair's optimisation ends with.
+    """Result of the optimisation of a pair.
 
     Parameters
     ----------
     field : (I, J, K, 3) float32
         Displacement in voxels of the fixed image, without folds.
     similarity : float
-        What it reached at the finest level.
+        Similarity at the finest level.
     repaired : int
-        Voxels that were folded after a level, of that level's grid, and were smoothed until they were not.
+        Number of folded voxels, of the grids of all levels, that were repaired after a level.
     """
 
     field: Float32
@@ -63,7 +63,7 @@ class Solution:
 
 
 def solve(pair: Pair, schedule: Schedule) -> Solution:
-    """Displacement that improves ``matrix_mm @ (x + u(x))`` of a pair; folds are repaired after every level."""
+    """Optimise the displacement u of ``matrix_mm @ (x + u(x))`` for a pair; folds are repaired after every level."""
     fixed, moving = pair.fixed, pair.moving
     field: Float32 | None = None
     before, value, repaired = fixed.level((1, 1, 1)), 0.0, 0
@@ -73,13 +73,13 @@ def solve(pair: Pair, schedule: Schedule) -> Solution:
         if iterations == 0:
             continue
         level = fixed.level(fixed.factors(shrink))
-        field = pair.displacement(level) if field is None else refined(field, before, level)
-        other = moving.level(matching_factors(level, moving))
+        field = pair.displacement(level) if field is None else resample_field(field, before, level)
+        other = moving.level(choose_factors(level, moving))
         field, value = _optimise_level(level, other, pair.start_mm, field, iterations, sigma, schedule, pair.known)
         field, count = folds.repair(field)
         before, repaired = level, repaired + count
     full = fixed.level((1, 1, 1))
-    field, count = folds.repair(pair.displacement(full) if field is None else refined(field, before, full))
+    field, count = folds.repair(pair.displacement(full) if field is None else resample_field(field, before, full))
     return Solution(field, value, repaired + count)
 
 
@@ -102,8 +102,8 @@ def _optimise_level(
     finest = fixed.spacing_mm.min() / fixed.spacing_mm
     update_sigma = tuple(float(s) for s in schedule.update_sigma_voxels * finest)
     total_field_sigma = tuple(float(s) for s in sigma_voxels * finest)
-    reach = [fields.gaussian_taps(s).size // 2 for s in update_sigma]
-    near, everywhere = (fields.row_spans(m, reach) for m in (fixed.mask == VALID, np.ones(shape, bool)))
+    reach = [fields.make_gaussian_taps(s).size // 2 for s in update_sigma]
+    near, everywhere = (fields.find_row_spans(m, reach) for m in (fixed.mask == VALID, np.ones(shape, bool)))
     values: list[float] = []
     for _ in range(iterations):
         value = 0.0
@@ -125,6 +125,6 @@ def _optimise_level(
 
 
 def has_converged(values: Sequence[float], tolerance: float) -> bool:
-    """Whether the last `CONVERGENCE_WINDOW` values gained less than `tolerance` over those before."""
+    """Return whether the mean of the last `CONVERGENCE_WINDOW` values gained less than `tolerance`."""
     n = CONVERGENCE_WINDOW
     return len(values) >= 2 * n and float(np.mean(values[-n:]) - np.mean(values[-2 * n : -n])) < tolerance

@@ -1,7 +1,7 @@
-"""The composed updates of `dense` in torch: all moving images of a target in one tensor, on CUDA or the CPU.
+"""Diffeomorphic registration of `dense` in torch: all moving images of a target in one tensor, on CUDA or the CPU.
 
-The same steps with the same numbers up to the order of float32 sums. Every image is independent of the others in its
-batch: each has its own step, and leaves the batch when it has converged.
+The steps are the same as in `dense`, and the results are equal up to the order of float32 sums. Every image is
+independent of the others in its batch: it has its own step, and leaves the batch when it has converged.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import torch
 from atlasseg.registration._engine import folds
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import Schedule, Solution, has_converged
-from atlasseg.registration._engine.pyramid import Level, matching_factors, refined
+from atlasseg.registration._engine.pyramid import Level, choose_factors, resample_field
 from atlasseg.registration._engine.torch_ops import (
     MovingBatch,
-    fitting,
-    in_batches,
+    compute_slopes,
+    fit_to_memory,
     sample,
-    slopes,
     smooth,
     smooth_halved,
+    solve_in_batches,
 )
 from atlasseg.volume import Float32
 
 
 def solve(pairs: Sequence[Pair], schedule: Schedule, *, device: str) -> list[Solution]:
-    """As `dense.solve`, for all pairs of one fixed image at once.
+    """Optimise the displacements of all pairs of one fixed image at once, like `dense.solve`.
 
     Raises
     ------
     InputError
-        One pair alone does not fit the GPU's memory.
+        A single pair does not fit into the memory of the GPU.
     """
-    size, each = fitting(pairs[0].fixed.valid.size, len(pairs), device)
-    return in_batches(len(pairs), size, lambda part: _solve([pairs[n] for n in part], schedule, device), each)
+    size, each = fit_to_memory(pairs[0].fixed.valid.size, len(pairs), device)
+    return solve_in_batches(len(pairs), size, lambda part: _solve([pairs[n] for n in part], schedule, device), each)
 
 
 def _solve(pairs: Sequence[Pair], schedule: Schedule, device: str) -> list[Solution]:
@@ -50,12 +50,12 @@ def _solve(pairs: Sequence[Pair], schedule: Schedule, device: str) -> list[Solut
         if iterations == 0:
             continue
         level = fixed.level(fixed.factors(shrink))
-        start = [refined(u, before, level) for u in found] or [pair.displacement(level) for pair in pairs]
+        start = [resample_field(u, before, level) for u in found] or [pair.displacement(level) for pair in pairs]
         fields, values = _optimise_level(level, pairs, np.stack(start), iterations, sigma, schedule, device)
         whole = [folds.repair(field) for field in fields]
         found, before = [field for field, _ in whole], level
         repaired = [n + count for n, (_, count) in zip(repaired, whole, strict=True)]
-    ended = [refined(u, before, full) for u in found] or [pair.displacement(full) for pair in pairs]
+    ended = [resample_field(u, before, full) for u in found] or [pair.displacement(full) for pair in pairs]
     whole = [folds.repair(field) for field in ended]
     return [Solution(field, value, n + count) for (field, count), value, n in zip(whole, values, repaired, strict=True)]
 
@@ -70,7 +70,7 @@ def _optimise_level(
     schedule: Schedule,
     device: str,
 ) -> tuple[Float32, list[float]]:
-    levels = [pair.moving.level(matching_factors(fixed, pair.moving)) for pair in pairs]
+    levels = [pair.moving.level(choose_factors(fixed, pair.moving)) for pair in pairs]
     batch = MovingBatch(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
     matrices = batch.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
     target, metric = batch.target, schedule.similarity
@@ -87,7 +87,7 @@ def _optimise_level(
         for c in range(target.shape[1]):
             part, gradient, _ = metric.derivatives_torch(target[:, c : c + 1], warped[:, c : c + 1], weight)
             value += part / target.shape[1]
-            update += gradient * slopes(warped[:, c : c + 1]) * scale
+            update += gradient * compute_slopes(warped[:, c : c + 1]) * scale
         update = (smooth_halved if schedule.mixed else smooth)(update, update_sigma.tolist())
         longest = update.square().sum(dim=1).amax(dim=(1, 2, 3)).sqrt()
         going = []

@@ -1,7 +1,7 @@
-"""Inner loops over displacement fields on the CPU: sample, differentiate, smooth, compose.
+"""Displacement fields on the CPU: compiled loops to sample, differentiate, smooth and compose.
 
-Fields are (I, J, K, 3) float32 in voxels of their own grid. Every output voxel depends on the inputs alone, so the
-number of threads does not change a bit of the results.
+Fields are (I, J, K, 3) float32 in voxels of their own grid. Every output voxel depends on the inputs only, so the
+results are identical for any number of threads.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from scipy import ndimage
 Float32 = NDArray[np.float32]
 
 EDGE_VOXELS = 0.5
-"""How far beyond the centres of its outermost voxels an image is known."""
+"""An image is known up to this distance beyond the centres of its outermost voxels."""
 
 TRUNCATE_SIGMAS = 3.0
-"""Where Gaussian kernels end."""
+"""Radius of Gaussian kernels, in standard deviations."""
 
 
-def gaussian_taps(sigma_voxels: float) -> Float32:
-    """(2 r + 1,) Gaussian weights of sum 1, cut at `TRUNCATE_SIGMAS`."""
+def make_gaussian_taps(sigma_voxels: float) -> Float32:
+    """Compute Gaussian weights (2 r + 1,) with sum 1, truncated at `TRUNCATE_SIGMAS`."""
     radius = int(np.ceil(TRUNCATE_SIGMAS * sigma_voxels - 0.5))
     x = np.arange(-radius, radius + 1)
     taps = np.exp(-0.5 * (x / max(sigma_voxels, 1e-6)) ** 2)
@@ -32,10 +32,10 @@ def gaussian_taps(sigma_voxels: float) -> Float32:
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no-untyped-def]
-    """warped(x) = moving(matrix (x + field(x))) , linear, edges repeated; weight = where known.
+    """Warp an image: warped(x) = moving(matrix (x + field(x))), linear, edges repeated; weight is 1 where it is known.
 
-    known : (I, J, K) uint8 of the moving image, or of size 0 where all of it is known; looked up at the nearest voxel.
-    mask : (I, J, K) uint8 of the fixed grid: 0 not wanted, 1 value wanted, 2 value and weight.
+    known : (I, J, K) uint8 of the moving image, or of size 0 if all of it is known; taken at the nearest voxel.
+    mask : (I, J, K) uint8 of the fixed grid: 0 compute nothing, 1 value, 2 value and weight.
     """
     ni, nj, nk = warped.shape
     ma, mb, mc = moving.shape
@@ -79,9 +79,9 @@ def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def metric_gradient(gradient, warped, scale, add, spans, out):  # type: ignore[no-untyped-def]
-    """Out = gradient times the slope of `warped` times `scale` (3,): derivative for a small step before the warp.
+    """Compute out = gradient times slope of `warped` times `scale` (3,): derivative for a small step before the warp.
 
-    With `add` it is added to what `out` holds, as for a further channel. Outside the spans `out` stays as it is.
+    With `add` the result is added to `out`, as for several channels. Outside the spans `out` is not changed.
     """
     ni, nj, nk = warped.shape
     s0, s1, s2 = np.float32(scale[0] / 2), np.float32(scale[1] / 2), np.float32(scale[2] / 2)
@@ -111,10 +111,10 @@ def metric_gradient(gradient, warped, scale, add, spans, out):  # type: ignore[n
                     o[nk - 1, 2] += s2 * g[nk - 1] * (row[nk - 1] - row[nk - 2])
 
 
-def row_spans(inside: NDArray[np.bool_], reach: Sequence[int]) -> NDArray[np.int64]:
-    """(I, J, 2) first and last + 1 index along the third axis within `reach` of what is inside, 0 and 0 where nothing.
+def find_row_spans(inside: NDArray[np.bool_], reach: Sequence[int]) -> NDArray[np.int64]:
+    """Compute the span (I, J, 2) along the third axis, first and last + 1, that is within `reach` of the inside.
 
-    The reach is in voxels along each axis: where a smoothing of that radius can carry anything from the inside.
+    `reach` is in voxels along each axis: the radius of a smoothing of values inside. Rows without a span get 0 and 0.
     """
     nk = inside.shape[2]
     some = inside.any(axis=2)
@@ -131,11 +131,11 @@ def row_spans(inside: NDArray[np.bool_], reach: Sequence[int]) -> NDArray[np.int
 def smooth(
     field: Float32, sigma_voxels: Sequence[float], out: Float32, scratch: Float32, spans: NDArray[np.int64]
 ) -> None:
-    """Gaussian smoothing of a field of 3 components, edges repeated; `out` may be `field`.
+    """Smooth a field of 3 components by a Gaussian, edges repeated; `out` may be `field`.
 
-    Only within the `row_spans`, beyond which `field` and `scratch` must be 0 unless the spans are whole rows.
+    Computes only within `spans`; `field` and `scratch` must be 0 beyond them, unless the spans are whole rows.
     """
-    taps = [gaussian_taps(s) for s in sigma_voxels]
+    taps = [make_gaussian_taps(s) for s in sigma_voxels]
     if all(t.size == 1 for t in taps):
         if out is not field:
             out[...] = field
@@ -147,7 +147,7 @@ def smooth(
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def _smooth_planes(values, taps_j, taps_k, spans, out):  # type: ignore[no-untyped-def]
-    """Along the second and the third axis, the third holding 3 interleaved components; symmetric taps."""
+    """Smooth along the second and third axes, with 3 interleaved components on the third; symmetric taps."""
     ni, nj, n = values.shape
     rj, rk = taps_j.size // 2, taps_k.size // 2
     for i in numba.prange(ni):
@@ -158,7 +158,7 @@ def _smooth_planes(values, taps_j, taps_k, spans, out):  # type: ignore[no-untyp
                 continue
             low, high = max(3 * (k0 - rk), 0), min(3 * (k1 + rk), n)
             inner = line[3 * rk + low : 3 * rk + high]
-            _scaled(values[i, j, low:high], taps_j[rj], inner)
+            _scale(values[i, j, low:high], taps_j[rj], inner)
             for t in range(1, rj + 1):
                 before, after = values[i, max(j - t, 0), low:high], values[i, min(j + t, nj - 1), low:high]
                 _add_both(before, after, taps_j[rj + t], inner)
@@ -168,7 +168,7 @@ def _smooth_planes(values, taps_j, taps_k, spans, out):  # type: ignore[no-untyp
                 if high == n:
                     line[3 * rk + n + t] = inner[inner.size - 3 + t % 3]
             row = out[i, j, 3 * k0 : 3 * k1]
-            _scaled(line[3 * (k0 + rk) :], taps_k[rk], row)
+            _scale(line[3 * (k0 + rk) :], taps_k[rk], row)
             for t in range(1, rk + 1):
                 _add_both(line[3 * (k0 + rk - t) :], line[3 * (k0 + rk + t) :], taps_k[rk + t], row)
 
@@ -181,14 +181,14 @@ def _smooth_first(values, taps, spans, out):  # type: ignore[no-untyped-def]
         for i in range(ni):
             low, high = 3 * spans[i, j, 0], 3 * spans[i, j, 1]
             row = out[i, j, low:high]
-            _scaled(values[i, j, low:high], taps[r], row)
+            _scale(values[i, j, low:high], taps[r], row)
             for t in range(1, r + 1):
                 before, after = values[max(i - t, 0), j, low:high], values[min(i + t, ni - 1), j, low:high]
                 _add_both(before, after, taps[r + t], row)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
-def _scaled(row, factor, out):  # type: ignore[no-untyped-def]
+def _scale(row, factor, out):  # type: ignore[no-untyped-def]
     for q in range(out.size):
         out[q] = factor * row[q]
 
@@ -201,7 +201,7 @@ def _add_both(one, two, factor, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def largest_square(field):  # type: ignore[no-untyped-def]
-    """Largest squared length of the vectors of a field."""
+    """Find the largest squared length of the vectors of a field."""
     ni = field.shape[0]
     best = np.zeros(ni, np.float32)
     for i in numba.prange(ni):
@@ -216,7 +216,7 @@ def largest_square(field):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
-    """out(x) = s(x) + field(x + s(x)), s = scale * step; beyond its borders the field goes on unchanged."""
+    """Compose fields: out(x) = s(x) + field(x + s(x)) with s = scale * step; field is constant beyond its borders."""
     ni, nj, nk = field.shape[:3]
     zero = np.float32(0)
     la, lb, lc = np.float32(ni - 1), np.float32(nj - 1), np.float32(nk - 1)
@@ -251,7 +251,7 @@ def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def add_moving_slope(moving, matrix, field, gradient, scale, out):  # type: ignore[no-untyped-def]
-    """Out += scale gradient(x) times the derivative, in field(x), of the linearly sampled value."""
+    """Add scale * gradient(x) times the derivative of the linearly sampled value in field(x) to `out`."""
     ni, nj, nk = gradient.shape
     ma, mb, mc = moving.shape
     m = matrix.astype(np.float32)

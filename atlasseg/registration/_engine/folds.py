@@ -1,10 +1,10 @@
-"""Folds of a displacement field: find them, and smooth the field around them until there are none.
+"""Folds of a displacement field: find them, and smooth the field locally until there are none.
 
-The map ``x + u(x)`` of a field that is interpolated linearly is one to one where its Jacobian determinant is positive
-at every corner of every cell between voxels. At a voxel those are the determinants of the eight choices of a forward
-or a backward difference along each axis [1]_. The field is repaired where one of them is too small: it is smoothed by
-a Gaussian there, and the result blends into the unchanged field around. Region and Gaussian grow from round to round,
-so that the repair ends: a field that is smoothed everywhere becomes constant.
+The map ``x + u(x)`` of a linearly interpolated field is one to one where its Jacobian determinant is positive at every
+corner of every cell between voxels. At a voxel these are the determinants of the eight combinations of forward and
+backward differences along the axes [1]_. Where one of them is too small, the field is smoothed by a Gaussian, blended
+into the unchanged field around. Region and Gaussian grow from round to round, so that the repair always ends: a field
+that is smoothed everywhere becomes constant.
 
 References
 ----------
@@ -22,11 +22,11 @@ from atlasseg.registration._engine import fields
 from atlasseg.volume import Float32
 
 LEAST_DETERMINANT = 0.01
-"""A voxel whose volume shrinks to less than this share counts as folded; above 0, since results are kept in float32."""
+"""Voxels with a smaller determinant count as folded; above 0, since results are stored in float32."""
 
 
-def least_determinants(field: Float32) -> Float32:
-    """Smallest Jacobian determinant of ``x + u(x)`` at every voxel.
+def compute_least_determinants(field: Float32) -> Float32:
+    """Compute the smallest Jacobian determinant of ``x + u(x)`` at every voxel.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def least_determinants(field: Float32) -> Float32:
     Returns
     -------
     (I, J, K) float32
-        The least of the eight determinants by one-sided differences and of the one by central differences.
+        Minimum of the eight determinants by one-sided differences and the one by central differences.
     """
     out = np.empty(field.shape[:3], np.float32)
     _least(np.ascontiguousarray(field), out)
@@ -56,11 +56,11 @@ def repair(field: Float32, *, least: float = LEAST_DETERMINANT) -> tuple[Float32
     Returns
     -------
     field : (I, J, K, 3) float32
-        The field that was given where nothing is folded; else a new one, changed around the folds alone.
+        The given field if nothing is folded; else a new field, changed only around the folds.
     folded : int
-        Voxels that were folded in the field that was given.
+        Number of folded voxels of the given field.
     """
-    folded = least_determinants(field) <= least
+    folded = compute_least_determinants(field) <= least
     count = int(folded.sum())
     sigma, region, reach = 1.0, np.zeros(folded.shape, bool), 1
     while folded.any():
@@ -68,10 +68,10 @@ def repair(field: Float32, *, least: float = LEAST_DETERMINANT) -> tuple[Float32
         blend = ndimage.gaussian_filter(region.astype(np.float32), 1.0, mode="nearest")
         blend = np.maximum(blend, region).astype(np.float32)[..., None]
         smoothed, scratch = np.empty_like(field), np.empty_like(field)
-        everywhere = fields.row_spans(np.ones(folded.shape, bool), (0, 0, 0))
+        everywhere = fields.find_row_spans(np.ones(folded.shape, bool), (0, 0, 0))
         fields.smooth(np.ascontiguousarray(field), (sigma, sigma, sigma), smoothed, scratch, everywhere)
         field = field + blend * (smoothed - field)
-        folded = least_determinants(field) <= least
+        folded = compute_least_determinants(field) <= least
         sigma, reach = sigma * 1.3, reach + 1
     return field, count
 

@@ -1,7 +1,7 @@
-"""The free-form deformation of `freeform` in torch: all moving images of a target in one tensor.
+"""Free-form deformation of `freeform` in torch: all moving images of a target in one tensor.
 
-The same steps with the same numbers up to the order of float32 sums. Coefficients are (N, 3, A, B, C). Every image has
-its own rate, and leaves the batch when it has converged.
+The steps are the same as in `freeform`, and the results are equal up to the order of float32 sums. Coefficients are
+(N, 3, A, B, C). Every image has its own rate, and leaves the batch when it has converged.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ from torch import Tensor
 from atlasseg.registration._engine import bspline
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import has_converged
-from atlasseg.registration._engine.freeform import MEMORY, MOMENTUM, Lattice, Schedule, lattices
-from atlasseg.registration._engine.pyramid import Level, matching_factors
-from atlasseg.registration._engine.torch_ops import MovingBatch, fitting, in_batches
+from atlasseg.registration._engine.freeform import MEMORY, MOMENTUM, Lattice, Schedule, make_lattices
+from atlasseg.registration._engine.pyramid import Level, choose_factors
+from atlasseg.registration._engine.torch_ops import MovingBatch, fit_to_memory, solve_in_batches
 from atlasseg.similarity import SimilarityMetric
 from atlasseg.transforms import BSplineField
 from atlasseg.volume import Float32, Grid
 
 
 def solve(pairs: Sequence[Pair], schedule: Schedule, grid: Grid, *, device: str) -> list[tuple[BSplineField, float]]:
-    """As `freeform.solve`, for all pairs of one fixed image at once.
+    """Optimise the splines of all pairs of one fixed image at once, like `freeform.solve`.
 
     Raises
     ------
     InputError
-        One pair alone does not fit the GPU's memory.
+        A single pair does not fit into the memory of the GPU.
     """
-    size, each = fitting(pairs[0].fixed.valid.size, len(pairs), device)
-    return in_batches(len(pairs), size, lambda part: _solve([pairs[n] for n in part], schedule, grid, device), each)
+    size, each = fit_to_memory(pairs[0].fixed.valid.size, len(pairs), device)
+    return solve_in_batches(
+        len(pairs), size, lambda part: _solve([pairs[n] for n in part], schedule, grid, device), each
+    )
 
 
 @torch.no_grad()
 def _solve(pairs: Sequence[Pair], schedule: Schedule, grid: Grid, device: str) -> list[tuple[BSplineField, float]]:
     fixed = pairs[0].fixed
-    levels = lattices(grid, schedule.spacing_voxels, schedule.shrink_factors)
+    levels = make_lattices(grid, schedule.spacing_voxels, schedule.shrink_factors)
     coefficients = torch.zeros((len(pairs), 3, *(c + 3 for c in levels[0].intervals)), device=device)
     values = [0.0] * len(pairs)
     for n, (shrink, iterations, lattice) in enumerate(
         zip(schedule.shrink_factors, schedule.iterations, levels, strict=True)
     ):
         if n > 0 and lattice.intervals != levels[n - 1].intervals:
-            finer = [bspline.refinement(c) for c in levels[n - 1].intervals]
+            finer = [bspline.make_refinement(c) for c in levels[n - 1].intervals]
             coefficients = product(_on(device, finer), coefficients)
         level = fixed.level(fixed.factors(shrink))
         coefficients, values = _optimise_level(level, pairs, coefficients, lattice, iterations, schedule, device)
@@ -62,7 +64,7 @@ def _optimise_level(
     schedule: Schedule,
     device: str,
 ) -> tuple[Tensor, list[float]]:
-    levels = [pair.moving.level(matching_factors(fixed, pair.moving)) for pair in pairs]
+    levels = [pair.moving.level(choose_factors(fixed, pair.moving)) for pair in pairs]
     batch = MovingBatch(fixed, levels, [pair.known for pair in pairs], device, mixed=schedule.mixed)
     to_moving = batch.matrix(range(len(pairs)), [pair.start_mm for pair in pairs])
     matrices = _on(device, lattice.matrices(fixed))
@@ -75,7 +77,7 @@ def _optimise_level(
     in_finest = along_axes(lattice.grid.spacing_mm / finest)
     per_interval = along_axes(1 / lattice.spacing_voxels)
     lengths = lattice.spacing_voxels * lattice.grid.spacing_mm / finest
-    gram = [_on(device, bspline.grams(n, float(s))) for n, s in zip(lattice.intervals, lengths, strict=True)]
+    gram = [_on(device, bspline.compute_grams(n, float(s))) for n, s in zip(lattice.intervals, lengths, strict=True)]
     step = schedule.step_voxels * fixed.spacing_mm.min() / finest
     result, active = coefficients.clone(), torch.arange(len(pairs), device=device)
     mean, square = torch.zeros_like(coefficients), torch.zeros_like(coefficients[:, :1])
@@ -115,7 +117,7 @@ def _optimise_level(
 def similarity(
     batch: MovingBatch, active: Tensor, matrix: Tensor, field: Tensor, measured: SimilarityMetric
 ) -> tuple[Tensor, Tensor]:
-    """(N,) similarity under ``matrix (x + field(x))``, and its exact derivative in the field, (N, 3, I, J, K)."""
+    """Compute the similarity (N,) under ``matrix (x + field(x))`` and its derivative (N, 3, I, J, K) in the field."""
     there = batch.there(matrix, field)
     warped, weight = batch.warp(active, there)
     channels = warped.shape[1]
@@ -136,7 +138,7 @@ def product(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
 
 
 def bending_slope(coefficients: Tensor, gram: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Derivative of `bspline.bending`."""
+    """Compute the derivative of `bspline.bending`."""
     out = torch.zeros_like(coefficients)
     for orders, factor in bspline.SECOND_DERIVATIVES:
         out += factor * product([g[order] for g, order in zip(gram, orders, strict=True)], coefficients)
@@ -144,11 +146,11 @@ def bending_slope(coefficients: Tensor, gram: Sequence[Sequence[Tensor]]) -> Ten
 
 
 def folding_slope(coefficients: Tensor, intervals: Sequence[int]) -> Tensor:
-    """Derivative of `bspline.folding`."""
+    """Compute the derivative of `bspline.folding`."""
     at = [np.arange(n + 1, dtype=np.float64) for n in intervals]
     device = coefficients.device.type
-    value = _on(device, [bspline.basis(x, n) for x, n in zip(at, intervals, strict=True)])
-    slope = _on(device, [bspline.basis(x, n, 1) for x, n in zip(at, intervals, strict=True)])
+    value = _on(device, [bspline.evaluate_basis(x, n) for x, n in zip(at, intervals, strict=True)])
+    slope = _on(device, [bspline.evaluate_basis(x, n, 1) for x, n in zip(at, intervals, strict=True)])
     matrices = [[slope[a] if a == axis else value[a] for a in range(3)] for axis in range(3)]
     # (N, component, I, J, K, axis)
     jacobian = torch.stack([product(m, coefficients) for m in matrices], dim=-1).double().movedim(1, -2)

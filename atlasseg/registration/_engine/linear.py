@@ -1,7 +1,7 @@
-"""Rigid, similarity and affine registration: Gauss-Newton, from the best of several starts.
+"""Rigid, similarity and affine registration by Gauss-Newton optimisation from the best of several initial alignments.
 
-The search is a generator: it yields the level and the matrices it wants to know the similarity of, and is sent what
-came out. Here the compiled kernels answer for one pair after the other; `linear_torch` answers for many at once.
+The search is a generator: it yields a level and matrices, and receives their similarities and derivatives. Here the
+compiled kernels compute them for one pair after the other; `linear_torch` computes them for many pairs at once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from atlasseg.device import Device, resolve_device
 from atlasseg.errors import GeometryError
 from atlasseg.registration._engine import fields
-from atlasseg.registration._engine.batch import Pair, each, pairs
-from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, matching_factors
+from atlasseg.registration._engine.batch import Pair, prepare_pairs, solve_each
+from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, choose_factors
 from atlasseg.registration._engine.search import Factors, Fit, Result, Search
 from atlasseg.similarity import SimilarityMetric
 from atlasseg.transforms import Affine, Transform
@@ -34,45 +34,45 @@ STAGES: dict[TransformModel, tuple[TransformModel, ...]] = {
     "similarity": ("rigid", "similarity"),
     "affine": ("rigid", "similarity", "affine"),
 }
-"""The motions an unguided registration goes through at its coarsest level."""
+"""Sequence of transform models at the coarsest level of a registration without an initial transform."""
 
 START_VOXELS = 20
-"""Starts are compared on a level of about this many voxels along the longest axis."""
+"""Initial alignments are compared on a level with about this many voxels along the longest axis."""
 
 NEARLY_COARSE = 1.5
-"""The coarsest level of the schedule serves for that as long as its voxels are no more than this factor too small."""
+"""The coarsest level of the schedule is used for this if its voxels are at most this factor too small."""
 
 START_ANGLES_DEGREES = (-25.0, 25.0)
-"""Rotations about each axis that are tried beside none."""
+"""Initial rotations about each axis, besides none."""
 
 LEAST_OVERLAP = 0.3
-"""A start must bring at least this share of the fixed mask into the moving image's field of view."""
+"""Fraction of the fixed mask that an initial alignment must map into the field of view of the moving image."""
 
 KEPT_STARTS = 3
-"""So many of the best starts are registered rigidly before one is chosen."""
+"""Number of best initial alignments that are optimised rigidly before one is chosen."""
 
 EXTENT_DIFFERENCE = 0.15
-"""Along an axis where the foregrounds' extents differ by more than this share of the larger one, the smaller may be cut
-off at either end: their low and their high edges are brought together as well as their middles."""
+"""Relative difference of the foreground extents along an axis above which one image may be cut off: then the low edges
+and the high edges are aligned as well as the centres."""
 
 ADVANTAGE = 0.02
-"""The header's alignment, and those of edges, take the place of a usual start where they gain this share ..."""
+"""Relative gain in similarity for which the alignment of the headers, or of edges, replaces another start ..."""
 
 ELSEWHERE_VOXELS = 1.5
-"""... and end this far from it, on average over the corners of the level's grid."""
+"""... if it ends at least this far away, on average over the corners of the grid of the level."""
 
 ROTATION_COST = 0.1
-"""Share of the similarity that a turn by 180 degrees away from the header's orientation must gain ..."""
+"""Relative gain in similarity required for a rotation by 180 degrees from the orientation of the headers ..."""
 
 FREE_COSINE = 0.5
-"""... falling to none for a turn by 60 degrees, whose cosine this is."""
+"""... which falls to 0 for a rotation by 60 degrees, whose cosine this is."""
 
 CONVERGED = 1e-4
-"""Gauss-Newton ends when a step gains less than this in the similarity."""
+"""Gain in similarity per step below which Gauss-Newton stops."""
 
 
 def generators(model: TransformModel) -> Float64:
-    """(P, 4, 4) infinitesimal motions: translations, rotations, then scaling, or scalings and shears."""
+    """List the generators (P, 4, 4) of a model: translations, rotations, then scaling, or scalings and shears."""
     basis = []
 
     def unit(*entries: tuple[int, int, float]) -> None:
@@ -95,7 +95,7 @@ def generators(model: TransformModel) -> Float64:
 
 
 def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: SimilarityMetric, *, known: bool) -> Fit:
-    """Similarity under ``matrix_mm`` (4, 4), fixed to moving RAS+ mm, and its derivatives."""
+    """Compute the similarity and its derivatives under ``matrix_mm`` (4, 4), fixed to moving RAS+ mm."""
     to_moving = np.linalg.inv(moving.affine) @ matrix_mm @ fixed.affine
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
     nowhere = np.zeros((*fixed.shape, 3), np.float32)
@@ -123,7 +123,7 @@ def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: SimilarityM
 def optimise(
     fixed: Prepared, factors: Factors, matrix_mm: Float64, model: TransformModel, *, iterations: int
 ) -> Search[tuple[Float64, Fit]]:
-    """Levenberg-Marquardt from ``matrix_mm``, the motion composed before it: matrix <- matrix exp(step)."""
+    """Optimise ``matrix_mm`` by Levenberg-Marquardt, with compositional updates: matrix <- matrix exp(step)."""
     level = fixed.level(factors)
     inverse = np.linalg.inv(level.affine)
     centre = np.eye(4)
@@ -157,7 +157,7 @@ def optimise(
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _moments(gradient, curvature, warped):  # type: ignore[no-untyped-def]
-    """(I, 72) sums over planes: g s_a x_d (12), h s_a s_b x_d x_e (6 x 10); s the slope, x = (i, j, k, 1)."""
+    """Sum over planes (I, 72): g s_a x_d (12), h s_a s_b x_d x_e (6 x 10); s is the slope, x = (i, j, k, 1)."""
     ni, nj, nk = warped.shape
     out = np.zeros((ni, 72))
     for i in numba.prange(ni):
@@ -190,7 +190,7 @@ def _moments(gradient, curvature, warped):  # type: ignore[no-untyped-def]
 
 
 def exponential(matrix: Float64) -> Float64:
-    """Of a (4, 4) matrix, by its series after halving it until small: SciPy's wakes all BLAS threads for it."""
+    """Compute the exponential of a (4, 4) matrix by scaling and squaring; unlike SciPy's it starts no BLAS threads."""
     halvings = max(0, int(np.ceil(np.log2(max(float(np.abs(matrix).sum(axis=0).max()), 1e-300)))) + 3)
     small = matrix / 2.0**halvings
     out, term = np.eye(4), np.eye(4)
@@ -203,7 +203,7 @@ def exponential(matrix: Float64) -> Float64:
 
 
 def centroid(level: Level) -> Float64:
-    """(3,) centre of mass of the intensities that count, in RAS+ mm."""
+    """Compute the centre of mass (3,) of the intensities in the mask, in RAS+ mm."""
     mass = np.where(level.mask == VALID, sum(level.channels), 0).astype(np.float64)
     total = mass.sum()
     mean = [
@@ -213,14 +213,14 @@ def centroid(level: Level) -> Float64:
     return np.asarray((level.affine @ [*mean, 1])[:3])
 
 
-def middle(level: Level) -> Float64:
-    """(3,) middle of the box of what counts, in RAS+ mm."""
+def box_centre(level: Level) -> Float64:
+    """Compute the centre (3,) of the bounding box of the mask, in RAS+ mm."""
     where = np.argwhere(level.mask == VALID)
     return np.asarray((level.affine @ [*((where.min(axis=0) + where.max(axis=0)) / 2), 1])[:3])
 
 
 def rotation(axis: int, degrees: float) -> Float64:
-    """(3, 3) rotation about a RAS axis."""
+    """Make the rotation (3, 3) about a RAS axis."""
     angle = np.radians(degrees)
     c, s = np.cos(angle), np.sin(angle)
     i, j = (axis + 1) % 3, (axis + 2) % 3
@@ -231,27 +231,27 @@ def rotation(axis: int, degrees: float) -> Float64:
 
 
 def principal_axes(level: Level) -> Float64:
-    """(3, 3) columns: the axes of the mass about its centre in RAS+ mm, the longest first."""
+    """Compute the principal axes of the mass, as columns (3, 3) in RAS+ mm, the longest first."""
     at = np.argwhere(level.mask == VALID)
     mass = sum(c[tuple(at.T)].astype(np.float64) for c in level.channels)
     away = at @ level.affine[:3, :3].T + level.affine[:3, 3] - centroid(level)
     return np.asarray(np.linalg.eigh((away * np.asarray(mass)[:, None]).T @ away)[1][:, ::-1])
 
 
-def aligning_turns(fixed: Level, moving: Level) -> list[Float64]:
-    """The four rotations (3, 3) that bring the principal axes of one mass onto those of the other."""
+def list_axis_rotations(fixed: Level, moving: Level) -> list[Float64]:
+    """List the four rotations (3, 3) that align the principal axes of the two images."""
     here, there = principal_axes(fixed), principal_axes(moving)
     flips = [np.diag(signs) for signs in itertools.product((1.0, -1.0), repeat=3)]
     turns = [there @ flip @ here.T for flip in flips]
     return [turn for turn in turns if np.linalg.det(turn) > 0]
 
 
-def edge_alignments(fixed: Level, moving: Level) -> list[Float64]:
-    """Translations (4, 4) that bring edges of the foregrounds' boxes together where their extents differ.
+def list_edge_alignments(fixed: Level, moving: Level) -> list[Float64]:
+    """List translations (4, 4) that align edges of the foreground boxes where their extents differ.
 
-    A foreground that is cut off by the field of view has its centre elsewhere than the whole one, but its other end in
-    the same place. Along each RAS axis with extents that differ by `EXTENT_DIFFERENCE` the low edges, the middles and
-    the high edges are brought together, in all combinations but that of all middles.
+    If the field of view cuts off one foreground, the centres do not correspond, but the edges at the other end do.
+    Along each RAS axis with extents that differ by `EXTENT_DIFFERENCE`, the low edges, the centres and the high edges
+    are aligned, in all combinations except that of all centres.
     """
     boxes = []
     for level in (fixed, moving):
@@ -269,49 +269,49 @@ def edge_alignments(fixed: Level, moving: Level) -> list[Float64]:
     return out
 
 
-def start(fixed: Prepared, moving: Prepared, factors: Factors) -> Search[Float64]:
-    """(4, 4) rigid fixed to moving RAS+ mm: the best of several starts after a short optimisation.
+def find_start(fixed: Prepared, moving: Prepared, factors: Factors) -> Search[Float64]:
+    """Find the initial rigid transform (4, 4), fixed to moving RAS+ mm: the best of several after a short optimisation.
 
-    The usual starts are the header's alignment, and the centres of mass and the middles on each other, each with
-    several rotations; the centres of mass also with the principal axes on each other. The best of them are optimised.
-    So are, whatever their similarity before, the header's alignment and the best `edge_alignments`; one of those is
-    taken where it ends clearly better, as it does where one of the images shows a part of the other.
+    Candidates are the alignments of the headers, of the centres of mass and of the centres of the boxes, each with
+    several rotations; and that of the principal axes. The best ones are optimised. The alignment of the headers and the
+    best of `list_edge_alignments` are always optimised; one of them is chosen if it ends clearly better, as it does if
+    one image shows only a part of the other.
 
     Raises
     ------
     GeometryError
-        No start brings `LEAST_OVERLAP` of the fixed mask into the moving image.
+        No alignment maps `LEAST_OVERLAP` of the fixed mask into the moving image.
     """
     level = fixed.level(factors)
-    other = moving.level(matching_factors(level, moving))
+    other = moving.level(choose_factors(level, moving))
     turns = [np.eye(3)] + [rotation(axis, angle) for axis in range(3) for angle in START_ANGLES_DEGREES]
-    masses, middles = (centroid(level), centroid(other)), (middle(level), middle(other))
+    masses, middles = (centroid(level), centroid(other)), (box_centre(level), box_centre(other))
     starts = [np.eye(4)]
     for (here, there), turn in [
         *itertools.product((masses, middles), turns),
-        *((masses, turn) for turn in aligning_turns(level, other)),
+        *((masses, turn) for turn in list_axis_rotations(level, other)),
     ]:
         matrix = np.eye(4)
         matrix[:3, :3] = turn
         matrix[:3, 3] = there - turn @ here
         starts.append(matrix)
     usual = len(starts)
-    starts += edge_alignments(level, other)
+    starts += list_edge_alignments(level, other)
     fits = yield factors, starts
     able = [n for n, fit in enumerate(fits) if fit.overlap >= LEAST_OVERLAP]
     if not able:
         raise GeometryError(
-            f"the images do not overlap: no start brings {LEAST_OVERLAP:.0%} of the fixed image's foreground into the "
-            f"field of view of {moving.name or 'the moving image'}, at best {max(f.overlap for f in fits):.0%}"
+            f"the images do not overlap: expected {LEAST_OVERLAP:.0%} of the foreground of the fixed image in the "
+            f"field of view of {moving.name or 'the moving image'}, got at most {max(f.overlap for f in fits):.0%}"
         )
-    ranked = sorted(able, key=lambda n: -score(fits[n], starts[n]))
+    ranked = sorted(able, key=lambda n: -score_start(fits[n], starts[n]))
     likely = [n for n in ranked if n < usual][:KEPT_STARTS]
     further = [n for n in ranked if n == 0 and n not in likely] + [n for n in ranked if n >= usual][:KEPT_STARTS]
     best, best_score = starts[ranked[0]], -np.inf
     least_mm = ELSEWHERE_VOXELS * float(level.spacing_mm.min())
     for n in [*likely, *further]:
         matrix, reached = yield from optimise(fixed, factors, starts[n], "rigid", iterations=8)
-        value = score(reached, matrix)
+        value = score_start(reached, matrix)
         needed = best_score
         if n in further and np.isfinite(best_score):
             needed += ADVANTAGE * abs(best_score)
@@ -323,13 +323,13 @@ def start(fixed: Prepared, moving: Prepared, factors: Factors) -> Search[Float64
 
 
 def distance_mm(one: Float64, other: Float64, level: Level) -> float:
-    """Mean distance between where two (4, 4) matrices take the corners of a level's grid."""
+    """Compute the mean distance between the images of the corners of a level under two (4, 4) matrices."""
     corners_mm = np.c_[Grid(level.shape, level.affine).corners_mm, np.ones(8)]
     return float(np.linalg.norm(corners_mm @ (one - other)[:3].T, axis=1).mean())
 
 
-def score(fit: Fit, matrix_mm: Float64) -> float:
-    """What starts are ranked by: the similarity, less for little overlap and for a turn away from the headers' axes."""
+def score_start(fit: Fit, matrix_mm: Float64) -> float:
+    """Compute the score that ranks alignments: similarity, reduced for low overlap and for a large rotation."""
     cosine = (np.trace(nearest_rotation(matrix_mm)) - 1) / 2
     turned = max(0.0, FREE_COSINE - cosine) / (FREE_COSINE + 1)
     share = min(1.0, 0.5 + fit.overlap / 2) * (1 - ROTATION_COST * turned)
@@ -337,16 +337,16 @@ def score(fit: Fit, matrix_mm: Float64) -> float:
 
 
 def nearest_rotation(matrix: Float64) -> Float64:
-    """(3, 3) rotation nearest to the linear part of a (4, 4) matrix."""
+    """Compute the rotation (3, 3) nearest to the linear part of a (4, 4) matrix."""
     left, _, right = np.linalg.svd(matrix[:3, :3])
     return np.asarray(left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right)
 
 
-def levels_of(fixed: Prepared, finest: int) -> tuple[Factors, list[Factors]]:
-    """The level that starts are compared on, and those of `Prepared.schedule` down to ``finest`` times the voxel.
+def choose_levels(fixed: Prepared, finest: int) -> tuple[Factors, list[Factors]]:
+    """Choose the level for comparing alignments, and those of `Prepared.schedule` down to ``finest`` times the voxel.
 
-    Starts far from the truth only tell apart on coarse voxels: where the schedule has none that are coarse enough, as
-    for a slab that is thin along one axis, the level of the starts is coarser than all of its levels.
+    Alignments far from the solution can be compared only on coarse voxels. If the schedule has no level that is coarse
+    enough, as for a slab that is thin along one axis, the first level is coarser than all levels of the schedule.
     """
     shrinks = [s for s in fixed.schedule() if s >= finest] or fixed.schedule()[:1]
     first = max(1, round(max(fixed.valid.shape) / START_VOXELS))
@@ -364,12 +364,12 @@ def search(
     finest: int,
     iterations: int,
 ) -> Search[tuple[Float64, Fit]]:
-    """(4, 4) fixed to moving RAS+ mm, and how well it fits; an affine begins with a rigid and a similarity search."""
-    coarse, levels = levels_of(fixed, finest)
+    """Search the matrix (4, 4), fixed to moving RAS+ mm, and its fit; an affine search begins with a rigid one."""
+    coarse, levels = choose_levels(fixed, finest)
     stages = STAGES[model] if initial is None else STAGES[model][-1:]
     matrix = initial
     if matrix is None:
-        matrix = yield from start(fixed, moving, coarse)
+        matrix = yield from find_start(fixed, moving, coarse)
     for n, factors in enumerate(levels):
         for stage in stages if n == 0 else stages[-1:]:
             matrix, best = yield from optimise(fixed, factors, matrix, stage, iterations=iterations)
@@ -377,20 +377,20 @@ def search(
 
 
 def run_search(pair: Pair, steps: Search[Result], similarity: SimilarityMetric) -> Result:
-    """Run the search of a pair to its end on the compiled kernels."""
+    """Run the search of a pair with the compiled kernels."""
     fits: list[Fit] | None = None
     try:
         while True:
             factors, wanted = next(steps) if fits is None else steps.send(fits)
             level = pair.fixed.level(factors)
-            other = pair.moving.level(matching_factors(level, pair.moving))
+            other = pair.moving.level(choose_factors(level, pair.moving))
             fits = [fit(level, other, matrix, similarity, known=pair.known) for matrix in wanted]
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
 
 
-def as_matrix(pair: Pair) -> Float64 | None:
-    """The linear map nearest, in least squares over the fixed image, to where the pair starts."""
+def approximate_start(pair: Pair) -> Float64 | None:
+    """Approximate the initial transform of a pair by an affine matrix, in least squares over the fixed image."""
     if pair.matrix_mm is None or pair.before is None:
         return pair.matrix_mm
     level = pair.fixed.level((1, 1, 1))
@@ -401,7 +401,7 @@ def as_matrix(pair: Pair) -> Float64 | None:
     return np.asarray(pair.matrix_mm @ level.affine @ voxels @ np.linalg.inv(level.affine))
 
 
-def matrices(
+def register_pairs(
     prepared: Sequence[Pair],
     model: TransformModel,
     similarity: SimilarityMetric,
@@ -410,21 +410,21 @@ def matrices(
     finest: int = 2,
     iterations: int = 30,
 ) -> list[Float64]:
-    """Linear registrations of all pairs of one fixed image, from where they start, on the device."""
+    """Compute linear registrations of all pairs of one fixed image, from their initial transforms."""
     if not prepared:
         return []
 
     def steps(pair: Pair) -> Search[tuple[Float64, Fit]]:
-        return search(pair.fixed, pair.moving, model, as_matrix(pair), finest=finest, iterations=iterations)
+        return search(pair.fixed, pair.moving, model, approximate_start(pair), finest=finest, iterations=iterations)
 
     fixed = prepared[0].fixed
     if device == "cuda":
         from atlasseg.registration._engine import linear_torch
 
-        at = levels_of(fixed, finest)[1][-1]
+        at = choose_levels(fixed, finest)[1][-1]
         found = linear_torch.run_search(prepared, steps, similarity, device=device, finest=at)
     else:
-        found = each(
+        found = solve_each(
             prepared, lambda pair: run_search(pair, steps(pair), similarity), bytes_needed=64 * fixed.valid.size
         )
     for pair, (_, reached) in zip(prepared, found, strict=True):
@@ -432,10 +432,12 @@ def matrices(
     return [matrix for matrix, _ in found]
 
 
-def begin(prepared: Sequence[Pair], similarity: SimilarityMetric, *, device: Literal["cpu", "cuda"]) -> list[Pair]:
-    """The pairs with an affine registration as the matrix of those that have none."""
+def add_affine_start(
+    prepared: Sequence[Pair], similarity: SimilarityMetric, *, device: Literal["cpu", "cuda"]
+) -> list[Pair]:
+    """Register the pairs without an initial transform by an affine transform."""
     lacking = [pair for pair in prepared if pair.matrix_mm is None]
-    found = iter(matrices(lacking, "affine", similarity, device=device))
+    found = iter(register_pairs(lacking, "affine", similarity, device=device))
     return [pair if pair.matrix_mm is not None else replace(pair, matrix_mm=next(found)) for pair in prepared]
 
 
@@ -452,8 +454,8 @@ def register_all(
     iterations: int,
     device: Device,
 ) -> list[Transform]:
-    """What :mod:`rigid`, :mod:`similarity` and :mod:`affine` share."""
+    """Register all moving images by one transform model, as in :mod:`rigid`, :mod:`similarity` and :mod:`affine`."""
     machine = resolve_device(device)
-    prepared = pairs(fixed, moving, initial, fixed_mask, moving_masks)
-    found = matrices(prepared, model, similarity, device=machine, finest=finest, iterations=iterations)
+    prepared = prepare_pairs(fixed, moving, initial, fixed_mask, moving_masks)
+    found = register_pairs(prepared, model, similarity, device=machine, finest=finest, iterations=iterations)
     return [Affine(matrix) for matrix in found]

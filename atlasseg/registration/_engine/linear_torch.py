@@ -1,4 +1,4 @@
-"""The searches of `linear` in torch: all pairs of a fixed image in step, what they ask run_search in one tensor."""
+"""Searches of `linear` in torch: all pairs of a fixed image in lockstep, with their similarities in one tensor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from atlasseg.registration._engine.batch import Pair
-from atlasseg.registration._engine.pyramid import matching_factors
+from atlasseg.registration._engine.pyramid import choose_factors
 from atlasseg.registration._engine.search import Asked, Factors, Fit, Result, Search
-from atlasseg.registration._engine.torch_ops import MovingBatch, fitting, in_batches, slopes
+from atlasseg.registration._engine.torch_ops import MovingBatch, compute_slopes, fit_to_memory, solve_in_batches
 from atlasseg.similarity import SimilarityMetric
 from atlasseg.volume import Float64
 
@@ -24,23 +24,23 @@ def run_search(
     device: str,
     finest: Factors,
 ) -> list[Result]:
-    """Run the search of every pair to its end.
+    """Run the searches of all pairs.
 
     Raises
     ------
     InputError
-        One pair alone does not fit the GPU's memory.
+        A single pair does not fit into the memory of the GPU.
     """
-    size, each = fitting(pairs[0].fixed.level(finest).mask.size, len(pairs), device)
+    size, each = fit_to_memory(pairs[0].fixed.level(finest).mask.size, len(pairs), device)
 
     def part(indices: Sequence[int]) -> list[Result]:
         chosen = [pairs[n] for n in indices]
-        return _together(chosen, [steps(pair) for pair in chosen], similarity, device)
+        return _run_batch(chosen, [steps(pair) for pair in chosen], similarity, device)
 
-    return in_batches(len(pairs), size, part, each)
+    return solve_in_batches(len(pairs), size, part, each)
 
 
-def _together(
+def _run_batch(
     pairs: Sequence[Pair], searches: Sequence[Search[Result]], similarity: SimilarityMetric, device: str
 ) -> list[Result]:
     stacks: dict[Factors, MovingBatch] = {}
@@ -51,11 +51,11 @@ def _together(
         for factors in dict.fromkeys(factors for factors, _ in asked.values()):
             if factors not in stacks:
                 level = pairs[0].fixed.level(factors)
-                others = [pair.moving.level(matching_factors(level, pair.moving)) for pair in pairs]
+                others = [pair.moving.level(choose_factors(level, pair.moving)) for pair in pairs]
                 stacks[factors] = MovingBatch(level, others, [pair.known for pair in pairs], device)
             wanted = [(n, m) for n, (at, matrices) in asked.items() if at == factors for m in matrices]
             which, matrices_mm = [n for n, _ in wanted], [m for _, m in wanted]
-            for n, fit in zip(which, fitted(stacks[factors], which, matrices_mm, similarity), strict=True):
+            for n, fit in zip(which, fit_many(stacks[factors], which, matrices_mm, similarity), strict=True):
                 fits[n].append(fit)
         for n in list(asked):
             try:
@@ -67,10 +67,10 @@ def _together(
 
 
 @torch.no_grad()
-def fitted(
+def fit_many(
     batch: MovingBatch, which: Sequence[int], matrices_mm: Sequence[Float64], similarity: SimilarityMetric
 ) -> list[Fit]:
-    """As `linear.fit`, of the moving images `which`, each under its (4, 4) matrix."""
+    """Compute `linear.fit` for the moving images `which`, each under its (4, 4) matrix."""
     index = torch.tensor(which, device=batch.stack.device)
     warped, weight = batch.warp(index, batch.there(batch.matrix(which, matrices_mm), None))
     channels = warped.shape[1]
@@ -80,7 +80,7 @@ def fitted(
         image = warped[:, c : c + 1]
         part, first, second = similarity.derivatives_torch(batch.target[:, c : c + 1], image, weight)
         value += part / channels
-        of_first, of_second = _moments(first, second, slopes(image))
+        of_first, of_second = _moments(first, second, compute_slopes(image))
         gradient += of_first
         hessian += of_second
     overlap = weight.sum(dim=(1, 2, 3, 4)) / batch.valid.sum()
@@ -88,9 +88,9 @@ def fitted(
 
 
 def _moments(gradient: Tensor, curvature: Tensor, slope: Tensor) -> tuple[Float64, Float64]:
-    """(N, 3, 4) sums of g s_a x_d and (N, 12, 12) of h s_a s_b x_d x_e; x = (i, j, k, 1).
+    """Compute the sums (N, 3, 4) of g s_a x_d and (N, 12, 12) of h s_a s_b x_d x_e; x = (i, j, k, 1).
 
-    Summed in coordinates from -1 to 1, along one axis after the other, and taken to voxels in float64.
+    Sums in coordinates from -1 to 1, along one axis after the other; converted to voxels in float64.
     """
     shape = slope.shape[2:]
     a, b = np.triu_indices(3)

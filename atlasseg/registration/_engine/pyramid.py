@@ -1,4 +1,4 @@
-"""Images made ready for registration: intensities of one scale, empty space cut off, and coarser copies."""
+"""Image pyramids: intensities scaled to a common range, empty space cropped, and coarser levels."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from atlasseg.volume import Bool, Float32, Float64, Image, Mask
 UInt8 = NDArray[np.uint8]
 
 CLIP_PERCENTILES = (1.0, 99.0)
-"""Intensities are clipped to these percentiles of the foreground and scaled to 0..1."""
+"""Intensities are clipped to these percentiles of the foreground and scaled to 0 to 1."""
 
 EMPTY_SHARE = 0.05
-"""An image whose lowest value fills more than this share of it has empty space (it was skull-stripped, say)."""
+"""An image has empty space (for instance after skull stripping) if its lowest value fills more than this fraction."""
 
 MARGIN_VOXELS = 4
-"""The foreground is widened by this many voxels, so that its outline counts."""
+"""The foreground is dilated by this many voxels, so that its outline counts."""
 
 COARSEST_VOXELS = 16
-"""No level is coarser than this many voxels along the foreground's shortest axis."""
+"""Minimum number of voxels of a level along the shortest axis of the foreground."""
 
 SUPPORT, VALID = 1, 2
 """In a level's mask: voxels needed only for gradients, and voxels over which the similarity is measured."""
@@ -59,16 +59,16 @@ class Level:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image scaled and cut to its foreground: what levels are made from."""
+    """Image scaled and cropped to its foreground, from which the levels are made."""
 
     channels: tuple[Float32, ...]
     affine: Float64
     valid: Bool
     start: tuple[int, int, int]
-    """Where the cut begins in the image's own grid, in voxels."""
+    """First voxel of the crop in the grid of the image."""
     name: str
     levels: dict[tuple[int, int, int], Level] = field(default_factory=dict, repr=False, compare=False)
-    """Those made so far."""
+    """Levels made so far."""
 
     @property
     def spacing_mm(self) -> Float64:
@@ -76,13 +76,13 @@ class Prepared:
         return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
 
     def factors(self, shrink: float) -> tuple[int, int, int]:
-        """Whole factors along the axes that bring voxels near ``shrink`` times the finest spacing."""
+        """Choose integer factors along the axes that make voxels of about ``shrink`` times the finest spacing."""
         wanted = self.spacing_mm.min() * shrink
         i, j, k = (max(1, int(np.floor(wanted / s + 0.5))) for s in self.spacing_mm)
         return i, j, k
 
     def schedule(self, coarsest: int = 8) -> list[int]:
-        """Shrink factors, coarse to fine, of powers of two, as far as `COARSEST_VOXELS` allows."""
+        """List shrink factors, coarse to fine, as powers of two, as far as `COARSEST_VOXELS` allows."""
         shrinks = [1]
         while 2 * shrinks[0] <= coarsest:
             size = [n / f for n, f in zip(self.valid.shape, self.factors(2 * shrinks[0]), strict=True)]
@@ -92,7 +92,7 @@ class Prepared:
         return shrinks
 
     def level(self, factors: tuple[int, int, int]) -> Level:
-        """Block means over `factors` voxels; kept, so that a fixed image's are made once for all its atlases."""
+        """Make a level by block means over `factors` voxels; cached, so that all atlases share the fixed levels."""
         if factors not in self.levels:
             self.levels[factors] = self._level(factors)
         return self.levels[factors]
@@ -105,27 +105,27 @@ class Prepared:
             valid = _block_mean(self.valid.astype(np.float32), factors) > 0
         support = valid
         for axis in range(3):
-            support = _spread(support, (axis,))
+            support = _dilate(support, (axis,))
         mask = support.astype(np.uint8) * np.uint8(SUPPORT)
         mask[valid] = VALID
         return Level(tuple(_block_mean(c, factors) for c in self.channels), affine, mask)
 
 
 def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prepared:
-    """Scale the intensities, find what counts, and cut off what is empty.
+    """Prepare an image for registration: scale the intensities, find the foreground, and crop to it.
 
     Parameters
     ----------
     image : Image
     mask : Mask, optional
-        On the image's grid: only there do voxels count. Without one, all do that are not empty space.
+        On the grid of the image: only voxels inside count. Default: all voxels except empty space.
     cut : bool
-        Cut to the box around what counts.
+        Crop to the bounding box of the voxels that count.
 
     Raises
     ------
     InputError
-        The image is constant where it counts, or the mask is empty.
+        The image is constant in its mask, or the mask is empty.
     GeometryError
         The mask is not on the image's grid.
     """
@@ -133,11 +133,11 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
     if mask is not None:
         if not image.grid.matches(mask.grid):
             raise GeometryError(
-                f"the mask of {who} is not on its grid: shape {mask.shape} and {image.shape}, "
-                f"affines {mask.affine.tolist()} and {image.affine.tolist()}"
+                f"the mask of {who} is not on its grid: expected shape {image.shape} and affine "
+                f"{image.affine.tolist()}, got shape {mask.shape}, affine {mask.affine.tolist()}"
             )
         if not mask.array.any():
-            raise InputError(f"the mask of {who} is empty: none of its {mask.array.size} voxels is set")
+            raise InputError(f"the mask of {who} is empty: expected voxels inside, got none of {mask.array.size}")
     filled = np.ones(image.shape, bool)
     for channel in np.moveaxis(image.channels, -1, 0):
         lowest = channel == channel.min()
@@ -148,10 +148,10 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
     if values.size == 0 or (np.ptp(values, axis=0) == 0).any():
         level = float(image.array.flat[0]) if values.size == 0 else float(values.flat[0])
         where = "" if mask is None else " in its mask"
-        raise InputError(f"{who} is constant{where} (every voxel is {level:g}): there is nothing to register")
+        raise InputError(f"{who} is constant{where}: expected several intensities, got {level:g} at every voxel")
     valid = filled
     for _ in range(MARGIN_VOXELS if not filled.all() else 0):
-        valid = _spread(valid, (0, 1, 2))
+        valid = _dilate(valid, (0, 1, 2))
     if mask is not None:
         valid = valid & mask.array
     start, stop = np.zeros(3, int), np.array(image.shape)
@@ -163,7 +163,7 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
     low, high = np.percentile(values, CLIP_PERCENTILES, axis=0)
     channels = []
     for c in range(values.shape[1]):
-        if high[c] <= low[c]:  # nearly everything has one value: keep the rare ones
+        if high[c] <= low[c]:  # nearly all voxels have one value: keep the range of the others
             low[c], high[c] = values[:, c].min(), values[:, c].max()
         scaled = (np.clip(image.channels[box][..., c], low[c], high[c]) - low[c]) / (high[c] - low[c])
         channels.append(np.ascontiguousarray(scaled, dtype=np.float32))
@@ -172,8 +172,8 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
     return Prepared(tuple(channels), affine, valid[box], (i, j, k), image.name)
 
 
-def _spread(mask: Bool, axes: tuple[int, ...]) -> Bool:
-    """The mask with the neighbours along the axes, of what it was."""
+def _dilate(mask: Bool, axes: tuple[int, ...]) -> Bool:
+    """Dilate a mask by its neighbours along the axes."""
     out = mask.copy()
     for axis in axes:
         into, seen = np.moveaxis(out, axis, 0), np.moveaxis(mask, axis, 0)
@@ -183,17 +183,17 @@ def _spread(mask: Bool, axes: tuple[int, ...]) -> Bool:
 
 
 def _block_mean(array: Float32, factors: tuple[int, int, int]) -> Float32:
-    """Means of blocks; the last block is filled up with the border's values."""
+    """Average blocks; the last block is padded with the values of the border."""
     if factors == (1, 1, 1):
         return array
     i, j, k = (-(-n // f) for n, f in zip(array.shape, factors, strict=True))
     out = np.empty((i, j, k), np.float32)
-    _add_up(np.ascontiguousarray(array), *factors, out)
+    _sum_blocks(np.ascontiguousarray(array), *factors, out)
     return out
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)
-def _add_up(array, fi, fj, fk, out):  # type: ignore[no-untyped-def]
+def _sum_blocks(array, fi, fj, fk, out):  # type: ignore[no-untyped-def]
     ni, nj, nk = array.shape
     share = np.float32(1 / (fi * fj * fk))
     for i in numba.prange(out.shape[0]):
@@ -214,15 +214,15 @@ def _add_up(array, fi, fj, fk, out):  # type: ignore[no-untyped-def]
                 out[i, j, k] = total * share
 
 
-def matching_factors(fixed: Level, moving: Prepared) -> tuple[int, int, int]:
-    """Factors that bring the moving image's voxels near the finest spacing of the fixed level."""
+def choose_factors(fixed: Level, moving: Prepared) -> tuple[int, int, int]:
+    """Choose the factors that make voxels of the moving image about as large as the finest fixed spacing."""
     wanted = fixed.spacing_mm.min()
     i, j, k = (max(1, int(np.floor(wanted / s + 0.5))) for s in moving.spacing_mm)
     return i, j, k
 
 
-def refined(field: Float32, old: Level, new: Level) -> Float32:
-    """A field of one level, (I, J, K, 3) in its voxels, on another level of the same image: linear, edges repeated."""
+def resample_field(field: Float32, old: Level, new: Level) -> Float32:
+    """Resample a field (I, J, K, 3), in voxels, from one level to another of the same image: linear, edges repeated."""
     if old.shape == new.shape:
         return field
     to_old = np.linalg.inv(old.affine) @ new.affine
@@ -239,7 +239,7 @@ def refined(field: Float32, old: Level, new: Level) -> Float32:
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _sample_lines(field, low_i, low_j, low_k, part_i, part_j, part_k, scale, out):  # type: ignore[no-untyped-def]
-    """Out = field at the places ``low + part`` along each axis, times `scale`."""
+    """Sample the field at positions ``low + part`` along each axis, times `scale`, into `out`."""
     ni, nj, nk = field.shape[:3]
     for i in numba.prange(out.shape[0]):
         line = np.empty((nk, 3), np.float32)

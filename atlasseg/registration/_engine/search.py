@@ -1,6 +1,6 @@
-"""A search for a linear registration as a generator: it asks for similarities and is sent them.
+"""Search for a linear registration as a generator: it yields matrices and receives their similarities.
 
-The compiled kernels and torch answer the same search, each in a file of its own.
+The same search runs on the compiled kernels (`linear`) and on torch (`linear_torch`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeVar
 from atlasseg.volume import Float64
 
 Factors = tuple[int, int, int]
-Asked = tuple[Factors, list[Float64]]
+Query = tuple[Factors, list[Float64]]
 """Factors of a level of the fixed image, and (4, 4) maps from fixed to moving RAS+ mm."""
 
 Result = TypeVar("Result")
@@ -20,16 +20,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Fit:
-    """Where a linear registration stands: the similarity and its derivatives."""
+    """Similarity of a linear registration, with its derivatives."""
 
     value: float
     gradient: Float64
-    """(3, 4) derivative, times the voxels that count, in ``x -> x + P (x, 1)``, x and P in voxels."""
+    """(3, 4) derivative in P of ``x -> x + P (x, 1)``, times the number of voxels that count; x and P in voxels."""
     hessian: Float64
-    """(12, 12) Gauss-Newton, sign changed."""
+    """(12, 12) negative Gauss-Newton Hessian."""
     overlap: float
-    """Share of the fixed mask that lies in the moving field of view."""
+    """Fraction of the fixed mask inside the moving field of view."""
 
 
-Search = Generator[Asked, list[Fit], Result]
-"""A search that ends with a result."""
+Search = Generator[Query, list[Fit], Result]
+"""Search that returns a result."""

@@ -1,4 +1,4 @@
-"""What the engines in torch share: the moving images as one tensor, sampling, window sums, batches that fit.
+"""Torch operations of the engines: moving images as one tensor, sampling, smoothing, batches that fit the memory.
 
 Images are (N, C, I, J, K), fields (N, 3, I, J, K) in voxels of their own grid.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from atlasseg.errors import InputError
-from atlasseg.registration._engine.fields import EDGE_VOXELS, gaussian_taps
+from atlasseg.registration._engine.fields import EDGE_VOXELS, make_gaussian_taps
 from atlasseg.registration._engine.pyramid import VALID, Level
 from atlasseg.volume import Float64
 
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SCALARS_PER_VOXEL = 48
-"""float32 that a pair needs per voxel at the peak: the tensors alive in the nine window terms of local correlation."""
+"""Peak float32 values per voxel and pair: the tensors of the nine window sums of the local correlation."""
 
 MEMORY_SHARE = 0.8
-"""Batches are cut to this share of the free memory of the GPU."""
+"""Fraction of the free GPU memory that a batch may use."""
 
 
 class MovingBatch:
-    """A level of many moving images as one tensor, the smaller ones padded, and how they are sampled.
+    """One level of many moving images as one tensor, with smaller images padded.
 
     With `mixed` they are held in float16, which keeps 3 digits of intensities from 0 to 1, and sampled in float32.
     """
@@ -53,23 +53,23 @@ class MovingBatch:
         self.target = torch.from_numpy(np.stack(fixed.channels))[None].to(device)
         self.wanted = torch.from_numpy(fixed.mask > 0).to(device)
         self.valid = torch.from_numpy(fixed.mask == VALID)[None, None].to(device)
-        self.here = voxels(fixed.shape, self.target.device)
+        self.here = make_voxels(fixed.shape, self.target.device)
         self._fixed_affine = fixed.affine
         self._from_mm = [np.linalg.inv(m.affine) for m in moving]
 
     def matrix(self, which: Sequence[int], matrices_mm: Sequence[Float64]) -> Tensor:
-        """(N, 3, 4): maps from fixed to moving mm as maps from voxels to voxels of the images `which`."""
+        """Convert maps from fixed to moving mm to maps (N, 3, 4) from voxels to voxels of the images `which`."""
         parts = [self._from_mm[n] @ m @ self._fixed_affine for n, m in zip(which, matrices_mm, strict=True)]
         return torch.from_numpy(np.stack(parts)[:, :3].astype(np.float32)).to(self.stack.device)
 
     def there(self, matrix: Tensor, field: Tensor | None) -> Tensor:
-        """(N, 3, I, J, K) where ``matrix (x + field)`` lies, in moving voxels."""
+        """Compute the positions ``matrix (x + field)``, (N, 3, I, J, K), in moving voxels."""
         position = self.here if field is None else self.here + field
         moved = torch.einsum("nab,nbijk->naijk", matrix[:, :, :3], position.expand(len(matrix), -1, -1, -1, -1))
         return moved + matrix[:, :, 3, None, None, None]
 
     def warp(self, which: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, I, J, K) the images `which` at moving voxels, and (N, 1, I, J, K) 1 where they are known and count."""
+        """Sample the images `which` at moving voxels, (N, C, I, J, K), with weights (N, 1, I, J, K): 1 where known."""
         last = self.last[which][:, :, None, None, None]
         inside = ((there >= -EDGE_VOXELS) & (there <= last + EDGE_VOXELS)).all(dim=1, keepdim=True)
         at, there = self.stack[which].float(), torch.minimum(there.clamp_min(0), last)
@@ -78,7 +78,7 @@ class MovingBatch:
         return warped, (self.valid & inside & nearest).to(torch.float32)
 
     def slope(self, which: Tensor, channel: int, there: Tensor) -> Tensor:
-        """(N, 3, I, J, K) derivative of the linearly sampled value in the place, 0 beyond the border's centres."""
+        """Compute the derivative (N, 3, I, J, K) of the linearly sampled value in the position; 0 beyond the border."""
         last = self.last[which][:, :, None, None, None]
         inside = (there >= 0) & (there <= last)
         there = torch.minimum(there.clamp_min(0), last)
@@ -103,21 +103,21 @@ class MovingBatch:
         return torch.stack(out, dim=1) * inside
 
 
-def voxels(shape: Sequence[int], device: torch.device) -> Tensor:
-    """(1, 3, I, J, K) indices of the voxels."""
+def make_voxels(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Make the voxel indices, (1, 3, I, J, K)."""
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
 def sample(values: Tensor, position: Tensor) -> Tensor:
-    """Linear interpolation of (N, C, ...) at (N, 3, I, J, K) voxel indices, the border's values beyond it."""
+    """Interpolate (N, C, ...) linearly at (N, 3, I, J, K) voxel indices; constant beyond the border."""
     size = torch.tensor([max(n - 1, 1) for n in values.shape[2:]], dtype=torch.float32, device=values.device)
     grid = (position.movedim(1, -1) * (2 / size) - 1).flip(-1)
     return functional.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def along(values: Tensor, axis: int, taps: Sequence[float], *, repeat_edge: bool) -> Tensor:
-    """Weighted sum of shifted copies along an axis, symmetric taps; beyond the borders the edge's value, or nothing."""
+def convolve(values: Tensor, axis: int, taps: Sequence[float], *, repeat_edge: bool) -> Tensor:
+    """Convolve along an axis with symmetric taps; beyond the borders the edge is repeated, or 0."""
     radius, n = len(taps) // 2, values.shape[axis]
     if repeat_edge:
         first, last = values.narrow(axis, 0, 1), values.narrow(axis, n - 1, 1)
@@ -133,22 +133,22 @@ def along(values: Tensor, axis: int, taps: Sequence[float], *, repeat_edge: bool
 
 
 def smooth(values: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
-    """Gaussian along the last three axes, edges repeated."""
+    """Smooth by a Gaussian along the last three axes, edges repeated."""
     for axis, sigma in enumerate(sigma_voxels):
-        taps = gaussian_taps(sigma)
+        taps = make_gaussian_taps(sigma)
         if taps.size > 1:
-            values = along(values, axis + 2, taps.tolist(), repeat_edge=True)
+            values = convolve(values, axis + 2, taps.tolist(), repeat_edge=True)
     return values
 
 
 def smooth_halved(values: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
-    """As `smooth`, of each of the N scaled to a largest value of 1, in float16: 3 digits at half the traffic."""
+    """Smooth in float16, each of the N scaled to a maximum of 1: 3 digits at half the memory traffic."""
     largest = values.abs().amax(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1e-30)
     return smooth((values / largest).half(), sigma_voxels).float() * largest
 
 
-def slopes(image: Tensor) -> Tensor:
-    """(N, 3, I, J, K) half the difference of the neighbours, at the borders of the voxel and its one neighbour."""
+def compute_slopes(image: Tensor) -> Tensor:
+    """Compute central differences (N, 3, I, J, K); one-sided, halved, at the borders."""
     out = []
     for axis in (2, 3, 4):
         n = image.shape[axis]
@@ -157,16 +157,18 @@ def slopes(image: Tensor) -> Tensor:
     return torch.cat(out, dim=1)
 
 
-def fitting(voxels: int, count: int, device: str) -> tuple[int, int]:
-    """How many of `count` registrations fit the GPU's memory at once, and the bytes that each wants."""
+def fit_to_memory(voxels: int, count: int, device: str) -> tuple[int, int]:
+    """Compute how many of `count` registrations fit into the GPU memory at once, and the bytes of each."""
     each = 4 * SCALARS_PER_VOXEL * voxels
     if device != "cuda":
         return count, each
     return max(1, int(MEMORY_SHARE * torch.cuda.mem_get_info()[0] / each)), each
 
 
-def in_batches(count: int, size: int, solve: Callable[[Sequence[int]], list[Result]], bytes_each: int) -> list[Result]:
-    """Solve `count` items at most `size` at a time, in half the size where the GPU's memory does not do."""
+def solve_in_batches(
+    count: int, size: int, solve: Callable[[Sequence[int]], list[Result]], bytes_each: int
+) -> list[Result]:
+    """Solve `count` items in batches of at most `size`; halve the size when the GPU is out of memory."""
     out: list[Result] = []
     while len(out) < count:
         batch = range(len(out), min(count, len(out) + size))
@@ -177,9 +179,9 @@ def in_batches(count: int, size: int, solve: Callable[[Sequence[int]], list[Resu
             if len(batch) == 1:
                 free, total = torch.cuda.mem_get_info()
                 raise InputError(
-                    f"one registration does not fit the GPU's memory: about {bytes_each / 2**30:.1f} GiB are wanted, "
-                    f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free; use device='cpu' or a mask"
+                    f"one registration does not fit into the GPU memory: expected {bytes_each / 2**30:.1f} GiB, "
+                    f"got {free / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB. Use device='cpu' or a mask"
                 ) from error
             size = max(1, len(batch) // 2)
-            logger.warning("out of GPU memory with %d images at once: going on with %d", len(batch), size)
+            logger.warning("out of GPU memory with %d images in a batch: continuing with %d", len(batch), size)
     return out
