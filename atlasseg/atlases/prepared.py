@@ -24,7 +24,7 @@ from atlasseg.errors import InputError
 from atlasseg.files import atomic_directory, check_seal, seal
 from atlasseg.recipe.tables import Registration, Step
 from atlasseg.registration import diffeomorphic
-from atlasseg.registration.template import Engine, Progress, coarser, compose_through_template, groupwise_template
+from atlasseg.registration.template import Engine, Progress, coarsen, compose_through_template, groupwise_template
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform
 from atlasseg.version import __version__
 from atlasseg.volume import Image, Mask
@@ -238,7 +238,7 @@ def register_prepared(
         moving_masks=[prepared.mask],
         iterations=tuple(TEMPLATE_ITERATIONS if shrink >= finest else 0 for shrink in (8, 4, 2, 1)),
     )
-    through = coarser(target.grid, finest * float(target.spacing_mm.min()))
+    through = coarsen(target.grid, finest * float(target.spacing_mm.min()))
     transforms = compose_through_template([prepared.transforms[i] for i in wanted], template_from_target, through)
     if not any(refine_iterations):
         return transforms

@@ -17,7 +17,7 @@ class RegistrationFit:
     """Mean local correlation (0 to 1) of the target and the propagated atlas, and regularity of the transform."""
 
     similarity: float
-    measure_quality: RegistrationQuality
+    quality: RegistrationQuality
 
 
 def measure_fit(target: Image, mask: Mask | None, carried: Atlas, transform: Transform) -> RegistrationFit:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.pyramid import choose_factors
-from atlasseg.registration._engine.search import Asked, Factors, Fit, Result, Search
+from atlasseg.registration._engine.search import Factors, Fit, Query, Result, Search
 from atlasseg.registration._engine.torch_ops import MovingBatch, compute_slopes, fit_to_memory, solve_in_batches
 from atlasseg.similarity import SimilarityMetric
 from atlasseg.volume import Float64
@@ -45,7 +45,7 @@ def _run_batch(
 ) -> list[Result]:
     stacks: dict[Factors, MovingBatch] = {}
     results: dict[int, Result] = {}
-    asked: dict[int, Asked] = {n: next(steps) for n, steps in enumerate(searches)}
+    asked: dict[int, Query] = {n: next(steps) for n, steps in enumerate(searches)}
     while asked:
         fits: dict[int, list[Fit]] = {n: [] for n in asked}
         for factors in dict.fromkeys(factors for factors, _ in asked.values()):
