@@ -24,7 +24,7 @@ from scipy import linalg, ndimage
 
 from atlasseg.errors import InputError
 from atlasseg.registration import affine, diffeomorphic
-from atlasseg.registration._coarse import coarsen as coarser
+from atlasseg.registration._coarse import coarsen as coarsen
 from atlasseg.registration._engine.pyramid import prepare as scaled_and_cut
 from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
@@ -107,7 +107,7 @@ def groupwise_template(
     reference = _find_median_size(scaled, known)
     if shrink is None:
         shrink = 1 if np.prod(scaled[reference].shape) <= LARGE_VOXELS else 2
-    grid = _add_margin(coarser(scaled[reference].grid, shrink * float(scaled[reference].spacing_mm.min())))
+    grid = _add_margin(coarsen(scaled[reference].grid, shrink * float(scaled[reference].spacing_mm.min())))
 
     tell(f"template: {len(images)} images, affine, onto {images[reference].name or f'image {reference}'}")
     aligned = affine.register(scaled[reference], scaled, fixed_mask=known[reference], moving_masks=known)
