@@ -103,13 +103,13 @@ def transform_from_sitk(transform: sitk.Transform) -> Transform:
             composed = composed @ part
         return composed
     if transform.GetDimension() != 3:
-        raise InputError(f"a transform in 3 dimensions is wanted, got {transform.GetDimension()}")
+        raise InputError(f"expected a transform in 3 dimensions, got {transform.GetDimension()}")
     if isinstance(specific, sitk.DisplacementFieldTransform):
         field = specific.GetDisplacementField()
         return DisplacementField(flip_vectors(array_from_sitk(field)).astype(np.float32), grid_from_sitk(field).affine)
     if isinstance(specific, sitk.BSplineTransform):
         if specific.GetOrder() != 3:
-            raise InputError(f"a B-spline transform of order 3 is wanted, got order {specific.GetOrder()}")
+            raise InputError(f"expected a B-spline transform of order 3, got order {specific.GetOrder()}")
         images = specific.GetCoefficientImages()
         coefficients = np.stack([array_from_sitk(image) for image in images], axis=-1)
         return BSplineField(flip_vectors(coefficients), grid_from_sitk(images[0]).affine)

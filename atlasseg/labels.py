@@ -104,7 +104,7 @@ class Label:
     def __post_init__(self) -> None:
         for text in (self.name, self.group, self.abbreviation):
             if text is not None and (text.strip().lower() in _NOTHING or re.search(r"[\t\r\n]", text)):
-                raise InputError(f"label {self.value}: a name on one line without tabs is wanted, got {text!r}")
+                raise InputError(f"label {self.value}: expected a name on one line without tabs, got {text!r}")
         if not -_MAX_VALUE - 1 <= self.value <= _MAX_VALUE:
             raise InputError(f"label {self.value} ({self.name}): expected a value of 32 bits, got {self.value}")
         if self.color is not None and (len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color)):
@@ -360,7 +360,7 @@ def _from_columns(
         cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
         if len(cells) != len(header):
             raise InputError(
-                f"{source}, line {number}: {len(header)} columns are wanted ({', '.join(header)}), got {len(cells)}"
+                f"{source}, line {number}: expected {len(header)} columns ({', '.join(header)}), got {len(cells)}"
             )
         row = {column: cell for column, cell in zip(header, cells, strict=True) if cell.lower() not in _NOTHING}
         rows.append((number, _at_line(source, number, partial(_from_row, row))))
@@ -369,7 +369,7 @@ def _from_columns(
 
 def _from_row(row: dict[str, str]) -> Label:
     if "index" not in row or "name" not in row:
-        raise InputError("both a value and a name are wanted")
+        raise InputError("expected both a value and a name")
     mapping = row.get("mapping")
     color = next((row[column] for column in _COLOR_COLUMNS if column in row), None)
     return Label(
@@ -390,13 +390,13 @@ def _whole(text: str, column: str) -> int:
     except ValueError:
         number = float(text) if re.fullmatch(_REAL, text, re.ASCII) else float("nan")
         if not number.is_integer() or abs(number) > _MAX_VALUE:
-            raise InputError(f"a whole number is wanted as {column}, got {text[:40]!r}") from None
+            raise InputError(f"expected a whole number as {column}, got {text[:40]!r}") from None
         return int(number)
 
 
 def _hex(text: str) -> Color:
     if not re.fullmatch(r"#?[0-9a-fA-F]{6}", text):
-        raise InputError(f"a colour like #E69F00 is wanted, got {text!r}")
+        raise InputError(f"expected a colour like #E69F00, got {text!r}")
     digits = text.removeprefix("#")
     return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:], 16)
 

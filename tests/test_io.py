@@ -578,7 +578,7 @@ def test_other_numbers_of_dimensions_are_refused_with_file_and_shape(tmp_path, s
 
 def test_a_picture_is_refused(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((5, 7, 3), np.uint8), isVector=True), str(tmp_path / "a.png"))
-    with pytest.raises(InputError, match=r"a\.png: one 3-D volume is wanted, got 2-D data"):
+    with pytest.raises(InputError, match=r"a\.png: expected one 3-D volume, got 2-D data"):
         io.read_image(tmp_path / "a.png")
 
 
@@ -744,7 +744,7 @@ def test_four_dimensions_are_channels_where_they_are_asked_for(tmp_path):
     assert image.channels.shape == (*SHAPE, 2) and known.shape == SHAPE
     assert not known.array[2, 3, 1] and known.array.sum() == known.array.size - 1
     np.testing.assert_array_equal(image.array[known.array], array[known.array])
-    with pytest.raises(InputError, match="one 3-D volume is wanted"):
+    with pytest.raises(InputError, match="expected one 3-D volume"):
         io.read_scan(path)
     with pytest.raises(InputError, match="a 4-D one of channels"):
         io.read_scan(nifti(tmp_path / "five.nii.gz", array[..., None, :].repeat(2, axis=3)), channels=True)
@@ -779,10 +779,10 @@ def test_faulty_probabilities_are_refused(tmp_path, value, labels, reason):
 def test_probabilities_of_other_dimensions_are_refused(tmp_path, shape):
     path = nifti(tmp_path / "p.nii.gz", np.full(shape, 0.5, np.float32))
     with pytest.raises(
-        InputError, match=r"p\.nii\.gz: a volume of shape \(I, J, K, labels\) is wanted, got shape \(7, 9"
+        InputError, match=r"p\.nii\.gz: expected a volume of shape \(I, J, K, labels\), got shape \(7, 9"
     ):
         io.read_probability_map(path, labels=[0, 1, 2])
-    with pytest.raises(InputError, match=r"p\.nii\.gz: a volume of shape \(I, J, K\) is wanted"):
+    with pytest.raises(InputError, match=r"p\.nii\.gz: expected a volume of shape \(I, J, K\), got"):
         io.read_probability_map([path, path], labels=[1, 2])
 
 
@@ -955,7 +955,7 @@ def test_json_there_and_back(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [('{\n"a": }', "line 2: not JSON"), ("[1]", "JSON object is wanted, got list"), (None, "cannot be read")],
+    [('{\n"a": }', "line 2: not JSON"), ("[1]", "expected a JSON object, got list"), (None, "cannot be read")],
 )
 def test_faulty_json_is_refused_by_name(tmp_path, text, reason):
     if text is not None:

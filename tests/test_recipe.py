@@ -46,7 +46,7 @@ def test_paths_start_from_the_recipe(tmp_path):
         ({"fusion": {}}, r"\[fusion\] lacks the key 'method'"),
         ({}, r"the table \[fusion\]"),
         ({"fusion": "majority"}, r"must be a table \[fusion\], got 'majority'"),
-        ({"fusion": {"method": 3}}, "the name of a method is wanted, got 3"),
+        ({"fusion": {"method": 3}}, "expected the name of a method, got 3"),
         (
             {"fusion": {"method": "local_weighted", "local_weighted": {"pwer": 2}}},
             r"\[fusion.local_weighted\] has no parameter 'pwer'; did you mean 'power'",

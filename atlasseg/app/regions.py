@@ -229,7 +229,7 @@ def label_choice(text: str, what: str) -> tuple[int, ...] | Literal["all"]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise InputError(f"{what}: labels with commas, or 'all', are wanted, got {text!r}") from None
+        raise InputError(f"{what}: expected labels separated by commas, or 'all', got {text!r}") from None
 
 
 def region_sizes(graph: AdjacencyGraph) -> dict[str, float]:

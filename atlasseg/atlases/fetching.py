@@ -161,8 +161,8 @@ def fetch(dataset: Dataset, folder: Path, *, told: Told | None = None) -> None:
             raise InputError(f"{dataset.url}: cannot be downloaded: {error}{further}") from error
         except ValueError as error:  # of pooch, which has removed the file
             raise InputError(
-                f"{dataset.url}: what was downloaded is not the dataset {dataset.name}: {dataset.checksum} is wanted "
-                f"({dataset.checksum_from}); it was removed: {error}"
+                f"{dataset.url}: expected the dataset {dataset.name} with {dataset.checksum} "
+                f"({dataset.checksum_from}), got another file. It was removed. {error}"
             ) from error
         try:
             with atomic_directory(folder) as made:

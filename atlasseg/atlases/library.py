@@ -255,11 +255,11 @@ def _library_in(root: Path) -> AtlasLibrary:
     if bare:
         raise InputError(
             f"{root}: {len(bare)} of {len(images)} images have no label file in labels/: {_some(bare)} "
-            f"(wanted e.g. {root / 'labels' / (bare[0] + '.nii.gz')})"
+            f"(expected e.g. {root / 'labels' / (bare[0] + '.nii.gz')})"
         )
     both = sorted(labels.keys() & probabilities.keys())
     if both:
-        raise InputError(f"{root}: both labels and probabilities are there for {_some(both)}; one of them is wanted")
+        raise InputError(f"{root}: expected labels or probabilities, got both for {_some(both)}. Remove one.")
     _check_orphans(images, labels, "labels")
     for id_ in sorted(masks.keys() - images.keys()):
         log.warning("%s: a mask without an image of that name", masks[id_])
@@ -343,9 +343,7 @@ def _targets_in(path: Path) -> list[Target]:
 
 def _folder(path: Path) -> Path:
     if not path.is_dir():
-        raise InputError(
-            f"{path}: no such folder" if not path.exists() else f"{path}: a folder is wanted, this is a file"
-        )
+        raise InputError(f"{path}: no such folder" if not path.exists() else f"{path}: expected a folder, got a file")
     return path
 
 
@@ -380,7 +378,7 @@ def _read_table(root: Path, labels: Mapping[str, Path]) -> LabelTable:
     """The table of the library; without one, that of the segments in its segmentations of Slicer."""
     found = [root / name for name in _TABLES if (root / name).is_file()]
     if len(found) > 1:
-        raise InputError(f"{root}: several label tables, one is wanted: {', '.join(path.name for path in found)}")
+        raise InputError(f"{root}: expected one label table, got {', '.join(path.name for path in found)}")
     if found:
         return read_label_table(found[0])
     rows: dict[int, tuple[Label, Path]] = {}

@@ -227,7 +227,7 @@ def register_prepared(
     absent = [i for i in wanted if i not in prepared.transforms]
     if absent or len(wanted) != len(moving):
         raise InputError(
-            f"{len(moving)} images of atlases for {len(wanted)} ids"
+            f"expected one image for each of {len(wanted)} atlases, got {len(moving)}"
             + (f"; not in the prepared library: {', '.join(map(repr, absent))}" if absent else "")
         )
     finest = max(1, round(float(prepared.template.spacing_mm.min() / target.spacing_mm.min())))
@@ -317,11 +317,13 @@ def read_prepared(folder: str | Path) -> PreparedLibrary:
     header = io.read_json(folder / HEADER)
     if header.get("format") != FORMAT:
         raise InputError(
-            f"{folder}: written in format {header.get('format')!r}, format {FORMAT} is wanted: prepare again"
+            f"{folder}: expected format {FORMAT}, got {header.get('format')!r}. Prepare the library again."
         )
     template = io.read_image(folder / TEMPLATE)
     if io.content_hash(template, place=False) != header.get("template"):
-        raise InputError(f"{folder / TEMPLATE}: not the template that {HEADER} speaks of: prepare the library again")
+        raise InputError(
+            f"{folder / TEMPLATE}: expected the template of {HEADER}, got another one. Prepare the library again."
+        )
     mask = io.read_mask(folder / MASK) if (folder / MASK).is_file() else None
     transforms: dict[str, Transform] = {}
     for path in sorted((folder / TRANSFORMS).glob("*.npz")):

@@ -133,7 +133,7 @@ def average(
         label of any atlas lands on the grid.
     """
     if not atlases or len(atlases) != len(transforms):
-        raise InputError(f"one transform an atlas is wanted, got {len(transforms)} for {len(atlases)} atlases")
+        raise InputError(f"expected one transform for each atlas, got {len(transforms)} for {len(atlases)} atlases")
     if smoothing_mm is not None and not (np.isfinite(smoothing_mm) and smoothing_mm >= 0):
         raise InputError(f"smoothing must be 0 mm or more, got {smoothing_mm}")
     if smoothing_mm is None and len(atlases) < 2:

@@ -118,7 +118,7 @@ def thumbnails(
     if not atlases:
         raise InputError("there is no atlas to select from")
     if transforms is not None and len(transforms) != len(atlases):
-        raise InputError(f"one transform an atlas is wanted, got {len(transforms)} for {len(atlases)} atlases")
+        raise InputError(f"expected one transform for each atlas, got {len(transforms)} for {len(atlases)} atlases")
     if longest_voxels < 4:
         raise InputError(f"a thumbnail needs at least 4 voxels along its longest side, got {longest_voxels}")
     check_channels(target, atlases)

@@ -56,7 +56,7 @@ def count(segmentation: NDArray[np.integer], reference: NDArray[np.integer]) -> 
     array([0.667, 0.   , 1.   ])
     """
     if segmentation.shape != reference.shape:
-        raise GeometryError(f"two label arrays of one shape are wanted, got {segmentation.shape} and {reference.shape}")
+        raise GeometryError(f"expected two label arrays of one shape, got {segmentation.shape} and {reference.shape}")
     somewhere = (segmentation != 0) | (reference != 0)
     s, r = segmentation[somewhere], reference[somewhere]
     labels = np.union1d(np.unique(s), np.unique(r))

@@ -33,7 +33,7 @@ def read_3d(
         more = [n for n in shape[3:] if n != 1]
         if len(shape) < 3 or len(more) > channels:
             wanted = "a 3-D volume, or a 4-D one of channels," if channels else "one 3-D volume"
-            raise InputError(f"{path}: {wanted} is wanted, got {len(shape)}-D data of shape {shape}")
+            raise InputError(f"{path}: expected {wanted}, got {len(shape)}-D data of shape {shape}")
         if 0 in shape:
             raise InputError(f"{path}: the volume has no voxels, its shape is {shape}")
         return Raw(source.array().reshape(*shape[:3], *more), source.affine, source.source_header)

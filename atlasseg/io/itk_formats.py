@@ -72,7 +72,7 @@ def _source_from_itk(path: Path, image: Any) -> Source:
     array = (np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array).T
     dimension = image.GetDimension()
     if dimension < 3:
-        raise InputError(f"{path}: one 3-D volume is wanted, got {dimension}-D data of shape {array.shape}")
+        raise InputError(f"{path}: expected one 3-D volume, got {dimension}-D data of shape {array.shape}")
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
     affine[:3, :3] = direction * np.array(image.GetSpacing())[:3]

@@ -69,7 +69,7 @@ def read_probability_map(
             shape = source.shape if len(source.shape) != 3 else (*source.shape, 1)
             if len(shape) != 4 or 0 in shape or (len(paths) > 1 and shape[3] != 1):
                 wanted = "(I, J, K, labels)" if len(paths) == 1 else "(I, J, K)"
-                raise InputError(f"{one}: a volume of shape {wanted} is wanted, got shape {source.shape}")
+                raise InputError(f"{one}: expected a volume of shape {wanted}, got shape {source.shape}")
             found = Grid((shape[0], shape[1], shape[2]), source.affine)
             if grid is not None and not found.matches(grid):
                 raise GeometryError(f"{one}: not on the grid of {first}: shapes {found.shape} and {grid.shape}")

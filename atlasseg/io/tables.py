@@ -37,7 +37,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path}: a JSON object is wanted, got {type(found).__name__}")
+        raise InputError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
 
 

@@ -306,7 +306,7 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
     Raises
     ------
     InputError
-        The file name says no known kind, the kind cannot hold this transform, or a grid is wanted.
+        The file name says no known kind, the kind cannot hold this transform, or it needs a grid.
     OutputError
         It cannot be written; the message names the file and the cause.
     """
@@ -325,7 +325,7 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
         return
     where = grid or transform.domain
     if where is None:
-        raise InputError(f"{path}: a grid is wanted, on which to sample the displacement field")
+        raise InputError(f"{path}: expected a grid on which to sample the displacement field. Give grid=...")
     where = orthonormal_grid(where)
     if isinstance(transform, DisplacementField) and where.matches(transform.grid):
         field = transform

@@ -103,7 +103,7 @@ def tissue(
             f"a phantom needs noise of 0 % or more and bias of 0 to 200 %, got {noise_percent} and {bias_percent}"
         )
     if levels.ndim != 2 or levels.shape[1] != 3:
-        raise InputError(f"brightness of three tissues is wanted, got shape {levels.shape}")
+        raise InputError(f"expected the brightness of three tissues, got shape {levels.shape}")
     grid = tilted_grid(shape, spacing_mm=spacing_mm)
     fractions, brain = _fractions(grid, seed)
     gain = _gain(grid, brain, bias_percent / 100, seed)

@@ -44,7 +44,7 @@ def box_around(
     if not margin_mm >= 0:
         raise InputError(f"margin_mm must be 0 or more, got {margin_mm}")
     if len(labels) != len(transforms):
-        raise InputError(f"{len(labels)} label maps want as many transforms, got {len(transforms)}")
+        raise InputError(f"expected one transform for each of {len(labels)} label maps, got {len(transforms)}")
     first, last = np.full(3, np.inf), np.full(3, -np.inf)
     index_from_mm = np.linalg.inv(grid.affine)
     for volume, transform in zip(labels, transforms, strict=True):

@@ -46,7 +46,7 @@ def preprocess(
         The image is constant, the mask is empty or of another shape, or the percentiles are not in ascending order.
     """
     if not 0 <= low_percent < high_percent <= 100:
-        raise InputError(f"0 <= low_percent < high_percent <= 100 is wanted, got {low_percent:g} and {high_percent:g}")
+        raise InputError(f"expected 0 <= low_percent < high_percent <= 100, got {low_percent:g} and {high_percent:g}")
     if mask is not None and (mask.shape != image.shape or not mask.array.any()):
         raise InputError(
             f"image {image.name!r} of shape {image.shape}: its mask of shape {mask.shape} is empty or does not fit it"

@@ -234,7 +234,7 @@ def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
 def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) -> Step:
     """A method with its own table of parameters checked against its signature."""
     if not isinstance(name, str):
-        raise InputError(f"{where}: [{stage}] {key}: the name of a method is wanted, got {name!r}")
+        raise InputError(f"{where}: [{stage}] {key}: expected the name of a method, got {name!r}")
     try:
         method = methods.get(stage, name)
     except InputError as error:

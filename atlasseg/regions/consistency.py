@@ -172,7 +172,7 @@ def make_consistent(
             f"and {segmentation.shape}, affines {image.affine.tolist()} and {segmentation.affine.tolist()}"
         )
     if not posterior_weight >= 0:
-        raise InputError(f"posterior_weight: 0 or more is wanted, got {posterior_weight}")
+        raise InputError(f"posterior_weight: expected 0 or more, got {posterior_weight}")
     check(weight=field_weight, edge_contrast=edge_contrast)
     if not 0 <= min_component_fraction <= 1:
         raise InputError(f"min_component_fraction: expected 0 to 1, got {min_component_fraction}")

@@ -66,7 +66,7 @@ def with_intensity(
     if not exponent >= 0:
         raise InputError(f"the exponent of the intensities must be 0 or more, got {exponent}")
     if not sigma_voxels > 0:
-        raise InputError(f"a window of more than 0 voxels is wanted, got sigma_voxels = {sigma_voxels}")
+        raise InputError(f"sigma_voxels: expected more than 0, got {sigma_voxels}")
     if exponent == 0 or probabilities.voxels.size == 0:
         return probabilities
     channels = image.channels.astype(np.float64)

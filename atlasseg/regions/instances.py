@@ -107,7 +107,7 @@ def instances(
     if split not in ("components", "watershed"):
         raise InputError(f"split must be 'components' or 'watershed', got {split!r}")
     if not depth_mm >= 0:
-        raise InputError(f"depth_mm: 0 or more is wanted, got {depth_mm}")
+        raise InputError(f"depth_mm: expected 0 or more, got {depth_mm}")
     from scipy.ndimage import find_objects, label
 
     present = labels.values[labels.values != 0]

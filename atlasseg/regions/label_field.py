@@ -98,9 +98,9 @@ def random_walk_labels(
 def check(*, weight: float, edge_contrast: float) -> None:
     """Refuse parameters that are out of range."""
     if not 0 <= weight < np.inf:
-        raise InputError(f"field_weight: 0 or more is wanted, got {weight}")
+        raise InputError(f"field_weight: expected 0 or more, got {weight}")
     if not edge_contrast > 0:
-        raise InputError(f"edge_contrast: more than 0 is wanted, got {edge_contrast}")
+        raise InputError(f"edge_contrast: expected more than 0, got {edge_contrast}")
 
 
 def _around(links: csr_array, seen: NDArray[np.bool_]) -> Int64:

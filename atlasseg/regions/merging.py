@@ -172,7 +172,7 @@ def pack(
         raise InputError(f"criterion must be one of {', '.join(_KINDS)}, got {criterion!r}")
     sd = np.ones(channels) if noise_sd is None else np.asarray(noise_sd, np.float64)
     if sd.shape != (channels,) or not (np.isfinite(sd) & (sd > 0)).all():
-        raise InputError(f"noise_sd: {channels} values above 0 are wanted, one a channel, got {noise_sd!r}")
+        raise InputError(f"noise_sd: expected {channels} values above 0, one for each channel, got {noise_sd!r}")
     records = np.empty((len(edges), 8), np.int32)
     records[:, :2] = edges
     nodes = np.empty((count, 1 + channels))
@@ -187,9 +187,9 @@ def merge_packed(packed: Packed, *, threshold: float | None, regions: int | None
     if threshold is None and regions is None:
         raise InputError("say when to stop merging: give a threshold, a number of regions, or both")
     if threshold is not None and not threshold >= 0:
-        raise InputError(f"a merge threshold of 0 or more is wanted, got {threshold}")
+        raise InputError(f"expected a merge threshold of 0 or more, got {threshold}")
     if regions is not None and regions < 1:
-        raise InputError(f"at least 1 region is wanted, got {regions}")
+        raise InputError(f"expected at least 1 region, got {regions}")
     if regions is not None and regions > count:
         raise InputError(
             f"{regions} regions are asked for, but there are only {count} to start from "

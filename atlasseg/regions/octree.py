@@ -73,7 +73,7 @@ def split(
            [ 6,  6,  9, 10]], dtype=int32)
     """
     if image.array.size == 0 or np.prod(image.shape) >= 2**31 - 1:
-        raise InputError(f"image {image.name!r}: 1 to 2**31 - 2 voxels are wanted, got shape {image.shape}")
+        raise InputError(f"image {image.name!r}: expected 1 to 2**31 - 2 voxels, got shape {image.shape}")
     x = np.ascontiguousarray(image.channels)
     channels = x.shape[-1]
     spacing_mm = np.asarray(image.spacing_mm, np.float64)
@@ -83,10 +83,12 @@ def split(
         if threshold is not None:
             raise InputError("a threshold goes with homogeneity 'range' or 'variance'; 'noise' takes a significance")
         if not 0 < significance < 1:
-            raise InputError(f"a significance between 0 and 1 is wanted, got {significance}")
+            raise InputError(f"expected a significance between 0 and 1, got {significance}")
         sd = estimated_noise_sd(image) if noise_sd is None else np.asarray(noise_sd, np.float64)
         if sd.shape != (channels,) or not (np.isfinite(sd) & (sd >= 0)).all():
-            raise InputError(f"noise_sd: {channels} values of 0 or more are wanted, one a channel, got {noise_sd!r}")
+            raise InputError(
+                f"noise_sd: expected {channels} values of 0 or more, one for each channel, got {noise_sd!r}"
+            )
         limits = _noise_limits(sizes, sd, significance / channels)
     elif homogeneity in _KINDS:
         if threshold is None or not threshold >= 0:

@@ -89,13 +89,13 @@ def partition(
     """
     for name, limit in (("local_difference", local_difference), ("global_difference", global_difference)):
         if limit is not None and not limit >= 0:
-            raise InputError(f"{name}: 0 or more is wanted, got {limit}")
+            raise InputError(f"{name}: expected 0 or more, got {limit}")
     if order not in ("independent", "queue"):
         raise InputError(f"order must be 'independent' or 'queue', got {order!r}")
     channels = image.channels.shape[-1]
     sd = estimated_noise_sd(image) if noise_sd is None else np.asarray(noise_sd, np.float64)
     if sd.shape != (channels,) or not (np.isfinite(sd) & (sd >= 0)).all():
-        raise InputError(f"noise_sd: {channels} values of 0 or more are wanted, one a channel, got {noise_sd!r}")
+        raise InputError(f"noise_sd: expected {channels} values of 0 or more, one for each channel, got {noise_sd!r}")
     sd = np.where(sd > 0, sd, 1.0)
     start = find_seeds(image, share=seed_share, voxels=seed_voxels) if seeds is None else seeds
     check_seeds(image, start, "seeds")
@@ -121,7 +121,7 @@ def check_seeds(image: Image, seeds: LabelMap, what: str) -> None:
     if not seeds.array.any():
         raise InputError(f"{what} {seeds.name!r}: every voxel is 0, so there is nothing to start from")
     if seeds.array.min() < 0:
-        raise InputError(f"{what} {seeds.name!r}: labels above 0 are wanted, found {seeds.array.min()}")
+        raise InputError(f"{what} {seeds.name!r}: expected labels above 0, got {seeds.array.min()}")
 
 
 def gradient_magnitude(image: Image) -> Float32:

@@ -33,7 +33,7 @@ def hierarchy(
     """The regions of `partition`, with the merges of the basins where there were no markers."""
     channels = image.channels.shape[-1]
     if not depth >= 0:
-        raise InputError(f"a depth of 0 or more is wanted, got {depth}")
+        raise InputError(f"expected a depth of 0 or more, got {depth}")
     if inside is not None and not inside.grid.matches(image.grid):
         raise GeometryError(
             f"the mask is not on the grid of image {image.name!r}: shapes {inside.shape} and {image.shape}"
@@ -46,7 +46,7 @@ def hierarchy(
         )
     sd = estimated_noise_sd(image) if noise_sd is None else np.asarray(noise_sd, np.float64)
     if sd.shape != (channels,) or not (np.isfinite(sd) & (sd >= 0)).all():
-        raise InputError(f"noise_sd: {channels} values of 0 or more are wanted, one a channel, got {noise_sd!r}")
+        raise InputError(f"noise_sd: expected {channels} values of 0 or more, one for each channel, got {noise_sd!r}")
     scale = np.where(sd > 0, sd, 1.0)
     relative = Image(np.divide(image.channels, scale, dtype=np.float32), image.affine, image.name)
     if sigma_mm is not None:

@@ -175,7 +175,7 @@ def check_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
     """
     given = np.array(prior, dtype=np.float64, order="C")
     if given.ndim != 2 or len(given) != number:
-        raise InputError(f"a prior of shape ({number}, classes) is wanted, got {given.shape}")
+        raise InputError(f"expected a prior of shape ({number}, classes), got {given.shape}")
     if not np.isfinite(given).all() or (given < 0).any():
         raise InputError("a prior must be finite and not negative")
     total = given.sum(axis=1)
@@ -230,7 +230,7 @@ def make_components(
                 f"voxels are mixed of two different classes of 0 to {classes - 1} with one Gaussian each, got {(a, b)}"
             )
     if len({frozenset(pair) for pair in pairs}) != len(pairs) or levels < 1:
-        raise InputError(f"different pairs and at least 1 level are wanted, got {pairs} and {levels}")
+        raise InputError(f"expected different pairs and at least 1 level, got {pairs} and {levels}")
     return Components.of(counts, pairs, levels)
 
 

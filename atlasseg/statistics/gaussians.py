@@ -88,7 +88,7 @@ def estimate(
     array([[2.], [9.]])
     """
     if values.ndim != 2 or weights.ndim != 2 or len(values) != len(weights) or not len(values):
-        raise InputError(f"values (N, C) and weights (N, K) are wanted, got {values.shape} and {weights.shape}")
+        raise InputError(f"expected values (N, C) and weights (N, K), got {values.shape} and {weights.shape}")
     centre = values.mean(axis=0, dtype=np.float64)
     mass, first, second = moments(values, weights, centre)
     return from_moments(mass, first, second, centre, floor=floor, before=before)
@@ -186,7 +186,7 @@ def log_density(values: NDArray[np.floating[Any]], gaussians: Gaussians) -> NDAr
         Values and Gaussians differ in the number of modalities.
     """
     if values.ndim != 2 or values.shape[1] != gaussians.means.shape[1]:
-        raise InputError(f"{gaussians.means.shape[1]} modalities are wanted, got values of shape {values.shape}")
+        raise InputError(f"expected {gaussians.means.shape[1]} modalities, got values of shape {values.shape}")
     return np.asarray(
         _log_density(np.ascontiguousarray(values), gaussians.means, gaussians.whitening, gaussians.log_scale)
     )

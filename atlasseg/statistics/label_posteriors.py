@@ -272,8 +272,7 @@ def chain_posteriors(
 def _check(intensity_weight: float, iterations: int) -> None:
     if not (0 <= intensity_weight <= 1 and iterations >= 1):
         raise InputError(
-            "intensity_weight of 0 to 1 and iterations of at least 1 are wanted, got "
-            f"{intensity_weight} and {iterations}"
+            f"expected intensity_weight of 0 to 1 and iterations of at least 1, got {intensity_weight} and {iterations}"
         )
 
 

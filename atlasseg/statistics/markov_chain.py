@@ -104,17 +104,17 @@ def posterior(
     """
     if log_densities.ndim != 2 or not log_densities.size or transitions.shape != (log_densities.shape[1],) * 2:
         raise InputError(
-            f"log densities (N, K) of at least one site and transitions (K, K) are wanted, got shapes "
+            f"expected log densities (N, K) of at least one site and transitions (K, K), got shapes "
             f"{log_densities.shape} and {transitions.shape}"
         )
     count, classes = log_densities.shape
     weights = np.ones((count, classes)) if prior is None else np.asarray(prior)
     if weights.shape != log_densities.shape:
-        raise InputError(f"prior weights {log_densities.shape} are wanted, got {weights.shape}")
+        raise InputError(f"expected prior weights {log_densities.shape}, got {weights.shape}")
     offsets = np.arange(count + 1, dtype=np.int64) * classes
     e, scale = emissions(np.ascontiguousarray(log_densities).reshape(-1), weights.reshape(-1), offsets)
     if (scale == -np.inf).any():
-        raise InputError("prior weights above 0 for some class of every site are wanted")
+        raise InputError("expected a prior weight above 0 for some class of every site")
     return smooth(e.reshape(count, classes), scale, _checked_starts(starts, count), initial, transitions)
 
 
@@ -343,7 +343,7 @@ def normalise_counts(counts: Float64, before: Float64 | None = None) -> Float64:
 def _checked_starts(starts: Bool | None, count: int) -> Bool:
     out = np.zeros(count, bool) if starts is None else np.array(starts, bool)
     if out.shape != (count,):
-        raise InputError(f"starts of {count} sites are wanted, got shape {out.shape}")
+        raise InputError(f"expected starts of {count} sites, got shape {out.shape}")
     out[0] = True
     return out
 
@@ -373,7 +373,7 @@ def _start(
         return given
     number = given.shape[-1]
     if given.shape != (len(y), number) or (classes is not None and classes != number):
-        raise InputError(f"memberships of {len(y)} sites in {classes or number} classes are wanted, got {given.shape}")
+        raise InputError(f"expected memberships of {len(y)} sites in {classes or number} classes, got {given.shape}")
     if number > 1 and number > (distinct := len(np.unique(y[seen], axis=0))):
         raise InputError(f"{number} classes are more than the {distinct} distinct values of the sites")
     return given

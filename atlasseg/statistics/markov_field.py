@@ -173,7 +173,7 @@ def begin(
     if not inside.any():
         raise InputError("a field over no voxels: is the mask empty?")
     if y.ndim != 2 or len(y) != int(inside.sum()):
-        raise InputError(f"values (N, C) of the region's {int(inside.sum())} voxels are wanted, got shape {y.shape}")
+        raise InputError(f"expected values (N, C) of the region's {int(inside.sum())} voxels, got shape {y.shape}")
     if not np.isfinite(y).all():
         raise InputError(f"{int((~np.isfinite(y)).sum())} intensities are NaN or infinite")
     if prior is None:
@@ -183,7 +183,7 @@ def begin(
     given = check_prior(prior, len(y))
     number = given.shape[1]
     if classes is not None and classes != number:
-        raise InputError(f"{classes} classes are wanted, but the prior has {number}")
+        raise InputError(f"expected a prior of {classes} classes, got {number}")
     if number > 1 and number > (distinct := len(np.unique(y, axis=0))):
         raise InputError(f"{number} classes are more than the {distinct} distinct values of the voxels")
     return y, np.log(np.maximum(given, LEAST_PRIOR)), given

@@ -43,7 +43,7 @@ def features(
         The region is empty or has another shape than the image.
     """
     if inside.shape != image.shape or not inside.any():
-        raise InputError(f"a region of shape {image.shape} with a voxel in it is wanted, got {inside.shape}")
+        raise InputError(f"expected a region of shape {image.shape} with a voxel in it, got {inside.shape}")
     columns = []
     for channel in np.moveaxis(image.channels.astype(np.float64), -1, 0):
         volumes = [channel, gaussian_gradient_magnitude(channel, GRADIENT_SIGMA_MM / image.spacing_mm)]
@@ -117,7 +117,7 @@ def classify(known: Float64, classes: ArrayLike, unknown: Float64, *, neighbours
         raise InputError(f"at least 1 neighbour is needed, got {neighbours}")
     if not len(known) or given.shape != (len(known),) or known.shape[1:] != unknown.shape[1:]:
         raise InputError(
-            f"known (M, F), classes (M,) and unknown (N, F) are wanted, got {known.shape}, {given.shape} and "
+            f"expected known (M, F), classes (M,) and unknown (N, F), got {known.shape}, {given.shape} and "
             f"{unknown.shape}"
         )
     model = KNeighborsClassifier(min(neighbours, len(known))).fit(known, given)

@@ -151,7 +151,7 @@ def check_prior_map(prior: Float64 | None, classes: int, region: Bool) -> Float6
     """The prior, which must have a row for every voxel of the region; said where rows are 0."""
     if prior is None:
         if classes < 2:
-            raise InputError(f"at least 2 classes are wanted, got {classes}")
+            raise InputError(f"expected at least 2 classes, got {classes}")
         return None
     given = gaussian_mixture.check_prior(prior, int(region.sum()))
     nothing = int((prior.sum(axis=1) <= 0).sum())

@@ -35,5 +35,5 @@ def parse_bytes(text: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", text, re.IGNORECASE)
     if match is None or float(match[1]) == 0:
-        raise InputError(f"an amount of memory is wanted, such as 8GB, got {text!r}")
+        raise InputError(f"expected an amount of memory such as 8GB, got {text!r}")
     return float(match[1]) * 1024.0 ** ("KMGT".index(match[2].upper()) + 1)

@@ -144,7 +144,7 @@ def test_sidecars_say_what_was_not_annotated_by_value_or_name(folder):
         ('{"not_annotated": [2.5]}', "whole number or a name, got 2.5"),
         ('{"not_annotated": [true]}', "whole number or a name, got True"),
         ("{", "not JSON"),
-        ("[]", "JSON object is wanted"),
+        ("[]", "expected a JSON object"),
     ],
 )
 def test_a_faulty_sidecar_is_named(folder, content, reason):
@@ -180,7 +180,7 @@ def test_a_faulty_or_second_label_table_is_named(folder):
         read_library(folder)
     table(folder)
     (folder / "labels.csv").write_text("index,name\n1,head\n")
-    with pytest.raises(InputError, match=r"several label tables.*labels\.tsv, labels\.csv"):
+    with pytest.raises(InputError, match=r"expected one label table, got labels\.tsv, labels\.csv"):
         read_library(folder)
 
 
@@ -190,7 +190,7 @@ def test_a_faulty_or_second_label_table_is_named(folder):
 def test_an_atlas_without_its_label_file_is_named(folder):
     (folder / "labels" / "b.nii.gz").unlink()
     with pytest.raises(
-        InputError, match=r"1 of 3 images have no label file in labels/: b \(wanted e\.g\. .*b\.nii\.gz"
+        InputError, match=r"1 of 3 images have no label file in labels/: b \(expected e\.g\. .*b\.nii\.gz"
     ):
         read_library(folder)
 
@@ -220,7 +220,7 @@ def test_folders_that_are_no_library_are_refused(tmp_path):
     with pytest.raises(InputError, match="images: no images found"):
         read_library(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="a folder is wanted"):
+    with pytest.raises(InputError, match="expected a folder, got a file"):
         read_library(tmp_path / "file")
 
 
@@ -359,7 +359,7 @@ def test_probabilities_on_another_grid_are_refused(template):
 def test_labels_and_probabilities_of_one_atlas_are_refused(template):
     io.write_label_map(labels("a"), template / "labels" / "a.nii.gz")
     io.write_probability_map(fractions(), template / "probabilities" / "a.nii.gz")
-    with pytest.raises(InputError, match="both labels and probabilities are there for a"):
+    with pytest.raises(InputError, match="expected labels or probabilities, got both for a"):
         read_library(template)
 
 

@@ -200,7 +200,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"template.nii.gz: damaged"):
         read_prepared(tmp_path / "p")
     seal(tmp_path / "p", ["preparation.json", "template.nii.gz"])
-    with pytest.raises(InputError, match="not the template"):
+    with pytest.raises(InputError, match="expected the template of preparation.json, got another one"):
         read_prepared(tmp_path / "p")
     write_prepared(replace(tiny(), hashes={"a/b": "1", "c": "2"}), tmp_path / "p")
     with pytest.raises(InputError, match="differ in the atlases c"):
@@ -217,7 +217,7 @@ def test_bad_requests_are_named(prepared, heads):
         template.groupwise_template([h.image for h in heads], rounds=0)
     with pytest.raises(InputError, match="'atlas7'"):
         register_prepared(heads[0].image, prepared, [heads[0].image], ids=["atlas7"])
-    with pytest.raises(InputError, match="1 images of atlases for 3 ids"):
+    with pytest.raises(InputError, match="expected one image for each of 3 atlases, got 1"):
         register_prepared(heads[0].image, prepared, [heads[0].image])
 
 

@@ -163,7 +163,7 @@ def test_atlases_that_differ_more_are_smoothed_wider():
 
 def test_bad_requests_are_refused():
     atlas = blobs("a", 1)
-    with pytest.raises(InputError, match="one transform an atlas is wanted, got 0"):
+    with pytest.raises(InputError, match="expected one transform for each atlas, got 0"):
         average([atlas], [], GRID)
     with pytest.raises(InputError, match="takes 2"):
         average([atlas], [Affine.identity()], GRID)

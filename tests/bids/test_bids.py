@@ -320,7 +320,7 @@ def two_runs(root):
             (),
             r"sub-01_T1w.json, line 2: not JSON",
         ),
-        (lambda root: (root / "T1w.json").write_text("[]"), (), r"T1w.json: a JSON object is wanted, got list"),
+        (lambda root: (root / "T1w.json").write_text("[]"), (), r"T1w.json: expected a JSON object, got list"),
         (None, {"participants": ["04"]}, r"bids: there is no participant '04'\. Choose from 01, 02"),
         (None, {"sessions": ["c"]}, r"bids: there is no T1w scan with session 'c' of any"),
         (None, {"sessions": ["a", "c"]}, r"bids: there is no session 'c' with a T1w scan"),

@@ -304,5 +304,5 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path):
 
 def test_a_picture_is_no_volume(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 6), np.uint8)), str(tmp_path / "a.png"))
-    with pytest.raises(InputError, match=r"a\.png: .*3-D volume is wanted, got 2-D"):
+    with pytest.raises(InputError, match=r"a\.png: expected .*3-D volume, got 2-D"):
         io.read_image(tmp_path / "a.png")

@@ -114,7 +114,7 @@ def test_faulty_headers_are_refused(tmp_path, segments, more, reason):
 def test_more_layers_than_one_are_no_scan_and_no_other_nrrd_label_map(tmp_path):
     path = write(tmp_path / "x.seg.nrrd", [block(1), block(4)], [("a", 0, 1), ("b", 1, 1)])
     path.rename(tmp_path / "plain.nrrd")
-    with pytest.raises(InputError, match="3-D volume is wanted"):
+    with pytest.raises(InputError, match="expected one 3-D volume"):
         io.read_label_map(tmp_path / "plain.nrrd")
 
 

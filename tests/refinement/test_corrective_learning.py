@@ -195,7 +195,7 @@ def test_damaged_files_are_refused_and_nothing_is_unpickled(folder, tmp_path):
         seal(folder, ["model.json", "trees.npz", "labels.tsv"])
 
     rewritten(method="unet")
-    with pytest.raises(InputError, match="'corrective_learning' in format 3 is wanted, got one of 'unet'"):
+    with pytest.raises(InputError, match="expected a model of 'corrective_learning' in format 3, got one of 'unet'"):
         read_model(folder)
     rewritten(window={"far": 3})
     with pytest.raises(InputError, match="damaged"):

@@ -189,7 +189,7 @@ def test_damaged_and_foreign_folders_are_refused(model, folder, tmp_path):
     weights.write_bytes(whole)
     header = json.loads((folder / "model.json").read_text())
     for change, said in (
-        ({"format": 99}, "format 2 is wanted"),
+        ({"format": 99}, "expected .* format 2, got"),
         ({"method": "corrective_learning"}, "a model of 'unet'"),
         ({"form": {**header["form"], "width": 6}}, "weights of another network"),
         ({"coding": None}, "the model is damaged"),

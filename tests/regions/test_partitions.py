@@ -197,9 +197,9 @@ def test_seeds_that_cannot_be_used_are_refused():
         grow(seeds=LabelMap(np.ones((5, 7, 4)), np.eye(4)))  # the seeds lie outside the scan
     with pytest.raises(InputError, match="nothing to start from"):
         grow(seeds=LabelMap(np.zeros((5, 7, 4)), OBLIQUE))
-    with pytest.raises(InputError, match="above 0 are wanted, found -1"):
+    with pytest.raises(InputError, match="expected labels above 0, got -1"):
         grow(seeds=LabelMap(np.full((5, 7, 4), -1), OBLIQUE))
-    with pytest.raises(InputError, match="local_difference: 0 or more is wanted, got -2"):
+    with pytest.raises(InputError, match="local_difference: expected 0 or more, got -2"):
         grow(local_difference=-2.0)
     with pytest.raises(InputError, match="share of flat voxels"):
         grow(seed_share=0.0)

@@ -75,7 +75,7 @@ def test_empty_class():
 
 def test_shapes_that_do_not_fit():
     values, weights = sample(number=50)
-    with pytest.raises(InputError, match="wanted"):
+    with pytest.raises(InputError, match="expected"):
         gaussians.estimate(values, weights[1:])
     with pytest.raises(InputError, match="modalities"):
         gaussians.log_density(values[:, :1], gaussians.estimate(values, weights))

@@ -95,7 +95,7 @@ def test_bad_requests_are_refused(name, noisy):
         classify(noisy.image, noisy.mask, classes=1)
     with pytest.raises(InputError, match="empty"):
         classify(noisy.image, replace(noisy.mask, array=np.zeros(noisy.image.shape, bool)))
-    with pytest.raises(InputError, match=r"prior of shape \(\d+, classes\) is wanted"):
+    with pytest.raises(InputError, match=r"expected a prior of shape \(\d+, classes\)"):
         classify(noisy.image, noisy.mask, np.ones((5, 3)) / 3)
     single = np.zeros(noisy.image.shape, bool)
     single[20, 20, 20] = True

@@ -191,7 +191,7 @@ def test_requests_that_cannot_be_met(place, monkeypatch):
     slow = called("train", recipe, "--out", out, "--gflop", "0.002", "--cache", place / "cache")
     assert slow.exit_code == 2 and "and 0 GFLOP a step" in slow.output
     for given, said in (
-        (("--gpu-memory", "much"), "an amount of memory is wanted, such as 8GB, got 'much'"),
+        (("--gpu-memory", "much"), "expected an amount of memory such as 8GB, got 'much'"),
         (("--freeze", "encoder"), "name it by --init"),
         (("--init", place / "nowhere"), "no model of the refiner"),
         (("--set", "training.optimiser=adm"), "'sgd', 'rmsprop', 'adam' or 'adamw'"),

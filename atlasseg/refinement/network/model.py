@@ -173,7 +173,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
     header = io.read_json(folder / HEADER)
     if (header.get("method"), header.get("format")) != (METHOD, FORMAT):
         raise InputError(
-            f"{folder / HEADER}: a model of {METHOD!r} in format {FORMAT} is wanted, got one of "
+            f"{folder / HEADER}: expected a model of {METHOD!r} in format {FORMAT}, got one of "
             f"{header.get('method')!r} in format {header.get('format')!r}"
         )
     try:

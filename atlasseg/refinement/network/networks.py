@@ -105,7 +105,7 @@ def build(form: Form) -> nn.Module:
             return nets.AttentionUnet(3, form.inputs, form.outputs, widths, halvings, dropout=form.dropout)  # type: ignore[no-any-return]
         case "swin_unetr":
             if form.width % 12:
-                raise InputError(f"[refiner] width: swin_unetr wants a multiple of 12, got {form.width}")
+                raise InputError(f"[refiner] width: expected a multiple of 12 for swin_unetr, got {form.width}")
             return nets.SwinUNETR(form.inputs, form.outputs, feature_size=form.width, drop_rate=form.dropout)  # type: ignore[no-any-return]
 
 
