@@ -108,8 +108,8 @@ def _scaled(refiner: Refiner, inputs: int, outputs: int, median: np.ndarray, bat
     rounded = np.maximum(np.ceil(wanted / multiple - 0.25).astype(int) * multiple, form.smallest_voxels)
     if refiner.patch_voxels and (rounded != wanted).any():
         raise InputError(
-            f"[refiner] patch_voxels: {architecture} of {levels} levels wants multiples of {multiple}, at least "
-            f"{form.smallest_voxels}, got {list(refiner.patch_voxels)}; {rounded.tolist()} would do"
+            f"[refiner] patch_voxels: expected multiples of {multiple}, at least {form.smallest_voxels}, for "
+            f"{architecture} of {levels} levels, got {list(refiner.patch_voxels)}. Use {rounded.tolist()}."
         )
     patch = (int(rounded[0]), int(rounded[1]), int(rounded[2]))
     found = cost(form, patch)

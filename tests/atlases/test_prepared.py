@@ -189,7 +189,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"preparation.json: damaged, its bytes are not those that were written"):
         read_prepared(tmp_path / "p")
     seal(tmp_path / "p", ["preparation.json", "template.nii.gz"])
-    with pytest.raises(InputError, match="format 99"):
+    with pytest.raises(InputError, match="expected format 1, got 99"):
         read_prepared(tmp_path / "p")
     write_prepared(tiny(), tmp_path / "p")
     (tmp_path / "p" / "transforms" / "0.npz").write_bytes(b"PK nothing")
@@ -200,7 +200,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(InputError, match=r"template.nii.gz: damaged"):
         read_prepared(tmp_path / "p")
     seal(tmp_path / "p", ["preparation.json", "template.nii.gz"])
-    with pytest.raises(InputError, match="expected the template of preparation.json, got another one"):
+    with pytest.raises(InputError, match=r"expected the template of preparation\.json, got another one"):
         read_prepared(tmp_path / "p")
     write_prepared(replace(tiny(), hashes={"a/b": "1", "c": "2"}), tmp_path / "p")
     with pytest.raises(InputError, match="differ in the atlases c"):

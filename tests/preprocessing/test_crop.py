@@ -58,5 +58,5 @@ def test_what_lands_nowhere_is_named():
         box_around([LabelMap(np.zeros((4, 5, 6), int), SOURCE)], [bend(1)], GRID)
     with pytest.raises(InputError, match="margin_mm must be 0 or more"):
         box_around([drawn(1)], [bend(1)], GRID, margin_mm=-1)
-    with pytest.raises(InputError, match="1 label maps want as many transforms, got 2"):
+    with pytest.raises(InputError, match="expected one transform for each of 1 label maps, got 2"):
         box_around([drawn(1)], [bend(1), bend(2)], GRID)
