@@ -95,7 +95,7 @@ def tissue(
     method = recipe.tissue.method
     if prior is not None and method.arguments.get("classes", len(prior.classes)) != len(prior.classes):
         raise InputError(
-            f"{method.arguments['classes']} classes are asked for, but the prior has {len(prior.classes)}: "
+            f"expected a prior of {method.arguments['classes']} classes, got one of {len(prior.classes)}: "
             f"{', '.join(map(prior.name, prior.classes))}"
         )
     out = recipe.data.out

@@ -250,7 +250,7 @@ def test_wrong_requests_are_told_before_the_work(folder):
         (("--out", folder / "o"), "SCAN"),
         ((scan, folder / "csf.nii.gz", "--with", folder / "gm.nii.gz", "--out", folder / "o"), "single scan"),
         ((scan, "--prior", folder / "nothing.nii.gz", "--out", folder / "o"), "no such file"),
-        ((scan, "--prior", folder / "gm.nii.gz", "--classes", 3, "--out", folder / "o"), "prior of 3 classes, got 1"),
+        ((scan, "--prior", folder / "gm.nii.gz", "--classes", 3, "--out", folder / "o"), "prior of 3 classes, got one"),
         ((scan, "--set", "clases=3", "--out", folder / "o"), "did you mean 'classes'"),
         ((scan, "--set", "classes=2.5", "--out", folder / "o"), "got 2.5"),
     ):
