@@ -122,7 +122,8 @@ def test_every_stage_has_methods_in_alphabetical_order():
     assert not {"quality", "outliers", "fit"} & set(methods.names("registration"))
     listed = methods.list_methods()
     assert [(m.stage, m.name) for m in listed] == EVERY
-    assert [m.name for m in methods.list_methods("tissue")] == ["chain", "field", "mixture"]
+    models = ["chain", "field", "locus", "markov_field", "mixture", "nearest_neighbours"]
+    assert [m.name for m in methods.list_methods("tissue")] == models
 
 
 @pytest.mark.parametrize(("stage", "name"), EVERY)

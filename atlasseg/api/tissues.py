@@ -57,8 +57,9 @@ def tissue(
     scan : image or list of images
         A path, an `Image`, or an image of nibabel, SimpleITK or ANTs. Several channels are modalities.
     method : str
-        ``"mixture"`` (independent voxels), ``"field"`` (Markov random field) or ``"chain"`` (Markov chain along a
-        space-filling curve); see ``atlasseg.list_methods("tissue")``.
+        ``"mixture"`` (independent voxels), ``"field"`` (Markov random field with bias field and partial volume),
+        ``"chain"`` (Markov chain along a space-filling curve), ``"locus"`` (local intensities),
+        ``"markov_field"`` (field alone) or ``"nearest_neighbours"``; see ``atlasseg.list_methods("tissue")``.
     mask : mask or list of masks, optional
         Region to classify. Default: the foreground of the scan.
     modalities : list of images

@@ -20,7 +20,7 @@ MARGIN_VOXELS = 2
 TOLERANCE = 1e-3
 """Largest change of a membership probability at which the iterations stop."""
 REACH = 4.0
-"""Distances to a label's border are exact up to here, in voxels; beyond, they are taken to be this."""
+"""Distances to voxels across a label's border are exact up to here, in voxels; beyond, they are taken to be this."""
 
 
 @method("fusion")
@@ -46,8 +46,11 @@ def fuse(
         p(T(x) \mid A_i) &= \mathcal{N}\left( T(x);\, A_i(x), \sigma^2 \right) \\
         p(M) &\propto \exp\Big( \beta \sum_{x \sim y} [M(x) = M(y)] \Big)
 
-    :math:`D_i^l` is the signed distance in voxels to the border of label :math:`l` in candidate :math:`i`, positive
-    inside, and :math:`x \sim y` are neighbours.
+    :math:`D_i^l` is the signed distance transform of label :math:`l` in candidate :math:`i`, positive inside, and
+    :math:`x \sim y` are neighbours. :math:`|D_i^l(x)|` is the distance in voxels to the nearest centre of a voxel
+    across the label's border, as distance transforms of label maps have it: about half a voxel more than the distance
+    to the border. With distances to the border (the faces of the voxels) the mean Dice of five hippocampus scans was
+    0.0015 lower for ``local``, 0.004 lower for ``semi_local`` and the same for ``global``.
 
     ``local`` (:math:`\beta = 0`) lets every voxel choose its atlas on its own:
 
@@ -167,7 +170,7 @@ def compute_log_likelihood(images: Standardised, sigma: float) -> Float64:
 
 
 def compute_label_probabilities(votes: Votes, candidates: Sequence[Atlas], covered: Bool, rho: float) -> Float64:
-    """(N, S) p(l | L_i) of every slot's label, by the signed distance to its border in each candidate's field of view.
+    """(N, S) p(l | L_i) of every slot's label, by its signed distance transform in each candidate's field of view.
 
     The background of a candidate in which some labels were not annotated is shared out between it and these labels as
     the candidates that know them all, and whose field of view reaches the voxel (`covered`, (N, M)), have it.

@@ -18,7 +18,7 @@ def fuse(
     *,
     curve: CurveName = "hilbert",
     intensity_weight: float = 0.3,
-    stay_odds: float | None = 2.0,
+    stay_odds: float | None = 1.1,
     iterations: int = 10,
 ) -> ProbabilityMap:
     r"""Fuse by a hidden Markov chain that has the votes as its prior.
@@ -39,8 +39,11 @@ def fuse(
     :math:`t_{kl} = 1 / (o + K - 1)` for :math:`l \neq k`, with :math:`o` = `stay_odds`. The result depends on the odds
     :math:`o` and not on :math:`K`; :math:`o = 1` is no coupling.
 
-    Candidates make the same errors on neighbouring voxels, which a chain takes for independent evidence. Where
-    `stay_odds` is estimated too, the probabilities are too close to 0 and 1 and the labels are worse than the votes.
+    Candidates make the same errors on neighbouring voxels, which a chain takes for independent evidence. So the
+    coupling that suits a segmentation without candidates is too strong: on five hippocampus scans that no result is
+    reported on, the mean Dice is 0.8578 with odds of 1, 0.8572 with 1.1, 0.8562 with 1.2, 0.8529 with 1.5 and 0.8484
+    with 2, against 0.8546 of the majority. Where the odds are estimated too, the probabilities are too close to 0 and 1
+    and the labels are worse than the votes.
 
     Parameters
     ----------

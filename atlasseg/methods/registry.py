@@ -105,7 +105,7 @@ def list_methods(stage: str | None = None) -> tuple[Method, ...]:
     Examples
     --------
     >>> [method.name for method in list_methods("tissue")]
-    ['chain', 'field', 'mixture']
+    ['chain', 'field', 'locus', 'markov_field', 'mixture', 'nearest_neighbours']
     """
     return tuple(get(each, name) for each in ([stage] if stage is not None else STAGES) for name in names(each))
 

@@ -1,4 +1,4 @@
-"""LOCUS: a Markov random field whose Gaussians change from place to place, in overlapping cubes."""
+"""LOCUS: a Markov random field whose class intensities belong to cubes, with a Markov prior between adjacent cubes."""
 
 from __future__ import annotations
 
@@ -7,34 +7,43 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 from atlasseg.errors import InputError
-from atlasseg.statistics import mean_field
+from atlasseg.statistics import markov_field, mean_field
 from atlasseg.statistics._field import dense_field
-from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, from_moments, log_density, moments
+from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians
 from atlasseg.statistics.markov_field import Solver, begin, solve_field
 from atlasseg.volume import Bool, Float64, Int64
+
+Interpolation = Literal["cubic", "constant"]
 
 
 @dataclass(frozen=True, eq=False)
 class LocalFit:
-    """A field of K classes on N voxels whose Gaussians belong to cubes.
+    """A field of K classes on N voxels of C modalities whose Gaussians belong to A x B x D cubes.
 
     Parameters
     ----------
     posterior : (N, K) float64
         Probability of each class.
-    cubes : tuple of Gaussians
-        Of each cube that holds voxels of the region.
-    centres_voxels : (Q, 3) float64
-        Where the cubes' centres lie.
+    means : (A, B, D, K, C) float64
+        Of each class in each cube.
+    covariances : (A, B, D, K, C, C) float64
+    centres_voxels : (A, B, D, 3) float64
+        Centres of the cubes.
+    objective : tuple of float
+        Free energy minus the log prior of the parameters, after every iteration; with constant Gaussians in a cube it
+        never rises.
     converged : bool
         Whether it settled before the last iteration allowed.
     """
 
     posterior: Float64
-    cubes: tuple[Gaussians, ...]
+    means: Float64
+    covariances: Float64
     centres_voxels: Float64
+    objective: tuple[float, ...]
     converged: bool
 
     @property
@@ -50,8 +59,9 @@ def fit(
     *,
     classes: int | None = None,
     prior: NDArray[np.floating[Any]] | None = None,
-    side_mm: float = 40.0,
-    tie: float = 0.05,
+    side_mm: float = 20.0,
+    tie: float = 1.0,
+    interpolation: Interpolation = "cubic",
     beta: float = 0.2,
     neighbours: Literal[6, 26] = 26,
     solver: Solver = "mean_field",
@@ -59,14 +69,50 @@ def fit(
     max_iterations: int = 30,
     tolerance: float = 1e-3,
 ) -> LocalFit:
-    """Fit a field with local Gaussians (sections III and IV of [1]_).
+    r"""Fit the tissue model of LOCUS: local intensities, a field of labels, and a Markov prior on the parameters.
 
-    Cubes of `side_mm` overlap by half along each axis. Each has Gaussians of its own; a voxel's log likelihood is the
-    mean of those of the (up to eight) cubes that hold it, with weights h that fall linearly from a cube's centre to 0
-    at its faces and sum to 1 at every voxel. The labels are one field over the whole region. A cube's Gaussians are the
-    most likely ones of its voxels, weighted by h and the labels' probabilities, and of imagined voxels distributed like
-    each adjacent cube's Gaussians, `tie` times as many as an average cube has: what a cube has too little of, it takes
-    from its neighbours.
+    The box of the region is partitioned into cubes :math:`V_c` of `side_mm` ([1]_, [2]_). Class :math:`k` has a mean
+    :math:`\mu_c^k` and a precision matrix :math:`\Lambda_c^k` in each cube. Labels :math:`t` and parameters have the
+    joint posterior
+
+    .. math::
+
+        p(t, \mu, \Lambda \mid y) \propto \prod_i \pi_i(t_i) \, \mathcal{N}(y_i;\, \mu_i^{t_i}, \Lambda_i^{t_i})
+        \; \exp\Big( -\sum_{i \sim j} w_{ij} [t_i \neq t_j] \Big) \; p(\mu) \, p(\Lambda)
+
+    where :math:`\mu_i, \Lambda_i` are the parameters at voxel :math:`i` and :math:`w` are the weights of the field
+    (`markov_field.fit`), which also joins voxels of different cubes. The prior of the means is an intrinsic Gaussian
+    Markov random field over cubes that share a face, that of the precisions a Wishart distribution (a gamma
+    distribution for one modality) around the precision of the whole region ([2]_):
+
+    .. math::
+
+        p(\mu^k) &\propto \exp\Big( -\frac{\tau n}{12} \sum_{c \sim d}
+        (\mu_c^k - \mu_d^k)^{\top} \Lambda_g^k (\mu_c^k - \mu_d^k) \Big) \\
+        p(\Lambda_c^k) &\propto |\Lambda_c^k|^{\tau n / 2}
+        \exp\Big( -\frac{\tau n}{2} \operatorname{tr}(\Sigma_g^k \Lambda_c^k) \Big)
+
+    with :math:`\tau` = `tie`, :math:`n` the number of voxels of a whole cube, and
+    :math:`\Sigma_g^k = (\Lambda_g^k)^{-1}` the covariance that `markov_field.fit` finds for the whole region. Given
+    the others, a mean has the precision :math:`\tau n \Lambda_g^k` where a cube has six neighbours.
+
+    The posterior is maximised in turns. The field's mean field gives :math:`q_i(k)`. Then, with
+    :math:`N_c^k = \sum_{i \in V_c} q_i(k)` and :math:`\partial c` the cubes beside :math:`c`, cube after cube takes
+
+    .. math::
+
+        \mu_c^k &= \Big( N_c^k \Lambda_c^k + \frac{\tau n |\partial c|}{6} \Lambda_g^k \Big)^{-1}
+        \Big( \Lambda_c^k \sum_{i \in V_c} q_i(k) \, y_i + \frac{\tau n}{6} \Lambda_g^k
+        \sum_{d \in \partial c} \mu_d^k \Big) \\
+        \Sigma_c^k &= \frac{\sum_{i \in V_c} q_i(k) (y_i - \mu_c^k)(y_i - \mu_c^k)^{\top} + \tau n \Sigma_g^k}
+        {N_c^k + \tau n}
+
+    A class that a cube does not hold takes its mean from the cubes around. With ``cubic`` interpolation the field sees
+    at each voxel the means, and the logarithms of the covariances, interpolated between the centres of the cubes by
+    cubic splines [2]_: intensities change smoothly, also inside a cube, and no bias field is needed.
+
+    This is the model of the tissues alone. The published method also segments subcortical structures by rules on
+    their places, and lets both segmentations cooperate; that part is not here.
 
     Parameters
     ----------
@@ -75,107 +121,189 @@ def fit(
     side_mm : float
         Side of a cube, at least two voxels.
     tie : float
-        How strongly adjacent cubes are tied, above 0.
+        Strength of the prior on the parameters, above 0; 1 weighs as much as all voxels of a cube.
+    interpolation : str
+        `cubic`, or `constant` in each cube.
 
     Raises
     ------
     InputError
-        See `markov_field.fit`; or `side_mm` or `tie` is out of its range.
+        See `markov_field.fit`; or `side_mm`, `tie` or `interpolation` is out of its range.
 
     References
     ----------
-    .. [1] Scherrer et al. (2009), Distributed local MRF models for tissue and structure brain segmentation, IEEE TMI
-       28(8):1278-1295.
+    .. [1] Scherrer, Forbes, Garbay, Dojat (2009), Distributed local MRF models for tissue and structure brain
+       segmentation, IEEE TMI 28(8):1278-1295.
+    .. [2] Scherrer, Forbes, Garbay, Dojat (2008), Fully Bayesian joint model for MR brain scan tissue and structure
+       segmentation, MICCAI, LNCS 5242:1066-1074.
     """
     spacing = np.linalg.norm(edges_mm, axis=0)
-    if not (np.isfinite(side_mm) and side_mm >= 2 * spacing.max() and tie > 0 and max_iterations >= 1):
-        raise InputError(
-            f"cubes need a side of at least two voxels, {2 * spacing.max():g} mm, tie above 0 and max_iterations of at "
-            f"least 1, got {side_mm}, {tie} and {max_iterations}"
-        )
-    y, log_prior, beliefs = begin(values, inside, classes, prior)
-    members, shares, centres, adjacent = tile_cubes(inside, side_mm / spacing)
-    whole = estimate(y, beliefs, floor=floor)
-    cubes = [whole] * len(members)
+    if not (np.isfinite(side_mm) and side_mm >= 2 * spacing.max()):
+        raise InputError(f"side_mm: expected at least two voxels, {2 * spacing.max():g} mm, got {side_mm}")
+    if not (np.isfinite(tie) and tie > 0):
+        raise InputError(f"tie: expected a number above 0, got {tie}")
+    if interpolation not in ("cubic", "constant"):
+        raise InputError(f"interpolation: expected cubic or constant, got {interpolation!r}")
+    y, log_prior, _ = begin(values, inside, classes, prior)
+    whole = markov_field.fit(
+        values, inside, edges_mm, classes=classes, prior=prior, beta=beta, neighbours=neighbours, solver=solver,
+        floor=floor, max_iterations=max_iterations, tolerance=tolerance,
+    )  # fmt: skip
+    cubes = partition(inside, side_mm / spacing)
     field = dense_field(-log_prior, inside, edges_mm, beta=beta, neighbours=neighbours)
-    flat = np.ascontiguousarray(beliefs).reshape(-1)
-    centre = y.mean(axis=0)
+    local = _LocalGaussians(y, cubes, whole.gaussians, tie * float(np.prod(side_mm / spacing)))
+    flat = np.ascontiguousarray(whole.posterior).reshape(-1)
+    history: list[float] = []
     settled = False
-
-    def unary() -> Float64:
-        logs = np.zeros_like(log_prior)
-        for rows, share, cube in zip(members, shares, cubes, strict=True):
-            logs[rows] += share[:, None] * log_density(y[rows], cube)
-        return -logs - log_prior
-
-    for iteration in range(max_iterations):
-        if iteration:
-            field = field.with_unary(unary())
-            settled = mean_field.iterate(field, flat) <= tolerance
+    for _ in range(max_iterations):
+        local.update(flat.reshape(log_prior.shape))
+        field = field.with_unary(-local.log_density(interpolation) - log_prior)
+        settled = mean_field.iterate(field, flat) <= tolerance
+        history.append(field.free_energy(flat) + local.penalty())
         if settled:
             break
-        weights = flat.reshape(beliefs.shape)
-        imagined = tie * len(y) / len(members) * weights.mean(axis=0)
-        fitted = []
-        for q, (rows, share) in enumerate(zip(members, shares, strict=True)):
-            mass, first, second = moments(y[rows], weights[rows] * share[:, None], centre)
-            for other in [cubes[n] for n in adjacent[q]] or [whole]:
-                apart = other.means - centre
-                mass = mass + imagined
-                first = first + imagined[:, None] * apart
-                outer = apart[:, :, None] * apart[:, None, :]
-                second = second + imagined[:, None, None] * (other.covariances + outer)
-            fitted.append(from_moments(mass, first, second, centre, floor=floor, before=cubes[q]))
-        cubes = fitted
-    posterior = solve_field(field.with_unary(unary()), solver, flat).reshape(beliefs.shape)
-    return LocalFit(posterior, tuple(cubes), centres, settled)
+    posterior = solve_field(field, solver, flat).reshape(log_prior.shape)
+    return LocalFit(
+        posterior, local.offsets + local.centre, local.covariances, cubes.centres_voxels, tuple(history), settled
+    )
 
 
-def tile_cubes(inside: Bool, side_voxels: Float64) -> tuple[list[Int64], list[Float64], Float64, list[list[int]]]:
-    """Overlapping cubes over a region.
+@dataclass(frozen=True, eq=False)
+class Cubes:
+    """A partition of a region's box into equal cubes.
 
-    Returns
-    -------
-    members : list of (n,) int64
-        Rows, in the order of ``argwhere(inside)``, that each cube holds.
-    shares : list of (n,) float64
-        Their weights h; over all cubes they sum to 1 for every row.
-    centres : (Q, 3) float64
-        In voxels.
-    adjacent : list of list of int
-        Cubes whose centres are next to each other along one axis.
+    Parameters
+    ----------
+    shape : (A, B, D)
+        Cubes along each axis, at least 1.
+    of_voxel : (N,) int64
+        Flat index of the cube of each voxel, in the order of ``argwhere(inside)``.
+    place : (N, 3) float64
+        Where each voxel lies, in cubes from the centre of the first.
+    centres_voxels : (A, B, D, 3) float64
     """
+
+    shape: tuple[int, int, int]
+    of_voxel: Int64
+    place: Float64
+    centres_voxels: Float64
+
+
+def partition(inside: Bool, side_voxels: Float64) -> Cubes:
+    """The fewest cubes that cover a region's box, centred on it."""
     at = np.argwhere(inside)
     low, high = at.min(axis=0), at.max(axis=0)
-    step = side_voxels / 2
-    count = np.maximum(np.ceil((high - low) / step).astype(int), 1) + 1
-    origin = (low + high) / 2 - (count - 1) * step / 2
-    place = (at - origin) / step
-    first = np.clip(np.floor(place).astype(int), 0, count - 2)
-    part = place - first
-    members: list[Int64] = []
-    shares: list[Float64] = []
-    numbers: list[tuple[int, ...]] = []
-    corners = np.stack(np.meshgrid(*[(0, 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    cube = np.concatenate([np.ravel_multi_index(tuple((first + c).T), tuple(count)) for c in corners])
-    share = np.concatenate([np.where(c, part, 1 - part).prod(axis=1) for c in corners])
-    row = np.tile(np.arange(len(at)), len(corners))
-    keep = share > 0
-    order = np.argsort(cube[keep], kind="stable")
-    cube, share, row = cube[keep][order], share[keep][order], row[keep][order]
-    found, begin_ = np.unique(cube, return_index=True)
-    for number, rows, weights in zip(found, np.split(row, begin_[1:]), np.split(share, begin_[1:]), strict=True):
-        members.append(rows)
-        shares.append(weights)
-        numbers.append(tuple(int(n) for n in np.unravel_index(number, tuple(count))))
-    index = {number: n for n, number in enumerate(numbers)}
-    adjacent = [
-        [
-            index[beside]
-            for axis in range(3)
-            for s in (-1, 1)
-            if (beside := (*number[:axis], number[axis] + s, *number[axis + 1 :])) in index
-        ]
-        for number in numbers
-    ]
-    return members, shares, origin + np.array(numbers) * step, adjacent
+    count = np.maximum(np.ceil((high - low + 1) / side_voxels - 1e-9).astype(int), 1)
+    edge = (low + high) / 2 - count * side_voxels / 2
+    place = (at - edge) / side_voxels
+    index = np.clip(np.floor(place).astype(int), 0, count - 1)
+    shape = (int(count[0]), int(count[1]), int(count[2]))
+    centres = edge + (np.moveaxis(np.indices(shape), 0, -1) + 0.5) * side_voxels
+    return Cubes(shape, np.ravel_multi_index(tuple(index.T), shape).astype(np.int64), place - 0.5, centres)
+
+
+class _LocalGaussians:
+    """Means and covariances of each class in each cube, under their prior; means are relative to `centre`."""
+
+    def __init__(self, values: Float64, cubes: Cubes, whole: Gaussians, strength: float) -> None:
+        self._cubes = cubes
+        self._strength = strength  # voxels that the prior is worth
+        self._coupling = strength / 6
+        self.centre: Float64 = values.mean(axis=0)
+        self._values = values - self.centre
+        self._covariance = whole.covariances
+        self._precision: Float64 = np.asarray(np.linalg.inv(whole.covariances), np.float64)
+        self.offsets: Float64 = np.broadcast_to(whole.means - self.centre, (*cubes.shape, *whole.means.shape)).copy()
+        self.covariances: Float64 = np.broadcast_to(whole.covariances, (*cubes.shape, *whole.covariances.shape)).copy()
+        self._adjacent = _sum_neighbours(np.ones(cubes.shape))
+        self._colour = np.indices(cubes.shape).sum(axis=0) % 2
+
+    def update(self, weights: Float64) -> None:
+        """Maximise over the means, one colour of the cubes' checkerboard after the other; then over covariances."""
+        mass, first, second = self._moments(weights)
+        precision = np.linalg.inv(self.covariances)
+        own = mass[..., None, None] * precision
+        tied = self._coupling * self._adjacent[..., None, None, None] * self._precision
+        alone = (mass <= 0)[..., None, None] & (self._adjacent == 0)[..., None, None, None]
+        system = own + tied + np.where(alone, self._precision, 0)
+        drawn = np.einsum("...cd,...d->...c", precision, first)
+        for colour in (0, 1):
+            around = self._coupling * _sum_neighbours(self.offsets) + np.where(alone[..., 0], self.offsets, 0)
+            right = drawn + np.einsum("kcd,...kd->...kc", self._precision, around)
+            found = np.linalg.solve(system, right[..., None])[..., 0]
+            on = self._colour == colour
+            self.offsets[on] = found[on]
+        outer = self.offsets[..., :, None] * first[..., None, :]
+        scatter = second - outer - np.swapaxes(outer, -1, -2)
+        scatter = scatter + mass[..., None, None] * self.offsets[..., :, None] * self.offsets[..., None, :]
+        self.covariances = (scatter + self._strength * self._covariance) / (mass + self._strength)[..., None, None]
+
+    def log_density(self, interpolation: Interpolation) -> Float64:
+        """(N, K) of each voxel's values, by the parameters of its cube or interpolated between cubes."""
+        values, vectors = np.linalg.eigh(self.covariances)
+        logarithms = np.einsum("...cj,...j,...dj->...cd", vectors, np.log(values), vectors)
+        channels = self._values.shape[1]
+        out = np.empty((len(self._values), self.offsets.shape[-2]))
+        for k in range(out.shape[1]):
+            apart = np.empty_like(self._values)
+            logs = np.empty((*self._values.shape, channels))
+            for c in range(channels):
+                apart[:, c] = self._values[:, c] - self._at_voxels(self.offsets[..., k, c], interpolation)
+                for d in range(c + 1):
+                    logs[:, c, d] = logs[:, d, c] = self._at_voxels(logarithms[..., k, c, d], interpolation)
+            if channels == 1:
+                square = apart[:, 0] ** 2 * np.exp(-logs[:, 0, 0])
+            else:
+                widths, axes = np.linalg.eigh(logs)
+                square = (np.einsum("nc,ncj->nj", apart, axes) ** 2 * np.exp(-widths)).sum(axis=1)
+            out[:, k] = -0.5 * (channels * np.log(2 * np.pi) + np.einsum("ncc->n", logs) + square)
+        return out
+
+    def penalty(self) -> float:
+        """Minus the log prior of the parameters, but for a constant."""
+        total = 0.0
+        for axis in range(3):
+            step = np.diff(self.offsets, axis=axis)
+            total += self._coupling * float(np.einsum("...kc,kcd,...kd->...", step, self._precision, step).sum())
+        log_det = np.linalg.slogdet(self.covariances)[1]
+        trace = np.einsum("kcd,...kdc->...k", self._covariance, np.linalg.inv(self.covariances))
+        return 0.5 * (total + self._strength * float((log_det + trace).sum()))
+
+    def _at_voxels(self, values: Float64, interpolation: Interpolation) -> Float64:
+        if interpolation == "constant":
+            return np.asarray(values.reshape(-1)[self._cubes.of_voxel])
+        return np.asarray(map_coordinates(values, self._cubes.place.T, order=3, mode="nearest"))
+
+    def _moments(self, weights: Float64) -> tuple[Float64, Float64, Float64]:
+        """Sums of q, q y and q y y' in each cube: (A, B, D, K), (A, B, D, K, C) and (A, B, D, K, C, C)."""
+        number, channels = int(np.prod(self._cubes.shape)), self._values.shape[1]
+        classes = weights.shape[1]
+        mass = np.empty((number, classes))
+        first, second = np.empty((number, classes, channels)), np.empty((number, classes, channels, channels))
+
+        def sums(each: Float64) -> Float64:
+            return np.bincount(self._cubes.of_voxel, each, minlength=number).astype(np.float64)
+
+        for k in range(classes):
+            mass[:, k] = sums(weights[:, k])
+            for c in range(channels):
+                along = weights[:, k] * self._values[:, c]
+                first[:, k, c] = sums(along)
+                for d in range(c + 1):
+                    second[:, k, c, d] = second[:, k, d, c] = sums(along * self._values[:, d])
+        shape = self._cubes.shape
+        return (
+            mass.reshape(*shape, *mass.shape[1:]),
+            first.reshape(*shape, *first.shape[1:]),
+            second.reshape(*shape, *second.shape[1:]),
+        )
+
+
+def _sum_neighbours(values: Float64) -> Float64:
+    """Sum over the cubes beside each along the first three axes."""
+    out = np.zeros_like(values)
+    for axis in range(3):
+        given, into = np.moveaxis(values, axis, 0), np.moveaxis(out, axis, 0)
+        into[1:] += given[:-1]
+        into[:-1] += given[1:]
+    return out

@@ -8,7 +8,7 @@ __all__ = ["Tissues"]
 
 __getattr__, _dir, _submodules = _lazy.attach(
     __name__,
-    ["chain", "field", "mixture", "naming"],
+    ["chain", "field", "locus", "markov_field", "mixture", "naming", "nearest_neighbours"],
 )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
 from atlasseg.statistics import gaussian_mixture
-from atlasseg.statistics.gaussians import Gaussians
+from atlasseg.statistics.gaussians import Gaussians, estimate
 from atlasseg.volume import Bool, Float32, Float64, Image, LabelMap, Mask, ProbabilityMap
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ def fit_classes(
     partial_volume: bool,
     max_iterations: int,
     field: gaussian_mixture.Field | None = None,
+    relaxation: float = 0.0,
+    relaxation_sigma_voxels: float = 2.0,
 ) -> gaussian_mixture.Mixture:
     """The mixture that every model fits or starts from; parameters as of the models and `gaussian_mixture.fit`."""
     return gaussian_mixture.fit(
@@ -88,6 +90,8 @@ def fit_classes(
         bias_order=max(bias_order, 1),
         bias_stiffness=bias_stiffness,
         field=field,
+        relaxation=relaxation,
+        relaxation_sigma_voxels=relaxation_sigma_voxels,
         max_iterations=max_iterations,
     )
 
@@ -123,6 +127,17 @@ def assemble_tissues(
         gaussians.means[:count] + shift,
         np.sqrt(np.einsum("kcc->kc", gaussians.covariances[:count])),
     )
+
+
+def assemble_without_bias(image: Image, inside: Mask, values: Float64, posterior: Float64) -> Tissues:
+    """A result of a model that has no bias field, from the region's (N, C) intensities and (N, K) posterior."""
+    empty = posterior.sum(axis=0) <= 0
+    channels = values.shape[1]
+    some = Gaussians(np.zeros((empty.size, channels)), np.tile(np.eye(channels), (empty.size, 1, 1)))
+    gaussians = estimate(values, posterior, before=some)
+    gaussians.means[empty], gaussians.covariances[empty] = np.nan, np.nan  # unknown
+    none = np.zeros(values.shape[1])
+    return assemble_tissues(image, inside, none, posterior, np.ones_like(values), values, gaussians)
 
 
 def _probability_map(image: Image, region: Bool, posterior: Float64) -> ProbabilityMap:

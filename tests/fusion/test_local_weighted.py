@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
 from atlasseg.errors import InputError
 from atlasseg.fusion.local_weighted import _WEIGHTS, fuse, select_top
+from atlasseg.recipe import read_recipe
 from atlasseg.similarity.local_correlation import local_correlation_map
 
 ROUNDING = 2e-3  # float32 intensities in correlations of near-flat windows, raised to powers
@@ -138,6 +141,28 @@ def test_ranked_ties_share():
     scores = np.array([[3.0, 1.0], [2.0, 1.0], [2.0, 1.0], [1.0, -np.inf]], np.float32)
     np.testing.assert_allclose(select_top(scores, 2), [[1, 2 / 3], [0.5, 2 / 3], [0.5, 2 / 3], [0, 0]])
     np.testing.assert_array_equal(select_top(scores, 4), [[1, 1], [1, 1], [1, 1], [1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("similarity", "power"),
+    [("local_correlation", 6.0), ("inverse_difference", 1.0), ("block_mean_squares", 6.0), ("block_correlation", 6.0),
+     ("block_mutual_information", 6.0)],
+)  # fmt: skip
+def test_default_power_of_each_weight(problem, similarity, power):
+    """The published weight of Isgum is the reciprocal of the difference."""
+    case = problem(4)
+    default = fuse(case.target, case.candidates, similarity=similarity).dense()
+    np.testing.assert_array_equal(
+        default, fuse(case.target, case.candidates, similarity=similarity, power=power).dense()
+    )
+    other = fuse(case.target, case.candidates, similarity=similarity, power=7.0 - power if power == 1 else 1.0).dense()
+    assert np.abs(default - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["quickstart", "hippocampus"])
+def test_recipes_state_their_power(name):
+    """Another default changes no result of the recipes."""
+    assert read_recipe(Path(__file__).parents[2] / "pipelines" / f"{name}.toml").fusion.method.arguments["power"] == 6
 
 
 @pytest.mark.parametrize("similarity", list(_WEIGHTS))

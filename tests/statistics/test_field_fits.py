@@ -1,4 +1,4 @@
-"""Fields whose Gaussians are estimated, in one piece and in cubes."""
+"""Fields whose Gaussians are estimated; what such a field and LOCUS refuse."""
 
 import numpy as np
 import pytest
@@ -44,39 +44,6 @@ def test_prior_keeps_its_order():
     assert (found.classes == 2 - truth).mean() > 0.97
 
 
-def test_cubes_cover_and_overlap():
-    _, inside, _ = scan()
-    members, shares, centres, adjacent = locus.tile_cubes(inside, np.array([8.0, 6.0, 5.0]))
-    total = np.zeros(inside.sum())
-    for rows, share in zip(members, shares, strict=True):
-        assert (share > 0).all() and (share <= 1).all()
-        total[rows] += share
-    np.testing.assert_allclose(total, 1)
-    at = np.argwhere(inside)
-    for rows, centre in zip(members, centres, strict=True):
-        assert (np.abs(at[rows] - centre) < np.array([4, 3, 2.5]) + 1e-9).all()
-    for q, others in enumerate(adjacent):
-        assert others and all(q in adjacent[other] for other in others)
-
-
-def test_local_gaussians_follow_the_shade():
-    values, inside, truth = scan(0.2, shade=1.2)
-    local = locus.fit(values, inside, EDGES, side_mm=12, tie=0.02)
-    one = markov_field.fit(values, inside, EDGES)
-    np.testing.assert_allclose(local.posterior.sum(axis=1), 1)
-    assert (local.classes == truth).mean() > max((one.classes == truth).mean() + 0.05, 0.9)
-    middle = np.array([cube.means[1, 0] for cube in local.cubes])
-    assert np.corrcoef(middle, local.centres_voxels[:, 0])[0, 1] > 0.7
-
-
-def test_tied_firmly_cubes_are_one_field():
-    values, inside, _ = scan()
-    tied = locus.fit(values, inside, EDGES, side_mm=12, tie=1e4)
-    one = markov_field.fit(values, inside, EDGES)
-    spread = np.ptp([cube.means for cube in tied.cubes], axis=0)
-    assert spread.max() < 0.02 and (tied.classes == one.classes).mean() > 0.95
-
-
 @pytest.mark.parametrize("fit", [markov_field.fit, locus.fit])
 def test_what_is_refused(fit):
     values, inside, truth = scan()
@@ -98,8 +65,3 @@ def test_what_is_refused(fit):
         fit(values, inside, EDGES, solver="annealing")
     with pytest.raises(InputError, match="max_iterations"):
         fit(values, inside, EDGES, max_iterations=0)
-    if fit is locus.fit:
-        with pytest.raises(InputError, match="two voxels"):
-            fit(values, inside, EDGES, side_mm=1)
-        with pytest.raises(InputError, match="tie"):
-            fit(values, inside, EDGES, tie=0)
