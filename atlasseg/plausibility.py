@@ -44,8 +44,11 @@ PAIRS = 8
 CHECKED_ATLASES = 8
 """So many registrations of a target are checked, spread over the library."""
 
-MIRRORED_ATLASES = (1, 5)
-"""So many atlases are compared with the mirrored target first, and in all where those prefer it."""
+MIRRORED_ATLASES = (2, 5)
+"""Number of atlases that are compared with the mirrored target first, and in all where these leave it in doubt."""
+
+CLEAR_SIDES = 0.99
+"""Mean ratio of the similarities, mirrored to plain, below which left and right are in no doubt."""
 
 LEAST_MIRRORED = 3
 """With fewer atlases nothing is said of left and right."""
@@ -77,8 +80,8 @@ MOST_FOREGROUND = 3.0
 MOST_VOXEL = 12.0
 """Volumes of a voxel differ by less than this factor from those of the library."""
 
-MIRROR_GAIN = 1.01
-"""A mirrored target is this much more similar, as a factor, where left and right are exchanged."""
+MIRROR_GAIN = 1.002
+"""Mean ratio of the similarities, mirrored to plain, above which left and right are taken to be exchanged."""
 
 Kind = Literal[
     "voxel size", "field of view", "foreground", "similarity", "orientation", "size", "overlap", "left-right"
@@ -259,10 +262,10 @@ def overlap(fixed: Image, moving: Grid, transform: Affine, *, fixed_mask: Mask |
     return float(coverage(moving, fixed.grid, transform).array[region].mean()) if region.any() else 0.0
 
 
-def mirrored(atlas: Image) -> Affine:
-    """The reflection from left to right in the middle of an image."""
+def mirrored(point_mm: Float64) -> Affine:
+    """The reflection from left to right that leaves a point where it is."""
     matrix = np.diag([-1.0, 1.0, 1.0, 1.0])
-    matrix[0, 3] = 2 * atlas.grid.centre_mm[0]
+    matrix[0, 3] = 2 * point_mm[0]
     return Affine(matrix)
 
 
@@ -276,10 +279,12 @@ def mirror_similarities(
 ) -> tuple[float, float]:
     """`linear_similarity` of a coarse target and atlas as they are, and with left and right of the atlas exchanged.
 
-    Both are optimised anew from `transform`, so that neither has an advantage. NaN where they cannot be registered.
+    The atlas is reflected about the middle of the target's mask or foreground. Both are optimised anew from
+    `transform`, so that neither has an advantage. NaN where they cannot be registered.
     """
     out = []
-    for start in (transform, as_affine(mirrored(atlas) @ transform)):
+    middle = np.argwhere(_region(target, target_mask)).mean(axis=0) @ target.affine[:3, :3].T + target.affine[:3, 3]
+    for start in (transform, as_affine(mirrored(transform(middle[None])[0]) @ transform)):
         try:
             (found,) = affine.register(
                 target,
@@ -381,7 +386,7 @@ def check(
     first, most = MIRRORED_ATLASES
     pairs: list[tuple[float, float]] = []
     for number, n in enumerate(chosen[k] for k in spread(len(chosen), most)):
-        if number >= first and not all(mirror > plain for plain, mirror in pairs):
+        if number == first and _mirror_gain(pairs) < CLEAR_SIDES:
             break
         pairs.append(executor(mirror_similarities, small, images[n], linear[n], target_mask=mask, atlas_mask=masks[n]))
     return (*findings, *check_sides(name, pairs))
@@ -472,13 +477,18 @@ def check_transforms(name: str, transforms: Sequence[Affine], overlaps: Sequence
     return found
 
 
+def _mirror_gain(pairs: Sequence[tuple[float, float]]) -> float:
+    """Mean ratio of the similarities, mirrored to plain; NaN where one is not known."""
+    return float(np.mean([mirror / max(plain, 1e-9) for plain, mirror in pairs]))
+
+
 def check_sides(name: str, pairs: Sequence[tuple[float, float]]) -> list[Finding]:
     """Compare similarities as the scan is with those of the mirrored scan, `mirror_similarities` of several atlases."""
     if len(pairs) < LEAST_MIRRORED:
         return []
-    plain, mirror = np.array(pairs).T
-    if not (mirror > plain).all() or mirror.mean() <= MIRROR_GAIN * plain.mean():
+    if not _mirror_gain(pairs) > MIRROR_GAIN:
         return []
+    plain, mirror = np.array(pairs).T
     return [
         Finding(
             "left-right",
