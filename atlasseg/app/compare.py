@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
 from atlasseg.app import outputs, pages
-from atlasseg.app.case import largest_voxels, read_case
+from atlasseg.app.case import Case, largest_voxels, read_case
 from atlasseg.app.context import DEFAULT_LIMIT_BYTES, RunContext, begin_run, load_inputs, unusable_variants
 from atlasseg.app.registrar import make_registrar
 from atlasseg.app.run import register_target, write_logs
@@ -25,6 +25,7 @@ from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
 from atlasseg.evaluation.comparison import Comparison
 from atlasseg.files import atomic_directory, discard_partial
+from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Progress, Segmentation, align, check_provenance, fuse
 from atlasseg.recipe import Recipe, with_methods
 
@@ -216,23 +217,9 @@ def _fuse_every_variant(
                 progress=lambda stage, variant=variant: progress(f"{stage} {variant}"),  # type: ignore[misc]
             )
             cost = {"seconds": time.perf_counter() - begun, "peak_memory_mb": memory.megabytes()}
-            scores = evaluate(
-                result.labels,
-                case.reference,
-                table=table,
-                not_annotated=case.not_annotated,
-                surface_tolerance_mm=recipe.evaluation.surface_tolerance_mm,
-            )
-            bins = outputs.calibration_table(
-                result.probabilities, case.reference, target=target.id, method=variant, not_annotated=case.not_annotated
-            )
+            rows, bins = _measure(result, case, target.id, variant, table, recipe.evaluation.surface_tolerance_mm)
             cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
-            rows = outputs.metrics_table(scores, target=target.id, method=variant)
-            extra: list[dict[str, Any]] = [
-                {"target": target.id, "method": variant, "name": "all", "metric": metric, "value": value, "note": ""}
-                for metric, value in cost.items()
-            ]
-            found.append(pd.concat([rows, pd.DataFrame(extra).astype({"name": str})], ignore_index=True))
+            found.append(pd.concat([rows, _cost_rows(cost, target.id, variant)], ignore_index=True))
             outputs.write_segmentation(
                 results, target.id, case.scan, result, each, table, case.sources, variant=variant
             )
@@ -253,3 +240,32 @@ def _fuse_every_variant(
     context.earlier.discard(target.id)
     seconds = time.perf_counter() - begun_all
     return Fused(pd.concat(found, ignore_index=True), replace(summary, seconds=seconds))
+
+
+def _measure(
+    result: Segmentation, case: Case, target: str, variant: str, table: LabelTable, surface_tolerance_mm: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Metrics of a segmentation against the reference, and the calibration of its probabilities."""
+    assert case.reference is not None
+    scores = evaluate(
+        result.labels,
+        case.reference,
+        table=table,
+        not_annotated=case.not_annotated,
+        surface_tolerance_mm=surface_tolerance_mm,
+    )
+    bins = outputs.calibration_table(
+        result.probabilities, case.reference, target=target, method=variant, not_annotated=case.not_annotated
+    )
+    return outputs.metrics_table(scores, target=target, method=variant), bins
+
+
+def _cost_rows(cost: Mapping[str, float], target: str, variant: str) -> pd.DataFrame:
+    """Rows of the table of metrics about all structures together: time, memory, calibration."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = [
+        {"target": target, "method": variant, "name": "all", "metric": metric, "value": value, "note": ""}
+        for metric, value in cost.items()
+    ]
+    return pd.DataFrame(rows).astype({"name": str})
