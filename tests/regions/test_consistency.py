@@ -222,7 +222,7 @@ def test_what_cannot_be_used_is_refused():
         make_consistent(image, labels, posterior_weight=-1.0)
     with pytest.raises(InputError, match="exponent"):
         make_consistent(image, labels, intensity_exponent=-1.0)
-    with pytest.raises(InputError, match="sigma_voxels = 0"):
+    with pytest.raises(InputError, match="sigma_voxels: expected more than 0, got 0"):
         make_consistent(image, labels, window_voxels=0)
 
 
