@@ -14,14 +14,12 @@ from atlasseg.atlases.library import AtlasLibrary, read_library
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.labels import LabelTable
 from atlasseg.pipeline import Progress, segment
-from atlasseg.recipe import Recipe, Registration, parse_recipe
+from atlasseg.recipe import Recipe
+from atlasseg.recipe.defaults import default_recipe
 from atlasseg.resampling import resample_fractions
 from atlasseg.volume import Atlas, Float64, Image, Mask, ProbabilityMap
 
 log = logging.getLogger(__name__)
-
-STEPS = ("affine", "diffeomorphic")
-"""How a library is registered where the recipe names no steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +105,7 @@ def _registering(recipe: Recipe) -> Recipe:
     steps = recipe.registration.steps
     registration = recipe.registration
     if not steps:
-        usual = parse_recipe({"fusion": {"method": "majority"}, "registration": {"steps": list(STEPS)}})
-        registration = Registration(usual.registration.steps)
+        registration = default_recipe("probabilistic").registration
     return replace(recipe, registration=registration)
 
 

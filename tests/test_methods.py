@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import os
 import pickle
 import subprocess
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from pydantic import ConfigDict, TypeAdapter
 
-from atlasseg import methods
+import atlasseg
+from atlasseg import cli, methods
 from atlasseg.atlases.library import read_library, read_targets
 from atlasseg.errors import InputError
 from atlasseg.methods import registry
 from atlasseg.pipeline import align, fuse
 from atlasseg.recipe import parse_recipe
+from atlasseg.recipe.defaults import default_tables
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
 EVERY = [(stage, name) for stage in methods.STAGES for name in methods.names(stage)]
@@ -369,3 +372,22 @@ def test_needs_that_do_not_exist_are_refused():
         methods.register_method("fusion", vote, name="wrong", libraris=("torch",))
     with pytest.raises(InputError, match=r"fusion method 'wrong'.*no parameter 'folder' for its model"):
         methods.register_method("fusion", vote, name="wrong", model="folder")
+
+
+def test_the_methods_used_by_default_are_the_same_everywhere():
+    default = {stage: each.default for stage, each in methods.STAGES.items() if each.default}
+    for stage, names in default.items():
+        assert [methods.get(stage, name).name for name in names] == list(names)
+    tables = default_tables("multi")
+    assert tables["preprocessing"]["steps"] == list(default["preprocessing"])
+    assert tables["registration"]["steps"] == list(default["registration"])
+
+    def given(function, name="method"):
+        return inspect.signature(function).parameters[name].default
+
+    assert given(atlasseg.register) == default["registration"][-1]
+    assert given(cli.register.register, "steps").split(",") == list(default["registration"])
+    assert given(atlasseg.fuse) == given(cli.fuse.fuse) == tables["fusion"]["method"] == default["fusion"][-1]
+    assert given(atlasseg.tissue) == cli.tissue.DEFAULT_MODEL == default["tissue"][-1]
+    assert given(cli.regions.regions) == default["regions"][-1]
+    assert given(atlasseg.evaluate, "surface_tolerance_mm") == parse_recipe(tables).evaluation.surface_tolerance_mm

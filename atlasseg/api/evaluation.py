@@ -9,6 +9,7 @@ from atlasseg.api.coercion import LABELS, as_label_map, as_label_table, as_list,
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate as evaluate_label_map
+from atlasseg.recipe.tables import Evaluation
 
 
 def evaluate(
@@ -18,7 +19,7 @@ def evaluate(
     table: Any = None,
     groups: Mapping[str, Collection[int]] | None = None,
     not_annotated: Collection[int] = (),
-    surface_tolerance_mm: float = 1.0,
+    surface_tolerance_mm: float = Evaluation.surface_tolerance_mm,
 ) -> Any:
     """Evaluate one or many segmentations against their references.
 

@@ -20,7 +20,7 @@ from atlasseg.api.coercion import (
     repeat_or_check,
 )
 from atlasseg.errors import GeometryError
-from atlasseg.methods import Method
+from atlasseg.methods import STAGES, Method
 from atlasseg.propagation import propagate as propagate_atlas
 from atlasseg.volume import ProbabilityMap
 
@@ -86,7 +86,12 @@ def propagate(
 
 
 def fuse(
-    target: Any, candidates: Any, method: str | Method = "joint", *, mask: Any = None, **parameters: Any
+    target: Any,
+    candidates: Any,
+    method: str | Method = STAGES["fusion"].main_default,
+    *,
+    mask: Any = None,
+    **parameters: Any,
 ) -> ProbabilityMap:
     """Fuse the labels of atlases on the grid of the target into one segmentation.
 

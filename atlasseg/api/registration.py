@@ -29,7 +29,7 @@ from atlasseg.api.coercion import (
 )
 from atlasseg.atlases.library import AtlasLibrary, Target
 from atlasseg.errors import InputError
-from atlasseg.methods import Method
+from atlasseg.methods import STAGES, Method
 from atlasseg.propagation import propagate
 from atlasseg.registration.fit import measure_fit
 from atlasseg.registration.quality import RegistrationQuality, measure_quality
@@ -210,7 +210,7 @@ def register(fixed: Any, moving: Any, method: str | Method = ..., **options: Any
 def register(
     fixed: Any,
     moving: Any,
-    method: str | Method = "diffeomorphic",
+    method: str | Method = STAGES["registration"].main_default,
     *,
     initial: Any = None,
     fixed_mask: Any = None,

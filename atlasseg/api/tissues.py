@@ -22,7 +22,7 @@ from atlasseg.api.coercion import (
 )
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.methods import Method
+from atlasseg.methods import STAGES, Method
 from atlasseg.preprocessing.foreground import erased_background, foreground
 from atlasseg.priors import Prior, on_scan, read_prior
 from atlasseg.recipe import parse_recipe
@@ -41,7 +41,7 @@ PRIOR = (
 
 def tissue(
     scan: Any,
-    method: str | Method = "field",
+    method: str | Method = STAGES["tissue"].main_default,
     *,
     mask: Any = None,
     modalities: Any = (),

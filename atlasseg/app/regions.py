@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atlasseg import files, io
+from atlasseg.app.outputs import write_table
 from atlasseg.errors import InputError
 from atlasseg.recipe import Step, parse_recipe
 from atlasseg.regions import figures
@@ -86,7 +87,7 @@ def partition_files(
     written = [out]
     io.write_label_map(regions, out, like=image)
     if table is not None:
-        io.write_text(graph.table().to_csv(sep="\t", index=False, float_format="%.6g"), table)
+        write_table(graph.table(), table)
         written.append(table)
     if pictures is not None:
         drawn = {"borders": figures.borders(image, regions)}

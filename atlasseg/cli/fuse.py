@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from atlasseg.cli._options import Device, DeviceName, MethodSettings, SpacingFrom, spacing_source
+from atlasseg.methods.stages import STAGES
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,9 +22,9 @@ def fuse(
         Path, typer.Argument(metavar="DIR", help="Folder with images/ and labels/ on the grid of TARGET.")
     ],
     out: Annotated[Path, typer.Option("--out", help="File for the segmentation.")],
-    method: Annotated[
-        str, typer.Option("--method", help="Fusion method; see `atlasseg methods fusion`.")
-    ] = "local_weighted",
+    method: Annotated[str, typer.Option("--method", help="Fusion method; see `atlasseg methods fusion`.")] = STAGES[
+        "fusion"
+    ].main_default,
     settings: MethodSettings = None,
     entropy: Annotated[Path | None, typer.Option(help="Also write the uncertainty: entropy in bits.")] = None,
     probabilities: Annotated[

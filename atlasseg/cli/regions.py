@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from atlasseg.cli._options import MethodSettings
+from atlasseg.methods.stages import STAGES
 
 
 class Instances(StrEnum):
@@ -34,7 +35,7 @@ def regions(
     method: Annotated[
         str,
         typer.Option("--method", metavar="METHOD", help="Region method; see `atlasseg methods regions`."),
-    ] = "split_and_merge",
+    ] = STAGES["regions"].main_default,
     settings: MethodSettings = None,
     seeds: Annotated[Path | None, typer.Option(help="Label map with seeds (growing) or markers (watershed).")] = None,
     table: Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from atlasseg.cli._options import Device, DeviceName, SpacingFrom, spacing_source
+from atlasseg.methods.stages import STAGES
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,7 +24,7 @@ def register(
     ],
     steps: Annotated[
         str, typer.Option("--steps", help="Comma-separated registration methods in order; see `atlasseg methods`.")
-    ] = "affine,ffd",
+    ] = ",".join(STAGES["registration"].default),
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="METHOD.KEY=VALUE", help="Set a parameter of a step; repeatable."),

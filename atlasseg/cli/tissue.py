@@ -20,8 +20,9 @@ from atlasseg.cli._options import (
     workers_of,
 )
 from atlasseg.cli.run import report_failures
+from atlasseg.methods.stages import STAGES
 
-DEFAULT_MODEL = "field"
+DEFAULT_MODEL = STAGES["tissue"].main_default
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,7 +39,9 @@ def tissue(
     recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe with a table [tissue].")] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help="Tissue model; see `atlasseg methods tissue`. [default: field]"),
+        typer.Option(
+            "--model", metavar="MODEL", help=f"Tissue model; see `atlasseg methods tissue`. [default: {DEFAULT_MODEL}]"
+        ),
     ] = None,
     classes: Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. [default: 3]")] = None,
     names: Annotated[str | None, typer.Option("--names", help="Names of the classes, separated by commas.")] = None,

@@ -27,7 +27,7 @@ Data = Annotated[T, DATA]
 
 @dataclass(frozen=True)
 class Stage:
-    """Data arguments of the methods of a stage.
+    """A stage: the data arguments of its methods, and the methods used by default.
 
     Attributes
     ----------
@@ -39,21 +39,33 @@ class Stage:
         Keyword arguments that a method may take, marked by `Data`.
     package : str
         Subpackage of atlasseg that holds the methods, where it has not the stage's name.
+    default : tuple of str
+        Methods used where none is chosen, in order: in the command line, in Python and in the default recipe.
     """
 
     positional: tuple[str, ...]
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     package: str = ""
+    default: tuple[str, ...] = ()
+
+    @property
+    def main_default(self) -> str:
+        """The last of the default methods, for functions that take a single one."""
+        return self.default[-1]
 
 
 STAGES: dict[str, Stage] = {
-    "preprocessing": Stage(("image",), optional=("mask", "reference")),
-    "registration": Stage(("fixed", "moving"), required=("initial", "fixed_mask", "moving_masks")),
-    "fusion": Stage(("target", "candidates"), optional=("mask",)),
+    "preprocessing": Stage(("image",), optional=("mask", "reference"), default=("intensity",)),
+    "registration": Stage(
+        ("fixed", "moving"),
+        required=("initial", "fixed_mask", "moving_masks"),
+        default=("affine", "diffeomorphic"),
+    ),
+    "fusion": Stage(("target", "candidates"), optional=("mask",), default=("joint",)),
     "refinement": Stage(("target", "fused"), optional=("provenance",)),
-    "regions": Stage(("image",), optional=("seeds", "markers", "inside", "noise_sd")),
-    "tissue": Stage(("image", "inside", "prior"), package="tissues"),
+    "regions": Stage(("image",), optional=("seeds", "markers", "inside", "noise_sd"), default=("split_and_merge",)),
+    "tissue": Stage(("image", "inside", "prior"), package="tissues", default=("field",)),
 }
 """Name of the stage to the data of its methods, in the order in which the stages run."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from atlasseg.methods import STAGES
 from atlasseg.recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ Kind = Literal["single", "probabilistic", "multi"]
 
 NAME = "default"
 
-FUSIONS: dict[Kind, str] = {"multi": "joint", "single": "majority", "probabilistic": "majority"}
+FUSIONS: dict[Kind, str] = {"multi": STAGES["fusion"].main_default, "single": "majority", "probabilistic": "majority"}
 """A single candidate leaves nothing to fuse: its labels, or the most probable ones, are the result."""
 
 
@@ -32,8 +33,8 @@ def default_tables(kind: Kind) -> dict[str, dict[str, Any]]:
     {'method': 'joint'}
     """
     return {
-        "preprocessing": {"steps": ["intensity"]},
-        "registration": {"steps": ["affine", "diffeomorphic"]},
+        "preprocessing": {"steps": list(STAGES["preprocessing"].default)},
+        "registration": {"steps": list(STAGES["registration"].default)},
         "fusion": {"method": FUSIONS[kind]},
     }
 
