@@ -1,4 +1,4 @@
-"""Sphinx extension of this site: pages generated from the live package, and three small conveniences.
+"""Sphinx extension of this site: pages generated from the live package, and four small conveniences.
 
 `method_pages`, `recipe_pages`, `api_pages`, `command_pages` and `repository_pages` each return pages: a mapping from a
 path under ``docs/generated`` to its text. They are written before Sphinx looks for sources; a page whose text did not
@@ -12,7 +12,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from . import api_pages, command_pages, mathjax, method_pages, recipe_pages, references, repository_pages
+from . import api_pages, command_pages, defaults, mathjax, method_pages, recipe_pages, references, repository_pages
 
 GENERATORS = (method_pages, recipe_pages, api_pages, command_pages, repository_pages)
 
@@ -34,5 +34,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.connect("builder-inited", write_pages, priority=100)
     references.setup(app)
+    defaults.setup(app)
     mathjax.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
