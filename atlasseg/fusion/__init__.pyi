@@ -1,6 +1,7 @@
 # The public modules of this package, loaded when they are first used.
 
 from . import (
+    contrast,
     gaussian_mixture,
     generative,
     global_weighted,
@@ -17,6 +18,7 @@ from . import (
 )
 
 __all__ = [
+    "contrast",
     "gaussian_mixture",
     "generative",
     "global_weighted",

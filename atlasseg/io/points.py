@@ -28,6 +28,7 @@ _COLUMNS: dict[tuple[str, str, str], Coordinates | None] = {
     ("r", "a", "s"): "ras",
     ("l", "p", "s"): "lps",
 }
+_MAX_BYTES = 1 << 28
 _SLICER: dict[str, Coordinates] = {"ras": "ras", "lps": "lps", "0": "ras", "1": "lps"}
 _SIGNS = {"ras": np.array([1.0, 1, 1]), "lps": np.array([-1.0, -1, 1])}
 
@@ -90,6 +91,9 @@ def read_points(path: str | Path, *, coordinates: Coordinates | None = None) -> 
     if not is_point_table(path):
         raise InputError(f"{path}: expected a table of points ({' '.join(POINT_SUFFIXES)}), got another name.")
     try:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise InputError(f"{path}: expected a table of at most {_MAX_BYTES} bytes, got a file of {size}.")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected text in UTF-8, got other bytes at {error.start}.") from error
@@ -100,7 +104,7 @@ def read_points(path: str | Path, *, coordinates: Coordinates | None = None) -> 
     if path.name.lower().endswith(".fcsv"):
         names, said = _slicer_head(path, lines[:start])
     else:
-        names = _split(lines[start], delimiter) if start < len(lines) else []
+        names = _names(path, lines[start], delimiter) if start < len(lines) else []
         start, said = start + 1, None
     columns, by_name = _find_columns(path, names)
     said = said or by_name
@@ -112,10 +116,10 @@ def read_points(path: str | Path, *, coordinates: Coordinates | None = None) -> 
     for number, line in enumerate(lines[start:], start=start + 1):
         if not line.strip():
             continue
-        cells = _split(line, delimiter)
         try:
+            cells = _split(line, delimiter)
             point = [float(cells[n]) for n in columns]
-        except (IndexError, ValueError):
+        except (IndexError, ValueError, csv.Error):
             point = [math.nan]
         if not all(map(math.isfinite, point)):
             raise InputError(f"{path}, line {number}: expected three finite numbers of mm, got {line!r}.")
@@ -155,6 +159,13 @@ def _split(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
+def _names(path: Path, line: str, delimiter: str) -> list[str]:
+    try:
+        return _split(line, delimiter)
+    except csv.Error as error:
+        raise InputError(f"{path}: expected names of columns in the first line: {error}.") from error
+
+
 def _slicer_head(path: Path, head: Sequence[str]) -> tuple[list[str], Coordinates]:
     """Names of the columns, and the coordinates, from the comments of Slicer's file."""
     fields = {}
@@ -167,7 +178,7 @@ def _slicer_head(path: Path, head: Sequence[str]) -> tuple[list[str], Coordinate
         raise InputError(
             f"{path}: expected lines '# CoordinateSystem = LPS' (or RAS) and '# columns = ...', as Slicer writes."
         )
-    return _split(fields["columns"], ","), said
+    return _names(path, fields["columns"], ","), said
 
 
 def _find_columns(path: Path, names: Sequence[str]) -> tuple[tuple[int, int, int], Coordinates | None]:

@@ -65,3 +65,12 @@ def test_another_layout_is_not_written(tmp_path):
         io.write_points(io.read_points(tmp_path / "p.csv"), tmp_path / "out.tsv")
     with pytest.raises(InputError, match="expected text in UTF-8"):
         io.read_points(tmp_path / "p.csv2.csv")
+
+
+def test_a_cell_too_long_for_a_table_is_refused(tmp_path):
+    (tmp_path / "p.csv").write_text("x,y,z\n" + "1" * 200_000 + ",2,3\n")
+    with pytest.raises(InputError, match="line 2"):
+        io.read_points(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("x" * 200_000 + ",y,z\n1,2,3\n")
+    with pytest.raises(InputError, match="names of columns"):
+        io.read_points(tmp_path / "p.csv")

@@ -146,6 +146,13 @@ def test_page_says_what_was_done_and_what_to_check(full):
     assert "Surface Dice, 1.5 mm" in seen
 
 
+def test_surface_dice_of_voxels_is_in_the_table_on_disk_alone(full):
+    row = full.metrics[full.metrics["metric"] == "surface_dice_1.5mm"]
+    more = row.assign(metric="surface_dice_voxels_1.5mm", value=0.513)
+    seen = words(render(dataclasses.replace(full, metrics=pd.concat([full.metrics, more], ignore_index=True))))
+    assert "Surface Dice, 1.5 mm" in seen and "0.710" in seen and "0.513" not in seen
+
+
 def test_figures_of_the_tables_are_those_given(full):
     page = render(full)
     rows = {m[0]: m[1] for m in re.findall(r'data-label="l(\d+)"(.*?)</tr>', page, flags=re.S)}
