@@ -121,7 +121,7 @@ def test_a_dataset_becomes_a_valid_derivative_and_the_group_a_table_and_a_page(s
     assert alike[0] > max(alike[1], 0.5)
 
     status, output = call(study, "group")
-    assert status == 0 and "table of 3 scans" in output
+    assert status == 0 and "volumes of 3 scans" in output
     table = pd.read_csv(out / "group_volumes.tsv", sep="\t", na_values="n/a", keep_default_na=False)
     assert table["participant_id"].tolist() == ["sub-01", "sub-02", "sub-02"]
     assert table["session_id"].fillna("").tolist() == ["", "ses-a", "ses-b"]
