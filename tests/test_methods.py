@@ -355,7 +355,7 @@ def test_a_name_that_no_recipe_could_write_is_an_error():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"}
     )
-    assert "InputError" in done.stderr and "needs a name" in done.stderr
+    assert "InputError" in done.stderr and "expected a name for a method that is not in a file" in done.stderr
 
 
 def test_a_former_name_of_a_parameter_is_answered_with_the_present_one():
@@ -363,14 +363,14 @@ def test_a_former_name_of_a_parameter_is_answered_with_the_present_one():
     tables = {"steps": ["diffeomorphic"], "diffeomorphic": {"field_sigma_voxels": [1.0, 1.0, 1.0, 1.0]}}
     with pytest.raises(InputError, match=told):
         parse_recipe({"fusion": {"method": "majority"}, "registration": tables})
-    with pytest.raises(InputError, match="no parameter 'strength', to which one is said to be renamed"):
+    with pytest.raises(InputError, match="expected the parameter 'strength', the new name of a renamed one"):
         methods.register_method("fusion", vote, name="wrong", renamed={"powr": "strength"})
 
 
 def test_needs_that_do_not_exist_are_refused():
-    with pytest.raises(InputError, match=r"fusion method 'wrong'.*no need 'libraris'.*did you mean 'libraries'"):
+    with pytest.raises(InputError, match=r"fusion method 'wrong'.*unknown need 'libraris'.*did you mean 'libraries'"):
         methods.register_method("fusion", vote, name="wrong", libraris=("torch",))
-    with pytest.raises(InputError, match=r"fusion method 'wrong'.*no parameter 'folder' for its model"):
+    with pytest.raises(InputError, match=r"fusion method 'wrong'.*expected a parameter 'folder' for the model"):
         methods.register_method("fusion", vote, name="wrong", model="folder")
 
 

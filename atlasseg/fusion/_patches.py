@@ -106,7 +106,7 @@ def find_nearest_patches(
         Equally good patches come in the order of the candidates, then of the offsets' length.
     """
     if count < 1:
-        raise InputError(f"the number of patches must be at least 1, got {count}")
+        raise InputError(f"count: expected at least 1 patch, got {count}")
     search = PatchSearch(target, where, patch_radius_voxels, search_radius_voxels, measure)
     codes = np.full((search.voxels.size, count), -1, np.int32)
     scores = np.full((search.voxels.size, count), -np.inf)
@@ -166,7 +166,7 @@ class PatchSearch:
         measure: Measure = "correlation",
     ) -> None:
         if measure not in ("correlation", "ssd"):
-            raise InputError(f"measure must be 'correlation' or 'ssd', got {measure!r}")
+            raise InputError(f"measure: expected 'correlation' or 'ssd', got {measure!r}")
         self.target = np.ascontiguousarray(target, np.float32)
         self.where = where
         self.patch = as_radius(patch_radius_voxels, "patch_radius_voxels")
@@ -221,7 +221,7 @@ def as_radius(radius: Radius, name: str) -> Int64:
     """
     given = np.asarray(radius)
     if given.dtype.kind not in "iu" or given.shape not in ((), (3,)) or given.min() < 0:
-        raise InputError(f"{name} must be one or three whole numbers of voxels, 0 or more, got {radius!r}")
+        raise InputError(f"{name}: expected one or three integers of at least 0, got {radius!r}")
     return np.broadcast_to(given.astype(np.int64), (3,)).copy()
 
 

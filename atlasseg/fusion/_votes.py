@@ -31,15 +31,15 @@ def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
         A candidate is not on the target's grid: the message names it.
     """
     if not candidates:
-        raise InputError("a fusion needs at least one candidate, got none")
+        raise InputError("candidates: expected at least one, got none")
     if len(candidates) > MAX_CANDIDATES:
-        raise InputError(f"a fusion takes at most {MAX_CANDIDATES} candidates, got {len(candidates)}")
+        raise InputError(f"candidates: expected at most {MAX_CANDIDATES}, got {len(candidates)}")
     for atlas in candidates:
         if not target.grid.matches(atlas.image.grid):
             raise GeometryError(
-                f"atlas {atlas.id!r} is not on the grid of the target {target.name!r}: shapes {atlas.image.shape} and "
-                f"{target.shape}, affines {atlas.image.affine.tolist()} and {target.affine.tolist()}; "
-                "propagate it onto the target first"
+                f"atlas {atlas.id!r} is not on the grid of the target {target.name!r}: expected shape {target.shape} "
+                f"and affine {target.affine.tolist()}, got {atlas.image.shape} and {atlas.image.affine.tolist()}. "
+                "Propagate it to the target first"
             )
 
 
@@ -202,9 +202,7 @@ class Votes:
         given = np.ones((n, 1), np.float32) if weights is None else np.asarray(weights, np.float32)
         given = np.ascontiguousarray(given.reshape(n, -1))
         if given.shape[1] not in (1, self.voxels.size):
-            raise InputError(
-                f"weights of shape {given.shape} do not fit {n} candidates at {self.voxels.size} active voxels"
-            )
+            raise InputError(f"weights: expected shape ({n}, {self.voxels.size}), got {given.shape}")
         overlap = self.unknown.astype(np.float32)
         sums = _tally(
             given, self.entry_offsets, self.entry_candidates, self.entry_slots, self.entry_fractions,

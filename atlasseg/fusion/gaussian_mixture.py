@@ -96,7 +96,7 @@ def fuse(
         power >= 0 and merge_distance >= 0 and background_gaussians >= 1 and margin_voxels >= 0 and max_iterations >= 1
     ):
         raise InputError(
-            "gaussian_mixture needs power, merge_distance and margin_voxels of 0 or more, background_gaussians and "
+            "gaussian_mixture: expected power, merge_distance and margin_voxels of 0 or more, background_gaussians and "
             f"max_iterations of at least 1, got {power}, {merge_distance}, {margin_voxels}, {background_gaussians} and "
             f"{max_iterations}"
         )

@@ -116,10 +116,10 @@ def fuse(
        29(10):1714-1729.
     """
     if mode not in ("local", "semi_local", "global"):
-        raise InputError(f"generative has no mode {mode!r}: there are local, semi_local, global")
+        raise InputError(f"generative: mode: expected local, semi_local or global, got {mode!r}")
     if not (rho > 0 and sigma > 0 and beta >= 0 and max_iterations >= 1):
         raise InputError(
-            "generative needs rho and sigma above 0, beta of 0 or more and max_iterations of at least 1, got "
+            "generative: expected rho and sigma above 0, beta of 0 or more and max_iterations of at least 1, got "
             f"{rho}, {sigma}, {beta} and {max_iterations}"
         )
     candidates = in_contrast(target, candidates, contrast)

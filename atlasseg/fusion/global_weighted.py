@@ -76,7 +76,7 @@ def fuse(
     """
     metric = metric_class(similarity)()
     if not power > 0:
-        raise InputError(f"global_weighted needs a power above 0, got {power}")
+        raise InputError(f"global_weighted: expected power above 0, got {power}")
     candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates)
     if votes.voxels.size == 0:

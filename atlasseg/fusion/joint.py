@@ -103,7 +103,7 @@ def fuse(
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name} must be a number above 0, got {value!r}")
+            raise InputError(f"{name}: expected a number above 0, got {value!r}")
 
     candidates = in_contrast(target, candidates, contrast)
     place = resolve_device(device)

@@ -129,8 +129,8 @@ def fuse(
     power = POWERS.get(similarity, POWER) if power is None else power
     if not (power > 0 and sigma_voxels > 0 and radius_voxels >= 1 and top >= 1 and epsilon > 0 and bins >= 2):
         raise InputError(
-            "local_weighted needs power, sigma_voxels and epsilon above 0, radius_voxels and top at least 1 and bins "
-            f"at least 2, got power={power}, sigma_voxels={sigma_voxels}, epsilon={epsilon}, "
+            "local_weighted: expected power, sigma_voxels and epsilon above 0, radius_voxels and top of 1 or more, "
+            f"bins of at least 2, got power={power}, sigma_voxels={sigma_voxels}, epsilon={epsilon}, "
             f"radius_voxels={radius_voxels}, top={top}, bins={bins}"
         )
     candidates = in_contrast(target, candidates, contrast)

@@ -106,15 +106,15 @@ def fuse(
        124:770-782.
     """
     if search not in ("exact", "patch_match"):
-        raise InputError(f"nearest_patches has no search {search!r}: there are exact, patch_match")
+        raise InputError(f"nearest_patches: search: expected exact or patch_match, got {search!r}")
     if count < 1 or patch_radius_voxels < 0 or search_radius_voxels < 0 or not bandwidth > 0:
         raise InputError(
-            "nearest_patches needs count of at least 1, radii of 0 or more and bandwidth above 0, got "
+            "nearest_patches: expected count of at least 1, radii of 0 or more and bandwidth above 0, got "
             f"{count}, {patch_radius_voxels}, {search_radius_voxels} and {bandwidth}"
         )
     if iterations < 1 or seed < 0:
         raise InputError(
-            f"nearest_patches needs iterations of at least 1 and seed of 0 or more, got {iterations}, {seed}"
+            f"nearest_patches: expected iterations of at least 1 and seed of 0 or more, got {iterations}, {seed}"
         )
     candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates)

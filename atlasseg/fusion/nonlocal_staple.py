@@ -114,15 +114,15 @@ def fuse(
        17(2):194-208.
     """
     if prior not in ("global", "local"):
-        raise InputError(f"nonlocal_staple: prior is global or local, got {prior!r}")
+        raise InputError(f"nonlocal_staple: prior: expected global or local, got {prior!r}")
     if patch_radius_voxels < 0 or search_radius_voxels < 0 or not (sigma_intensity > 0 and sigma_voxels > 0):
         raise InputError(
-            "nonlocal_staple needs radii of 0 or more and sigmas above 0, got "
+            "nonlocal_staple: expected radii of 0 or more and sigmas above 0, got "
             f"{patch_radius_voxels}, {search_radius_voxels}, {sigma_intensity} and {sigma_voxels}"
         )
     if max_iterations < 1 or tolerance <= 0:
         raise InputError(
-            "nonlocal_staple needs max_iterations of at least 1 and tolerance above 0, got "
+            "nonlocal_staple: expected max_iterations of at least 1 and tolerance above 0, got "
             f"{max_iterations} and {tolerance}"
         )
     candidates = in_contrast(target, candidates, contrast)

@@ -100,7 +100,7 @@ def fuse(
     alpha = DEVIATIONS[rule] if alpha is None else alpha
     if not (alpha >= 0 and margin >= 0 and power >= 0 and max_iterations >= 1):
         raise InputError(
-            f"simple needs alpha, margin and power of 0 or more and max_iterations of at least 1, got {alpha}, "
+            f"simple: expected alpha, margin and power of 0 or more and max_iterations of at least 1, got {alpha}, "
             f"{margin}, {power} and {max_iterations}"
         )
     votes = Votes.gather(target, candidates, hard=True)

@@ -107,11 +107,11 @@ def fuse(
     """
     if region not in ("disagreement", "whole") or prior not in ("global", "local"):
         raise InputError(
-            f"staple: region is disagreement or whole and prior global or local, got {region!r} and {prior!r}"
+            f"staple: expected region disagreement or whole, prior global or local, got {region!r} and {prior!r}"
         )
     if prior_sigma_voxels < 0 or mrf_beta < 0 or max_iterations < 1 or tolerance <= 0:
         raise InputError(
-            "staple needs prior_sigma_voxels and mrf_beta of 0 or more, max_iterations of at least 1 and tolerance "
+            "staple: expected prior_sigma_voxels and mrf_beta of 0 or more, max_iterations of at least 1 and tolerance "
             f"above 0, got {prior_sigma_voxels}, {mrf_beta}, {max_iterations} and {tolerance}"
         )
     votes = Votes.gather(target, candidates, hard=True)

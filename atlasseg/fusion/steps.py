@@ -105,15 +105,15 @@ def fuse(
        validation of image segmentation, IEEE TMI 23(7):903-921.
     """
     if prior not in ("global", "local"):
-        raise InputError(f"steps: prior is global or local, got {prior!r}")
+        raise InputError(f"steps: prior: expected global or local, got {prior!r}")
     if not (top >= 1 and sigma_voxels > 0 and prior_sigma_voxels >= 0 and mrf_beta >= 0):
         raise InputError(
-            "steps needs top of at least 1, sigma_voxels above 0, prior_sigma_voxels and mrf_beta of 0 or more, got "
+            "steps: expected top of 1 or more, sigma_voxels above 0, prior_sigma_voxels and mrf_beta of 0 or more, got "
             f"{top}, {sigma_voxels}, {prior_sigma_voxels} and {mrf_beta}"
         )
     if max_iterations < 1 or tolerance <= 0:
         raise InputError(
-            f"steps needs max_iterations of at least 1 and tolerance above 0, got {max_iterations} and {tolerance}"
+            f"steps: expected max_iterations of at least 1 and tolerance above 0, got {max_iterations} and {tolerance}"
         )
     candidates = in_contrast(target, candidates, contrast)
     votes = Votes.gather(target, candidates, hard=True)

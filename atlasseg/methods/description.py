@@ -181,12 +181,12 @@ def describe(stage: str, name: str, function: Callable[..., Any], *, module: str
         )
     summary = summary or first_paragraph(text)
     if not summary and has_docstrings:
-        raise InputError(f"{where}: expected a docstring whose first paragraph says what the method does, got none")
+        raise InputError(f"{where}: expected a docstring with a summary of the method, got none")
     if needs.model is not None and needs.model not in {p.name for p in parameters}:
-        raise InputError(f"{where}: it has no parameter {needs.model!r} for its model")
+        raise InputError(f"{where}: expected a parameter {needs.model!r} for the model, got none")
     former = {*needs.renamed.values()} - {p.name for p in parameters}
     if former:
-        raise InputError(f"{where}: it has no parameter {min(former)!r}, to which one is said to be renamed")
+        raise InputError(f"{where}: expected the parameter {min(former)!r}, the new name of a renamed one, got none")
     return Method(
         stage,
         name,
@@ -207,8 +207,7 @@ def _signature(function: Callable[..., Any], where: str) -> inspect.Signature:
         raise InputError(f"{where}: its signature cannot be read: {error}") from error
     except NameError as error:
         raise InputError(
-            f"{where}: a type in its signature is not known where the method is registered: {error}. "
-            "Import it outside TYPE_CHECKING, above the function"
+            f"{where}: unknown type in the signature: {error}. Import it outside TYPE_CHECKING, above the function"
         ) from error
 
 

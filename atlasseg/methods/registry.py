@@ -158,7 +158,7 @@ def _register(stage: str, function: Any, name: str, summary: str, needs: dict[st
     if not name:
         name = _file_name(caller)
         if not name:
-            raise InputError(f"{module}: a method that is not in a file needs a name. Write name=...")
+            raise InputError(f"{module}: expected a name for a method that is not in a file, got none. Write name=...")
         summary = summary or first_paragraph(str(caller.f_globals.get("__doc__") or ""))
     return _add(stage, name, function, module, summary, _needs(stage, name, needs), caller.f_code)
 
@@ -167,7 +167,7 @@ def _needs(stage: str, name: str, declared: dict[str, Any]) -> Needs:
     known = {field.name for field in fields(Needs)}
     for need in declared:
         if need not in known:
-            raise InputError(f"{stage} method {name!r}: there is no need {need!r}{suggestion(need, known)}")
+            raise InputError(f"{stage} method {name!r}: unknown need {need!r}{suggestion(need, known)}")
     return Needs(**declared)
 
 

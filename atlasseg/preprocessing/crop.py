@@ -42,7 +42,7 @@ def box_around(
         The margin is negative, or there is not one transform for each atlas.
     """
     if not margin_mm >= 0:
-        raise InputError(f"margin_mm must be 0 or more, got {margin_mm}")
+        raise InputError(f"margin_mm: expected 0 or more, got {margin_mm}")
     if len(labels) != len(transforms):
         raise InputError(f"expected one transform for each of {len(labels)} label maps, got {len(transforms)}")
     first, last = np.full(3, np.inf), np.full(3, -np.inf)

@@ -39,9 +39,9 @@ def preprocess(image: Image, *, reference: Data[Image | None] = None, landmarks:
     Nyul, Udupa and Zhang 2000, New variants of a method of MRI scale standardization, IEEE TMI 19(2).
     """
     if reference is None:
-        raise InputError(f"image {image.name!r}: histogram matching needs a reference image")
+        raise InputError(f"image {image.name!r}: expected a reference image for histogram matching, got none")
     if landmarks < 2:
-        raise InputError(f"histogram matching needs at least 2 landmarks, got {landmarks}")
+        raise InputError(f"landmarks: expected at least 2, got {landmarks}")
     if image.channels.shape[3] != reference.channels.shape[3]:
         raise InputError(
             f"image {image.name!r} has {image.channels.shape[3]} channels, its reference {reference.name!r} has "

@@ -95,7 +95,7 @@ class Trees:
             and all(bool(np.isfinite(a).all()) for a in (self.baseline, self.threshold, self.value))
         )
         if not sound:
-            raise InputError(f"{where}: the trees are damaged: train the model again")
+            raise InputError(f"{where}: the trees are damaged. Train the model again")
 
 
 @njit(cache=True, parallel=True)

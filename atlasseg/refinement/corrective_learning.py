@@ -88,7 +88,7 @@ def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
     version = trained.record.get("versions", {}).get("atlasseg", __version__)
     if version != __version__:
         log.warning(
-            "%s: trained by atlasseg %s, used by %s, which may register or fuse a little otherwise",
+            "%s: trained by atlasseg %s, used by %s; registration and fusion may differ slightly",
             model,
             version,
             __version__,
@@ -96,7 +96,7 @@ def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
     found = differences(trained.provenance, provenance)
     if found:
         raise InputError(
-            f"{model}: this model was trained for something else: {'; '.join(found)}. "
+            f"{model}: expected a model for this recipe and library, got one that differs: {'; '.join(found)}. "
             "Train one for this recipe and library with atlasseg atlases correct"
         )
 
@@ -166,17 +166,19 @@ def correct(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> Pro
     name = target.name or "target"
     if not target.grid.matches(fused.grid):
         raise GeometryError(
-            f"{name}: scan and segmentation lie on different grids: shapes {target.shape} and {fused.shape}, affines "
+            f"{name}: scan and segmentation are on different grids: shapes {target.shape} and {fused.shape}, affines "
             f"{target.affine.tolist()} and {fused.affine.tolist()}"
         )
     if target.channels.shape[3] != model.channels:
-        raise InputError(f"{name}: the model was trained on {model.channels} channels, got {target.channels.shape[3]}")
+        raise InputError(
+            f"{name}: expected {model.channels} channels as in the training, got {target.channels.shape[3]}"
+        )
     unknown = sorted(set(fused.label_values.tolist()) - set(model.labels))
     if unknown:
-        raise InputError(f"{name}: the model was not trained on labels {', '.join(map(str, unknown))}")
+        raise InputError(f"{name}: expected labels of the training, got others: {', '.join(map(str, unknown))}")
     ratio = np.asarray(patient_spacing_mm(target.affine)) / model.spacing_mm
     if max(ratio.max(), 1 / ratio.min()) > SPACING_RATIO:
-        log.warning("%s: its voxels are %s times the size of those the model was trained on", name, ratio.round(2))
+        log.warning("%s: the voxels are %s times as large as in the training of the model", name, ratio.round(2))
 
     scene = Scene(target, fused, model.window)
     labels, values, at = [fused.labels], [fused.values.copy()], [fused.entry_voxels]
@@ -271,16 +273,16 @@ def train(
 
     examples = sorted(examples, key=lambda example: example.id)
     if not examples:
-        raise InputError("corrective learning needs at least one example")
+        raise InputError("examples: expected at least one, got none")
     channels = count_channels({example.id: example.target for example in examples})
     if min(intensity_radius_voxels, probability_radius_voxels) < 0 or dilation_voxels < 1:
         raise InputError(
-            "radii must be 0 or more and the dilation 1 or more, got "
+            "expected radii of 0 or more and a dilation of 1 or more, got "
             f"{intensity_radius_voxels}, {probability_radius_voxels} and {dilation_voxels}"
         )
     if min(scales_voxels, default=1) < 1 or not 0 < features_share <= 1:
         raise InputError(
-            f"scales must be 1 or more and the share of features above 0 to 1, got {scales_voxels} and {features_share}"
+            f"expected scales of 1 or more and features_share above 0 to 1, got {scales_voxels} and {features_share}"
         )
     window = Window(intensity_radius_voxels, probability_radius_voxels, dilation_voxels, scales_voxels)
     every = sorted({int(v) for e in examples for v in (*e.fused.label_values, *e.truth.values)} | {0})
@@ -292,7 +294,7 @@ def train(
         positive = int(answer.sum())
         samples[label] = {"of it": positive, "others": answer.size - positive}
         if min(positive, answer.size - positive) < FEWEST_OF_A_CLASS:
-            log.info("label %d: too few samples (%s), left as it is fused", label, samples[label])
+            log.info("label %d: too few samples (%s), not corrected", label, samples[label])
             continue
         grown = HistGradientBoostingClassifier(
             learning_rate=learning_rate,
@@ -306,7 +308,7 @@ def train(
         log.info("label %d: trained on %d samples, %d of it", label, answer.size, positive)
     if not classifiers:
         raise InputError(
-            f"no label has enough samples for a classifier, {FEWEST_OF_A_CLASS} of it and as many that are not, in "
+            f"expected a label with at least {FEWEST_OF_A_CLASS} samples of it and as many of others, got none in "
             f"{len(examples)} examples"
         )
     given = {
@@ -393,7 +395,7 @@ def read_model(folder: str | Path) -> CorrectiveModel:
         stamp = tuple((folder / name).stat().st_mtime_ns for name in (HEADER, TREES))
     except OSError:
         raise InputError(
-            f"{folder}: there is no model of corrective learning; train one with atlasseg atlases correct"
+            f"{folder}: expected a model of corrective learning, got none. Train one with atlasseg atlases correct"
         ) from None
     return _read(folder, stamp)
 
@@ -424,7 +426,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
             {name: header[name] for name in ("versions", "recipe", "cases", "training", "samples") if name in header},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise InputError(f"{folder}: the model is damaged ({error!r}): train it again") from error
+        raise InputError(f"{folder}: the model is damaged ({error!r}). Train it again") from error
     for trees in model.classifiers.values():
         trees.check(window.columns(model.channels), str(folder / TREES))
     return model

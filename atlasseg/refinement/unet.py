@@ -67,7 +67,7 @@ def check(
     version = trained.record.get("versions", {}).get("atlasseg", __version__)
     if version != __version__:
         log.warning(
-            "%s: trained by atlasseg %s, used by %s, which may register or fuse a little otherwise",
+            "%s: trained by atlasseg %s, used by %s; registration and fusion may differ slightly",
             model,
             version,
             __version__,
@@ -83,7 +83,7 @@ def check(
             )
     if found:
         raise InputError(
-            f"{model}: this model was trained for something else: {'; '.join(found)}. "
+            f"{model}: expected a model for this recipe and library, got one that differs: {'; '.join(found)}. "
             "Train one for this recipe and library with atlasseg train"
         )
     if set(trained.atlases.values()) != now:
@@ -206,16 +206,18 @@ def refined(
     name = target.name or "target"
     if not target.grid.matches(fused.grid):
         raise GeometryError(
-            f"{name}: scan and segmentation lie on different grids: shapes {target.shape} and {fused.shape}, affines "
+            f"{name}: scan and segmentation are on different grids: shapes {target.shape} and {fused.shape}, affines "
             f"{target.affine.tolist()} and {fused.affine.tolist()}"
         )
     if target.channels.shape[3] != model.channels:
-        raise InputError(f"{name}: the model was trained on {model.channels} channels, got {target.channels.shape[3]}")
+        raise InputError(
+            f"{name}: expected {model.channels} channels as in the training, got {target.channels.shape[3]}"
+        )
     labels = model.coding.labels
     unknown = sorted(set(fused.label_values.tolist()) - set(labels))
     if unknown:
         log.warning(
-            "%s: not refined: the model was trained on the labels %s and does not know %s; what the fusion said stands",
+            "%s: not refined: the model was trained on the labels %s, not on %s; the fused segmentation is kept",
             name,
             ", ".join(map(str, labels)),
             ", ".join(map(str, unknown)),
@@ -223,7 +225,7 @@ def refined(
         return fused
     ratio = np.asarray(patient_spacing_mm(target.affine)) / model.spacing_mm
     if max(ratio.max(), 1 / ratio.min()) > SPACING_RATIO:
-        log.warning("%s: its voxels are %s times the size of those the model was trained on", name, ratio.round(2))
+        log.warning("%s: the voxels are %s times as large as in the training of the model", name, ratio.round(2))
 
     where = resolve_device(device)
     case = case_of(target, fused, model.coding, candidates=model.candidates)

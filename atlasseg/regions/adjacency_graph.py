@@ -58,7 +58,7 @@ class AdjacencyGraph:
         """
         row = int(np.searchsorted(self.labels, label))
         if row == self.labels.size or self.labels[row] != label:
-            raise InputError(f"there is no region {label}; there are {self.labels.size}, up to {self.labels.max()}")
+            raise InputError(f"region: expected one of {self.labels.size}, up to {self.labels.max()}, got {label}")
         left, right = self.edges[:, 0], self.edges[:, 1]
         return np.sort(self.labels[np.concatenate([right[left == row], left[right == row]])])
 
@@ -122,7 +122,7 @@ def adjacency_graph(image: Image, labels: LabelMap, *, background: bool = False)
     """
     if not image.grid.matches(labels.grid):
         raise GeometryError(
-            f"image {image.name!r} and regions {labels.name!r} must lie on one grid: shapes {image.shape} and "
+            f"image {image.name!r} and regions {labels.name!r}: expected one grid, got shapes {image.shape} and "
             f"{labels.shape}, affines {image.affine.tolist()} and {labels.affine.tolist()}"
         )
     rows = np.ascontiguousarray(labels.array)
@@ -137,7 +137,7 @@ def adjacency_graph(image: Image, labels: LabelMap, *, background: bool = False)
     else:
         values = np.arange(1, high + 1, dtype=np.int32)
     if values.size == 0:
-        raise InputError(f"regions {labels.name!r}: every voxel is 0, so there is no region")
+        raise InputError(f"regions {labels.name!r}: expected labels above 0, got 0 at every voxel")
     x = np.ascontiguousarray(image.channels)
     sizes, means, sds = _statistics(x, rows, values.size)
     edges, sums, count = _edges(x, rows, face_areas_mm2(image.affine), 4 * values.size)  # an octree's blocks have fewer

@@ -237,7 +237,7 @@ def _list_changes(
 
 
 def voting_step(step: Step) -> Step:
-    """A method of this stage with `VOTING_THRESHOLD`, unless it was told when to stop merging or does not merge."""
+    """Set `VOTING_THRESHOLD` for a region method that merges and has no stopping criterion."""
     if not step.method.has_parameter("merge_threshold") or {"merge_threshold", "regions"} & step.arguments.keys():
         return step
     return replace(step, arguments={**step.arguments, "merge_threshold": VOTING_THRESHOLD})

@@ -64,7 +64,7 @@ def with_intensity(
        15, 1967.
     """
     if not exponent >= 0:
-        raise InputError(f"the exponent of the intensities must be 0 or more, got {exponent}")
+        raise InputError(f"exponent: expected 0 or more, got {exponent}")
     if not sigma_voxels > 0:
         raise InputError(f"sigma_voxels: expected more than 0, got {sigma_voxels}")
     if exponent == 0 or probabilities.voxels.size == 0:

@@ -105,7 +105,7 @@ def instances(
     (array([1, 1, 0, 2, 3, 3], dtype=int32), array([3, 3, 9], dtype=int32))
     """
     if split not in ("components", "watershed"):
-        raise InputError(f"split must be 'components' or 'watershed', got {split!r}")
+        raise InputError(f"split: expected 'components' or 'watershed', got {split!r}")
     if not depth_mm >= 0:
         raise InputError(f"depth_mm: expected 0 or more, got {depth_mm}")
     from scipy.ndimage import find_objects, label

@@ -169,7 +169,7 @@ def pack(
     """The arrays of a graph as `merge_packed` takes them; `areas_mm2` becomes part of it, the others are copied."""
     count, channels = means.shape
     if criterion not in _KINDS:
-        raise InputError(f"criterion must be one of {', '.join(_KINDS)}, got {criterion!r}")
+        raise InputError(f"criterion: expected one of {', '.join(_KINDS)}, got {criterion!r}")
     sd = np.ones(channels) if noise_sd is None else np.asarray(noise_sd, np.float64)
     if sd.shape != (channels,) or not (np.isfinite(sd) & (sd > 0)).all():
         raise InputError(f"noise_sd: expected {channels} values above 0, one for each channel, got {noise_sd!r}")
@@ -185,15 +185,15 @@ def merge_packed(packed: Packed, *, threshold: float | None, regions: int | None
     """`merge` of a graph that was packed, which is used up by it."""
     count = len(packed.nodes)
     if threshold is None and regions is None:
-        raise InputError("say when to stop merging: give a threshold, a number of regions, or both")
+        raise InputError("expected a threshold, a number of regions, or both, to stop merging, got neither")
     if threshold is not None and not threshold >= 0:
         raise InputError(f"expected a merge threshold of 0 or more, got {threshold}")
     if regions is not None and regions < 1:
         raise InputError(f"expected at least 1 region, got {regions}")
     if regions is not None and regions > count:
         raise InputError(
-            f"{regions} regions are asked for, but there are only {count} to start from "
-            f"({int(packed.nodes[:, 0].sum())} voxels): ask for fewer, or split with a lower threshold"
+            f"regions: expected at most {count}, the number of blocks ({int(packed.nodes[:, 0].sum())} voxels), got "
+            f"{regions}. Give fewer, or split with a lower threshold"
         )
     limit = np.inf if threshold is None else float(threshold)
     absorbed = contract(

@@ -81,7 +81,9 @@ def split(
     limits = np.zeros((sizes.size, channels, 2))
     if homogeneity == "noise":
         if threshold is not None:
-            raise InputError("a threshold goes with homogeneity 'range' or 'variance'; 'noise' takes a significance")
+            raise InputError(
+                "threshold: expected homogeneity 'range' or 'variance', got 'noise', which takes a significance"
+            )
         if not 0 < significance < 1:
             raise InputError(f"expected a significance between 0 and 1, got {significance}")
         sd = estimated_noise_sd(image) if noise_sd is None else np.asarray(noise_sd, np.float64)
@@ -92,10 +94,10 @@ def split(
         limits = _noise_limits(sizes, sd, significance / channels)
     elif homogeneity in _KINDS:
         if threshold is None or not threshold >= 0:
-            raise InputError(f"homogeneity {homogeneity!r} needs a threshold of 0 or more, got {threshold}")
+            raise InputError(f"threshold: expected 0 or more for homogeneity {homogeneity!r}, got {threshold}")
         limits[:] = threshold
     else:
-        raise InputError(f"homogeneity must be one of {', '.join(_KINDS)}, got {homogeneity!r}")
+        raise InputError(f"homogeneity: expected one of {', '.join(_KINDS)}, got {homogeneity!r}")
 
     out = np.zeros(image.shape, np.int32)
     kind = _KINDS[homogeneity]

@@ -91,7 +91,7 @@ def partition(
         if limit is not None and not limit >= 0:
             raise InputError(f"{name}: expected 0 or more, got {limit}")
     if order not in ("independent", "queue"):
-        raise InputError(f"order must be 'independent' or 'queue', got {order!r}")
+        raise InputError(f"order: expected 'independent' or 'queue', got {order!r}")
     channels = image.channels.shape[-1]
     sd = estimated_noise_sd(image) if noise_sd is None else np.asarray(noise_sd, np.float64)
     if sd.shape != (channels,) or not (np.isfinite(sd) & (sd >= 0)).all():
@@ -115,11 +115,11 @@ def check_seeds(image: Image, seeds: LabelMap, what: str) -> None:
     """Raise where seeds or markers cannot be used with an image."""
     if not image.grid.matches(seeds.grid):
         raise GeometryError(
-            f"the {what} must lie on the grid of image {image.name!r}: shapes {seeds.shape} and {image.shape}, affines "
+            f"{what}: expected the grid of image {image.name!r}, got shapes {seeds.shape} and {image.shape}, affines "
             f"{seeds.affine.tolist()} and {image.affine.tolist()}"
         )
     if not seeds.array.any():
-        raise InputError(f"{what} {seeds.name!r}: every voxel is 0, so there is nothing to start from")
+        raise InputError(f"{what} {seeds.name!r}: expected labels above 0, got 0 at every voxel")
     if seeds.array.min() < 0:
         raise InputError(f"{what} {seeds.name!r}: expected labels above 0, got {seeds.array.min()}")
 
@@ -158,7 +158,7 @@ def find_seeds(image: Image, *, share: float = 0.3, voxels: int = 8) -> LabelMap
     from scipy.ndimage import label
 
     if not 0 < share <= 1:
-        raise InputError(f"the share of flat voxels must be above 0 and at most 1, got {share}")
+        raise InputError(f"share of flat voxels: expected above 0 and at most 1, got {share}")
     gradient = gradient_magnitude(image)
     parts, _ = label(gradient <= np.quantile(gradient, share))
     sizes = np.bincount(parts.reshape(-1))

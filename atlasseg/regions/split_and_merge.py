@@ -35,7 +35,7 @@ def hierarchy(
     """The regions of `partition`, with the merges that led to them; row i of the merges is block i + 1 of the split."""
     if regions is not None and regions > np.prod(image.shape):
         raise InputError(
-            f"image {image.name!r}: {regions} regions are asked for, but it has only {np.prod(image.shape)} voxels"
+            f"regions: expected at most the {np.prod(image.shape)} voxels of image {image.name!r}, got {regions}"
         )
     sd = None
     if homogeneity == "noise":

@@ -36,13 +36,13 @@ def hierarchy(
         raise InputError(f"expected a depth of 0 or more, got {depth}")
     if inside is not None and not inside.grid.matches(image.grid):
         raise GeometryError(
-            f"the mask is not on the grid of image {image.name!r}: shapes {inside.shape} and {image.shape}"
+            f"mask: expected the grid of image {image.name!r}, got shapes {inside.shape} and {image.shape}"
         )
     if inside is not None and not inside.array.any():
-        raise InputError(f"mask {inside.name!r} is empty, so there is nothing to flood")
+        raise InputError(f"mask {inside.name!r} is empty: expected voxels inside, got none")
     if regions is not None and regions > np.prod(image.shape):
         raise InputError(
-            f"image {image.name!r}: {regions} regions are asked for, but it has only {np.prod(image.shape)} voxels"
+            f"regions: expected at most the {np.prod(image.shape)} voxels of image {image.name!r}, got {regions}"
         )
     sd = estimated_noise_sd(image) if noise_sd is None else np.asarray(noise_sd, np.float64)
     if sd.shape != (channels,) or not (np.isfinite(sd) & (sd >= 0)).all():
@@ -57,7 +57,9 @@ def hierarchy(
         if inside is not None:
             lost = np.setdiff1d(markers.values, markers.array[inside.array])
             if lost[lost != 0].size:
-                raise InputError(f"markers without a basin: {lost[lost != 0].tolist()} lie outside the mask altogether")
+                raise InputError(
+                    f"markers: expected each inside the mask, got {lost[lost != 0].tolist()} completely outside"
+                )
         return LabelMap(_flooded(height, markers.array, inside), image.affine, image.name), None
     basins = LabelMap(_flooded(height, _minima(height, depth, inside), inside), image.affine, image.name)
     if merge_threshold is None and regions is None:

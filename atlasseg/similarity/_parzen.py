@@ -23,9 +23,9 @@ Information = Callable[[Float64], tuple[float, Float64]]
 
 
 def check_bins(bins: int) -> None:
-    """Raise `InputError` where there are too few bins."""
+    """Raise an `InputError` if there are too few bins."""
     if bins < 2 * PADDING_BINS + 2:
-        raise InputError(f"a Parzen-windowed histogram needs at least {2 * PADDING_BINS + 2} bins, got {bins}")
+        raise InputError(f"bins: expected at least {2 * PADDING_BINS + 2} for a Parzen-windowed histogram, got {bins}")
 
 
 def value_and_gradient(

@@ -42,7 +42,7 @@ class LocalCorrelation(SimilarityMetric):
 
     def __post_init__(self) -> None:
         if self.radius_voxels < 1:
-            raise InputError(f"local correlation needs a radius of at least 1 voxel, got {self.radius_voxels}")
+            raise InputError(f"local correlation: expected radius_voxels of at least 1, got {self.radius_voxels}")
 
     def value(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> float:
         """Mean of the squared local correlation."""
@@ -92,7 +92,7 @@ def local_correlation_map(
         The shapes differ, the mask is empty or the radius is below 1.
     """
     if radius_voxels < 1:
-        raise InputError(f"local correlation needs a radius of at least 1 voxel, got {radius_voxels}")
+        raise InputError(f"local correlation: expected radius_voxels of at least 1, got {radius_voxels}")
     f, w, inside = checked_images(fixed, warped, mask)
     window = _Windows(f, w, inside, radius_voxels)
     signed: Float32 = (window.covariance / np.sqrt(window.product)).mean(axis=-1).astype(np.float32)

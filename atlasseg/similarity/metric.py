@@ -89,7 +89,7 @@ class SimilarityMetric(ABC):
         return self.value_and_gradient(fixed, warped, mask=mask)[0]
 
     def score(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> float:
-        """The greater, the more alike: what atlas selection ranks by."""
+        """Compute the similarity of two images for atlas selection; greater is more similar."""
         value = self.value(fixed, warped, mask=mask)
         return value if self.greater_is_better else -value
 
@@ -270,7 +270,7 @@ def windowed_metric(name: str, radius_voxels: int) -> SimilarityMetric:
         There is no such metric, or the radius is below 1.
     """
     if radius_voxels < 1:
-        raise InputError(f"radius_voxels must be 1 or above, got {radius_voxels}")
+        raise InputError(f"radius_voxels: expected at least 1, got {radius_voxels}")
     has_windows = "radius_voxels" in parameters_of(metric_class(name))
     return create_metric(name, **({"radius_voxels": radius_voxels} if has_windows else {}))
 
@@ -304,7 +304,7 @@ def checked_images(fixed: Float32, warped: Float32, mask: Bool | None) -> tuple[
         raise InputError(f"expected two images of one shape (I, J, K) or (I, J, K, C), got {f.shape} and {w.shape}")
     inside = np.ones(f.shape[:3], bool) if mask is None else np.asarray(mask, bool)
     if inside.shape != f.shape[:3]:
-        raise InputError(f"the mask must have the images' shape {f.shape[:3]}, got {inside.shape}")
+        raise InputError(f"mask: expected the shape of the images, {f.shape[:3]}, got {inside.shape}")
     if not inside.any():
         raise InputError(f"the mask is empty: no voxel of {inside.shape} to compare")
     return f.reshape(*f.shape[:3], -1), w.reshape(*f.shape[:3], -1), inside

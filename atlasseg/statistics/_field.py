@@ -137,11 +137,11 @@ def field_of_labels(
         Parameters are out of their range.
     """
     if not np.isfinite(beta) or beta < 0:
-        raise InputError(f"a field needs a strength beta of 0 or more, got {beta}")
+        raise InputError(f"beta: expected 0 or more, got {beta}")
     if neighbours not in (6, 26):
-        raise InputError(f"a field has 6 or 26 neighbours, got {neighbours}")
+        raise InputError(f"neighbours: expected 6 or 26, got {neighbours}")
     if voxels.size == 0:
-        raise InputError("a field over no voxels: is the mask empty?")
+        raise InputError("voxels: expected at least one, got none. Check whether the mask is empty")
     apart = check_interaction(interaction, number_of_labels)
     steps = directions(neighbours)
     distance = np.linalg.norm(steps @ np.asarray(edges_mm, np.float64).T, axis=1)
@@ -220,7 +220,7 @@ def check_interaction(interaction: Float64 | None, number_of_labels: int) -> Flo
         raise InputError(f"expected an interaction of shape {(number_of_labels, number_of_labels)}, got {given.shape}")
     off = np.abs(given - given.T).max(initial=0) > SYMMETRIC
     if not np.isfinite(given).all() or off or given.min(initial=0) < 0 or np.diag(given).any():
-        raise InputError("an interaction must be finite, symmetric, 0 between equal labels and not negative elsewhere")
+        raise InputError("interaction: expected finite, symmetric values, 0 on the diagonal and not negative elsewhere")
     return given
 
 

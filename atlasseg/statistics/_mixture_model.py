@@ -68,7 +68,7 @@ class Model:
         field: Field | None = None,
         fractions: Float64 | None = None,
     ) -> tuple[Sweep, list[float], bool]:
-        """Iterate until the log-likelihood does not change.
+        """Fit the parameters by EM iterations until the log-likelihood does not change.
 
         `fractions` are what the field first sees. Returns the last sweep, the log-likelihoods, and whether it settled.
         """
@@ -177,12 +177,12 @@ def check_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
     if given.ndim != 2 or len(given) != number:
         raise InputError(f"expected a prior of shape ({number}, classes), got {given.shape}")
     if not np.isfinite(given).all() or (given < 0).any():
-        raise InputError("a prior must be finite and not negative")
+        raise InputError("prior: expected finite values of 0 or more, got others")
     total = given.sum(axis=1)
     if (over := int((total > 1 + PRIOR_TOLERANCE).sum())) > 0:
-        raise InputError(f"the prior sums to more than 1 at {over} of {number} voxels, {total.max():.3g} at most")
+        raise InputError(f"prior: expected sums of at most 1, got up to {total.max():.3g} at {over} of {number} voxels")
     if not total.any():
-        raise InputError("the prior is 0 at every voxel of the region: do prior and scan overlap?")
+        raise InputError("the prior is 0 at every voxel of the region. Check whether prior and scan overlap")
     if (empty := np.flatnonzero(~given.any(axis=0))).size:
         raise InputError(f"class {int(empty[0]) + 1} of {given.shape[1]} is empty: its prior is 0 at every voxel")
     given /= np.where(total > 0, total, 1)[:, None]
@@ -202,11 +202,11 @@ def count_classes(
     """
     said = {int(count) for count in (classes, *(a.shape[-1] for a in (prior, start) if a is not None)) if count}
     if len(said) > 1 or (classes is not None and classes < 1):
-        raise InputError(f"classes, prior and start do not agree on a number of classes: {sorted(said)}")
+        raise InputError(f"expected one number of classes in classes, prior and start, got {sorted(said)}")
     count = said.pop() if said else 3
     distinct = len(np.unique(values[: 10 * count], axis=0))
     if distinct < count and (distinct := len(np.unique(values, axis=0))) < count:
-        raise InputError(f"{count} classes are more than the {distinct} distinct values of the voxels")
+        raise InputError(f"classes: expected at most {distinct}, the number of distinct values, got {count}")
     return count
 
 
@@ -222,13 +222,11 @@ def make_components(
     """
     counts = [gaussians_per_class] * classes if isinstance(gaussians_per_class, int) else list(gaussians_per_class)
     if len(counts) != classes or min(counts) < 1:
-        raise InputError(f"at least one Gaussian for each of {classes} classes is needed, got {gaussians_per_class}")
+        raise InputError(f"expected at least one Gaussian for each of {classes} classes, got {gaussians_per_class}")
     pairs = [(int(a), int(b)) for a, b in mixed]
     for a, b in pairs:
         if a == b or not (0 <= a < classes and 0 <= b < classes) or counts[a] > 1 or counts[b] > 1:
-            raise InputError(
-                f"voxels are mixed of two different classes of 0 to {classes - 1} with one Gaussian each, got {(a, b)}"
-            )
+            raise InputError(f"mixed: expected two classes of 0 to {classes - 1} with one Gaussian each, got {(a, b)}")
     if len({frozenset(pair) for pair in pairs}) != len(pairs) or levels < 1:
         raise InputError(f"expected different pairs and at least 1 level, got {pairs} and {levels}")
     return Components.of(counts, pairs, levels)

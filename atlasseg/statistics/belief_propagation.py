@@ -64,10 +64,10 @@ def solve(
        artificial intelligence in the new millennium, 239-269.
     """
     if product not in ("sum", "max"):
-        raise InputError(f"belief propagation knows the products sum and max, got {product!r}")
+        raise InputError(f"product: expected sum or max, got {product!r}")
     if not (0 <= damping < 1 and max_iterations >= 1 and tolerance >= 0):
         raise InputError(
-            "belief propagation needs damping of 0 to below 1, max_iterations of at least 1 and tolerance of 0 or "
+            "expected damping of 0 to below 1, max_iterations of at least 1 and tolerance of 0 or "
             f"more, got {damping}, {max_iterations} and {tolerance}"
         )
     messages = np.zeros((field.costs.values.size, field.weights.size))

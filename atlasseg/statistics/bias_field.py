@@ -63,7 +63,9 @@ class Polynomials:
             The region is empty or the order below 1.
         """
         if order < 1 or not inside.any():
-            raise InputError(f"a bias field needs an order of at least 1 and a region, got {order} and {inside.sum()}")
+            raise InputError(
+                f"bias field: expected an order of at least 1 and a region, got order {order} and {inside.sum()} voxels"
+            )
         place = np.argwhere(inside)
         low, high = place.min(axis=0), place.max(axis=0)
         extent = high - low + 1

@@ -36,9 +36,9 @@ def curve(shape: tuple[int, int, int], name: CurveName = "hilbert") -> Int64:
         There is no such curve, or the box is empty.
     """
     if name not in ("hilbert", "serpentine"):
-        raise InputError(f"there is no curve {name!r}: there are hilbert, serpentine")
+        raise InputError(f"curve: expected hilbert or serpentine, got {name!r}")
     if len(shape) != 3 or min(shape) < 1:
-        raise InputError(f"a curve needs a box of at least one voxel along three axes, got shape {shape}")
+        raise InputError(f"curve: expected at least one voxel along each of three axes, got shape {shape}")
     return _cached((int(shape[0]), int(shape[1]), int(shape[2])), name)
 
 
@@ -66,7 +66,7 @@ def scan_order(inside: Bool, name: CurveName = "hilbert") -> tuple[Int64, Bool]:
         The region is empty.
     """
     if not inside.any():
-        raise InputError("a curve through an empty region: is the mask empty?")
+        raise InputError("curve: expected a region with voxels, got an empty one. Check whether the mask is empty")
     along = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     box = tuple(slice(int(a[0]), int(a[-1]) + 1) for a in along)
     part = inside[box]

@@ -204,7 +204,7 @@ def fit(
     y = _checked_values(values)
     if not (max_iterations >= 1 and tolerance >= 0 and outlier_distance > 0 and 0 <= relaxation <= 1):
         raise InputError(
-            "a mixture needs max_iterations of at least 1, tolerance of 0 or more, outlier_distance above 0 and "
+            "expected max_iterations of at least 1, tolerance of 0 or more, outlier_distance above 0 and "
             f"relaxation of 0 to 1, got {max_iterations}, {tolerance}, {outlier_distance} and {relaxation}"
         )
     given = None if prior is None else check_prior(prior, len(y))
@@ -212,13 +212,13 @@ def fit(
     components = make_components(count, gaussians_per_class, mixed, mixed_levels)
     if bias not in ("none", "gain", "offset") or bias_stiffness < 0 or bias_smoothing_voxels < 0:
         raise InputError(
-            "bias is none, gain or offset, its stiffness and smoothing 0 or more, got "
+            "expected bias none, gain or offset, and its stiffness and smoothing of 0 or more, got "
             f"{bias!r}, {bias_stiffness} and {bias_smoothing_voxels}"
         )
     if (bias != "none" or relaxation > 0) and (inside is None or int(inside.sum()) != len(y)):
-        raise InputError(f"bias and relaxation need the region `inside` of the {len(y)} voxels")
+        raise InputError(f"inside: expected a region of {len(y)} voxels, which bias and relaxation need")
     if relaxation > 0 and given is None:
-        raise InputError("there is no prior that could be relaxed")
+        raise InputError("relaxation: expected a prior to relax, got none")
     logarithm = np.zeros_like(y)
     if bias != "none" and inside is not None:
         part = _lattice(inside, bias_every)
@@ -265,7 +265,7 @@ def fit(
 def _lattice(inside: Bool, every: int) -> Bool:
     """The voxels of the region on every so many planes; more of them where fewer than `LEAST` would be left."""
     if every < 1:
-        raise InputError(f"the bias is estimated on every voxel (1) or fewer, got {every}")
+        raise InputError(f"every: expected 1 (all voxels) or more, got {every}")
     out = np.zeros_like(inside)
     while every > 1 and inside[::every, ::every, ::every].sum() < LEAST:
         every -= 1
@@ -290,10 +290,12 @@ def _checked_values(values: NDArray[np.floating[Any]]) -> Float64:
     y = np.ascontiguousarray(values, dtype=np.float64)
     if y.ndim != 2 or not y.size:
         raise InputError(
-            f"a mixture needs values (N, C) of at least one voxel, got shape {y.shape}: is the mask empty?"
+            f"values: expected shape (N, C) with at least one voxel, got {y.shape}. Check whether the mask is empty"
         )
     if not np.isfinite(y).all():
-        raise InputError(f"{int((~np.isfinite(y)).sum())} intensities are NaN or infinite")
+        raise InputError(
+            f"values: expected finite intensities, got {int((~np.isfinite(y)).sum())} that are NaN or infinite"
+        )
     if len(y) > 1 and (y == y[0]).all():
-        raise InputError(f"all {len(y)} voxels have the same intensity {y[0].tolist()}: there are no classes in that")
+        raise InputError(f"values: expected different intensities, got {y[0].tolist()} at all {len(y)} voxels")
     return y

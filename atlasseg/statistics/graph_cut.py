@@ -48,7 +48,7 @@ def solve(field: Field, *, start: Int64 | None = None, max_cycles: int = 10) -> 
     .. [2] Kolmogorov, Zabih (2004), What energy functions can be minimized via graph cuts?, IEEE TPAMI 26(2):147-159.
     """
     if max_cycles < 1:
-        raise InputError(f"a graph cut needs max_cycles of at least 1, got {max_cycles}")
+        raise InputError(f"max_cycles: expected at least 1, got {max_cycles}")
     check_metric(field.interaction)
     count = len(field.interaction)
     if start is not None:
@@ -89,7 +89,7 @@ def check_metric(interaction: Float64) -> None:
         if excess.max() > SYMMETRIC:
             a, b = np.unravel_index(int(excess.argmax()), excess.shape)
             raise InputError(
-                f"a graph cut needs a metric interaction, but V({a}, {b}) = {interaction[a, b]:g} is more than "
+                f"expected a metric interaction for a graph cut, got V({a}, {b}) = {interaction[a, b]:g}, more than "
                 f"V({a}, {c}) + V({c}, {b}) = {interaction[a, c] + interaction[c, b]:g}"
             )
 

@@ -58,7 +58,7 @@ def solve(field: Field, *, start: Int64 | None = None, max_iterations: int = 50)
     .. [1] Besag (1986), On the statistical analysis of dirty pictures, JRSS B 48(3):259-302.
     """
     if max_iterations < 1:
-        raise InputError(f"iterated conditional modes need max_iterations of at least 1, got {max_iterations}")
+        raise InputError(f"max_iterations: expected at least 1, got {max_iterations}")
     chosen = field.best(-field.costs.values) if start is None else np.array(start, np.int64)
     energies = [field.energy(chosen)]
     changed = 1

@@ -68,15 +68,15 @@ def cluster(values: NDArray[np.floating[Any]], *, classes: int = 3, starts: int 
     from sklearn.cluster import KMeans
 
     if values.ndim != 2 or not len(values):
-        raise InputError(f"k-means needs values (N, C) of at least one voxel, got shape {values.shape}")
+        raise InputError(f"values: expected shape (N, C) with at least one voxel, got {values.shape}")
     if classes < 1:
-        raise InputError(f"k-means needs at least 1 class, got {classes}")
+        raise InputError(f"classes: expected at least 1, got {classes}")
     step = max(1, len(values) // SAMPLE)
     if step > 1 and len(np.unique(values[::step], axis=0)) < classes:
         step = 1
     sample = values[::step]
     if step == 1 and (distinct := len(np.unique(sample, axis=0))) < classes:
-        raise InputError(f"{classes} classes are more than the {distinct} distinct values of the voxels")
+        raise InputError(f"classes: expected at most {distinct}, the number of distinct values, got {classes}")
     centre, scale = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
     scale = np.where(scale > 0, scale, 1)
     model = KMeans(classes, n_init=starts, random_state=seed).fit((sample - centre) / scale)

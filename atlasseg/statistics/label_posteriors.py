@@ -67,7 +67,7 @@ class UncertainVoxels:
         """
         if not target.grid.matches(prior.grid):
             raise GeometryError(
-                f"{target.name or 'target'}: scan and probabilities lie on different grids: shapes {target.shape} and "
+                f"{target.name or 'target'}: scan and prior are on different grids: shapes {target.shape} and "
                 f"{prior.shape}, affines {target.affine.tolist()} and {prior.affine.tolist()}"
             )
         uncertain = np.zeros(prior.mode.size, bool)
@@ -178,10 +178,10 @@ def field_posteriors(
        the expectation-maximization algorithm, IEEE TMI 20(1):45-57.
     """
     if solver not in SOLVERS:
-        raise InputError(f"a field has no solver {solver!r}: there are {', '.join(SOLVERS)}")
+        raise InputError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}")
     _check(intensity_weight, iterations)
     if not (np.isfinite(beta) and beta >= 0 and neighbours in (6, 26)):
-        raise InputError(f"a field needs beta of 0 or more and 6 or 26 neighbours, got {beta} and {neighbours}")
+        raise InputError(f"expected beta of 0 or more and 6 or 26 neighbours, got {beta} and {neighbours}")
     rows = UncertainVoxels.extract(target, prior)
     if rows.voxels.size == 0:
         return prior

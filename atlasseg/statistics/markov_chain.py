@@ -189,17 +189,17 @@ def fit(
     y, seen = _checked_values(values, known)
     count = len(y)
     if estimation not in ("em", "sem", "ice"):
-        raise InputError(f"a chain is estimated by em, sem or ice, got {estimation!r}")
+        raise InputError(f"estimation: expected em, sem or ice, got {estimation!r}")
     if not (max_iterations >= 1 and draws >= 1 and tolerance >= 0):
         raise InputError(
-            "a chain needs max_iterations and draws of at least 1 and tolerance of 0 or more, got "
+            "expected max_iterations and draws of at least 1 and tolerance of 0 or more, got "
             f"{max_iterations}, {draws} and {tolerance}"
         )
     given = None if prior is None else check_prior(prior, count)
     memberships = _start(y, seen, classes, given, start)
     number = memberships.shape[1]
     if given is not None and given.shape[1] != number:
-        raise InputError(f"prior and start differ in their number of classes, {given.shape[1]} and {number}")
+        raise InputError(f"prior: expected {number} classes like start, got {given.shape[1]}")
     sites = _Sites(
         y,
         seen,
@@ -351,12 +351,16 @@ def _checked_starts(starts: Bool | None, count: int) -> Bool:
 def _checked_values(values: NDArray[np.floating[Any]], known: Bool | None) -> tuple[Float64, Bool]:
     y = np.array(values, dtype=np.float64, order="C")
     if y.ndim != 2 or not y.size:
-        raise InputError(f"a chain needs values (N, C) of at least one site, got shape {y.shape}: is the mask empty?")
+        raise InputError(
+            f"values: expected shape (N, C) with at least one site, got {y.shape}. Check whether the mask is empty"
+        )
     seen = np.ones(len(y), bool) if known is None else np.asarray(known, bool)
     if seen.shape != (len(y),) or not seen.any():
-        raise InputError(f"a chain needs at least one observed site of its {len(y)}, got known of shape {seen.shape}")
+        raise InputError(f"known: expected at least one of {len(y)} sites, got shape {seen.shape}")
     if not np.isfinite(y[seen]).all():
-        raise InputError(f"{int((~np.isfinite(y[seen])).sum())} intensities are NaN or infinite")
+        raise InputError(
+            f"values: expected finite intensities, got {int((~np.isfinite(y[seen])).sum())} that are NaN or infinite"
+        )
     y[~seen] = y[seen].mean(axis=0)
     return y, seen
 
@@ -375,5 +379,5 @@ def _start(
     if given.shape != (len(y), number) or (classes is not None and classes != number):
         raise InputError(f"expected memberships of {len(y)} sites in {classes or number} classes, got {given.shape}")
     if number > 1 and number > (distinct := len(np.unique(y[seen], axis=0))):
-        raise InputError(f"{number} classes are more than the {distinct} distinct values of the sites")
+        raise InputError(f"classes: expected at most {distinct}, the number of distinct values, got {number}")
     return given

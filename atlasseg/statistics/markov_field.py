@@ -68,7 +68,7 @@ def solve_field(field: Field, solver: Solver, start: Float64) -> Float64:
         return field.conditional(icm.solve(field, start=field.best(start)).chosen)
     if solver == "graph_cut":
         return field.conditional(graph_cut.solve(field).chosen)
-    raise InputError(f"a field has no solver {solver!r}: there are {', '.join(SOLVERS)}")
+    raise InputError(f"solver: expected one of {', '.join(SOLVERS)}, got {solver!r}")
 
 
 def fit(
@@ -139,7 +139,7 @@ def fit(
     y, log_prior, beliefs = begin(values, inside, classes, prior)
     if solver not in SOLVERS or max_iterations < 1:
         raise InputError(
-            f"a field needs a solver of {', '.join(SOLVERS)} and max_iterations of at least 1, got {solver!r} and "
+            f"expected a solver of {', '.join(SOLVERS)} and max_iterations of at least 1, got {solver!r} and "
             f"{max_iterations}"
         )
     field = dense_field(-log_prior, inside, edges_mm, beta=beta, neighbours=neighbours, interaction=interaction)
@@ -171,11 +171,13 @@ def begin(
     """
     y = np.ascontiguousarray(values, dtype=np.float64)
     if not inside.any():
-        raise InputError("a field over no voxels: is the mask empty?")
+        raise InputError("region: expected at least one voxel, got none. Check whether the mask is empty")
     if y.ndim != 2 or len(y) != int(inside.sum()):
         raise InputError(f"expected values (N, C) of the region's {int(inside.sum())} voxels, got shape {y.shape}")
     if not np.isfinite(y).all():
-        raise InputError(f"{int((~np.isfinite(y)).sum())} intensities are NaN or infinite")
+        raise InputError(
+            f"values: expected finite intensities, got {int((~np.isfinite(y)).sum())} that are NaN or infinite"
+        )
     if prior is None:
         number = 3 if classes is None else classes
         beliefs = np.eye(number)[kmeans.cluster(y, classes=number).assigned]
@@ -185,5 +187,5 @@ def begin(
     if classes is not None and classes != number:
         raise InputError(f"expected a prior of {classes} classes, got {number}")
     if number > 1 and number > (distinct := len(np.unique(y, axis=0))):
-        raise InputError(f"{number} classes are more than the {distinct} distinct values of the voxels")
+        raise InputError(f"classes: expected at most {distinct}, the number of distinct values, got {number}")
     return y, np.log(np.maximum(given, LEAST_PRIOR)), given

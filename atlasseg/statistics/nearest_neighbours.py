@@ -79,7 +79,9 @@ def select_confident(prior: NDArray[np.floating], *, least: float = 0.9, number:
     for k in range(prior.shape[1]):
         sure = np.flatnonzero((prior[:, k] >= least) & (prior.argmax(axis=1) == k))
         if not sure.size:
-            raise InputError(f"class {k + 1} of {prior.shape[1]} is empty: its prior reaches {least:g} nowhere")
+            raise InputError(
+                f"class {k + 1} of {prior.shape[1]}: expected a prior of {least:g} at some voxel, got less everywhere"
+            )
         rows.append(rng.permutation(sure)[:number])
     return np.sort(np.concatenate(rows))
 
@@ -114,7 +116,7 @@ def classify(known: Float64, classes: ArrayLike, unknown: Float64, *, neighbours
 
     given = np.asarray(classes)
     if neighbours < 1:
-        raise InputError(f"at least 1 neighbour is needed, got {neighbours}")
+        raise InputError(f"neighbours: expected at least 1, got {neighbours}")
     if not len(known) or given.shape != (len(known),) or known.shape[1:] != unknown.shape[1:]:
         raise InputError(
             f"expected known (M, F), classes (M,) and unknown (N, F), got {known.shape}, {given.shape} and "

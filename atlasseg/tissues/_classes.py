@@ -49,7 +49,7 @@ class Tissues:
 
 
 def nonnegative_intensities(image: Image, inside: Mask) -> tuple[Float64, Float64]:
-    """Intensities (N, C) of the region, shifted so that none is below 0 as a gain needs it; and that shift (C,)."""
+    """Return the intensities (N, C) of the region, shifted to 0 or more as a gain requires, and the shift (C,)."""
     own = image.channels[inside.array].astype(np.float64)
     if not len(own):
         raise InputError(f"{image.name or 'scan'}: its mask is empty")
@@ -163,7 +163,7 @@ def _probability_map(image: Image, region: Bool, posterior: Float64) -> Probabil
 
 
 def check_prior_map(prior: Float64 | None, classes: int, region: Bool) -> Float64 | None:
-    """The prior, which must have a row for every voxel of the region; said where rows are 0."""
+    """Check that the prior has a row for every voxel of the region, and log rows that are 0."""
     if prior is None:
         if classes < 2:
             raise InputError(f"expected at least 2 classes, got {classes}")

@@ -75,7 +75,7 @@ def classify(
        Signal Processing 40(10), 2570-2583.
     """
     if not (np.isfinite(beta) and beta >= 0):
-        raise InputError(f"a field needs a strength beta of 0 or more, got {beta}")
+        raise InputError(f"beta: expected 0 or more, got {beta}")
     given = check_prior_map(prior, classes, inside.array)
     values, shift = nonnegative_intensities(image, inside)
     lattice = dense_field(np.zeros((len(values), 1)), inside.array, image.affine[:3, :3], beta=beta, neighbours=26)

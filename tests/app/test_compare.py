@@ -140,7 +140,7 @@ def test_with_and_without_refinement(dataset, caplog):
 
     mixed = compare(recipe, ["majority", "local_weighted+corrective_learning"])  # the model is of another fusion
     assert list(mixed.scores) == ["majority", "majority+corrective_learning"] and len(mixed.scores) == 2
-    said = r"local.weighted\+corrective.learning.*model was trained for something else.*fusion method: trained with"
+    said = r"weighted\+corrective.learning.*expected a model for this recipe and library.*fusion method: trained with"
     assert re.search(said, caplog.text)
     assert re.search(said, (dataset / "out/comparison.html").read_text("utf-8"))
     with pytest.raises(InputError, match=r"fewer than two.*fusion method: trained with"):

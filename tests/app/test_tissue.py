@@ -219,7 +219,7 @@ def test_as_many_classes_as_distinct_values_have_no_variance_and_are_found(folde
 
 def test_a_constant_scan_in_a_mask(folder):
     status, output = one_target(folder, np.full((9, 8, 7), 3.0), mask=np.ones((9, 8, 7), bool))
-    assert status == 1 and "same intensity" in output
+    assert status == 1 and "expected different intensities" in output
 
 
 def test_an_empty_mask(folder):

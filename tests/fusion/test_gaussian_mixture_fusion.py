@@ -124,5 +124,5 @@ def test_many_labels_in_few_voxels():
 )
 def test_parameters_out_of_range(problem, wrong):
     made = problem(3)
-    with pytest.raises(InputError, match="gaussian_mixture needs"):
+    with pytest.raises(InputError, match="gaussian_mixture: expected power"):
         gaussian_mixture.fuse(made.target, made.candidates, **wrong)

@@ -56,7 +56,7 @@ def test_what_lands_nowhere_is_named():
         box_around([drawn(1)], [Affine.translation((999, 0, 0))], GRID)
     with pytest.raises(GeometryError, match="no label"):
         box_around([LabelMap(np.zeros((4, 5, 6), int), SOURCE)], [bend(1)], GRID)
-    with pytest.raises(InputError, match="margin_mm must be 0 or more"):
+    with pytest.raises(InputError, match="margin_mm: expected 0 or more"):
         box_around([drawn(1)], [bend(1)], GRID, margin_mm=-1)
     with pytest.raises(InputError, match="expected one transform for each of 1 label maps, got 2"):
         box_around([drawn(1)], [bend(1), bend(2)], GRID)

@@ -49,9 +49,9 @@ def test_what_cannot_be_matched_is_refused():
         histogram_matching.preprocess(flat, reference=scan())
     with pytest.raises(InputError, match=r"'flat'"):
         histogram_matching.preprocess(scan(), reference=flat)
-    with pytest.raises(InputError, match=r"'scan0': .*needs a reference"):
+    with pytest.raises(InputError, match=r"'scan0': .*expected a reference"):
         histogram_matching.preprocess(scan())
-    with pytest.raises(InputError, match=r"at least 2 landmarks, got 1"):
+    with pytest.raises(InputError, match=r"landmarks: expected at least 2, got 1"):
         histogram_matching.preprocess(scan(), reference=scan(), landmarks=1)
     with pytest.raises(InputError, match=r"1 channels, its reference 'two' has 2"):
         histogram_matching.preprocess(scan(), reference=Image(np.ones((3, 4, 5, 2)), AFFINE, "two"))

@@ -255,7 +255,7 @@ def test_swin_unetr_is_among_them():
     assert cost(form, (64, 64, 64)).parameters > 4e6
     with pytest.raises(InputError, match="multiple of 12 for swin_unetr, got 16"):
         build(Form("swin_unetr", 2, 3, 4, 16))
-    with pytest.raises(InputError, match="basic_unet has 5, got 3"):
+    with pytest.raises(InputError, match="expected 5 for basic_unet, got 3"):
         build(Form("basic_unet", 2, 3, 3, 8))
 
 

@@ -160,9 +160,9 @@ def test_used_by_its_folder_and_refused_where_it_does_not_belong(made, model, fo
     with pytest.raises(GeometryError, match="different grids"):
         unet.refined(new.target.cropped((0, 0, 0), (9, 9, 9)), new.fused, model)
     two = made("LAS", 7, channels=2)
-    with pytest.raises(InputError, match="trained on 1 channels, got 2"):
+    with pytest.raises(InputError, match="expected 1 channels as in the training, got 2"):
         unet.refined(two.target, two.fused, model)
-    with pytest.raises(InputError, match="no model of the refiner"):
+    with pytest.raises(InputError, match="expected a model of the refiner, got none"):
         unet.check(model=folder / "nowhere")
 
 
@@ -172,7 +172,7 @@ def test_fusion_stands_where_no_model_fits_its_labels(made, model, caplog):
     with caplog.at_level(logging.WARNING):
         found = unet.refined(new.target, relabelled, model, device="cpu")
     assert found is relabelled
-    assert "trained on the labels 0, 5, 700 and does not know 701; what the fusion said stands" in caplog.text
+    assert "trained on the labels 0, 5, 700, not on 701; the fused segmentation is kept" in caplog.text
 
 
 def test_damaged_and_foreign_folders_are_refused(model, folder, tmp_path):
@@ -200,9 +200,9 @@ def test_damaged_and_foreign_folders_are_refused(model, folder, tmp_path):
             read_model(folder)
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes(b"\x80\x04pickle, perhaps")
-    with pytest.raises(InputError, match="no weights of atlasseg can be read"):
+    with pytest.raises(InputError, match="expected weights of atlasseg"):
         read_tensors(foreign)
-    with pytest.raises(OutputError, match="is there already and no model"):
+    with pytest.raises(OutputError, match="expected a new folder or a model"):
         check_free(tmp_path)
 
 

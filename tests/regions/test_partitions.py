@@ -195,7 +195,7 @@ def test_seeds_that_cannot_be_used_are_refused():
         grow(seeds=LabelMap(np.ones((5, 7, 5)), OBLIQUE))
     with pytest.raises(GeometryError, match="seeds must lie on the grid"):
         grow(seeds=LabelMap(np.ones((5, 7, 4)), np.eye(4)))  # the seeds lie outside the scan
-    with pytest.raises(InputError, match="nothing to start from"):
+    with pytest.raises(InputError, match="expected labels above 0, got 0 at every voxel"):
         grow(seeds=LabelMap(np.zeros((5, 7, 4)), OBLIQUE))
     with pytest.raises(InputError, match="expected labels above 0, got -1"):
         grow(seeds=LabelMap(np.full((5, 7, 4), -1), OBLIQUE))
@@ -203,7 +203,7 @@ def test_seeds_that_cannot_be_used_are_refused():
         grow(local_difference=-2.0)
     with pytest.raises(InputError, match="share of flat voxels"):
         grow(seed_share=0.0)
-    with pytest.raises(InputError, match="order must be"):
+    with pytest.raises(InputError, match="order: expected"):
         grow(order="random")
     with pytest.raises(InputError, match="noise_sd"):
         grow(noise_sd=(1.0, 1.0))
@@ -228,9 +228,9 @@ def test_markers_without_a_basin_are_named():
     markers = np.zeros(image.shape, np.int32)
     markers[0, 0, 0], markers[8, 15, 8] = 40, 7
     inside = Mask(truth == 2, OBLIQUE)
-    with pytest.raises(InputError, match=r"without a basin: \[40\]"):
+    with pytest.raises(InputError, match=r"got \[40\] completely outside"):
         watershed.partition(image, markers=LabelMap(markers, OBLIQUE), inside=inside)
-    with pytest.raises(InputError, match="nothing to start from"):
+    with pytest.raises(InputError, match="expected labels above 0, got 0 at every voxel"):
         watershed.partition(image, markers=LabelMap(np.zeros(image.shape), OBLIQUE))
     with pytest.raises(GeometryError, match="markers must lie on the grid"):
         watershed.partition(image, markers=LabelMap(markers, np.eye(4)))

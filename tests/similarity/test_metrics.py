@@ -165,5 +165,5 @@ def test_bad_input_is_named(name: str) -> None:
         measure(fixed, warped[..., :4])
     with pytest.raises(InputError, match="mask is empty"):
         measure(fixed, warped, mask=np.zeros(SHAPE, bool))
-    with pytest.raises(InputError, match=r"mask must have the images' shape"):
+    with pytest.raises(InputError, match=r"mask: expected the shape of the images"):
         measure(fixed, warped, mask=np.ones((3, 3, 3), bool))

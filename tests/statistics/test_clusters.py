@@ -44,7 +44,7 @@ def test_many_voxels_are_clustered_by_some(monkeypatch, brain):
 
 @pytest.mark.parametrize("values", [np.full((50, 1), 7.0), np.tile([[1.0, 2], [3, 4]], (9, 1))])
 def test_more_classes_than_values(values):
-    with pytest.raises(InputError, match=r"3 classes are more than the [12] distinct"):
+    with pytest.raises(InputError, match=r"classes: expected at most [12], the number of distinct values, got 3"):
         kmeans.cluster(values, classes=3)
 
 

@@ -93,5 +93,5 @@ def test_what_is_refused():
         curves.curve((2, 2, 2), "spiral")
     with pytest.raises(InputError, match="at least one voxel"):
         curves.curve((2, 0, 2))
-    with pytest.raises(InputError, match="mask empty"):
+    with pytest.raises(InputError, match="mask is empty"):
         curves.scan_order(np.zeros((2, 3, 4), bool))

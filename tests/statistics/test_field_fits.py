@@ -47,7 +47,7 @@ def test_prior_keeps_its_order():
 @pytest.mark.parametrize("fit", [markov_field.fit, locus.fit])
 def test_what_is_refused(fit):
     values, inside, truth = scan()
-    with pytest.raises(InputError, match="mask empty"):
+    with pytest.raises(InputError, match="mask is empty"):
         fit(values[:0], np.zeros(SHAPE, bool), EDGES)
     with pytest.raises(InputError, match="region's"):
         fit(values[1:], inside, EDGES)

@@ -341,13 +341,13 @@ def test_priors_that_cannot_be(spoil, message):
 @pytest.mark.parametrize(
     ("values", "how", "message"),
     [
-        (np.zeros((0, 1)), {}, "is the mask empty"),
-        (np.full((40, 1), 5.0), {}, "same intensity"),
-        (np.tile([[1.0], [2.0]], (20, 1)), {}, "3 classes are more than the 2 distinct"),
+        (np.zeros((0, 1)), {}, "mask is empty"),
+        (np.full((40, 1), 5.0), {}, "expected different intensities"),
+        (np.tile([[1.0], [2.0]], (20, 1)), {}, "classes: expected at most 2, the number of distinct values, got 3"),
         (
             np.tile([[1.0], [2.0]], (20, 1)),
             {"prior": np.full((40, 3), 1 / 3)},
-            "3 classes are more than the 2 distinct",
+            "classes: expected at most 2, the number of distinct values, got 3",
         ),
         (np.full((40, 1), np.nan), {}, "NaN"),
     ],

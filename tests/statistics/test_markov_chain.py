@@ -202,7 +202,7 @@ def test_chain_of_length_one():
 
 def test_what_is_refused():
     _, values = chain(50)
-    with pytest.raises(InputError, match="mask empty"):
+    with pytest.raises(InputError, match="mask is empty"):
         markov_chain.fit(np.zeros((0, 1)))
     with pytest.raises(InputError, match="observed"):
         markov_chain.fit(values, known=np.zeros(50, bool))
@@ -216,15 +216,15 @@ def test_what_is_refused():
         markov_chain.fit(values, prior=np.full((50, 3), 0.5))
     with pytest.raises(InputError, match="class 2 of 3 is empty"):
         markov_chain.fit(values, prior=np.tile([0.5, 0, 0.5], (50, 1)))
-    with pytest.raises(InputError, match="em, sem or ice"):
+    with pytest.raises(InputError, match="estimation: expected em, sem or ice"):
         markov_chain.fit(values, estimation="mcmc")
-    with pytest.raises(InputError, match="differ in their number"):
+    with pytest.raises(InputError, match="prior: expected 2 classes like start, got 3"):
         markov_chain.fit(values, prior=np.full((50, 3), 1 / 3), start=np.full((50, 2), 0.5))
-    with pytest.raises(InputError, match="starts of 50"):
+    with pytest.raises(InputError, match=r"starts: expected shape \(50,\)"):
         markov_chain.fit(values, starts=np.zeros(3, bool))
     with pytest.raises(InputError, match="max_iterations"):
         markov_chain.fit(values, max_iterations=0)
-    with pytest.raises(InputError, match="above 0 for some class"):
+    with pytest.raises(InputError, match="expected at least one class above 0 at every site"):
         markov_chain.posterior(np.zeros((3, 3)), initial=INITIAL, transitions=TRANSITIONS, prior=np.zeros((3, 3)))
     some = np.tile([0.3, 0.3, 0.4], (50, 1))
     some[:5] = 0  # a voxel without prior takes the mean

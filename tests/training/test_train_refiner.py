@@ -82,7 +82,7 @@ def test_killed_and_resumed_to_the_last_digit_then_used(place):
         (place / "targets" / kind / "head4.nii.gz").unlink()
     run = ("run", recipe, "--jobs", 1, "--set", "output.report=false")
     early = called(*run)
-    assert early.exit_code == 1 and "no model of the refiner" in early.output  # before anything is registered
+    assert early.exit_code == 1 and "expected a model of the refiner" in early.output  # before anything is registered
 
     command = [sys.executable, "-m", "atlasseg", "train", recipe, "--out", out, "--cache", cache, "--device", "cpu"]
     process = subprocess.Popen(
@@ -193,14 +193,14 @@ def test_requests_that_cannot_be_met(place, monkeypatch):
     for given, said in (
         (("--gpu-memory", "much"), "expected an amount of memory such as 8GB, got 'much'"),
         (("--freeze", "encoder"), "name it by --init"),
-        (("--init", place / "nowhere"), "no model of the refiner"),
+        (("--init", place / "nowhere"), "expected a model of the refiner, got none"),
         (("--set", "training.optimiser=adm"), "'sgd', 'rmsprop', 'adam' or 'adamw'"),
         (("--set", "refiner.patch_voxels=[10,16,8]"), "multiples of 4"),
     ):
         done = called("train", recipe, "--out", out, "--cache", place / "cache", *given)
         assert done.exit_code == 2 and said in " ".join(done.output.split()), done.output
     taken = called("train", recipe, "--out", place / "atlases")
-    assert taken.exit_code == 2 and "is there already and no model" in taken.output
+    assert taken.exit_code == 2 and "expected a new folder or a model" in taken.output
     if not torch.cuda.is_available():
         no_gpu = called("train", recipe, "--out", out, "--device", "cuda")
         assert no_gpu.exit_code == 2 and "torch finds no CUDA GPU" in no_gpu.output

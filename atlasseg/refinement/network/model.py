@@ -99,7 +99,9 @@ def check_free(folder: Path) -> None:
         It holds something else.
     """
     if folder.exists() and not (folder / HEADER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: is there already and no model; name another folder, or remove it")
+        raise OutputError(
+            f"{folder}: expected a new folder or a model, got another folder. Give another name, or remove it"
+        )
 
 
 def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | None = None) -> None:
@@ -159,7 +161,7 @@ def read_model(folder: str | Path) -> RefinerModel:
     require_libraries()
     header = folder / HEADER
     if not header.is_file():
-        raise InputError(f"{folder}: there is no model of the refiner; train one with atlasseg train")
+        raise InputError(f"{folder}: expected a model of the refiner, got none. Train one with atlasseg train")
     files = (header, *sorted(folder.glob("*.safetensors")))
     return _read(folder, tuple(path.stat().st_mtime_ns for path in files))
 
@@ -201,7 +203,7 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder}: the model is damaged ({error!r}): train it again") from error
+        raise InputError(f"{folder}: the model is damaged ({error!r}). Train it again") from error
 
 
 def _weights(path: Path, form: Form) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def build(form: Form) -> nn.Module:
             )
         case "basic_unet":
             if form.levels != 5:
-                raise InputError(f"[refiner] levels: basic_unet has 5, got {form.levels}")
+                raise InputError(f"[refiner] levels: expected 5 for basic_unet, got {form.levels}")
             return nets.BasicUNet(  # type: ignore[no-any-return]
                 3, form.inputs, form.outputs, (*widths, form.width), norm=NORM, dropout=form.dropout
             )
@@ -139,7 +139,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], where: str) 
         here, there = own.get(name), weights.get(name)
         if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
             said = [f"{tuple(t.shape)} {t.dtype}" if t is not None else "nothing" for t in (here, there)]
-            raise InputError(f"{where}: weights of another network: {name} should be {said[0]}, is {said[1]}")
+            raise InputError(f"{where}: weights of another network: {name}: expected {said[0]}, got {said[1]}")
         here.copy_(there)
 
 

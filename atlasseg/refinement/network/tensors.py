@@ -39,4 +39,4 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = json.loads((file.metadata() or {})[HEADER])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: no weights of atlasseg can be read from it ({error})") from error
+        raise InputError(f"{path}: expected weights of atlasseg, got a file that cannot be read ({error})") from error

@@ -113,8 +113,8 @@ def slabs(
                     p = predict(shown, log_prior)[0][:, *place]
             except torch.OutOfMemoryError as error:
                 raise InputError(
-                    f"{case.id}: the GPU has not enough memory for a window of {' x '.join(map(str, window))} voxels "
-                    f"with {len(coding)} labels: use another one, or the processor"
+                    f"{case.id}: out of GPU memory for a window of {' x '.join(map(str, window))} voxels "
+                    f"with {len(coding)} labels. Use another GPU, or device='cpu'"
                 ) from error
             here = weight[place]
             into = (slice(None), *box[1:])
