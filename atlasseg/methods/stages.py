@@ -79,7 +79,7 @@ def stage_of(name: str) -> Stage:
         There is no such stage.
     """
     if not isinstance(name, str) or name not in STAGES:
-        raise InputError(f"stage: expected one of {', '.join(STAGES)}, got {name!r}{suggestion(str(name), STAGES)}")
+        raise InputError(f"there is no stage {name!r} with methods{suggestion(str(name), STAGES)}")
     return STAGES[name]
 
 

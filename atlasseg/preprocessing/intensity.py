@@ -49,7 +49,7 @@ def preprocess(
         raise InputError(f"expected 0 <= low_percent < high_percent <= 100, got {low_percent:g} and {high_percent:g}")
     if mask is not None and (mask.shape != image.shape or not mask.array.any()):
         raise InputError(
-            f"image {image.name!r}: expected a mask of shape {image.shape} with voxels inside, got {mask.shape}"
+            f"image {image.name!r} of shape {image.shape}: its mask of shape {mask.shape} is empty or does not fit"
         )
     inside = mask.array if mask is not None else foreground(image).array if scale == "zscore" else None
     scaled = np.empty_like(image.channels)

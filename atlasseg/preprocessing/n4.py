@@ -56,7 +56,7 @@ def preprocess(
     inside = foreground(image) if mask is None else mask
     if inside.shape != image.shape or not inside.array.any():
         raise InputError(
-            f"image {image.name!r}: expected a mask of shape {image.shape} with voxels inside, got {inside.shape}"
+            f"image {image.name!r} of shape {image.shape}: its mask of shape {inside.shape} is empty or does not fit"
         )
     corrected = np.empty_like(image.channels)
     for c in range(corrected.shape[3]):

@@ -177,7 +177,7 @@ def check_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
     if given.ndim != 2 or len(given) != number:
         raise InputError(f"expected a prior of shape ({number}, classes), got {given.shape}")
     if not np.isfinite(given).all() or (given < 0).any():
-        raise InputError("prior: expected finite values of 0 or more, got others")
+        raise InputError("prior: expected finite values of 0 or more, got negative, NaN or infinite ones")
     total = given.sum(axis=1)
     if (over := int((total > 1 + PRIOR_TOLERANCE).sum())) > 0:
         raise InputError(f"prior: expected sums of at most 1, got up to {total.max():.3g} at {over} of {number} voxels")

@@ -98,5 +98,5 @@ def test_grids_that_differ_are_refused():
     image = Image(np.zeros((3, 4, 2)), OBLIQUE)
     with pytest.raises(GeometryError, match=r"\(3, 4, 2\) and \(3, 4, 3\)"):
         adjacency_graph(image, LabelMap(np.ones((3, 4, 3)), OBLIQUE))
-    with pytest.raises(InputError, match="no region 9"):
+    with pytest.raises(InputError, match="region: expected one of 1, up to 1, got 9"):
         adjacency_graph(image, LabelMap(np.ones((3, 4, 2)), OBLIQUE)).neighbours(9)

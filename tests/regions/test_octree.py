@@ -107,7 +107,7 @@ def test_what_cannot_be_done_is_said():
     image = Image(np.zeros((3, 4, 2)), OBLIQUE)
     for arguments, message in (
         ({"homogeneity": "range"}, "threshold: expected 0 or more for homogeneity 'range'"),
-        ({"homogeneity": "variance", "threshold": -1.0}, "0 or more, got -1"),
+        ({"homogeneity": "variance", "threshold": -1.0}, "threshold: expected 0 or more.* got -1"),
         ({"homogeneity": "range", "threshold": float("nan")}, "got nan"),
         ({"threshold": 2.0}, "'noise' takes a significance"),
         ({"significance": 0.0}, "between 0 and 1, got"),

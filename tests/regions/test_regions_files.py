@@ -93,10 +93,10 @@ def test_probabilities_are_taken_as_such(scan):
     [
         (["--set", "significnce=0.1"], "did you mean 'significance'"),
         (["--set", "significance=high"], "significance"),
-        (["--set", "regions=10000000"], "10000000 regions are asked for"),
+        (["--set", "regions=10000000"], "got 10000000"),
         (["--seeds", "labels.nii.gz"], "takes no seeds"),
         (["--masks", "m"], "--segmentation"),
-        (["--segmentation", "labels.nii.gz", "--pictures", "p"], "no use"),
+        (["--segmentation", "labels.nii.gz", "--pictures", "p"], "expected no --segmentation"),
         (["--segmentation", "labels.nii.gz", "--fill-holes", "four"], "got 'four'"),
         (["--segmentation", "labels.nii.gz", "--fill-holes", "9"], "no label 9"),
         (["--segmentation", "labels.nii.gz", "--masks", "m"], "--instances"),

@@ -324,8 +324,8 @@ def test_prior_of_sum_zero_takes_the_mean():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: p * 1.5, "sums to more than 1 at 60 of 60"),
-        (lambda p: p - 0.5, "not negative"),
+        (lambda p: p * 1.5, "prior: expected sums of at most 1, got up to 1.5 at 60 of 60"),
+        (lambda p: p - 0.5, "got negative, NaN or infinite"),
         (lambda p: p * np.nan, "finite"),
         (lambda p: p * 0, "overlap"),
         (lambda p: p * (1, 0, 1), "class 2 of 3 is empty"),

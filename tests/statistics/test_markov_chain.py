@@ -204,7 +204,7 @@ def test_what_is_refused():
     _, values = chain(50)
     with pytest.raises(InputError, match="mask is empty"):
         markov_chain.fit(np.zeros((0, 1)))
-    with pytest.raises(InputError, match="observed"):
+    with pytest.raises(InputError, match="known: expected at least one of 50 sites"):
         markov_chain.fit(values, known=np.zeros(50, bool))
     with pytest.raises(InputError, match="NaN"):
         markov_chain.fit(np.where(np.arange(50)[:, None] == 3, np.nan, values))
@@ -212,7 +212,7 @@ def test_what_is_refused():
         markov_chain.fit(np.full((50, 1), 7.0), classes=3)
     with pytest.raises(InputError, match="distinct"):
         markov_chain.fit(np.full((50, 1), 7.0), prior=np.full((50, 3), 1 / 3))
-    with pytest.raises(InputError, match="sums to more than 1"):
+    with pytest.raises(InputError, match="prior: expected sums of at most 1"):
         markov_chain.fit(values, prior=np.full((50, 3), 0.5))
     with pytest.raises(InputError, match="class 2 of 3 is empty"):
         markov_chain.fit(values, prior=np.tile([0.5, 0, 0.5], (50, 1)))
