@@ -70,6 +70,13 @@ def verbs(tiny):
         "compare, recipe": lambda bad: atlasseg.compare(
             [(image, labels)], [atlas], recipe=bad if bad is not None else 3
         ),
+        "apply_transform, value": lambda bad: atlasseg.apply_transform(
+            bad, atlasseg.Affine.identity(), reference=image
+        ),
+        "apply_transform, transforms": lambda bad: atlasseg.apply_transform(image, bad, reference=image),
+        "apply_transform, reference": lambda bad: atlasseg.apply_transform(
+            image, atlasseg.Affine.identity(), reference=bad
+        ),
         "read_image": atlasseg.read_image,
         "read_label_map": atlasseg.read_label_map,
         "read_mask": atlasseg.read_mask,

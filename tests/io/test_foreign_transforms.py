@@ -342,3 +342,27 @@ def test_a_list_takes_the_images_of_each_matrix_of_fsl(tmp_path):
     np.testing.assert_allclose(found.matrix, (last @ Affine(MATRIX) @ one).matrix, atol=EXACT_MM)
     with pytest.raises(InputError, match="one for each of 2 transforms of FSL, got 3"):
         io.read_ants_transforms(files, flirt_source=[LEFT] * 3, flirt_reference=LEFT)
+
+
+@pytest.mark.parametrize("name", ["a.lta", "flirt.mat", "y_a.nii", "warp.nii", "coefficients.nii"])
+def test_damaged_files_are_read_or_refused_by_our_own_error(tmp_path, name):
+    path = tmp_path / name
+    {
+        "a.lta": lambda: path.write_text(lta(0, MATRIX, LEFT, RIGHT)),
+        "flirt.mat": lambda: np.savetxt(path, MATRIX),
+        "y_a.nii": lambda: write_vectors(path, positions(RIGHT) + smooth(RIGHT), RIGHT.affine),
+        "warp.nii": lambda: write_vectors(path, smooth(RIGHT), RIGHT.affine, intent=2006, five=False),
+        "coefficients.nii": lambda: write_coefficients(path, LEFT, (4, 3, 2)),
+    }[name]()
+    content, rng, refused = path.read_bytes(), np.random.default_rng(7), []
+    for number in range(60):
+        damaged = bytearray(content)
+        for at in rng.integers(0, min(len(content), 400), rng.integers(1, 6)):
+            damaged[at] = int(rng.integers(256))
+        path.write_bytes(damaged[: len(content) if number % 4 else int(rng.integers(len(content)))])
+        try:
+            found = io.read_transform(path, flirt_source=LEFT, flirt_reference=LEFT)
+            assert np.isfinite(found([1.0, 2, 3])).all()
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 5 and all(str(path) in told for told in refused)
