@@ -1,7 +1,7 @@
-"""What labels mean: a table of values, names, colours and groups, and the text formats that carry one.
+"""Label tables: value, name, colour and group of each label, parsed from and formatted as text.
 
-Tables are recognised by their content, not by their file name: BIDS TSV (``index``, ``name``, ...), CSV with the same
-columns or those of Slicer, ITK-SNAP label descriptions, and FreeSurfer colour tables. Files are the affair of
+The format is recognised by the content, not by the file name: BIDS TSV (``index``, ``name``, ...), CSV with the same
+columns or those of Slicer, ITK-SNAP label descriptions, and FreeSurfer colour tables. Files are read and written by
 :mod:`atlasseg.io`.
 """
 
@@ -38,21 +38,21 @@ _VALUE_COLUMNS = ("index", "value", "id", "labelvalue", "label")
 _NAME_COLUMNS = ("name", "structure", "label")
 _COLOR_COLUMNS = ("color", "colour")
 _NOTHING = ("", "n/a")
-_NO_LABEL = "Clear Label"  # what ITK-SNAP calls background
+_NO_LABEL = "Clear Label"  # background in ITK-SNAP
 
 _REAL = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _ITK_SNAP_LINE = re.compile(rf'^\s*(-?\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+{_REAL}\s+[01]\s+[01]\s+"(.*)"\s*$', re.ASCII)
-# value, name, red, green, blue, alpha; and in some tables the type of the tissue, or another column
+# value, name, red, green, blue, alpha; some tables have another column, such as the tissue type
 _FREESURFER_LINE = re.compile(r"^\s*(-?\d+)\s+(\S+)\s+(\d+)\s+(\d+)\s+(\d+)\s+\d+(?:\s+-?\d+)?\s*$", re.ASCII)
 _MAX_VALUE = 2**31 - 1  # labels are 32 bits in a volume
 
 
 def default_color(value: int) -> Color:
-    """Colour of a label that was given none: the same for a value in every table, as (R, G, B) in 0..255.
+    """Default colour of a label value, as (R, G, B) in 0..255; it is the same in every table.
 
-    The seven colours of Okabe and Ito (2008), which people with any form of colour blindness tell apart, come in five
-    shades each, so that neighbouring values differ in hue and values seven apart in lightness.
-    Background (0) is black; the colours repeat after 35 values.
+    The palette has the seven colours of Okabe and Ito (2008), which are safe for colour blindness, in five shades each:
+    consecutive values differ in hue, and values seven apart differ in lightness. Background (0) is black. The colours
+    repeat after 35 values.
     """
     if value == 0:
         return (0, 0, 0)
@@ -60,10 +60,10 @@ def default_color(value: int) -> Color:
     shade = _SHADES[(value - 1) // len(_OKABE_ITO) % len(_SHADES)]
     end = 255 if shade > 0 else 0
 
-    def mixed(channel: int) -> int:
+    def mix(channel: int) -> int:
         return round(channel + abs(shade) * (end - channel))
 
-    return mixed(red), mixed(green), mixed(blue)
+    return mix(red), mix(green), mix(blue)
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,24 @@ class Label:
     Parameters
     ----------
     value : int
-        The number in the volumes.
+        Value of the label in label maps.
     name : str
-        Not empty, on one line.
+        Name of the structure: one line, not empty.
     color : (R, G, B) in 0..255, optional
         Colour in pictures.
     group : str, optional
-        Structure of structures, for figures over groups of labels.
+        Name of a larger structure, for measures over groups of labels.
     abbreviation : str, optional
         Short name (BIDS).
     mapping : int, optional
-        The value of the same structure in a standard numbering (BIDS).
+        Value of the same structure in a standard numbering (BIDS).
     not_annotated_in : frozenset of str
-        Ids of the atlases in which nobody drew this label.
+        Ids of the atlases in which this label is not annotated.
 
     Raises
     ------
     InputError
-        A text is empty, ``n/a``, or holds a tab or a line break, or a colour is outside 0..255.
+        A text is empty, is ``n/a``, or holds a tab or a line break; or a colour is outside 0..255.
     """
 
     value: int
@@ -104,16 +104,18 @@ class Label:
     def __post_init__(self) -> None:
         for text in (self.name, self.group, self.abbreviation):
             if text is not None and (text.strip().lower() in _NOTHING or re.search(r"[\t\r\n]", text)):
-                raise InputError(f"label {self.value}: expected a name on one line without tabs, got {text!r}")
+                raise InputError(f"label {self.value}: expected a name of one line without tabs, got {text!r}")
         if not -_MAX_VALUE - 1 <= self.value <= _MAX_VALUE:
             raise InputError(f"label {self.value} ({self.name}): expected a value of 32 bits, got {self.value}")
         if self.color is not None and (len(self.color) != 3 or not all(0 <= part <= 255 for part in self.color)):
-            raise InputError(f"label {self.value} ({self.name}): a colour is three numbers in 0..255, got {self.color}")
+            raise InputError(
+                f"label {self.value} ({self.name}): expected a colour of three numbers in 0..255, got {self.color}"
+            )
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Labels in the order of their file, each value once; a name may be given to several.
+    """Table of labels in the order of their file. Values are unique; several labels may have the same name.
 
     Parameters
     ----------
@@ -138,7 +140,7 @@ class LabelTable:
 
     @classmethod
     def from_values(cls, values: Iterable[int]) -> LabelTable:
-        """A table of `values`, ascending and without background, with default names and colours."""
+        """Create a table of label values with default names and colours, sorted and without background (0)."""
         return cls().completed(values)
 
     @cached_property
@@ -162,7 +164,7 @@ class LabelTable:
         return value in self._by_value
 
     def __getitem__(self, value: int) -> Label:
-        """The row of `value`.
+        """Row of a label value.
 
         Raises
         ------
@@ -170,12 +172,12 @@ class LabelTable:
             The table has no such label.
         """
         if value not in self._by_value:
-            raise InputError(f"the label table has no label {value}; it has {_listed(self._by_value)}")
+            raise InputError(f"the label table has no label {value}; it has {_abbreviate(self._by_value)}")
         return self._by_value[value]
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Every value, in the order of the table."""
+        """Values of all labels, in the order of the table."""
         return tuple(self._by_value)
 
     @property
@@ -188,67 +190,67 @@ class LabelTable:
         return out
 
     def name(self, value: int) -> str:
-        """Name of `value`; of a value that is not listed, ``background`` (0) or ``label 7``."""
+        """Name of a label value; of a value that is not in the table, ``background`` (0) or ``label 7``."""
         if value in self._by_value:
             return self._by_value[value].name
         return "background" if value == 0 else f"label {value}"
 
     def color(self, value: int) -> Color:
-        """Colour of `value` as (R, G, B) in 0..255: its own, or `default_color`."""
+        """Colour of a label value as (R, G, B) in 0..255: its own, or `default_color`."""
         listed = self._by_value.get(value)
         return listed.color if listed is not None and listed.color is not None else default_color(value)
 
     def value(self, name: str) -> int:
-        """Value of the label called `name`.
+        """Value of the label with a name.
 
         Raises
         ------
         InputError
-            The table has no such name, or gives it to several labels.
+            No label, or more than one label, has this name.
         """
         if name not in self._by_name:
-            raise InputError(f"the label table has no label called {name!r}; it has {_listed(self._by_name)}")
+            raise InputError(f"the label table has no label {name!r}; it has {_abbreviate(self._by_name)}")
         found = [label.value for label in self._by_name[name]]
         if len(found) > 1:
-            raise InputError(f"the label table gives the name {name!r} to {_listed(found)}: give the number instead")
+            raise InputError(f"several labels have the name {name!r}: {_abbreviate(found)}. Give the number instead.")
         return found[0]
 
     def not_annotated_in(self, atlas_id: str) -> frozenset[int]:
-        """Values that nobody drew in the atlas of that id, as far as this table says."""
+        """Values of the labels that are not annotated in an atlas, by the id of the atlas."""
         return frozenset(label.value for label in self.labels if atlas_id in label.not_annotated_in)
 
     def completed(self, values: Iterable[int]) -> LabelTable:
-        """The same table, followed by every one of `values` that it lacks, ascending; background (0) is not added."""
+        """Table with a default row for each missing value appended in sorted order; background (0) is not added."""
         missing = sorted({int(value) for value in values} - {0, *self._by_value})
         return LabelTable((*self.labels, *(Label(value, self.name(value), default_color(value)) for value in missing)))
 
 
 def parse_label_table(text: str, *, source: str = "label table") -> LabelTable:
-    """Label table from text in any of the known formats. Warns where a name is given to several labels.
+    """Parse a label table in any of the known formats. Warns if several labels have the same name.
 
     Parameters
     ----------
     text : str
-        The content of the file.
+        Content of the file.
     source : str
-        Its name, for messages.
+        Name of the file, for messages.
 
     Raises
     ------
     InputError
-        The text is in none of the formats, or has a faulty line: the message holds `source` and the line's number.
+        The text has no known format, or a line is invalid. The message names `source` and the line number.
     """
     try:
         return _parse(text, source)
     except csv.Error as error:
-        raise InputError(f"{source}: expected a label table, got lines that are none ({error}).") from error
+        raise InputError(f"{source}: expected a label table, got lines that cannot be parsed ({error}).") from error
 
 
 def _parse(text: str, source: str) -> LabelTable:
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     content = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
     if not content:
-        raise InputError(f"{source}: the label table is empty")
+        raise InputError(f"{source}: expected a label table, got an empty file")
     first = content[0][1]
     for pattern, parse in ((_ITK_SNAP_LINE, _from_itk_snap), (_FREESURFER_LINE, _from_freesurfer)):
         if pattern.match(first):
@@ -262,21 +264,21 @@ def _parse(text: str, source: str) -> LabelTable:
             renamed = ["index" if column == value else "name" if column == name else column for column in header]
             return _table(_from_columns(content[1:], renamed, delimiter, source), source)
     raise InputError(
-        f"{source}, line {content[0][0]}: no known kind of label table (TSV or CSV with columns 'index' and 'name', "
-        f"ITK-SNAP, FreeSurfer): {first.strip()[:60]!r}"
+        f"{source}, line {content[0][0]}: expected a label table (TSV or CSV with the columns 'index' and 'name', "
+        f"ITK-SNAP or FreeSurfer), got {first.strip()[:60]!r}"
     )
 
 
 def format_label_table(table: LabelTable, format: TableFormat = "bids") -> str:
-    """Text of `table` in a format: ``bids`` (TSV) and ``csv`` keep every column, the others value, name and colour.
+    """Format a label table as text. ``bids`` (TSV) and ``csv`` keep every column, the others value, name and colour.
 
-    Every label gets a colour. FreeSurfer names hold no spaces, so these become ``_``; in ITK-SNAP names ``"`` becomes
-    ``'``.
+    Labels without a colour get the default one. In FreeSurfer names, spaces become ``_``; in ITK-SNAP names, ``"``
+    becomes ``'``.
 
     Raises
     ------
     InputError
-        Two names become the same in the FreeSurfer format, or the format is unknown.
+        Two different names become the same in the FreeSurfer format, or the format is unknown.
     """
     if format == "bids":
         return _delimited(table, "\t")
@@ -295,14 +297,16 @@ def format_label_table(table: LabelTable, format: TableFormat = "bids") -> str:
         for name, labels in short._by_name.items():
             if len({table[label.value].name for label in labels}) > 1:
                 values = " and ".join(str(label.value) for label in labels)
-                raise InputError(f"FreeSurfer's names have no spaces: {name!r} would be given to two labels: {values}")
+                raise InputError(
+                    f"FreeSurfer names have no spaces: the labels {values} would all get the name {name!r}. Rename one."
+                )
         rows = ["# No. LabelName R G B A"]
         rows += [f"{x.value} {x.name} {' '.join(str(part) for part in short.color(x.value))} 0" for x in short]
         return "\n".join(rows) + "\n"
-    raise InputError(f"unknown format of a label table: {format!r}; there are bids, csv, itk-snap, freesurfer")
+    raise InputError(f"unknown label table format {format!r}. Choose from: bids, csv, itk-snap, freesurfer.")
 
 
-def _listed(items: Iterable[object], most: int = 12) -> str:
+def _abbreviate(items: Iterable[object], most: int = 12) -> str:
     every = [str(item) for item in items]
     shown = ", ".join(every[:most]) or "none"
     return shown if len(every) <= most else f"{shown} and {len(every) - most} more"
@@ -314,12 +318,12 @@ def _table(rows: Sequence[tuple[int, Label]], source: str) -> LabelTable:
     for number, label in rows:
         if label.value in lines:
             first = lines[label.value]
-            raise InputError(f"{source}, line {number}: the value {label.value} was given in line {first} already")
+            raise InputError(f"{source}, line {number}: expected a new value, got {label.value} as in line {first}")
         lines[label.value] = number
         named.setdefault(label.name, []).append(label.value)
     for name, values in named.items():
         if len(values) > 1:
-            log.warning("%s: the name %r is given to the labels %s", source, name, _listed(values))
+            log.warning("%s: several labels have the name %r: %s", source, name, _abbreviate(values))
     return LabelTable(tuple(label for _, label in rows))
 
 
@@ -330,7 +334,9 @@ def _matched(
     for number, line in content:
         match = pattern.match(line)
         if match is None:
-            raise InputError(f"{source}, line {number}: not like the lines before it: {line.strip()[:60]!r}")
+            raise InputError(
+                f"{source}, line {number}: expected the same format as in the lines before, got {line.strip()[:60]!r}"
+            )
         rows.append((number, _at_line(source, number, partial(parse, match))))
     return rows
 
@@ -384,7 +390,7 @@ def _from_row(row: dict[str, str]) -> Label:
 
 
 def _whole(text: str, column: str) -> int:
-    """A whole number, which may be written ``1.0``."""
+    """Parse a whole number, which may be written as ``1.0``."""
     try:
         return int(text)
     except ValueError:
@@ -396,7 +402,7 @@ def _whole(text: str, column: str) -> int:
 
 def _hex(text: str) -> Color:
     if not re.fullmatch(r"#?[0-9a-fA-F]{6}", text):
-        raise InputError(f"expected a colour like #E69F00, got {text!r}")
+        raise InputError(f"expected a colour such as #E69F00, got {text!r}")
     digits = text.removeprefix("#")
     return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:], 16)
 

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.transforms import EDGE_VOXELS, Affine, Transform, inverse_matrix, slabs
+from atlasseg.transforms import EDGE_VOXELS, Affine, Transform, invert_matrix, split_slabs
 from atlasseg.volume import Float64, Grid, Image, Int32, LabelMap, Mask, ProbabilityMap
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def resample_fractions(
         mode, source = np.ascontiguousarray(labels.mode), labels
         row = np.full(mode.shape, -1, np.int32)
         row.reshape(-1)[labels.voxels] = np.arange(labels.voxels.size, dtype=np.int32)
-    inverse = inverse_matrix(labels.affine)
+    inverse = invert_matrix(labels.affine)
     size, sigma = _footprint(interpolation, sigma_voxels)
     widest = size**3 * max(1, int(np.diff(source.offsets).max(initial=1)))
     rows = (row, source.offsets, source.labels, source.values)
@@ -217,7 +217,7 @@ def coverage(volume_grid: Grid, grid: Grid, transform: Transform | None = None) 
         Takes points of `grid` to points of `volume_grid`, RAS+ mm.
     """
     inside = np.empty(grid.shape, bool)
-    inverse, last = inverse_matrix(volume_grid.affine), np.array(volume_grid.shape) - 1
+    inverse, last = invert_matrix(volume_grid.affine), np.array(volume_grid.shape) - 1
     for start, stop, points in _slabs_of_points(grid, Affine.identity() if transform is None else transform):
         index = points @ inverse[:3, :3].T + inverse[:3, 3]
         near = (index >= -EDGE_VOXELS) & (index <= last + EDGE_VOXELS)
@@ -283,7 +283,7 @@ def _check(interpolation: str, known: tuple[str, ...], what: str) -> None:
 
 def _slabs_of_points(grid: Grid, transform: Transform) -> Iterator[tuple[int, int, Float64]]:
     """``start, stop`` of the first axis, and the (N, 3) points that its voxels go to, slab by slab."""
-    for start, stop in slabs(grid):
+    for start, stop in split_slabs(grid):
         part = grid.cropped((start, 0, 0), (stop, *grid.shape[1:]))
         yield start, stop, transform.on_grid(part).reshape(-1, 3)
 
@@ -303,7 +303,7 @@ def _resample_image(
     source = smooth(image, _antialias_sigma_mm(image, grid, transform)) if antialias else image
     channels = np.ascontiguousarray(source.channels)
     fills = channels.min(axis=(0, 1, 2)) if fill is None else np.full(channels.shape[3], fill, np.float32)
-    inverse = inverse_matrix(image.affine)
+    inverse = invert_matrix(image.affine)
     out = np.empty((*grid.shape, channels.shape[3]), np.float32)
     if interpolation == "cubic":
         splines = [
@@ -341,7 +341,7 @@ def _fill_cubic(
 def _resample_labels(
     labels: Int32, affine: Float64, grid: Grid, transform: Transform, interpolation: str, sigma_voxels: float
 ) -> Int32:
-    inverse = inverse_matrix(affine)
+    inverse = invert_matrix(affine)
     size, sigma = _footprint(interpolation, sigma_voxels)
     nothing = (np.zeros((1, 1, 1), np.int32), np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
     out = np.empty(grid.shape, np.int32)

@@ -128,12 +128,12 @@ def test_freesurfer_names_lose_their_spaces_and_clashes_are_refused():
     assert (
         parse_label_table(format_label_table(LabelTable((Label(3, "Left CA1"),)), "freesurfer")).name(3) == "Left_CA1"
     )
-    with pytest.raises(InputError, match="'CA_1' would be given to two labels: 3 and 4"):
+    with pytest.raises(InputError, match="the labels 3 and 4 would all get the name 'CA_1'"):
         format_label_table(LabelTable((Label(3, "CA 1"), Label(4, "CA_1"))), "freesurfer")
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(InputError, match="'xml'; there are bids, csv, itk-snap, freesurfer"):
+    with pytest.raises(InputError, match=r"'xml'\. Choose from: bids, csv, itk-snap, freesurfer"):
         format_label_table(LabelTable(), "xml")
 
 
@@ -146,22 +146,22 @@ def test_itk_snap_names_lose_their_double_quotes():
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
-        ("index\tname\n1\ta\n1\tb\n", 3, "value 1 was given in line 2"),
-        ("index\tname\n1\ta\n\n1.0\tb\n", 4, "value 1 was given in line 2"),
+        ("index\tname\n1\ta\n1\tb\n", 3, "expected a new value, got 1 as in line 2"),
+        ("index\tname\n1\ta\n\n1.0\tb\n", 4, "expected a new value, got 1 as in line 2"),
         ("index\tname\n1e99\ta\n", 2, "expected a whole number as value, got '1e99'"),
         ("index\tname\n99999999999\ta\n", 2, "expected a value of 32 bits"),
         ("index\tname\n1.5\ta\n", 2, "expected a whole number as value, got '1.5'"),
         ("index\tname\n1\ta\tmore\n", 2, "expected 2 columns"),
         ("index\tname\n1\t\n", 2, "both a value and a name"),
         ("index\tname\n1\tn/a\n", 2, "both a value and a name"),
-        ("index\tname\tcolor\n1\ta\tred\n", 2, "expected a colour like #E69F00, got 'red'"),
+        ("index\tname\tcolor\n1\ta\tred\n", 2, "expected a colour such as #E69F00, got 'red'"),
         ("index,name,r,g,b\n1,a,1,2,300\n", 2, "0..255"),
         ("index\tname\tmapping\n1\ta\tx\n", 2, "as mapping, got 'x'"),
-        (ITK_SNAP + "oh no\n", 8, "not like the lines before"),
-        (FREESURFER + "18 Amygdala 1 2\n", 7, "not like the lines before"),
+        (ITK_SNAP + "oh no\n", 8, "expected the same format as in the lines before"),
+        (FREESURFER + "18 Amygdala 1 2\n", 7, "expected the same format as in the lines before"),
         (FREESURFER + "18 Amygdala 1 2 256 0\n", 7, "0..255"),
-        ("hello\nworld\n", 1, "no known kind of label table"),
-        ("# only\n\nindex;colour\n", 3, "no known kind of label table"),
+        ("hello\nworld\n", 1, "expected a label table"),
+        ("# only\n\nindex;colour\n", 3, "expected a label table"),
     ],
 )
 def test_a_faulty_line_is_named(text, line, reason):
@@ -198,9 +198,9 @@ def test_a_value_given_twice_is_refused():
 def test_a_name_given_twice_is_told_and_no_error(caplog):
     table = parse_label_table("index\tname\n1\tcortex\n2\tvein\n3\tcortex\n", source="t.tsv")
     assert [label.name for label in table] == ["cortex", "vein", "cortex"]
-    assert "t.tsv: the name 'cortex' is given to the labels 1, 3" in caplog.text
+    assert "t.tsv: several labels have the name 'cortex': 1, 3" in caplog.text
     assert (table.name(1), table.name(3), table.value("vein")) == ("cortex", "cortex", 2)
-    with pytest.raises(InputError, match="gives the name 'cortex' to 1, 3: give the number instead"):
+    with pytest.raises(InputError, match=r"have the name 'cortex': 1, 3\. Give the number instead"):
         table.value("cortex")
     for form in FORMATS:
         assert parse_label_table(format_label_table(table, form)).values == (1, 2, 3)
@@ -266,7 +266,7 @@ def test_labels_that_are_not_listed_have_names_and_colors_all_the_same():
     assert 9 in table and 5 not in table and table[9].name == "nine" and table.value("two") == 2
     with pytest.raises(InputError, match="no label 5; it has 9, 2"):
         table[5]
-    with pytest.raises(InputError, match="called 'five'; it has nine, two"):
+    with pytest.raises(InputError, match="no label 'five'; it has nine, two"):
         table.value("five")
 
 

@@ -18,7 +18,7 @@ from atlasseg.transforms import (
     DisplacementField,
     Inverse,
     grid_points,
-    slabs,
+    split_slabs,
     to_displacement_field,
 )
 from atlasseg.volume import Grid
@@ -179,12 +179,12 @@ def test_folding_is_said_in_the_log(caplog):
         (~folded)(np.full((3, 3), 30.0))
         assert not caplog.records  # outside nothing moves
         (~folded)(np.array([[8.4, 8.4, 8.4], [8.3, 0.1, 4.0]]))
-    assert "not found at 2 of 2 points" in caplog.text
+    assert "did not converge at 2 of 2 points" in caplog.text
 
 
 def test_slabs_cover_the_grid_whatever_their_size():
     for voxels in (1, 50, 10**6):
-        parts = slabs(GRID, voxels)
+        parts = split_slabs(GRID, voxels)
         assert [n for start, stop in parts for n in range(start, stop)] == list(range(7))
 
 

@@ -116,7 +116,7 @@ def test_image_becomes_float32_and_may_have_channels():
 def test_image_refuses_what_is_not_finite(bad):
     array = np.ones(SHAPE)
     array[1, 2, 3] = bad
-    with pytest.raises(InputError, match=r"'scan'.*1 intensities are NaN or infinite"):
+    with pytest.raises(InputError, match=r"'scan'.*got 1 NaN or infinite"):
         Image(array, AFFINE, "scan")
 
 
@@ -175,9 +175,9 @@ def test_atlas_refuses_labels_or_mask_on_another_grid():
     labels = LabelMap(np.zeros(SHAPE, np.int32), AFFINE)
     moved = AFFINE.copy()
     moved[2, 3] += 1.25  # half a voxel
-    with pytest.raises(GeometryError, match="atlas 'a': its labels"):
+    with pytest.raises(GeometryError, match="atlas 'a': expected its labels on the grid of its image"):
         Atlas("a", image(), LabelMap(labels.array, moved))
-    with pytest.raises(GeometryError, match=r"atlas 'a': its mask.*\(7, 9, 4\)"):
+    with pytest.raises(GeometryError, match=r"atlas 'a': expected its mask on the grid of its image.*\(7, 9, 4\)"):
         Atlas("a", image(), labels, Mask(np.ones((7, 9, 4)), AFFINE))
 
 
@@ -276,7 +276,7 @@ def test_ties_go_to_the_smallest_label():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_refused(bad):
-    with pytest.raises(InputError, match="1 weights are NaN or infinite"):
+    with pytest.raises(InputError, match="expected finite weights, got 1 NaN or infinite"):
         ProbabilityMap.from_entries(
             np.zeros(SHAPE, np.int32), AFFINE, np.array([0, 1]), np.array([1, 1]), np.array([1.0, bad])
         )

@@ -459,8 +459,8 @@ def as_candidates(value: Any, target: Image, method: Method, *, what: str = "can
         labels = item if isinstance(item, ProbabilityMap) else as_label_map(item, what=name)
         if not labels.grid.matches(target.grid):
             raise GeometryError(
-                f"{name}: expected labels on the grid of the target ({target.grid.described()}), got "
-                f"{labels.grid.described()}. Resample them with atlasseg.register and its warp."
+                f"{name}: expected labels on the grid of the target ({target.grid.describe()}), got "
+                f"{labels.grid.describe()}. Resample them with atlasseg.register and its warp."
             )
         image = Image(np.zeros(target.shape, np.float32), target.affine)  # not used by such a method
         found.append(Atlas(labels.name or f"candidate{number}", image, replace(labels, affine=target.affine)))

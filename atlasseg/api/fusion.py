@@ -146,14 +146,14 @@ def fuse(
     for atlas in voters:
         if not atlas.image.grid.matches(scan.grid):
             raise GeometryError(
-                f"candidate {atlas.id!r}: expected the grid of the target ({scan.grid.described()}), got "
-                f"{atlas.image.grid.described()}. Resample it with atlasseg.register and atlasseg.propagate, or do "
+                f"candidate {atlas.id!r}: expected the grid of the target ({scan.grid.describe()}), got "
+                f"{atlas.image.grid.describe()}. Resample it with atlasseg.register and atlasseg.propagate, or do "
                 "all steps with atlasseg.segment."
             )
     inside = None if mask is None else as_mask(mask)
     if inside is not None and not inside.grid.matches(scan.grid):
         raise GeometryError(
-            f"mask: expected the grid of the target ({scan.grid.described()}), got {inside.grid.described()}."
+            f"mask: expected the grid of the target ({scan.grid.describe()}), got {inside.grid.describe()}."
         )
     fused: ProbabilityMap = step(scan, voters, mask=inside)
     return fused
@@ -206,7 +206,7 @@ def refine(target: Any, fused: Any, method: str | Method = "markov_field", **par
     before = as_probability_map(fused, what="fused")
     if not before.grid.matches(scan.grid):
         raise GeometryError(
-            f"fused: expected the grid of the target ({scan.grid.described()}), got {before.grid.described()}."
+            f"fused: expected the grid of the target ({scan.grid.describe()}), got {before.grid.describe()}."
         )
     refined: ProbabilityMap = step(scan, before)
     return refined

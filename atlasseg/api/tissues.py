@@ -165,7 +165,7 @@ def _region(image: Image, mask: Any, reached: Mask) -> Mask:
     inside = foreground(image) if mask is None else as_mask(mask)
     if not inside.grid.matches(image.grid):
         raise GeometryError(
-            f"mask: expected the grid of the scan ({image.grid.described()}), got {inside.grid.described()}."
+            f"mask: expected the grid of the scan ({image.grid.describe()}), got {inside.grid.describe()}."
         )
     inside = replace(inside, array=inside.array & reached.array, affine=image.affine)
     if not inside.array.any():

@@ -54,4 +54,4 @@ def convert(
         spacing_from=spacing_source(spacing_from),
         series=series,
     )
-    typer.echo(f"wrote {out}: {grid.described()}")
+    typer.echo(f"wrote {out}: {grid.describe()}")

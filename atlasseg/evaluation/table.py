@@ -69,11 +69,11 @@ def evaluate(
     notes = []
     if not segmentation.grid.matches(reference.grid):
         try:
-            segmentation = segmentation.stored_as(reference.grid)
+            segmentation = segmentation.reoriented_to(reference.grid)
         except GeometryError:
             raise GeometryError(
                 f"segmentation {segmentation.name!r} and reference {reference.name!r}: expected one grid, got "
-                f"{segmentation.grid.described()} and {reference.grid.described()}, with corners up to "
+                f"{segmentation.grid.describe()} and {reference.grid.describe()}, with corners up to "
                 f"{_apart_mm(segmentation, reference):.4g} mm apart. Resample the segmentation to the other grid"
             ) from None
         notes.append("the axes of the segmentation are stored in another order or direction: brought into line")

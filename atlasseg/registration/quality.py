@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit, prange
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.transforms import Transform, slabs
+from atlasseg.transforms import Transform, split_slabs
 from atlasseg.volume import Float32, Float64, Grid, Mask
 
 DETERMINANT_FLOOR = 1e-9
@@ -78,7 +78,7 @@ def compute_jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
     """
     per_voxel_mm3 = float(np.linalg.det(grid.affine[:3, :3]))
     out = np.empty(grid.shape, np.float32)
-    for start, stop in slabs(grid):
+    for start, stop in split_slabs(grid):
         first, last = max(start - 1, 0), min(stop + 1, grid.shape[0])  # with a neighbour on each side
         mapped_mm = _map_grid(transform, grid.cropped((first, 0, 0), (last, *grid.shape[1:])))
         inside = tuple(slice(0, n) for n in mapped_mm.shape[:3])

@@ -1,10 +1,10 @@
 """Data types: spatial transforms, from RAS+ millimetres to RAS+ millimetres.
 
-A transform is a function of points: ``t(points_mm)``; ``a @ b`` is `a` after `b`, so ``(a @ b)(x) == a(b(x))``;
-``~t`` is the inverse. A registration returns `moving_from_fixed`: it takes points of the fixed (target) image to
-points of the moving (atlas) image, which is what resampling pulls with.
+A transform maps points: ``t(points_mm)``. ``a @ b`` composes two transforms, `b` first: ``(a @ b)(x) == a(b(x))``.
+``~t`` is the inverse. A registration returns `moving_from_fixed`, which maps points of the fixed (target) image to
+points of the moving (atlas) image. Resampling the moving image onto the fixed grid needs this direction.
 
-``t.to_sitk()`` is the same transform for SimpleITK; files are read and written in :mod:`atlasseg.io`.
+``t.to_sitk()`` converts a transform to SimpleITK. Transform files are read and written in :mod:`atlasseg.io`.
 """
 
 from atlasseg.transforms._kernels import EDGE_VOXELS
@@ -16,8 +16,8 @@ from atlasseg.transforms.base import (
     Inverse,
     Transform,
     grid_points,
-    inverse_matrix,
-    slabs,
+    invert_matrix,
+    split_slabs,
 )
 from atlasseg.transforms.fields import (
     ALIGNED_TOLERANCE,
@@ -38,7 +38,7 @@ __all__ = [
     "Inverse",
     "Transform",
     "grid_points",
-    "inverse_matrix",
-    "slabs",
+    "invert_matrix",
+    "split_slabs",
     "to_displacement_field",
 ]

@@ -1,4 +1,4 @@
-"""Loops of the transforms, compiled; the same bits for any number of threads."""
+"""Compiled loops of the transforms. Results are bitwise the same for any number of threads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from atlasseg.volume import Float64
 
 EDGE_VOXELS = 0.5 + 1e-6
-"""How far beyond the centres of its outermost voxels a volume reaches: half a voxel, and rounding."""
+"""Extent of a volume beyond the centres of its outermost voxels, in voxels: one half, with a tolerance for rounding."""
 
 
 def cubic_taps(x: Float64, size: int) -> tuple[NDArray[np.int64], Float64]:
-    """First of the 4 control points around each of the (N,) indices x, and their (N, 4) weights; 0 where undefined."""
+    """Index of the first of the 4 control points around each (N,) index x, and their (N, 4) weights; 0 if undefined."""
     base, weights = np.zeros(len(x), np.int64), np.zeros((len(x), 4))
     for n, value in enumerate(x):
         base[n] = cubic_weights(value, size, weights[n])
@@ -22,7 +22,7 @@ def cubic_taps(x: Float64, size: int) -> tuple[NDArray[np.int64], Float64]:
 
 @numba.njit(cache=True)
 def cubic_weights(x, size, weights):  # type: ignore[no-untyped-def]
-    """Fill the (4,) weights of the control points around index x; return the first of these, or -1 outside."""
+    """Fill the (4,) weights of the control points around index x; return the index of the first one, or -1 outside."""
     if x < 1 - 1e-9 or x > size - 2 + 1e-9:
         weights[:] = 0
         return -1
@@ -37,7 +37,8 @@ def cubic_weights(x, size, weights):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, parallel=True)
-def affine_points(points, m):  # type: ignore[no-untyped-def]
+def map_points(points, m):  # type: ignore[no-untyped-def]
+    """Map (N, 3) points by an affine matrix."""
     out = np.empty_like(points)
     for n in numba.prange(points.shape[0]):
         x, y, z = points[n, 0], points[n, 1], points[n, 2]
@@ -48,6 +49,7 @@ def affine_points(points, m):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, parallel=True)
 def add_grid_points(out, m):  # type: ignore[no-untyped-def]
+    """Add the voxel centres of a grid with an affine matrix to `out`, (I, J, K, 3)."""
     for i in numba.prange(out.shape[0]):
         for j in range(out.shape[1]):
             for k in range(out.shape[2]):
@@ -56,7 +58,8 @@ def add_grid_points(out, m):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, parallel=True)
-def displaced_linear(points, field, inverse):  # type: ignore[no-untyped-def]
+def displace_linear(points, field, inverse):  # type: ignore[no-untyped-def]
+    """Displace (N, 3) points by a field that is interpolated linearly and is 0 outside its grid."""
     out = points.copy()
     last = np.array(field.shape[:3]) - 1
     for n in numba.prange(points.shape[0]):
@@ -88,7 +91,8 @@ def displaced_linear(points, field, inverse):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, parallel=True)
-def displaced_cubic(points, field, inverse):  # type: ignore[no-untyped-def]
+def displace_cubic(points, field, inverse):  # type: ignore[no-untyped-def]
+    """Displace (N, 3) points by a cubic B-spline with the coefficients `field`."""
     out = points.copy()
     for n in numba.prange(points.shape[0]):
         first = np.empty(3, np.int64)
@@ -113,7 +117,7 @@ def displaced_cubic(points, field, inverse):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, parallel=True)
 def add_separable(out, field, first0, first1, first2, weights0, weights1, weights2):  # type: ignore[no-untyped-def]
-    """Fill (I, J, K, 3) `out` with the spline at the grid of the three axes' taps: 4 + 4 + 4 products a voxel."""
+    """Evaluate a spline on a grid parallel to its control grid, axis by axis: 4 + 4 + 4 products per voxel."""
     _, b, c, _ = field.shape
     for i in numba.prange(out.shape[0]):
         plane = np.zeros((b, c, 3))

@@ -1,4 +1,4 @@
-"""Transforms that are given by samples on a grid: displacement fields and cubic B-splines."""
+"""Transforms sampled on a grid: displacement fields and cubic B-splines."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from numpy.typing import ArrayLike
 from atlasseg import interop
 from atlasseg.errors import InputError
 from atlasseg.transforms import _kernels
-from atlasseg.transforms.base import Inverse, Transform, as_points, grid_points, inverse_matrix, shape3
+from atlasseg.transforms.base import Inverse, Transform, as_points, grid_points, invert_matrix, shape3
 from atlasseg.volume import Float32, Float64, Grid
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 ALIGNED_TOLERANCE = 1e-7
-"""Axes of two grids are parallel when over the whole grid they part by less than this many voxels."""
+"""Two grids are parallel if their axes deviate by at most this many voxels over the whole grid."""
 
 
 @dataclass(frozen=True, eq=False)
 class DisplacementField(Transform):
-    """``x -> x + u(x)``, u linear between voxels, and 0 outside the grid (beyond half a voxel), as in ITK.
+    """Displacement field ``x -> x + u(x)``. u is interpolated linearly; it is 0 outside the grid, as in ITK.
+
+    The grid extends half a voxel beyond the centres of its outermost voxels.
 
     Parameters
     ----------
     displacement_mm : (I, J, K, 3) float32
-        RAS+ mm.
+        Displacements u in RAS+ mm.
     affine : (4, 4) float64
         Voxel to RAS+ mm.
 
     Raises
     ------
     InputError
-        The array has another shape, or values that are not finite.
+        The array has another shape, or holds NaN or infinity.
     """
 
     displacement_mm: Float32
@@ -44,21 +46,23 @@ class DisplacementField(Transform):
     def __post_init__(self) -> None:
         field = np.ascontiguousarray(self.displacement_mm, dtype=np.float32)
         if field.ndim != 4 or field.shape[3] != 3:
-            raise InputError(f"a displacement field has shape (I, J, K, 3), got {field.shape}")
+            raise InputError(f"displacement field: expected shape (I, J, K, 3), got {field.shape}")
         if not np.isfinite(field).all():
-            raise InputError(f"{int((~np.isfinite(field)).sum())} values of a displacement field are NaN or infinite")
+            raise InputError(
+                f"displacement field: expected finite values, got {int((~np.isfinite(field)).sum())} NaN or infinite"
+            )
         object.__setattr__(self, "displacement_mm", field)
         object.__setattr__(self, "affine", Grid(shape3(field), self.affine).affine)
 
     @property
     def grid(self) -> Grid:
-        """Where the displacements are given."""
+        """Grid of the displacements."""
         return Grid(shape3(self.displacement_mm), self.affine)
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
-        """(..., 3) where the points go."""
+        """Map points of shape (..., 3)."""
         points, shape = as_points(points_mm)
-        moved: Float64 = _kernels.displaced_linear(points, self.displacement_mm, inverse_matrix(self.affine))
+        moved: Float64 = _kernels.displace_linear(points, self.displacement_mm, invert_matrix(self.affine))
         return moved.reshape(shape)
 
     def __invert__(self) -> Transform:
@@ -66,19 +70,19 @@ class DisplacementField(Transform):
 
     @property
     def domain(self) -> Grid | None:
-        """The same as `grid`."""
+        """Grid of the displacements, the same as `grid`."""
         return self.grid
 
     def to_sitk(self, *, grid: Grid | None = None) -> sitk.Transform:
-        """The field for SimpleITK, a DisplacementFieldTransform in LPS+ mm; `grid` is not needed."""
+        """Convert to a SimpleITK DisplacementFieldTransform in LPS+ mm; `grid` is ignored."""
         return interop.field_to_sitk(self.displacement_mm, self.affine)
 
     def __repr__(self) -> str:
         longest = float(np.sqrt((self.displacement_mm**2).sum(axis=3).max()))
-        return f"DisplacementField({self.grid.described()}; largest displacement: {longest:.3g} mm)"
+        return f"DisplacementField({self.grid.describe()}; largest displacement: {longest:.3g} mm)"
 
     def on_grid(self, grid: Grid) -> Float64:
-        """(I, J, K, 3) where the voxels go."""
+        """Map the voxel centres of a grid, (I, J, K, 3)."""
         if grid.shape == self.grid.shape and np.array_equal(grid.affine, self.affine):
             return grid_points(grid) + self.displacement_mm
         return self(grid_points(grid))
@@ -86,22 +90,23 @@ class DisplacementField(Transform):
 
 @dataclass(frozen=True, eq=False)
 class BSplineField(Transform):
-    """``x -> x + sum of coefficients times cubic B-splines``: ITK's `BSplineTransform` of order 3.
+    """Free-form deformation by cubic B-splines, the same as ITK's `BSplineTransform` of order 3.
 
-    The spline is defined where all the 64 control points around a point exist, so one control point inside the
-    border of the control grid; elsewhere the point stays where it is, as in ITK.
+    ``x -> x + sum of coefficients times B-splines``. The spline is defined where all 64 control points around a point
+    exist, that is, from one control point inside the border of the control grid. Outside, it is the identity, as in
+    ITK.
 
     Parameters
     ----------
     coefficients_mm : (A, B, C, 3) float64
-        RAS+ mm, at least 4 control points along each axis.
+        Coefficients in RAS+ mm, at least 4 control points along each axis.
     affine : (4, 4) float64
         Index of a control point to RAS+ mm.
 
     Raises
     ------
     InputError
-        The array has another shape, or values that are not finite.
+        The array has another shape, or holds NaN or infinity.
 
     References
     ----------
@@ -114,31 +119,35 @@ class BSplineField(Transform):
     def __post_init__(self) -> None:
         field = np.ascontiguousarray(self.coefficients_mm, dtype=np.float64)
         if field.ndim != 4 or field.shape[3] != 3 or min(field.shape[:3]) < 4:
-            raise InputError(f"B-spline coefficients have shape (A, B, C, 3), A, B, C at least 4; got {field.shape}")
+            raise InputError(
+                f"B-spline coefficients: expected shape (A, B, C, 3) with A, B, C of at least 4, got {field.shape}"
+            )
         if not np.isfinite(field).all():
-            raise InputError(f"{int((~np.isfinite(field)).sum())} B-spline coefficients are NaN or infinite")
+            raise InputError(
+                f"B-spline coefficients: expected finite values, got {int((~np.isfinite(field)).sum())} NaN or infinite"
+            )
         object.__setattr__(self, "coefficients_mm", field)
         object.__setattr__(self, "affine", Grid(shape3(field), self.affine).affine)
 
     @property
     def grid(self) -> Grid:
-        """Where the control points lie."""
+        """Grid of the control points."""
         return Grid(shape3(self.coefficients_mm), self.affine)
 
     @classmethod
     def control_grid(cls, grid: Grid, spacing_mm: float | ArrayLike) -> Grid:
-        """The smallest control grid, parallel to `grid` and centred on it, whose spline is defined on all its voxels.
+        """Create the smallest control grid that is parallel to `grid` and defines the spline on all its voxels.
 
         Parameters
         ----------
         grid : Grid
         spacing_mm : float or (3,)
-            At most this far apart do control points lie, in mm; reduced so that a whole number of steps spans the grid.
+            Maximum spacing of the control points in mm. It is reduced so that a whole number of steps spans the grid.
         """
         steps, first = [], []
-        for n, size, wanted in zip(grid.shape, grid.spacing_mm, np.broadcast_to(spacing_mm, 3), strict=True):
-            length = n * size  # to the outer faces of the voxels
-            count = max(1, int(np.ceil(length / wanted - 1e-6)))
+        for n, size, max_mm in zip(grid.shape, grid.spacing_mm, np.broadcast_to(spacing_mm, 3), strict=True):
+            length = n * size  # between the outer faces of the voxels
+            count = max(1, int(np.ceil(length / max_mm - 1e-6)))
             steps.append((count, length / count / size))
             first.append(-0.5 - length / count / size)
         affine = grid.affine.copy()
@@ -148,7 +157,7 @@ class BSplineField(Transform):
         return Grid((a, b, c), affine)
 
     def refined(self) -> BSplineField:
-        """The same spline, exactly, on a control grid of half the spacing: N control points become 2 N - 3."""
+        """Exactly the same spline on a control grid of half the spacing; N control points become 2 N - 3."""
         fine = self.coefficients_mm
         for axis in range(3):
             c = np.moveaxis(fine, axis, 0)
@@ -158,31 +167,31 @@ class BSplineField(Transform):
             fine = np.moveaxis(out, 0, axis)
         affine = self.affine.copy()
         affine[:3, :3] /= 2
-        affine[:3, 3] += affine[:3, :3].sum(axis=1)  # the first new control point lies half a step further in
+        affine[:3, 3] += affine[:3, :3].sum(axis=1)  # the first new control point is half an old step further inside
         return BSplineField(fine, affine)
 
     def __call__(self, points_mm: ArrayLike) -> Float64:
-        """(..., 3) where the points go."""
+        """Map points of shape (..., 3)."""
         points, shape = as_points(points_mm)
-        moved: Float64 = _kernels.displaced_cubic(points, self.coefficients_mm, inverse_matrix(self.affine))
+        moved: Float64 = _kernels.displace_cubic(points, self.coefficients_mm, invert_matrix(self.affine))
         return moved.reshape(shape)
 
     def __invert__(self) -> Transform:
         return Inverse(self)
 
     def to_sitk(self, *, grid: Grid | None = None) -> sitk.Transform:
-        """The spline for SimpleITK, a BSplineTransform of order 3 in LPS+ mm; `grid` is not needed."""
+        """Convert to a SimpleITK BSplineTransform of order 3 in LPS+ mm; `grid` is ignored."""
         return interop.spline_to_sitk(self.coefficients_mm, self.affine)
 
     def __repr__(self) -> str:
         longest = float(np.sqrt((self.coefficients_mm**2).sum(axis=3).max()))
-        return f"BSplineField(control points: {self.grid.described()}; largest coefficient: {longest:.3g} mm)"
+        return f"BSplineField(control points: {self.grid.describe()}; largest coefficient: {longest:.3g} mm)"
 
     def on_grid(self, grid: Grid) -> Float64:
-        """(I, J, K, 3) where the voxels go."""
-        index = inverse_matrix(self.affine) @ grid.affine  # voxel to index of control point
+        """Map the voxel centres of a grid, (I, J, K, 3)."""
+        index = invert_matrix(self.affine) @ grid.affine  # voxel to index of control point
         steps = index[:3, :3]
-        axes = np.abs(steps).argmax(axis=1)  # the axis of the grid that runs along each axis of the control grid
+        axes = np.abs(steps).argmax(axis=1)  # grid axis along each axis of the control grid
         along = np.zeros((3, 3))
         along[np.arange(3), axes] = steps[np.arange(3), axes]
         apart = np.abs(steps - along) @ (np.array(grid.shape) - 1)
@@ -200,8 +209,8 @@ class BSplineField(Transform):
 
 
 def to_displacement_field(transform: Transform, grid: Grid) -> DisplacementField:
-    """The transform sampled at the voxels of `grid`.
+    """Sample a transform at the voxel centres of `grid` as a displacement field.
 
-    Between voxels it is the linear interpolation of these samples; outside the grid it is the identity.
+    The field is interpolated linearly between voxel centres, and is the identity outside the grid.
     """
     return DisplacementField(transform.displacements_mm(grid), grid.affine)

@@ -1,8 +1,8 @@
 """Data types: images, label maps, masks, label probabilities and atlases on a grid in space.
 
-Arrays are in NIfTI order ``(i, j, k)``; an affine takes voxel indices to RAS+ millimetres. Nothing here reads files,
-resamples or computes: see :mod:`atlasseg.io` and :mod:`atlasseg.resampling`. ``to_nibabel``, ``to_sitk`` and
-``to_ants`` give the objects of other libraries, ``from_nibabel``, ``from_sitk`` and ``from_ants`` take them.
+Arrays are in NIfTI order ``(i, j, k)``. An affine maps voxel indices to RAS+ millimetres. Files are read in
+:mod:`atlasseg.io`, and volumes are resampled in :mod:`atlasseg.resampling`. ``to_nibabel``, ``to_sitk`` and ``to_ants``
+convert to objects of other libraries; ``from_nibabel``, ``from_sitk`` and ``from_ants`` convert from them.
 """
 
 from atlasseg.volume.atlas import Atlas, check_channels

@@ -19,16 +19,16 @@ class Atlas:
     Parameters
     ----------
     id : str
-        Unique within a library.
+        Identifier, unique within a library.
     image : Image
         The scan or template.
     labels : LabelMap or ProbabilityMap
-        On the image's grid: hard labels, or fractions (a propagated or probabilistic atlas).
+        Hard labels, or label probabilities (of a propagated or probabilistic atlas), on the grid of the image.
     mask : Mask, optional
-        Where the image is known: of a propagated atlas, where its field of view covers the target's grid;
-        of an atlas as read, the foreground that its user drew. None means everywhere.
+        Voxels where the image is valid: the field of view of a propagated atlas, or the user's foreground mask of an
+        atlas of a library. None means everywhere.
     not_annotated : frozenset of int
-        Labels that nobody drew in this atlas: where it says background it may be any of them.
+        Labels that are not annotated in this atlas. Its background voxels may belong to any of them.
     """
 
     id: str
@@ -41,13 +41,13 @@ class Atlas:
         for volume, kind in ((self.labels, "labels"), (self.mask, "mask")):
             if volume is not None and not self.image.grid.matches(volume.grid):
                 raise GeometryError(
-                    f"atlas {self.id!r}: its {kind} are not on the grid of its image: shape {volume.shape} and "
+                    f"atlas {self.id!r}: expected its {kind} on the grid of its image, got shape {volume.shape} and "
                     f"{self.image.shape}, affines {volume.affine.tolist()} and {self.image.affine.tolist()}"
                 )
 
     def __repr__(self) -> str:
         kind = "labels" if isinstance(self.labels, LabelMap) else "label probabilities"
-        facts = [f"id: {self.id}", self.image.grid.described(), kind + display.listed_labels(self.label_values)[6:]]
+        facts = [f"id: {self.id}", self.image.grid.describe(), kind + display.format_labels(self.label_values)[6:]]
         facts += ["with a mask"] if self.mask is not None else []
         facts += [f"not annotated: {sorted(self.not_annotated)}"] if self.not_annotated else []
         return f"Atlas({'; '.join(facts)})"
@@ -57,37 +57,37 @@ class Atlas:
 
     @property
     def grid(self) -> Grid:
-        """Where its voxels lie."""
+        """Grid of the image and the labels."""
         return self.image.grid
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(I, J, K)."""
+        """Shape of the grid, (I, J, K)."""
         return self.image.shape
 
     @property
     def segmentation(self) -> LabelMap:
-        """Its labels as one label a voxel, the most probable where they are fractions."""
+        """Label map with the most probable label of each voxel."""
         return self.labels if isinstance(self.labels, LabelMap) else self.labels.label_map()
 
     @property
     def label_values(self) -> Int32:
-        """Labels it speaks of, ascending."""
+        """Label values of the atlas, ascending."""
         return self.labels.values if isinstance(self.labels, LabelMap) else self.labels.label_values
 
 
 def check_channels(target: Image, candidates: Sequence[Atlas]) -> None:
-    """Refuse candidates whose intensities cannot be compared with the target's.
+    """Check that all candidates have the same number of channels as the target.
 
     Raises
     ------
     InputError
-        A candidate has not as many channels as the target: the message names it.
+        A candidate has another number of channels. The message names it.
     """
     channels = target.channels.shape[-1]
     for atlas in candidates:
         if atlas.image.channels.shape[-1] != channels:
             raise InputError(
-                f"atlas {atlas.id!r} has {atlas.image.channels.shape[-1]} channels, "
-                f"the target {target.name!r} has {channels}"
+                f"atlas {atlas.id!r}: expected {channels} channels, as in the target {target.name!r}, "
+                f"got {atlas.image.channels.shape[-1]}"
             )

@@ -1,4 +1,4 @@
-"""Volumes with one value, or one a channel, at every voxel: images, masks and label maps."""
+"""Dense volumes: images, masks and label maps."""
 
 from __future__ import annotations
 
@@ -30,78 +30,80 @@ class _Volume:
 
     @property
     def grid(self) -> Grid:
-        """Where the voxels lie."""
+        """Voxel grid: shape and affine."""
         return Grid(self.array.shape[:3], self.affine)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(I, J, K), without channels."""
+        """Shape without channels, (I, J, K)."""
         shape = self.array.shape
         return shape[0], shape[1], shape[2]
 
     @property
     def spacing_mm(self) -> Float64:
-        """(3,) voxel size in mm."""
+        """Voxel size in mm, (3,)."""
         return self.grid.spacing_mm
 
     def with_array(self, array: ArrayLike) -> Self:
-        """The same volume with other values on the same grid."""
+        """Copy with other values on the same grid."""
         new = replace(self, array=np.asarray(array))
         if new.shape != self.shape:
             raise GeometryError(
-                f"{self.name or 'volume'}: values of shape {new.shape} do not fit the grid {self.shape}"
+                f"{self.name or 'volume'}: expected values of shape {self.shape}, as its grid, got {new.shape}"
             )
         return new
 
     def cropped(self, start: ArrayLike, stop: ArrayLike) -> Self:
-        """The part ``[start:stop]``, on its own grid; indices are voxels.
+        """Copy of the part ``[start:stop]`` on its own grid; `start` and `stop` are (3,) voxel indices.
 
         Raises
         ------
         GeometryError
-            The part is empty or does not lie inside.
+            The part is empty, or is not inside the volume.
         """
         first, end = np.asarray(start, int), np.asarray(stop, int)
         if (first < 0).any() or (end > self.shape).any():
-            raise GeometryError(f"{self.name or 'volume'}: {first} to {end} do not lie inside shape {self.shape}")
+            raise GeometryError(
+                f"{self.name or 'volume'}: expected voxels inside shape {self.shape}, got {first} to {end}"
+            )
         box = tuple(slice(int(a), int(b)) for a, b in zip(first, end, strict=True))
         affine = self.grid.cropped(start, stop).affine
         return replace(self, array=self.array[box], affine=affine, source_header=self.source_header.cropped(start))
 
-    def stored_as(self, grid: Grid) -> Self:
-        """The same volume with its axes in the order and direction of `grid`: no value is changed or resampled.
+    def reoriented_to(self, grid: Grid) -> Self:
+        """Copy with its axes permuted and flipped to match `grid`; values are not resampled.
 
         Raises
         ------
         GeometryError
-            The voxels of `grid` are not the voxels of this volume in another order.
+            The voxels of `grid` are not those of this volume in another order of axes.
 
         Examples
         --------
         >>> from_right = [[-1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-        >>> LabelMap(np.array([[[1]], [[2]]]), from_right).stored_as(Grid((2, 1, 1), np.eye(4))).array.ravel()
+        >>> LabelMap(np.array([[[1]], [[2]]]), from_right).reoriented_to(Grid((2, 1, 1), np.eye(4))).array.ravel()
         array([2, 1], dtype=int32)
         """
         if self.grid.matches(grid):
             return self
-        steps = np.linalg.inv(self.affine) @ grid.affine  # voxel of `grid` to voxel of this one
+        steps = np.linalg.inv(self.affine) @ grid.affine  # voxel of `grid` to voxel of this volume
         turn = np.round(steps[:3, :3]).astype(int)
         if (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all():
-            axes = np.abs(turn).argmax(axis=0)  # the axis of this one that each axis of `grid` runs along
+            axes = np.abs(turn).argmax(axis=0)  # axis of this volume for each axis of `grid`
             array = np.moveaxis(self.array, axes.tolist(), (0, 1, 2))
             flipped = [n for n in range(3) if turn[axes[n], n] < 0]
             array = np.ascontiguousarray(np.flip(array, flipped))
-            if Grid(array.shape[:3], self._stored_affine(axes, turn)).matches(grid):
+            if Grid(array.shape[:3], self._reoriented_affine(axes, turn)).matches(grid):
                 return replace(
                     self, array=array, affine=grid.affine, source_header=replace(self.source_header, qform=None)
                 )
         raise GeometryError(
-            f"{self.name or type(self).__name__}: expected the voxels of the other grid in any order of axes, got "
-            f"{self.grid.described()} and {grid.described()}"
+            f"{self.name or type(self).__name__}: expected the voxels of the given grid in any order of axes, got "
+            f"{self.grid.describe()} and {grid.describe()}"
         )
 
-    def _stored_affine(self, axes: Int32, turn: Int32) -> Float64:
-        """Affine of the volume once its axes are those of `turn`, (3, 3) of -1, 0 and 1."""
+    def _reoriented_affine(self, axes: Int32, turn: Int32) -> Float64:
+        """Affine after permuting and flipping the axes by `turn`, a (3, 3) matrix of -1, 0 and 1."""
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] @ turn
         for n, axis in enumerate(axes):
@@ -111,52 +113,52 @@ class _Volume:
 
     @classmethod
     def from_nibabel(cls, image: Any, *, name: str = "") -> Self:
-        """From an image of nibabel, its values scaled as its header says; a fourth axis holds channels.
+        """Convert a nibabel image. Values are scaled as its header says; a fourth axis holds channels.
 
         Parameters
         ----------
         image : nibabel.spatialimages.SpatialImage
-            Its affine is taken to be in RAS+ mm, as nibabel has it.
+            Image with an affine in RAS+ mm, as usual in nibabel.
         name : str, optional
-            The name in messages and results; by default that of the file it was loaded from.
+            Name in messages and results; by default the name of its file.
 
         Raises
         ------
         InputError
-            The values do not suit the type (see the class), or the image has no affine.
+            The class does not allow these values, or the image has no affine.
         """
         found = name or interop.name_from_nibabel(image)
         return cls(interop.array_from_nibabel(image), interop.affine_from_nibabel(image), found)
 
     @classmethod
     def from_sitk(cls, image: sitk.Image, *, name: str = "") -> Self:
-        """From a 3-D image of SimpleITK; the components of a vector image are channels.
+        """Convert a 3-D SimpleITK image; the components of a vector image are channels.
 
         Raises
         ------
         InputError
-            The values do not suit the type (see the class), or the image has not three axes.
+            The class does not allow these values, or the image is not 3-D.
         """
         return cls(interop.array_from_sitk(image), interop.affine_from_sitk(image), name)
 
     @classmethod
     def from_ants(cls, image: Any, *, name: str = "") -> Self:
-        """From a 3-D image of ANTs (antspyx); its components are channels.
+        """Convert a 3-D ANTs image (antspyx); its components are channels.
 
         Raises
         ------
         InputError
-            The values do not suit the type (see the class), or the image has not three axes.
+            The class does not allow these values, or the image is not 3-D.
         """
         return cls(interop.array_from_ants(image), interop.affine_from_ants(image), name)
 
     def to_nibabel(self) -> Any:
-        """The volume as a NIfTI image of nibabel, in mm, with the sform and qform codes of the file it came from.
+        """Convert to a nibabel NIfTI image in mm, with the sform and qform codes of the source file.
 
         Returns
         -------
         nibabel.Nifti1Image or nibabel.Nifti2Image
-            float32 of an Image (a fourth axis holds channels), int32 of a LabelMap, uint8 (1 inside) of a Mask.
+            float32 for an Image (a fourth axis holds channels), int32 for a LabelMap, uint8 (1 inside) for a Mask.
         """
         source = self.source_header
         return interop.array_to_nibabel(
@@ -164,36 +166,36 @@ class _Volume:
         )
 
     def to_sitk(self) -> sitk.Image:
-        """The volume as an image of SimpleITK, in LPS+ mm.
+        """Convert to a SimpleITK image in LPS+ mm.
 
         Returns
         -------
         SimpleITK.Image
-            float32 of an Image (a vector of its channels), int32 of a LabelMap, uint8 (1 inside) of a Mask.
+            float32 for an Image (channels become vector components), int32 for a LabelMap, uint8 (1 inside) for a Mask.
         """
         array = self._plain()
         return interop.array_to_sitk(array, self.affine, vector=array.ndim == 4)
 
     def to_ants(self) -> Any:
-        """The volume as an image of ANTs (antspyx), in LPS+ mm.
+        """Convert to an ANTs image (antspyx) in LPS+ mm.
 
         Returns
         -------
         ants.ANTsImage
-            float32 of an Image (with its channels as components); of a LabelMap uint32, or float32 where a label is
-            negative; uint8 (1 inside) of a Mask.
+            float32 for an Image (channels become components); uint32 for a LabelMap, or float32 if a label is negative;
+            uint8 (1 inside) for a Mask.
 
         Raises
         ------
         MissingLibraryError
             antspyx is not installed.
         InputError
-            Labels are negative and beyond 2^24: no type of ANTs holds both.
+            Some labels are negative and others above 2^24; no data type of ANTs holds both exactly.
         """
         return interop.array_to_ants(self._plain(), self.affine)
 
     def _plain(self) -> NDArray[Any]:
-        """Values of a type that other programs have."""
+        """Values in a data type that other libraries support."""
         return np.asarray(self.array)
 
     def _values_described(self) -> str:
@@ -201,7 +203,7 @@ class _Volume:
 
     def __repr__(self) -> str:
         name = f"name: {self.name}; " if self.name else ""
-        return f"{type(self).__name__}({name}{self.grid.described()}; {self._values_described()})"
+        return f"{type(self).__name__}({name}{self.grid.describe()}; {self._values_described()})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -215,9 +217,9 @@ class Image(_Volume):
     affine : (4, 4) array of float
         Voxel to RAS+ mm.
     name : str
-        What messages call it; the path where it was read from a file.
+        Name in messages; the path of a volume that was read from a file.
     source_header : SourceHeader
-        What the file said beside the affine, to write results alike.
+        Further fields of the file header, to write results in the same way.
 
     Raises
     ------
@@ -233,7 +235,9 @@ class Image(_Volume):
         if array.ndim not in (3, 4):
             raise InputError(f"{where}expected a 3-D volume (channels last), got shape {array.shape}")
         if not np.isfinite(array).all():
-            raise InputError(f"{where}{int((~np.isfinite(array)).sum())} intensities are NaN or infinite")
+            raise InputError(
+                f"{where}expected finite intensities, got {int((~np.isfinite(array)).sum())} NaN or infinite"
+            )
         object.__setattr__(self, "array", array)
         super().__post_init__()
 
@@ -246,7 +250,7 @@ class Image(_Volume):
 
     @property
     def channels(self) -> Float32:
-        """(I, J, K, C) view, C = 1 for a plain image."""
+        """View of shape (I, J, K, C); C is 1 for a 3-D array."""
         return self.array if self.array.ndim == 4 else self.array[..., None]
 
 
@@ -257,13 +261,13 @@ class Mask(_Volume):
     Parameters
     ----------
     array : (I, J, K) array
-        Inside is where it is not 0.
+        Voxels with values other than 0 are inside.
     affine : (4, 4) array of float
         Voxel to RAS+ mm.
     name : str
-        What messages call it; the path where it was read from a file.
+        Name in messages; the path of a volume that was read from a file.
     source_header : SourceHeader
-        What the file said beside the affine, to write results alike.
+        Further fields of the file header, to write results in the same way.
     """
 
     array: Bool
@@ -290,7 +294,7 @@ class Mask(_Volume):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelMap(_Volume):
-    """One label a voxel: int32 of shape (I, J, K); 0 is background; values need not be contiguous.
+    """Label map: one label per voxel, int32 of shape (I, J, K). 0 is background; values need not be contiguous.
 
     Parameters
     ----------
@@ -299,14 +303,14 @@ class LabelMap(_Volume):
     affine : (4, 4) array of float
         Voxel to RAS+ mm.
     name : str
-        What messages call it; the path where it was read from a file.
+        Name in messages; the path of a volume that was read from a file.
     source_header : SourceHeader
-        What the file said beside the affine, to write results alike.
+        Further fields of the file header, to write results in the same way.
 
     Raises
     ------
     InputError
-        The array is not 3-D, a value is not whole, or it does not fit int32.
+        The array is not 3-D, or a value is not a whole number of 32 bits.
     """
 
     array: Int32
@@ -331,11 +335,11 @@ class LabelMap(_Volume):
 
     @property
     def values(self) -> Int32:
-        """Labels present, ascending, background (0) included where it is present."""
+        """Label values that occur, ascending, including background (0)."""
         return np.unique(self.array)
 
     def _values_described(self) -> str:
-        return f"dtype: {self.array.dtype}; {display.listed_labels(self.values)}"
+        return f"dtype: {self.array.dtype}; {display.format_labels(self.values)}"
 
     def _repr_html_(self) -> str:
         return display.html(self, display.slices(self.grid, None, self.array))

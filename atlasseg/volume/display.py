@@ -1,7 +1,7 @@
-"""How the data types show themselves in a notebook: three slices as one picture, and the facts below it.
+"""Notebook display of the data types: a picture with three slices, and a table of properties below it.
 
-Slices are planes of the volume's own grid, each named after the nearest anatomical plane, in radiological convention:
-the patient's right is on the left of the axial and coronal slices, and sagittal ones look to the left.
+Slices are planes of the volume's own grid, named after the nearest anatomical plane, in radiological convention: the
+patient's right is on the left of axial and coronal slices, and the patient looks to the left in sagittal slices.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 HEIGHT_PIXELS = 180
-"""Height of the picture: of the tallest of its three slices."""
+"""Height of the picture, which is that of the tallest slice."""
 GAP_PIXELS = 6
 WINDOW_PERCENTILES = (0.5, 99.5)
-"""Intensities that are shown as black and as white."""
+"""Percentiles of the intensities that are shown as black and as white."""
 TINT = 0.5
-"""Share of the label's colour where it lies over a scan."""
-MOST_LABELS = 8
-"""Label maps with more labels than this show the first few, and how many there are."""
+"""Opacity of labels over a scan."""
+MAX_LABELS = 8
+"""Largest number of labels to list in full."""
 
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 _SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
-def listed_labels(values: Int32) -> str:
-    """List label values in one line, with their number where not all of them are shown."""
+def format_labels(values: Int32) -> str:
+    """Format label values in one line; a long list is shortened and followed by the number of labels."""
     every = values.tolist()
-    if len(every) <= MOST_LABELS:
+    if len(every) <= MAX_LABELS:
         return f"labels: {', '.join(map(str, every)) or 'none'}"
-    first = ", ".join(map(str, every[: MOST_LABELS // 2]))
+    first = ", ".join(map(str, every[: MAX_LABELS // 2]))
     return f"labels: {first}, ... {every[-1]} ({len(every)} labels)"
 
 
 def html(volume: object, url: str) -> str:
-    """HTML of a volume: its slices, and its text below them."""
+    """HTML of a volume: a picture of its slices, and a table of its properties."""
     kind, _, facts = repr(volume).partition("(")
     rows = [fact.partition(": ")[::2] for fact in facts.removesuffix(")").split("; ")]
     return render_macro("notebook.html.j2", "volume", kind=kind, src=url, facts=rows)
@@ -53,17 +53,17 @@ def html(volume: object, url: str) -> str:
 def slices(
     grid: Grid, scan: NDArray[Any] | None, labels: Int32 | None = None, confidence: Float32 | None = None
 ) -> str:
-    """Data URL of a PNG: an axial, a coronal and a sagittal slice beside each other, in true proportions.
+    """Picture of an axial, a coronal and a sagittal slice side by side, in true proportions, as data URL of a PNG.
 
     Parameters
     ----------
     grid : Grid
     scan : (I, J, K), optional
-        Intensities, in grey.
+        Intensities, shown in grey.
     labels : (I, J, K) int32, optional
-        In colour, over the scan where there is one; the slices go through the middle of what is labelled.
+        Labels, shown in colour over the scan. The slices go through the middle of the labelled voxels.
     confidence : (I, J, K) float32, optional
-        Darkens labels that are less certain.
+        Probability of the labels, 0 to 1; less certain labels are darker.
     """
     from PIL import Image, ImageDraw
 
@@ -72,14 +72,14 @@ def slices(
     up = [axes[n][1] for n in order]
     spacing = grid.spacing_mm[order]
 
-    def straight(array: NDArray[Any]) -> NDArray[Any]:
-        """In nearest RAS axes."""
-        turned = array.transpose(order)
-        return turned[tuple(slice(None, None, 1 if ahead else -1) for ahead in up)]
+    def reorient(array: NDArray[Any]) -> NDArray[Any]:
+        """Reorient an array to the nearest RAS axes."""
+        permuted = array.transpose(order)
+        return permuted[tuple(slice(None, None, 1 if ahead else -1) for ahead in up)]
 
-    shown = None if scan is None else straight(scan)
-    named = None if labels is None else straight(labels)
-    sure = None if confidence is None else straight(confidence)
+    shown = None if scan is None else reorient(scan)
+    named = None if labels is None else reorient(labels)
+    sure = None if confidence is None else reorient(confidence)
     extent = np.array([grid.shape[n] for n in order]) * spacing
     pixels_per_mm = HEIGHT_PIXELS / max(extent[1], extent[2])
     window = None if shown is None else _window(shown)
@@ -128,7 +128,7 @@ def slices(
 
 
 def _window(scan: NDArray[Any]) -> tuple[float, float]:
-    """Intensities shown as black and white."""
+    """Intensities that are shown as black and as white."""
     low, high = (float(v) for v in np.percentile(scan, WINDOW_PERCENTILES))
     if high <= low:
         low, high = float(scan.min()), float(scan.max())
@@ -136,7 +136,7 @@ def _window(scan: NDArray[Any]) -> tuple[float, float]:
 
 
 def _middle(grid: Grid, order: list[int], named: Int32 | None) -> list[int]:
-    """The slice to show along each RAS axis: through the middle of what is labelled, else of the grid."""
+    """Index of the slice along each RAS axis: the middle of the labelled voxels, or of the grid without labels."""
     middle = [(grid.shape[n] - 1) // 2 for n in order]
     if named is None or not named.any():
         return middle
@@ -148,7 +148,7 @@ def _middle(grid: Grid, order: list[int], named: Int32 | None) -> list[int]:
 
 
 def _colours(labels: Int32, confidence: Float32 | None) -> NDArray[np.uint8]:
-    """(rows, columns, 3) the labels in their default colours."""
+    """Labels in their default colours, (rows, columns, 3)."""
     values, where = np.unique(labels, return_inverse=True)
     colours = np.array([default_color(int(value)) for value in values], np.float32)[where.reshape(labels.shape)]
     if confidence is not None:

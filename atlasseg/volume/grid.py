@@ -1,4 +1,4 @@
-"""Grids: where the voxels of a volume lie, and what a file said of it."""
+"""Grids: shape and affine of a volume, and the header fields of its source file."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 SAME_GRID_TOLERANCE_VOXELS = 0.01
-"""Two grids are the same when no corner of one lies farther than this from the other's, in voxels."""
+"""Largest distance between corresponding corners of two matching grids, in voxels."""
 
 OBLIQUE_DEGREES = 1.0
-"""A grid whose axes lean less than this from the anatomical ones is not called oblique."""
+"""Smallest angle between the axes of an oblique grid and the anatomical axes."""
 
 FLAT = 1e-9
-"""A voxel is flat, and an affine singular, whose volume is less than this share of the product of its edges."""
+"""An affine is singular if the volume of a voxel is at most this fraction of the product of its edge lengths."""
 
 
 def _is_flat(edges: Float64) -> bool:
     return bool(abs(np.linalg.det(edges)) <= FLAT * np.prod(np.linalg.norm(edges, axis=0)))
 
 
-def spelled(numbers: ArrayLike, between: str = ", ") -> str:
-    """Numbers to four digits, for people."""
-    return between.join(f"{number:.4g}" for number in np.round(np.atleast_1d(np.asarray(numbers, np.float64)), 4) + 0.0)
+def format_numbers(numbers: ArrayLike, separator: str = ", ") -> str:
+    """Format numbers with four significant digits."""
+    return separator.join(
+        f"{number:.4g}" for number in np.round(np.atleast_1d(np.asarray(numbers, np.float64)), 4) + 0.0
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where the voxels of a volume lie.
+    """Voxel grid of a volume: shape and affine.
 
     Parameters
     ----------
     shape : (I, J, K)
         Number of voxels along each axis, each at least 1.
     affine : (4, 4) float64
-        Voxel indices to RAS+ mm; may shear or be left-handed, must be invertible.
+        Voxel indices to RAS+ mm. Must be invertible; may be sheared or left-handed.
 
     Raises
     ------
@@ -58,68 +60,68 @@ class Grid:
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or _is_flat(affine[:3, :3]):
-            raise GeometryError(f"an affine must be a finite, invertible 4x4 matrix, got {self.affine!r}")
+            raise GeometryError(f"affine: expected a finite, invertible 4x4 matrix, got {self.affine!r}")
         if len(self.shape) != 3 or min(self.shape) < 1:
-            raise GeometryError(f"a grid needs three axes of at least one voxel, got shape {self.shape}")
+            raise GeometryError(f"grid: expected three axes of at least one voxel, got shape {self.shape}")
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     @property
     def spacing_mm(self) -> Float64:
-        """(3,) length of a voxel's step along each axis, in mm."""
+        """Voxel size along each axis in mm, (3,)."""
         spacing: Float64 = np.linalg.norm(self.affine[:3, :3], axis=0)
         return spacing
 
     @property
     def corners_mm(self) -> Float64:
-        """(8, 3) centres of the eight corner voxels, in RAS+ mm."""
+        """Centres of the eight corner voxels in RAS+ mm, (8, 3)."""
         last = np.array(self.shape) - 1
         corners = np.stack(np.meshgrid(*[(0, n) for n in last], indexing="ij"), -1).reshape(-1, 3)
         return corners @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     @property
     def centre_mm(self) -> Float64:
-        """(3,) middle of the grid in RAS+ mm."""
+        """Centre of the grid in RAS+ mm, (3,)."""
         return self.affine[:3, :3] @ ((np.array(self.shape) - 1) / 2) + self.affine[:3, 3]
 
     @property
     def orientation(self) -> str:
-        """Anatomical directions that the axes run towards, e.g. ``"RAS"``, each the nearest one."""
+        """Orientation code, e.g. ``"RAS"``: the nearest anatomical direction of each axis."""
         return "".join(("LR", "PA", "IS")[axis][ahead] for axis, ahead in self.nearest_axes)
 
     @property
     def tilt_degrees(self) -> float:
-        """Largest angle between an axis of the grid and the anatomical axis that it is named after, in degrees."""
+        """Largest angle between an axis of the grid and its nearest anatomical axis, in degrees."""
         directions = self.affine[:3, :3] / self.spacing_mm
         cosines = [abs(directions[axis, n]) for n, (axis, _) in enumerate(self.nearest_axes)]
         return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
 
     @property
     def nearest_axes(self) -> list[tuple[int, bool]]:
-        """Of each axis of the array: the nearest RAS axis (0, 1, 2), and whether it runs ahead along it."""
+        """Nearest RAS axis (0, 1, 2) of each array axis, and whether both have the same direction."""
         from nibabel.orientations import io_orientation
 
         return [(int(axis), bool(direction > 0)) for axis, direction in io_orientation(self.affine)]
 
-    def described(self) -> str:
-        """Shape, spacing and orientation in words, as the data types show them."""
+    def describe(self) -> str:
+        """Describe shape, spacing and orientation in one line, as in the ``repr`` of the data types."""
         tilt = self.tilt_degrees
         oblique = f" (oblique, {tilt:.3g} degrees)" if tilt >= OBLIQUE_DEGREES else ""
-        shape, spacing = " x ".join(map(str, self.shape)), spelled(self.spacing_mm, " x ")
+        shape, spacing = " x ".join(map(str, self.shape)), format_numbers(self.spacing_mm, " x ")
         return f"shape: {shape}; spacing: {spacing} mm; orientation: {self.orientation}{oblique}"
 
     def __repr__(self) -> str:
-        return f"Grid({self.described()}; centre: {spelled(self.centre_mm)} mm)"
+        return f"Grid({self.describe()}; centre: {format_numbers(self.centre_mm)} mm)"
 
     def matches(self, other: Grid) -> bool:
-        """Whether both grids have the same shape and lie within `SAME_GRID_TOLERANCE_VOXELS` of each other."""
+        """Whether both grids have the same shape and the same corners within `SAME_GRID_TOLERANCE_VOXELS`."""
         if self.shape != other.shape:
             return False
         apart_mm = np.linalg.norm(self.corners_mm - other.corners_mm, axis=1).max()
         return bool(apart_mm <= SAME_GRID_TOLERANCE_VOXELS * self.spacing_mm.min())
 
     def cropped(self, start: ArrayLike, stop: ArrayLike) -> Grid:
-        """The grid of ``array[start:stop]``, `start` and `stop` being (3,) voxel indices."""
+        """Grid of ``array[start:stop]``; `start` and `stop` are (3,) voxel indices."""
         first, end = np.asarray(start, int), np.asarray(stop, int)
         affine = self.affine.copy()
         affine[:3, 3] += self.affine[:3, :3] @ first
@@ -129,11 +131,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class SourceHeader:
-    """What must be kept of the file that a volume came from, so that a result can be written like it.
+    """Header fields of the file that a volume was read from, used to write results in the same way.
 
-    `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm) and `version` (1 or 2) are NIfTI's, as is `unit`, the name
-    of the length in which the header gives its numbers; `dtype` is the type on disk, named as NumPy names it.
-    `pixdim_mm` is the voxel size by pixdim where the sform gives another one.
+    `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm), `version` (1 or 2) and `unit` (of lengths) are those of a
+    NIfTI header. `dtype` is the data type on disk, as a NumPy name. `pixdim_mm` is the voxel size by pixdim, set only
+    if it differs from that of the sform.
     """
 
     path: Path | None = None
@@ -146,7 +148,7 @@ class SourceHeader:
     pixdim_mm: tuple[float, float, float] | None = None
 
     def cropped(self, start: ArrayLike) -> SourceHeader:
-        """The same for a volume that begins at voxel `start`: its qform moves along."""
+        """Header of the volume cropped at voxel `start`, with the qform moved accordingly."""
         if self.qform is None:
             return self
         qform = np.array(self.qform)

@@ -1,4 +1,4 @@
-"""Labels with weights at many places, each place with a list of its own."""
+"""Sparse label weights: a list of labels and their weights at each of many places."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from atlasseg.volume.grid import Bool, Int64
 
 @dataclass(frozen=True, eq=False)
 class LabelWeights:
-    """Some labels, each with a weight, at each of M places (voxels, or groups of voxels), as in a CSR matrix.
+    """Sparse weights of labels at M places (voxels, or groups of voxels), stored as in a CSR matrix.
 
-    Memory grows with the labels that are possible at a place, not with places times labels.
+    Memory grows with the number of entries, not with places times labels.
 
     Parameters
     ----------
     offsets : (M + 1,) int64
-        Where the entries of each place begin and end.
+        The entries of place ``m`` are ``offsets[m]:offsets[m + 1]``.
     labels : (E,) int
         Label of each entry, or its index among the labels; ascending within a place.
     values : (E,) floating
@@ -33,20 +33,20 @@ class LabelWeights:
 
     @property
     def sizes(self) -> Int64:
-        """(M,) number of entries of each place."""
+        """Number of entries of each place, (M,)."""
         return np.diff(self.offsets)
 
     @property
     def places(self) -> Int64:
-        """(E,) place of each entry."""
+        """Place of each entry, (E,)."""
         return np.repeat(np.arange(self.offsets.size - 1), self.sizes)
 
     def with_values(self, values: NDArray[Any]) -> LabelWeights:
-        """The same labels with other weights."""
+        """Copy with other weights of the same labels."""
         return replace(self, values=values)
 
     def take(self, places: NDArray[np.integer[Any]]) -> LabelWeights:
-        """The entries of some places, in the order given; a place may be given more than once.
+        """Select the entries of some places in the given order; places may repeat.
 
         Examples
         --------
@@ -58,13 +58,13 @@ class LabelWeights:
         return LabelWeights(offsets, self.labels[entries], self.values[entries])
 
     def keep(self, chosen: Bool) -> LabelWeights:
-        """The chosen (E,) entries alone; a place may be left without any."""
+        """Keep the entries where `chosen`, (E,), is True; a place may end up without entries."""
         kept = np.concatenate(([0], np.cumsum(chosen)))
         return LabelWeights(kept[self.offsets], self.labels[chosen], self.values[chosen])
 
 
 def take_entries(offsets: Int64, places: NDArray[np.integer[Any]]) -> tuple[Int64, Int64]:
-    """Of some places of a CSR matrix: their own offsets, and the index of each of their entries among all entries."""
+    """Select some rows (places) of a CSR matrix: returns their new offsets, and the indices of their entries."""
     sizes = np.diff(offsets)[places]
     own = np.concatenate(([0], np.cumsum(sizes)))
     return own, np.arange(own[-1]) + np.repeat(offsets[places] - own[:-1], sizes)

@@ -1,4 +1,4 @@
-"""Label probabilities, stored only where they are not certain."""
+"""Sparse probability maps: label probabilities, stored only at uncertain voxels."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 PROBABILITY_TOLERANCE = 0.01
-"""How far a probability may lie outside 0..1: scaled 8-bit fractions are off by 1/255."""
+"""Tolerance of the range 0..1 of probabilities; scaled 8-bit fractions are off by 1/255."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProbabilityMap:
-    """Label probabilities on a grid, stored only where they are not certain.
+    """Sparse map of label probabilities on a grid.
 
-    A voxel that is not listed in `voxels` has the label in `mode` with probability 1. The listed ones
-    have their entries ``offsets[m]:offsets[m + 1]`` of `labels` and `values`, as in a CSR matrix, so memory
-    grows with the number of uncertain voxels and not with voxels times labels.
+    A voxel that is not in `voxels` has its label in `mode` with probability 1. An uncertain voxel ``voxels[m]`` has the
+    entries ``offsets[m]:offsets[m + 1]`` of `labels` and `values`, as in a CSR matrix. Memory therefore grows with the
+    number of uncertain voxels, not with voxels times labels.
 
     Parameters
     ----------
     mode : (I, J, K) int32
-        The most probable label everywhere; on a tie the smallest value.
+        Most probable label of each voxel; on a tie the smallest value.
     voxels : (M,) int64
-        Ascending flat (C order) indices of the voxels that are not certain.
+        Flat indices (C order) of the uncertain voxels, ascending.
     offsets : (M + 1,) int64
-        Where each voxel's entries begin and end.
+        The entries of voxel ``m`` are ``offsets[m]:offsets[m + 1]``.
     labels : (E,) int32
         Label of each entry, ascending within a voxel.
     values : (E,) float32
-        Its probability, above 0; they sum to 1 within a voxel.
+        Probability of each entry, above 0; the sum within a voxel is 1.
     affine : (4, 4) float64
         Voxel to RAS+ mm.
     label_values : (L,) int32
-        Every label the map speaks of, ascending; may hold labels that have probability nowhere.
+        All labels of the map, ascending; may include labels whose probability is 0 everywhere.
     name : str
-        What messages call it; the path where it was read from a file.
+        Name in messages; the path of a map that was read from a file.
     """
 
     mode: Int32
@@ -62,12 +62,12 @@ class ProbabilityMap:
 
     @property
     def grid(self) -> Grid:
-        """Where the voxels lie."""
+        """Voxel grid: shape and affine."""
         return Grid(self.mode.shape, self.affine)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(I, J, K)."""
+        """Shape of the grid, (I, J, K)."""
         return self.grid.shape
 
     @classmethod
@@ -82,17 +82,16 @@ class ProbabilityMap:
         label_values: ArrayLike = (),
         name: str = "",
     ) -> ProbabilityMap:
-        """From entries in any order; repeated (voxel, label) pairs add up, and each voxel is scaled to sum 1.
+        """Create a map from entries in any order. Repeated (voxel, label) pairs add up; each voxel is scaled to sum 1.
 
         Parameters
         ----------
         background : (I, J, K) int
-            The certain label of every voxel that has no entry.
+            Label of every voxel without an entry.
         voxels, labels, values : (E,)
-            Flat voxel index, label, and weight of each entry; weights of 0 and below are left out, and a voxel that
-            has no other keeps `background`.
+            Flat voxel index, label, and weight of each entry. Entries with a weight of 0 or below are ignored.
         label_values : sequence of int
-            Labels to list beside those that occur.
+            Additional labels of the map.
 
         Raises
         ------
@@ -101,7 +100,8 @@ class ProbabilityMap:
         """
         if not np.isfinite(values).all():
             raise InputError(
-                f"{name or 'probabilities'}: {int((~np.isfinite(values)).sum())} weights are NaN or infinite"
+                f"{name or 'probabilities'}: expected finite weights, got {int((~np.isfinite(values)).sum())} NaN or "
+                f"infinite"
             )
         keep = values > 0
         order = np.lexsort((labels[keep], voxels[keep]))
@@ -116,7 +116,7 @@ class ProbabilityMap:
         count = np.diff(np.append(first, v.size))
         w /= np.repeat(np.add.reduceat(w, first), count)
         w = w.astype(np.float32)
-        if not w.all():  # some are too small for float32
+        if not w.all():  # some weights are too small for float32
             v, lab, w = v[w > 0], lab[w > 0], w[w > 0]
             first = np.flatnonzero(np.concatenate(([True], v[1:] != v[:-1])))
             count = np.diff(np.append(first, v.size))
@@ -143,9 +143,9 @@ class ProbabilityMap:
     def from_dense(
         cls, probabilities: NDArray[np.floating[Any]], labels: ArrayLike, affine: Float64, *, name: str = ""
     ) -> ProbabilityMap:
-        """From (I, J, K, L) weights, 0 or more, of the L `labels` in their order; each voxel is scaled to sum 1.
+        """Create a map from weights (I, J, K, L), 0 or above, of the L `labels`; each voxel is scaled to sum 1.
 
-        A voxel whose weights are all 0 becomes certain background (0).
+        A voxel whose weights are all 0 becomes background (0) with probability 1.
 
         Raises
         ------
@@ -169,7 +169,7 @@ class ProbabilityMap:
 
     @classmethod
     def from_labels(cls, labels: LabelMap, *, label_values: ArrayLike = (), name: str = "") -> ProbabilityMap:
-        """A map that is certain of `labels` everywhere."""
+        """Create a map with probability 1 for the label of each voxel."""
         every = np.union1d(labels.values, np.asarray(label_values, dtype=np.int64)).astype(np.int32)
         nothing = np.zeros(0, np.int64)
         return cls(
@@ -185,19 +185,19 @@ class ProbabilityMap:
 
     @classmethod
     def from_nibabel(cls, image: Any, *, labels: Sequence[int] | None = None, name: str = "") -> ProbabilityMap:
-        """From an image of nibabel with a volume a label, (I, J, K, L), of probabilities in 0..1.
+        """Convert a nibabel image with one volume per label, (I, J, K, L), of probabilities in 0..1.
 
         Parameters
         ----------
         image : nibabel.spatialimages.SpatialImage
         labels : sequence of L int, optional
-            The label of each volume; by default as noted in its header, where `to_nibabel` puts them.
+            Label of each volume; by default read from the header, where `to_nibabel` stores it.
         name : str, optional
 
         Raises
         ------
         InputError
-            The labels are not known or not as many as the volumes, or a value is no probability.
+            The labels are unknown, or are not one per volume, or a value is not in 0..1.
         """
         found = labels if labels is not None else interop.embedded_labels(image.header)
         if found is None:
@@ -206,12 +206,12 @@ class ProbabilityMap:
 
     @classmethod
     def from_sitk(cls, image: sitk.Image, labels: Sequence[int], *, name: str = "") -> ProbabilityMap:
-        """From a vector image of SimpleITK with a component a label; see `from_nibabel`."""
+        """Convert a SimpleITK vector image with one component per label, see `from_nibabel`."""
         return cls._from_volumes(interop.array_from_sitk(image), labels, interop.affine_from_sitk(image), name)
 
     @classmethod
     def from_ants(cls, image: Any, labels: Sequence[int], *, name: str = "") -> ProbabilityMap:
-        """From an image of ANTs with a component a label; see `from_nibabel`."""
+        """Convert an ANTs image with one component per label, see `from_nibabel`."""
         return cls._from_volumes(interop.array_from_ants(image), labels, interop.affine_from_ants(image), name)
 
     @classmethod
@@ -228,24 +228,24 @@ class ProbabilityMap:
         return cls.from_dense(volumes, labels, affine, name=name)
 
     def to_nibabel(self) -> Any:
-        """The map as a NIfTI image of nibabel, float32 (I, J, K, L), its labels noted in the header.
+        """Convert to a nibabel NIfTI image, float32 (I, J, K, L), with the labels in its header.
 
-        Memory is voxels times labels, as of `dense`; the same holds for `to_sitk` and `to_ants`.
+        The image is dense: memory is voxels times labels. The same holds for `to_sitk` and `to_ants`.
         """
         return interop.array_to_nibabel(self.dense(), self.affine, labels=self.label_values.tolist())
 
     def to_sitk(self) -> sitk.Image:
-        """The map as a vector image of SimpleITK, a component a label in the order of `label_values`."""
+        """Convert to a SimpleITK vector image with one component per label, in the order of `label_values`."""
         return interop.array_to_sitk(self.dense(), self.affine, vector=True)
 
     def to_ants(self) -> Any:
-        """The map as an image of ANTs (antspyx), a component a label in the order of `label_values`."""
+        """Convert to an ANTs image (antspyx) with one component per label, in the order of `label_values`."""
         return interop.array_to_ants(self.dense(), self.affine)
 
     def __repr__(self) -> str:
         name = f"name: {self.name}; " if self.name else ""
         uncertain = 100 * self.voxels.size / self.mode.size
-        described = f"{self.grid.described()}; {display.listed_labels(self.label_values)}"
+        described = f"{self.grid.describe()}; {display.format_labels(self.label_values)}"
         return f"ProbabilityMap({name}{described}; uncertain: {uncertain:.3g} % of the voxels)"
 
     def _repr_html_(self) -> str:
@@ -253,20 +253,20 @@ class ProbabilityMap:
 
     @property
     def entries(self) -> LabelWeights:
-        """The labels and their probabilities at each of `voxels`; the arrays are those of the map."""
+        """Labels and probabilities of the uncertain `voxels`, as a view of the map's arrays."""
         return LabelWeights(self.offsets, self.labels, self.values)
 
     @property
     def entry_voxels(self) -> Int64:
-        """(E,) flat voxel index of every entry."""
+        """Flat voxel index of each entry, (E,)."""
         return np.repeat(self.voxels, np.diff(self.offsets))
 
     def label_map(self) -> LabelMap:
-        """The most probable label everywhere (maximum a posteriori)."""
+        """Label map with the most probable label of each voxel (maximum a posteriori)."""
         return LabelMap(self.mode, self.affine, self.name)
 
     def probability(self, label: int) -> Float32:
-        """(I, J, K) float32 probability of one label."""
+        """Probability of one label at each voxel, (I, J, K) float32."""
         out: Float32 = (self.mode == label).astype(np.float32).reshape(-1)
         out[self.voxels] = 0
         chosen = self.labels == label
@@ -274,13 +274,13 @@ class ProbabilityMap:
         return out.reshape(self.mode.shape)
 
     def dense(self) -> Float32:
-        """(I, J, K, L) float32 in the order of `label_values`: for small maps, since memory is voxels times labels."""
+        """Dense probabilities, (I, J, K, L) float32, in the order of `label_values`. Memory is voxels times labels."""
         return np.stack([self.probability(int(label)) for label in self.label_values], axis=-1)
 
     def cropped(self, start: ArrayLike, stop: ArrayLike) -> ProbabilityMap:
-        """The voxels from `start` up to `stop` (exclusive), in place; both (3,) voxel indices inside the grid.
+        """Copy of the part ``[start:stop]`` on its own grid; `start` and `stop` are (3,) voxel indices.
 
-        All labels stay listed in `label_values`.
+        `label_values` stays the same.
         """
         first, last = np.asarray(start, dtype=np.int64), np.asarray(stop, dtype=np.int64)
         grid = self.grid.cropped(first, last)
@@ -298,7 +298,7 @@ class ProbabilityMap:
         )
 
     def padded_to(self, grid: Grid, start: ArrayLike) -> ProbabilityMap:
-        """The same map as the part, from voxel `start` on, of a larger `grid` that is certain background elsewhere."""
+        """Copy on a larger `grid` in which this map begins at voxel `start`; all other voxels are background."""
         begin = np.asarray(start, dtype=np.int64)
         mode = np.zeros(grid.shape, np.int32)
         mode[tuple(slice(b, b + n) for b, n in zip(begin, self.shape, strict=True))] = self.mode
@@ -308,14 +308,14 @@ class ProbabilityMap:
         return replace(self, mode=mode, voxels=voxels, affine=grid.affine, label_values=every)
 
     def confidence(self) -> Float32:
-        """(I, J, K) float32 probability of the label in `mode`."""
+        """Probability of the label in `mode` at each voxel, (I, J, K) float32."""
         out = np.ones(self.mode.size, np.float32)
         if self.voxels.size:
             out[self.voxels] = np.maximum.reduceat(self.values, self.offsets[:-1])
         return out.reshape(self.mode.shape)
 
     def entropy(self) -> Float32:
-        """(I, J, K) float32 Shannon entropy in bits: 0 where certain, 1 where two labels are even."""
+        """Shannon entropy in bits, (I, J, K) float32: 0 if certain, 1 if two labels are equally probable."""
         out = np.zeros(self.mode.size, np.float32)
         if self.voxels.size:
             p = self.values.astype(np.float64)

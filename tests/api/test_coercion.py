@@ -98,7 +98,7 @@ def test_messages_say_what_was_got_and_what_to_do(tiny):
     with pytest.raises(InputError, match=r"scan: expected a 3-D image.* \(3, 4, 5, 2\). .*from_nibabel"):
         atlasseg.as_image(four, what="scan")
     nan = sitk.GetImageFromArray(np.full((3, 4, 5), np.nan))
-    with pytest.raises(InputError, match=r"scan: .*60 intensities are NaN"):
+    with pytest.raises(InputError, match=r"scan: .*got 60 NaN"):
         atlasseg.as_image(nan, what="scan")
     assert [describe_value(v) for v in (None, "x", {}, (1,), tiny["atlas"], four)] == [
         "None", "the text 'x'", "a dictionary", "a tuple of 1", "an Atlas", "an image of nibabel",

@@ -139,7 +139,7 @@ def test_sidecars_say_what_was_not_annotated_by_value_or_name(folder):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"not_annotated": ["tale"]}', "no label called 'tale'; it has head, tail"),
+        ('{"not_annotated": ["tale"]}', "no label 'tale'; it has head, tail"),
         ('{"not_annotated": 2}', "must be a list"),
         ('{"not_annotated": [2.5]}', "whole number or a name, got 2.5"),
         ('{"not_annotated": [true]}', "whole number or a name, got True"),

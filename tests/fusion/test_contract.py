@@ -269,7 +269,7 @@ def test_constant_patches(fuse):
 def test_nan_never_reaches_a_fusion():
     image, _ = anatomy(3)
     image[4, 5, 3] = np.nan
-    with pytest.raises(InputError, match=r"broken.*1 intensities are NaN"):
+    with pytest.raises(InputError, match=r"broken.*got 1 NaN"):
         Image(image, affine(), "broken")
     onehot = np.zeros((*SHAPE, 2))
     onehot[..., 0] = 1

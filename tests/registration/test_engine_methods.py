@@ -397,7 +397,7 @@ def test_images_that_never_meet_are_an_error(module, warped_pair) -> None:  # ty
 def test_intensities_that_are_not_numbers_never_reach_a_registration(warped_pair) -> None:  # type: ignore[no-untyped-def]
     array = warped_pair[1].array.copy()
     array[3, 4, 5] = np.nan
-    with pytest.raises(InputError, match="1 intensities are NaN or infinite"):
+    with pytest.raises(InputError, match="got 1 NaN or infinite"):
         warped_pair[1].with_array(array)
 
 

@@ -100,7 +100,7 @@ def test_the_slabs_do_not_show(monkeypatch):
     whole = compute_jacobian_determinant(wave, grid)
     for planes in (1, 2, 4):
         cuts = [(start, min(start + planes, 9)) for start in range(0, 9, planes)]
-        monkeypatch.setattr("atlasseg.registration.quality.slabs", lambda _, cuts=cuts: cuts)
+        monkeypatch.setattr("atlasseg.registration.quality.split_slabs", lambda _, cuts=cuts: cuts)
         np.testing.assert_allclose(compute_jacobian_determinant(wave, grid), whole, rtol=ROUND_OFF)
 
 
