@@ -152,7 +152,7 @@ def test_sform_and_qform_that_disagree_are_warned_of_and_the_sform_is_used(tmp_p
     path = nifti(tmp_path / "scan.nii.gz", SCAN, qform_affine=moved)
     scan = io.read_image(path)
     np.testing.assert_array_equal(scan.affine, AFFINE)
-    assert "scan.nii.gz: sform and qform disagree by up to 5 mm; the sform (code 1) is used" in caplog.text
+    assert "scan.nii.gz: sform and qform differ by up to 5 mm; the sform (code 1) is used" in caplog.text
     caplog.clear()
     # and the disagreement is kept in what is written like it, for other programs to treat both files alike
     io.write_image(scan, tmp_path / "out.nii.gz", like=scan)
@@ -327,7 +327,7 @@ def test_other_files_of_nibabel_are_read(tmp_path, suffix):
 def test_an_analyze_file_is_read_with_a_warning(tmp_path, caplog):
     nib.save(nib.AnalyzeImage(SCAN, None), tmp_path / "a.img")
     np.testing.assert_array_equal(io.read_image(tmp_path / "a.img").array, SCAN)
-    assert "a.img: an Analyze header does not tell left from right" in caplog.text
+    assert "a.img: an Analyze header does not distinguish left from right" in caplog.text
 
 
 @pytest.fixture
@@ -401,7 +401,7 @@ def test_a_dicom_series_of_several_volumes_is_refused(dicom, tmp_path):
     folder.mkdir()
     step = np.array(volume.TransformIndexToPhysicalPoint((0, 0, 1))) - volume.GetOrigin()
     write_series(folder, volume, "1.2.6", tilt=-step)
-    with pytest.raises(InputError, match="5 slices at 1 places: several volumes in one series"):
+    with pytest.raises(InputError, match="5 slices at 1 positions: several volumes in one series"):
         io.read_image(folder)
 
 
@@ -490,7 +490,7 @@ def test_labels_that_are_not_whole_are_refused_with_their_place(tmp_path, value,
     array = np.zeros(SHAPE, np.float32)
     array[1, 2, 3] = value
     with pytest.raises(
-        InputError, match=rf"in\.nii\.gz: labels must be whole numbers, found {shown} at voxel \[1, 2, 3\]"
+        InputError, match=rf"in\.nii\.gz: expected whole numbers as labels, got {shown} at voxel \[1, 2, 3\]"
     ):
         io.read_label_map(nifti(tmp_path / "in.nii.gz", array))
 
@@ -625,10 +625,10 @@ def test_a_file_whose_checksum_is_wrong_is_refused(tmp_path):
 def test_a_text_file_named_nii_gz_is_refused(tmp_path):
     path = tmp_path / "notes.nii.gz"
     path.write_text("see the other folder")
-    with pytest.raises(InputError, match=r"notes\.nii\.gz: not a NIfTI file: .* got b'see '"):
+    with pytest.raises(InputError, match=r"notes\.nii\.gz: expected a NIfTI file, .* got b'see '"):
         io.read_image(path)
     path.write_bytes(gzip.compress(b"see the other folder"))
-    with pytest.raises(InputError, match=r"notes\.nii\.gz: not a NIfTI file"):
+    with pytest.raises(InputError, match=r"notes\.nii\.gz: expected a NIfTI file"):
         io.read_image(path)
 
 
@@ -693,7 +693,7 @@ def test_probabilities_come_back_with_their_labels(tmp_path):
 def test_labels_of_probabilities_come_from_the_caller_or_the_sidecar(tmp_path):
     given_ = probabilities()
     path = nifti(tmp_path / "p.nii.gz", given_.dense())
-    with pytest.raises(InputError, match=r"p\.nii\.gz: which label each of its 3 volumes is for.*p\.json"):
+    with pytest.raises(InputError, match=r"p\.nii\.gz: expected the label of each of its 3 volumes.*p\.json"):
         io.read_probability_map(path)
     assert_same_probabilities(io.read_probability_map(path, labels=[0, 3, 614454277]), given_)
     (tmp_path / "p.json").write_text(json.dumps({"LabelMap": [0, 3, 614454277]}))
@@ -718,14 +718,14 @@ def test_percent_is_recognised_with_a_warning(tmp_path, caplog):
     given_ = probabilities()
     path = nifti(tmp_path / "p.nii.gz", given_.dense() * 100)
     assert_same_probabilities(io.read_probability_map(path, labels=[0, 3, 614454277]), given_)
-    assert "p.nii.gz: the largest value is 100, so the values are taken as percent" in caplog.text
+    assert "p.nii.gz: the largest value is 100, so the values are read as percent" in caplog.text
 
 
 def test_bytes_are_recognised_with_a_warning(tmp_path, caplog):
     given_ = probabilities()
     path = nifti(tmp_path / "p.nii.gz", np.rint(given_.dense() * 255).astype(np.uint8))
     assert_same_probabilities(io.read_probability_map(path, labels=[0, 3, 614454277]), given_, atol=1 / 255)
-    assert "p.nii.gz: the largest value is 255, so the values are taken as bytes, parts of 255" in caplog.text
+    assert "p.nii.gz: the largest value is 255, so the values are read as bytes, parts of 255" in caplog.text
 
 
 def test_a_background_of_its_own_that_is_0_with_all_others_is_told(tmp_path, caplog):
@@ -746,7 +746,7 @@ def test_four_dimensions_are_channels_where_they_are_asked_for(tmp_path):
     np.testing.assert_array_equal(image.array[known.array], array[known.array])
     with pytest.raises(InputError, match="expected one 3-D volume"):
         io.read_scan(path)
-    with pytest.raises(InputError, match="a 4-D one of channels"):
+    with pytest.raises(InputError, match="a 4-D volume of channels"):
         io.read_scan(nifti(tmp_path / "five.nii.gz", array[..., None, :].repeat(2, axis=3)), channels=True)
 
 
@@ -754,18 +754,18 @@ def test_probabilities_that_do_not_sum_to_one_are_scaled_with_a_warning(tmp_path
     given_ = probabilities()
     path = nifti(tmp_path / "p.nii.gz", given_.dense() * 0.5)
     assert_same_probabilities(io.read_probability_map(path, labels=[0, 3, 614454277]), given_)
-    assert "p.nii.gz: probabilities miss the sum 1 by up to 0.5, at 315 voxels" in caplog.text
+    assert "p.nii.gz: the sum of the probabilities differs from 1 by up to 0.5, at 315 voxels" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("value", "labels", "reason"),
     [
-        (np.nan, [0, 1], "not all finite"),
-        (-0.5, [0, 1], "label 1 are negative: -0.5"),
-        (1.5, [0, 1], "the largest is 1.5"),
-        (255, [0, 1], "the largest is 255"),
-        (0.5, [0, 1, 2, 3], "as many different labels"),
-        (0.5, [1, 1], "as many different labels"),
+        (np.nan, [0, 1], "got NaN or infinity"),
+        (-0.5, [0, 1], "label 1 of at least 0, got -0.5"),
+        (1.5, [0, 1], "got values up to 1.5"),
+        (255, [0, 1], "got values up to 255"),
+        (0.5, [0, 1, 2, 3], "expected a different label for each"),
+        (0.5, [1, 1], "expected a different label for each"),
     ],
 )
 def test_faulty_probabilities_are_refused(tmp_path, value, labels, reason):
@@ -788,7 +788,7 @@ def test_probabilities_of_other_dimensions_are_refused(tmp_path, shape):
 
 def test_as_many_files_of_probabilities_as_labels_are_wanted(tmp_path):
     path = nifti(tmp_path / "p.nii.gz", np.full(SHAPE, 0.5, np.float32))
-    with pytest.raises(InputError, match="2 volumes of probabilities need as many different labels"):
+    with pytest.raises(InputError, match="expected a different label for each of 2 volumes"):
         io.read_probability_map([path, path], labels=[1, 1])
 
 

@@ -242,7 +242,7 @@ def test_volumes_go_to_itk_and_back():
         ("x.tfm", "expected a transform of ITK, got: .+"),
         ("x.mat", "the file is truncated.*expected 20 bytes by its header, got 5"),
         ("x.h5", "expected a transform of ITK in HDF5, got a file that begins b'hello'"),
-        ("x.nii.gz", "not a NIfTI file"),
+        ("x.nii.gz", "expected a NIfTI file"),
         ("x.nrrd", "expected a NRRD file"),
     ],
 )
@@ -269,7 +269,7 @@ def test_other_wrong_files(tmp_path):
         io.read_transform(tmp_path / "order.tfm")
     with pytest.raises(InputError, match="expected a grid"):
         io.write_transform(SQUEEZE, tmp_path / "x.nii.gz")
-    with pytest.raises(InputError, match="no transform files"):
+    with pytest.raises(InputError, match="expected at least one transform file"):
         io.read_ants_transforms([])
 
 

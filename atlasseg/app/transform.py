@@ -99,7 +99,7 @@ def transform_file(
     if labels:
         label_map = apply_transform(io.read_label_map(source, spacing_from=spacing_from), entries, **options)
         io.write_label_map(label_map, out, like=fixed)
-        return f"labels; {fixed.grid.described()}"
+        return f"labels; {fixed.grid.describe()}"
     scan, _ = io.read_scan(source, channels=True, spacing_from=spacing_from)
     if labels is None and looks_like_labels(scan):
         raise InputError(
@@ -107,7 +107,7 @@ def transform_file(
             "label is resampled on its own), or --image."
         )
     io.write_image(apply_transform(scan, entries, **options), out, like=fixed)
-    return fixed.grid.described()
+    return fixed.grid.describe()
 
 
 def looks_like_labels(image: Image) -> bool:

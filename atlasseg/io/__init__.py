@@ -1,8 +1,9 @@
-"""Files become volumes, transforms and tables here, and these become files. A format is a file of this package.
+"""Input and output: volumes, transforms and tables from files and to files. Each format is a module of this package.
 
-Every reader gives the types of :mod:`atlasseg.volume`, :mod:`atlasseg.transforms` and :mod:`atlasseg.labels`, and names
-the file in every error. What is written appears whole or not at all, and the same volume always gives the same bytes.
-LPS coordinates and reversed axes end here and in :mod:`atlasseg.itk`.
+Readers return the types of :mod:`atlasseg.volume`, :mod:`atlasseg.transforms` and :mod:`atlasseg.labels`, and name the
+file in every error. Files are written atomically, and the same volume always gives the same bytes. Only this package
+and
+:mod:`atlasseg.itk` convert LPS coordinates and reversed axes.
 """
 
 from atlasseg.io._nifti_header import SpacingSource as SpacingSource

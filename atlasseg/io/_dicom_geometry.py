@@ -1,4 +1,4 @@
-"""Slices that say where they lie, stacked into a volume; or the reason why they do not make one."""
+"""DICOM geometry: stack slices into a volume by their positions, and check that they form one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from atlasseg.io._source import format_sizes, log
 from atlasseg.itk import LPS, shear_degrees
 from atlasseg.volume import Float64, Grid
 
-_EVEN = 0.02  # of the distance between slices; scanners write positions with 2 to 6 decimals
+_EVEN = 0.02  # fraction of the slice distance; scanners write positions with 2 to 6 decimals
 _SAME_SPACING = 1e-3  # relative
 _SAME_DIRECTION = 1e-3  # of cosines
-_STRAIGHT = 1e-3  # of the distance between slices: a stack that leaves the normal less is not sheared
+_STRAIGHT = 1e-3  # fraction of the slice distance; a stack that deviates less from the normal is not sheared
 _MOST_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """Where a slice lies, as its header says: LPS+ mm, None where it does not say.
+    """Position of a slice by its header, in LPS+ mm; None for missing values.
 
-    `orientation` holds the directions along a row and along a column, `spacing_mm` the distance between rows and that
-    between columns, in DICOM's order.
+    `orientation` holds the directions along a row and along a column, `spacing_mm` the distance between rows and
+    between columns, in the order of DICOM.
     """
 
     name: str
@@ -56,9 +56,9 @@ def stack_planes(path: Path, frames: Sequence[NDArray[Any]], planes: Sequence[Pl
     Raises
     ------
     InputError
-        Several slices lie at one place.
+        Several slices have the same position.
     GeometryError
-        A slice does not say where it lies, sizes or orientations differ, or the slices are not evenly spaced.
+        The position of a slice is missing, sizes or orientations differ, or the slices are not evenly spaced.
     """
     along_row, along_column, spacing = _one_orientation(path, planes)
     positions = np.stack([plane.position_mm for plane in planes if plane.position_mm is not None])
@@ -79,7 +79,7 @@ def stack_planes(path: Path, frames: Sequence[NDArray[Any]], planes: Sequence[Pl
 
 
 def _one_orientation(path: Path, planes: Sequence[Plane]) -> tuple[Float64, Float64, Float64]:
-    """Directions along rows and columns and the pixel spacing, which all slices must share."""
+    """Directions along rows and columns and the pixel spacing, after checking that all slices have the same."""
     first = planes[0]
     for plane in planes:
         for value, what, keyword in (
@@ -90,7 +90,7 @@ def _one_orientation(path: Path, planes: Sequence[Plane]) -> tuple[Float64, Floa
             if value is None:
                 raise GeometryError(
                     f"{path}: expected the {what} of every slice ({keyword}), got none for {plane.name}. "
-                    "Its place in space is unknown: export the series again from the archive, with its geometry."
+                    "Export the series again from the archive, with its geometry."
                 )
     assert first.orientation is not None and first.spacing_mm is not None
     for plane in planes:
@@ -98,13 +98,13 @@ def _one_orientation(path: Path, planes: Sequence[Plane]) -> tuple[Float64, Floa
         if np.abs(plane.spacing_mm / first.spacing_mm - 1).max() > _SAME_SPACING:
             raise GeometryError(
                 f"{path}: expected one pixel spacing in the series, got {format_sizes(first.spacing_mm)} mm in "
-                f"{first.name} and {format_sizes(plane.spacing_mm)} mm in {plane.name}. Give its parts in folders of "
-                "their own."
+                f"{first.name} and {format_sizes(plane.spacing_mm)} mm in {plane.name}. Put its parts into separate "
+                "folders."
             )
         if np.abs(plane.orientation - first.orientation).max() > _SAME_DIRECTION:
             raise GeometryError(
                 f"{path}: expected one orientation in the series, got that of {first.name} and another one of "
-                f"{plane.name}: slices in several planes, as of a localizer. Give its parts in folders of their own."
+                f"{plane.name}: slices in several planes, as in a localizer. Put its parts into separate folders."
             )
     if (first.spacing_mm <= 0).any():
         raise GeometryError(f"{path}: expected a pixel spacing above 0, got {format_sizes(first.spacing_mm)} mm.")
@@ -119,7 +119,7 @@ def _one_orientation(path: Path, planes: Sequence[Plane]) -> tuple[Float64, Floa
 
 
 def _step(path: Path, positions: NDArray[Any], normal: NDArray[Any], planes: Sequence[Plane]) -> Float64:
-    """(3,) LPS mm from a slice to the next, of (N, 3) positions in their order, which must be even."""
+    """Step between consecutive slices, (3,) LPS mm, from their sorted positions (N, 3), which must be evenly spaced."""
     if len(positions) == 1:
         thickness = planes[0].thickness_mm
         if thickness is None:
@@ -132,8 +132,8 @@ def _step(path: Path, positions: NDArray[Any], normal: NDArray[Any], planes: Seq
     distinct = 1 + int((heights > _EVEN * max(usual, heights.max())).sum())
     if distinct < len(positions):
         raise InputError(
-            f"{path}: expected one volume, got {len(positions)} slices at {distinct} places: several volumes in one "
-            "series, as of several echoes or times. Give each in a folder of its own."
+            f"{path}: expected one volume, got {len(positions)} slices at {distinct} positions: several volumes in one "
+            "series, such as echoes or time points. Put each into a separate folder."
         )
     step: Float64 = (positions[-1] - positions[0]) / len(steps)
     if np.linalg.norm(steps - step, axis=1).max() > _EVEN * np.linalg.norm(step):

@@ -1,7 +1,7 @@
-"""Parsers in C that damaged bytes can crash run in a process of their own, which can fall without the program.
+"""Run file parsers written in C in a child process, because damaged files can crash them.
 
-The child hands its arrays over in a file of NumPy's (without objects: nothing is unpickled), and its error as a line of
-text. It may take a bounded time and, where the system can hold it to that, a bounded memory.
+The child returns its arrays in a NumPy file (nothing is unpickled), and an error as a line of text. Its time is
+limited, and its memory too on systems that support it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _MEMORY_BLOWN = ("MemoryError", "bad_alloc", "Cannot allocate", "Failed to alloc
 
 
 def run_guarded(task: str, paths: Sequence[Path], *, timeout_s: float = TIMEOUT_S) -> dict[str, NDArray[Any]]:
-    """Run a task of :mod:`atlasseg.io._guarded` on files, in a process of its own.
+    """Run a task of :mod:`atlasseg.io._guarded` on files in a child process.
 
     Parameters
     ----------
     task : {"transform", "image", "dicom"}
     paths : sequence of Path
     timeout_s : float
-        Seconds after which the child is ended.
+        Seconds after which the child is killed.
 
     Returns
     -------
@@ -66,9 +66,9 @@ def run_guarded(task: str, paths: Sequence[Path], *, timeout_s: float = TIMEOUT_
                 f"{first}: reading it took more than {timeout_s:g} seconds: the file is damaged. "
                 "Copy or write it again."
             ) from error
-        said = done.stdout.decode(errors="replace").strip()
-        if done.returncode == _REFUSED and said:
-            raise InputError(said if str(first) in said else f"{first}: {said}")
+        message = done.stdout.decode(errors="replace").strip()
+        if done.returncode == _REFUSED and message:
+            raise InputError(message if str(first) in message else f"{first}: {message}")
         if done.returncode != 0:
             trouble = done.stderr.decode(errors="replace")
             raise InputError(f"{first}: {_describe_crash(done.returncode, trouble)} Copy or write it again.")
@@ -78,7 +78,7 @@ def run_guarded(task: str, paths: Sequence[Path], *, timeout_s: float = TIMEOUT_
 
 def _describe_crash(status: int, trouble: str) -> str:
     if any(word in trouble for word in _MEMORY_BLOWN):
-        return "the file is damaged: it asks for more memory than it can need."
+        return "the file is damaged: reading it needs more memory than its size allows."
     if status < 0:
         with_name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         return f"the file is damaged: its reader crashed ({with_name})."

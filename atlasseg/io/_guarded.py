@@ -1,4 +1,4 @@
-"""What a process of its own does for :mod:`atlasseg.io._guard`: read files by ITK and hand over plain arrays."""
+"""Child process of :mod:`atlasseg.io._guard`: reads files with ITK and returns plain arrays."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def pack_transform(transform: Transform) -> Arrays:
-    """Turn a transform of a file into arrays, those of each part under its number and name.
+    """Convert a transform into arrays, named by the number of the part and the name of the array.
 
     Raises
     ------
     InputError
-        A part is of a kind that no file holds.
+        The class of a part has no file format.
     """
     parts = transform.transforms if isinstance(transform, Chain) else (transform,)
     out: Arrays = {}
@@ -36,12 +36,12 @@ def pack_transform(transform: Transform) -> Arrays:
         elif isinstance(part, BSplineField):
             out[f"{n} coefficients_mm"], out[f"{n} affine"] = part.coefficients_mm, part.affine
         else:
-            raise InputError(f"a transform of the kind {type(part).__name__} cannot be handed over")
+            raise InputError(f"a transform of the class {type(part).__name__} cannot be packed")
     return out
 
 
 def unpack_transform(arrays: Arrays) -> Transform:
-    """Turn the arrays of :func:`pack_transform` back into the transform."""
+    """Convert the arrays of :func:`pack_transform` back into the transform."""
     parts: list[Transform] = []
     for n in sorted({int(name.split()[0]) for name in arrays}):
         if f"{n} matrix" in arrays:
@@ -79,7 +79,7 @@ _TASKS: dict[str, Callable[[Sequence[Path]], Arrays]] = {"transform": _transform
 
 
 def _limit(memory: int) -> None:
-    """Hold the process to so many bytes beyond what it has, and let it leave no core behind."""
+    """Limit the memory that this process may still allocate, in bytes, and turn off core dumps."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -89,7 +89,7 @@ def _limit(memory: int) -> None:
 
 
 def main(task: str, memory: str, out: str) -> None:
-    """Read the files whose paths come in on standard input, and write their arrays to `out`."""
+    """Read the files whose paths are on standard input, and write their arrays to `out`."""
     import SimpleITK as sitk
 
     sitk.ProcessObject.GlobalWarningDisplayOff()
@@ -98,7 +98,7 @@ def main(task: str, memory: str, out: str) -> None:
     try:
         arrays = _TASKS[task]([Path(path) for path in given])
         np.savez(out, **arrays)  # type: ignore[arg-type]
-    except Exception as error:  # the parent says it
+    except Exception as error:  # the parent raises it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         print(lines[-1] if lines else type(error).__name__)
         raise SystemExit(3) from None

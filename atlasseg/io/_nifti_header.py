@@ -1,7 +1,7 @@
-"""Geometry in NIfTI headers: which affine, which voxel size, which unit; and a header that says the same again.
+"""NIfTI headers: read affine, voxel size and unit, and write headers with the same geometry.
 
-Lengths are millimetres here. A header in metres or micrometres is converted when it is read, and gets its own unit back
-when it is written, as ITK does. The rule of NIfTI for the affine is: the sform, else the qform, else the voxel sizes.
+Lengths are in millimetres. A header in metres or micrometres is converted when it is read, and written in its own unit
+again, as in ITK. The affine is the sform; without sform the qform; without both it is built from the voxel sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from atlasseg.io._source import format_sizes, log, name_file
 from atlasseg.volume import Float64, Grid, SourceHeader
 
 SpacingSource = Literal["sform", "pixdim"]
-"""Which voxel size of a NIfTI header to believe where its sform and its pixdim differ."""
+"""Source of the voxel size in a NIfTI header whose sform and pixdim differ."""
 
 _UNIT_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _SPACING_TOLERANCE = 0.01  # relative; headers round sizes, and rotations are stored as float32
@@ -24,7 +24,7 @@ _LARGEST_NIFTI1_AXIS = 32767
 
 
 def read_geometry(path: Path, header: Any, spacing_from: SpacingSource = "sform") -> tuple[Float64, SourceHeader]:
-    """Read where the voxels of a NIfTI file lie.
+    """Read the affine and the source header of a NIfTI file.
 
     Parameters
     ----------
@@ -32,20 +32,20 @@ def read_geometry(path: Path, header: Any, spacing_from: SpacingSource = "sform"
         For messages.
     header : nibabel.Nifti1Header or Nifti2Header
     spacing_from : {"sform", "pixdim"}
-        Whose voxel sizes are taken where both are given and differ by more than 1 %. With "pixdim", directions and
-        origin are still those of the sform.
+        Source of the voxel sizes if both differ by more than 1 %. With "pixdim", directions and origin are still those
+        of the sform.
 
     Returns
     -------
     affine : (4, 4) float64
         Voxel to RAS+ mm.
     source : SourceHeader
-        What a result needs in order to be written like this file; `pixdim_mm` is set where the sizes differ.
+        Header fields for writing results like this file; `pixdim_mm` is set if the sizes differ.
 
     Raises
     ------
     GeometryError
-        No affine can be had from the header.
+        The header has no valid affine.
     """
     unit, dtype = _unit(header), np.dtype(header.get_data_dtype()).name
     to_mm = np.diag([_UNIT_MM[unit]] * 3 + [1.0])
@@ -75,21 +75,20 @@ def read_geometry(path: Path, header: Any, spacing_from: SpacingSource = "sform"
             for name, flaw in (("sform", sform_flaw), ("qform", qform_flaw))
         ]
         raise GeometryError(
-            f"{path}: its place in space is unknown: expected an invertible sform or qform, "
-            f"but {', and '.join(found)}. "
+            f"{path}: expected an invertible sform or qform, but {', and '.join(found)}. "
             "Copy the header of the scan that the file was made from, or convert the scan again."
         )
     else:
         affine = to_mm @ header.get_base_affine()
         log.warning(
-            "%s: neither sform nor qform is set; orientation and place are guessed from the voxel sizes %s mm. "
+            "%s: neither sform nor qform is set; orientation and origin are guessed from the voxel sizes %s mm. "
             "Convert the scan again from its DICOM files.",
             path,
             format_sizes(np.abs(np.diagonal(affine)[:3])),
         )
     if _UNIT_MM[unit] != 1:
         log.warning(
-            "%s: the header gives lengths in %s; they are converted to mm: voxels of %s mm",
+            "%s: the lengths in the header are in %s; they are converted to mm: voxels of %s mm",
             path,
             unit,
             format_sizes(np.linalg.norm(affine[:3, :3], axis=0)),
@@ -101,7 +100,7 @@ def read_geometry(path: Path, header: Any, spacing_from: SpacingSource = "sform"
 
 
 def make_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: Float64, source: SourceHeader) -> Any:
-    """Make a NIfTI header that places voxels at `affine`, by sform or qform and in the unit that `source` had."""
+    """Make a NIfTI header with an affine in mm; sform, qform and unit are set as in `source`."""
     import nibabel
 
     version = 2 if source.version == 2 or max(shape) > _LARGEST_NIFTI1_AXIS else 1
@@ -120,14 +119,14 @@ def make_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: Float64, s
     if source.sform_code > 0:
         header.set_sform(affine, source.sform_code)
         if source.qform is None and not _same_place(grid, header.get_qform()):
-            header["qform_code"] = 0  # a qform cannot shear
+            header["qform_code"] = 0  # a qform cannot hold a sheared affine
     elif not _same_place(grid, header.get_best_affine()):
         header.set_sform(affine, max(source.qform_code, 1))
     return header
 
 
 def _form(read: Any) -> tuple[Float64 | None, str]:
-    """An affine of the header, or None and what is wrong with it."""
+    """Affine of the header, or None and the reason why it is invalid."""
     try:
         affine = np.asarray(read(), np.float64)
     except ValueError as error:
@@ -154,7 +153,7 @@ def _unit(header: Any) -> str:
 def _check_spacing(
     path: Path, header: Any, to_mm: Float64, sform: Float64, spacing_from: SpacingSource
 ) -> tuple[Float64, tuple[float, float, float] | None]:
-    """The sform in mm with the voxel sizes that are asked for, and pixdim where it gives other sizes."""
+    """Affine in mm with the chosen voxel sizes, and the pixdim sizes if they differ from those of the sform."""
     with np.errstate(invalid="ignore"):
         pixdim = np.abs(np.asarray(header["pixdim"][1:4], np.float64)) * to_mm[0, 0]
     affine = to_mm @ sform
@@ -163,7 +162,7 @@ def _check_spacing(
         if spacing_from == "pixdim":
             raise GeometryError(
                 f"{path}: expected voxel sizes above 0 in pixdim, got {format_sizes(pixdim)}. "
-                "Read the file with the sizes of its sform."
+                "Read the file with --spacing-from sform."
             )
         return affine, None
     if (np.abs(sizes / pixdim - 1) <= _SPACING_TOLERANCE).all():
@@ -186,14 +185,15 @@ def _check_spacing(
 
 
 def _check_forms(path: Path, shape: tuple[int, ...], sform: Float64, qform: Float64, code: int) -> None:
-    """Warn where the corners of the grid lie elsewhere by the qform."""
+    """Warn if sform and qform place the corners of the grid differently."""
     padded = (*shape, 1, 1, 1)
     box = (padded[0], padded[1], padded[2])
     first, second = name_file(path, lambda: Grid(box, sform)), Grid(box, qform)
     if not first.matches(second):
         log.warning(
-            "%s: sform and qform disagree by up to %.3g mm; the sform (code %d) is used, as NIfTI rules. Other "
-            "programs may use the qform: find out which is right, and copy it over the other.",
+            "%s: sform and qform differ by up to %.3g mm; the sform (code %d) is used, as the NIfTI standard says. "
+            "Other "
+            "programs may use the qform. Find out which is right, and copy it over the other.",
             path,
             float(np.linalg.norm(first.corners_mm - second.corners_mm, axis=1).max()),
             code,

@@ -1,4 +1,4 @@
-"""Which reader opens a file, and what every reader's errors become."""
+"""Opening of volume files: choice of the reader, and error messages that name the file."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from atlasseg.io.pairs import open_pair
 def read_3d(
     path: Path, *, channels: bool = False, spacing_from: SpacingSource = "sform", series: str | int | None = None
 ) -> Raw:
-    """Read all values of one volume; with `channels`, of a 4-D one too.
+    """Read all values of a 3-D volume, or with `channels` also of a 4-D volume.
 
     Raises
     ------
     InputError
-        The file cannot be read, or holds another number of axes. The message names it.
+        The file cannot be read, or has another number of axes. The message names the file.
     """
     with open_volume(path, spacing_from=spacing_from, series=series) as source:
         shape = source.shape
         more = [n for n in shape[3:] if n != 1]
         if len(shape) < 3 or len(more) > channels:
-            wanted = "a 3-D volume, or a 4-D one of channels," if channels else "one 3-D volume"
-            raise InputError(f"{path}: expected {wanted}, got {len(shape)}-D data of shape {shape}")
+            expected = "a 3-D volume, or a 4-D volume of channels" if channels else "one 3-D volume"
+            raise InputError(f"{path}: expected {expected}, got {len(shape)}-D data of shape {shape}")
         if 0 in shape:
-            raise InputError(f"{path}: the volume has no voxels, its shape is {shape}")
+            raise InputError(f"{path}: expected at least one voxel, got shape {shape}")
         return Raw(source.array().reshape(*shape[:3], *more), source.affine, source.source_header)
 
 
@@ -43,7 +43,7 @@ def read_3d(
 def open_volume(
     path: Path, *, spacing_from: SpacingSource = "sform", series: str | int | None = None
 ) -> Iterator[Source]:
-    """Open a volume; whatever goes wrong inside becomes an InputError that names the file."""
+    """Open a volume file; any error of its parser becomes an InputError that names the file."""
     try:
         where, named = split_series(path)
         if not where.exists():

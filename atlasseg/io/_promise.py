@@ -1,7 +1,7 @@
-"""What a header promises, compared with what its file holds, before memory is taken for it.
+"""Checks of the data size in a header against the actual file, before memory is allocated.
 
-A damaged or hostile header can promise gigabytes in a file of a few hundred bytes. Every reader of volumes comes here
-first. Streams that are compressed are decompressed once in small pieces, which also compares their checksums.
+A damaged or hostile header can announce gigabytes in a file of a few hundred bytes. Every reader of volumes runs these
+checks first. Compressed data are decompressed once in small pieces, which also verifies their checksums.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import IO, Any
 from atlasseg.errors import InputError
 
 DEFLATE_RATIO = 1032
-"""No stream of deflate (gzip, zlib) becomes longer than this times its own length."""
+"""Maximum compression ratio of a deflate stream (gzip, zlib)."""
 
 _PIECE = 1 << 20
 _DECODERS: dict[str, Callable[[], Any]] = {
@@ -26,7 +26,7 @@ _MAX_AXES = 8
 
 
 def check_shape(path: Path, shape: Sequence[int]) -> None:
-    """Refuse a header whose axes have no or a negative number of voxels.
+    """Check that every axis in a header has at least one voxel.
 
     Raises
     ------
@@ -37,12 +37,12 @@ def check_shape(path: Path, shape: Sequence[int]) -> None:
 
 
 def promised_bytes(shape: Sequence[int], itemsize: int, *, offset: int = 0) -> int:
-    """Count the bytes of values of `itemsize` bytes on a grid, behind `offset` bytes of header."""
+    """Compute the file size in bytes: `offset` bytes of header, then values of `itemsize` bytes on a grid."""
     return offset + math.prod(int(n) for n in shape) * int(itemsize)
 
 
 def check_length(path: Path, expected: int, found: int, *, what: str = "bytes") -> None:
-    """Refuse a file that is shorter than its header says.
+    """Check that a file is not shorter than its header says.
 
     Raises
     ------
@@ -56,17 +56,17 @@ def check_length(path: Path, expected: int, found: int, *, what: str = "bytes") 
 
 
 def check_stream(path: Path, expected: int, *, method: str = "gzip", start: int = 0, length: int | None = None) -> None:
-    """Refuse compressed values that are damaged, or fewer than `expected` bytes, before memory is taken for them.
+    """Check that compressed values are undamaged and have at least `expected` bytes, before memory is allocated.
 
     Parameters
     ----------
     path : Path
-        The file that holds them.
+        File with the compressed values.
     expected : int
         Bytes after decompression.
     method : {"gzip", "zlib"}
     start, length : int
-        Where the compressed bytes begin and how many they are; by default all to the end of the file.
+        Offset and number of the compressed bytes; by default all bytes to the end of the file.
 
     Raises
     ------
@@ -95,10 +95,10 @@ def check_stream(path: Path, expected: int, *, method: str = "gzip", start: int 
 
 
 def check_gzip_length(path: Path, expected: int) -> None:
-    """Refuse a gzip file that cannot hold `expected` bytes, mostly without decompressing it.
+    """Check that a gzip file holds at least `expected` bytes, in most cases without decompressing it.
 
-    The length that the file notes at its end is believed where it agrees: the reader compares it with the checksum
-    later. Else the file is decompressed in pieces.
+    If the length at the end of the file agrees, it is trusted, since the reader verifies the checksum later. Otherwise
+    the file is decompressed in pieces.
 
     Raises
     ------
@@ -115,11 +115,11 @@ def check_gzip_length(path: Path, expected: int) -> None:
 
 
 def _decompress(file: IO[bytes], method: str) -> Iterator[int]:
-    """How many bytes come out of each piece; EOFError where the stream ends too soon."""
+    """Yield the number of decompressed bytes of each piece; raises EOFError if the stream ends too early."""
     make = _DECODERS[method]
     decoder, rest = make(), b""
     while True:
-        if decoder.eof:  # a gzip file may have several parts, and zeros behind them
+        if decoder.eof:  # a gzip file may have several members, and padding with zeros
             rest = (decoder.unused_data or file.read(_PIECE)).lstrip(b"\0")
             if not rest or method == "zlib":
                 return

@@ -1,4 +1,4 @@
-"""An opened file of any format: its shape and place are known, its values are read on demand."""
+"""Opened volume file of any format: shape and affine are known, values are read on demand."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Image, LabelMap, Mask, ProbabilityMap, SourceHeader
 
 log = logging.getLogger("atlasseg.io")
-"""One log for every format. A record's `severity` (``error`` or ``note``) is how serious `doctor` finds it."""
+"""Logger of all formats. The attribute `severity` of a record (``error`` or ``note``) is used by ``doctor``."""
 
 T = TypeVar("T")
 Volume = Image | LabelMap | Mask | ProbabilityMap
 Like = Image | LabelMap | Mask | SourceHeader | None
-"""What a file can be written like: a volume on its grid, or the header of the file of one."""
+"""Template of a file to write: a volume on the same grid, or a source header."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An opened file: its shape and place are known, its values (`data`, array or nibabel's proxy) read on demand."""
+    """Opened file with known shape and affine; its values `data` are an array or a nibabel proxy, read on demand."""
 
     data: Any
     affine: Float64
@@ -37,23 +37,23 @@ class Source:
         return tuple(int(n) for n in self.data.shape)
 
     def array(self) -> NDArray[Any]:
-        """Every value."""
+        """Read all values."""
         return self._plain(np.asanyarray(self.data))
 
     def volume(self, index: int) -> NDArray[Any]:
-        """(I, J, K) values of one volume of a 4-D file; to be asked for in ascending order."""
+        """Read one volume (I, J, K) of a 4-D file; call with ascending indices."""
         return self._plain(np.asanyarray(self.data[..., index] if len(self.shape) > 3 else self.data))
 
     @staticmethod
     def _plain(array: NDArray[Any]) -> NDArray[Any]:
         if array.dtype.kind not in "biuf":
-            raise InputError(f"the values must be plain numbers, got {array.dtype} (colours or complex numbers)")
+            raise InputError(f"expected real numbers, got {array.dtype} (colours or complex numbers)")
         return np.ascontiguousarray(array)
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """An array as it lies in a file, 3-D or more, values scaled as the header says, with its place in space."""
+    """Array of a file, 3-D or more, scaled as the header says, with its affine."""
 
     array: NDArray[Any]
     affine: Float64
@@ -61,7 +61,7 @@ class Raw:
 
 
 def name_file(path: Path, make: Callable[[], T]) -> T:
-    """What `make` makes; where it refuses, the message begins with the file."""
+    """Call `make`; an error message of it gets the file name in front."""
     try:
         return make()
     except InputError as error:
@@ -69,5 +69,5 @@ def name_file(path: Path, make: Callable[[], T]) -> T:
 
 
 def format_sizes(sizes: NDArray[Any] | Sequence[float]) -> str:
-    """Write lengths along the axes as ``1.2 x 1.5 x 2.5``."""
+    """Format lengths along the axes as ``1.2 x 1.5 x 2.5``."""
     return " x ".join(f"{float(size):.4g}" for size in sizes)

@@ -1,4 +1,4 @@
-"""Names of the files that hold a volume, and which library reads them."""
+"""File name suffixes of volumes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ MGH_SUFFIXES = (".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".gipl.gz")
 DICOM_SUFFIXES = (".dcm", ".ima")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".hdr", ".hdr.gz", *MGH_SUFFIXES, *ITK_SUFFIXES, *DICOM_SUFFIXES)
-"""How the names of files that hold a volume end."""
+"""File name suffixes of volume formats."""
 
 _SERIES = re.compile(r"#([0-9.]+)$")
 
 
 def volume_id(path: str | Path) -> str:
-    """Name of a volume's file without its suffixes: ``scan`` of ``folder/scan.nii.gz``, ``ct_series-2`` of ``ct#2``.
+    """File name of a volume without its suffixes: ``scan`` for ``folder/scan.nii.gz``, ``ct_series-2`` for ``ct#2``.
 
-    A segmentation of Slicer has the name of its scan: ``scan`` of ``scan.seg.nrrd``.
+    A 3D Slicer segmentation has the name of its scan: ``scan`` for ``scan.seg.nrrd``.
     """
     name = _SERIES.sub(r"_series-\1", Path(path).name)
     suffix = volume_suffix(name)
@@ -28,17 +28,17 @@ def volume_id(path: str | Path) -> str:
 
 
 def is_volume(path: str | Path) -> bool:
-    """Whether the name of a file is that of a volume; hidden files are not."""
+    """Whether a file name has the suffix of a volume format; False for hidden files."""
     name = Path(path).name
     return not name.startswith(".") and bool(volume_suffix(name)) and name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def is_dicom_name(path: str | Path) -> bool:
-    """Whether the name of a file ends as those of DICOM files do."""
+    """Whether a file name has a suffix of DICOM files."""
     return Path(path).name.lower().endswith(DICOM_SUFFIXES)
 
 
 def volume_suffix(name: str) -> str:
-    """How the name of a file ends, as far as that tells its format; empty where it does not."""
+    """Suffix of a file name that determines the volume format, or an empty string."""
     known = (*NIFTI_SUFFIXES, *PAIR_SUFFIXES, *MGH_SUFFIXES, *ITK_SUFFIXES, *DICOM_SUFFIXES)
     return max((suffix for suffix in known if name.lower().endswith(suffix)), key=len, default="")

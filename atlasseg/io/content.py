@@ -1,4 +1,4 @@
-"""A digest of what a volume holds."""
+"""Content digests of volumes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from atlasseg.volume import ProbabilityMap
 
 
 def content_hash(volume: Volume, *, place: bool = True) -> str:
-    """SHA-256, in hexadecimal, of what a volume holds: kind, shape, values, and its affine unless `place` is False.
+    """Compute the SHA-256 digest of a volume in hexadecimal: its type, shape, values, and affine.
 
-    Neither name nor file enter, so a copy under another name has the same hash; without `place`, so has a copy whose
-    header was changed.
+    Name and file do not count, so a copy with another name has the same digest. With ``place=False`` the affine does
+    not count either, so a copy with a changed header has the same digest.
     """
     hashed = hashlib.sha256(f"{type(volume).__name__} {volume.shape}".encode())
     if place:

@@ -1,7 +1,7 @@
-"""DICOM scans: a series of slices, through pydicom, or a multi-frame file, through highdicom.
+"""DICOM scans: a series of slices, read with pydicom, or a multi-frame file, read with highdicom.
 
-Each slice is rescaled by its own slope and intercept and placed by its own position. What does not make one volume, or
-does not say where it lies, is refused with the reason; nothing is invented.
+Each slice is rescaled by its own slope and intercept and placed by its own position. Slices that do not form one
+volume, or lack their position, raise an error that states the reason; missing values are never invented.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from atlasseg.io.dicom_series import check_scan, choose_series, quiet_pydicom, r
 from atlasseg.volume import Float64, SourceHeader
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
-_MOST_COMPRESSED = 50_000  # a blank slice in JPEG 2000; what promises more per byte is damaged or hostile
+_MOST_COMPRESSED = (
+    50_000  # ratio of a blank slice in JPEG 2000; a header that announces more per byte is damaged or hostile
+)
 _ALWAYS_ALLOWED = 1 << 26
 
 
 def read_dicom(path: Path, series: str | int | None = None) -> Source:
-    """Read the scan of a folder, or of a multi-frame file.
+    """Read a DICOM scan from a folder or from a multi-frame file.
 
     Parameters
     ----------
     path : Path
-        A folder with a series in it or below it, or one file.
+        Folder with a series in it or below it, or one file.
     series : str or int, optional
-        Number in :func:`list_series`, or SeriesInstanceUID, where the folder has several.
+        Number in :func:`list_series`, or SeriesInstanceUID, for a folder with several series.
 
     Raises
     ------
     InputError
-        No scan, several, or one that does not make a volume. The message names the file.
+        There is no scan, or several, or the slices do not form one volume. The message names the file.
     GeometryError
-        Its slices are not evenly spaced, differ in orientation or size, or do not say where they lie.
+        The slices are not evenly spaced, differ in orientation or size, or lack their position.
     """
     if path.is_dir():
         files: Sequence[Path] = choose_series(path, series).files
@@ -57,7 +59,7 @@ def read_dicom(path: Path, series: str | int | None = None) -> Source:
 
 
 def _read(file: Path, path: Path) -> Any:
-    """The header of a file that must be a scan of grey values."""
+    """Read the header of a file, and check that it is a scan of grey values."""
     header = read_header(file)
     if header is None:
         raise InputError(f"{file}: expected a DICOM file, got something else.")
@@ -74,20 +76,20 @@ def _read(file: Path, path: Path) -> Any:
 
 
 def _check_alone(path: Path, header: Any) -> None:
-    """Refuse one slice of a series that lies beside it; say that one without its series is one slice."""
+    """Raise an error for a single slice whose series is in the same folder; warn if there is only this slice."""
     uid = header.get("SeriesInstanceUID")
     count = sum(_series_of(other) == uid for other in path.parent.iterdir() if other.is_file()) if uid else 1
     if count > 1:
         raise InputError(
             f"{path}: expected a volume, got one of the {count} slices of its series. Give the folder: {path.parent}"
         )
-    log.warning("%s: one slice of a DICOM series, without the others: it is read as a volume of one slice", path)
+    log.warning("%s: a single slice of a DICOM series, without the others; it is read as a volume of one slice", path)
 
 
 def _series_of(path: Path) -> Any:
     try:
         header = read_header(path, tags=["SOPClassUID", "SeriesInstanceUID"])
-    except (InputError, OSError):  # another file of the folder, and a damaged one
+    except (InputError, OSError):  # a damaged file of another series in the folder
         return None
     return None if header is None else header.get("SeriesInstanceUID")
 
@@ -123,7 +125,7 @@ def _read_slices(path: Path, files: Sequence[Path]) -> tuple[list[NDArray[Any]],
 
 
 def _stored_values(file: Path) -> NDArray[Any] | None:
-    """The pixels as stored, or None where pydicom has no decoder for their compression."""
+    """Stored pixel values, or None if pydicom has no decoder for their compression."""
     import pydicom
 
     with quiet_pydicom():
@@ -161,7 +163,7 @@ def _can_decode(syntax: Any) -> bool:
 
 
 def _decode_by_gdcm(files: Sequence[Path]) -> list[NDArray[Any]]:
-    """Rescaled values of each file, by the decoders of ITK, in a process of their own."""
+    """Decode the rescaled values of each file with ITK in a child process."""
     from atlasseg.io._guard import run_guarded
 
     found = run_guarded("dicom", files)
@@ -182,7 +184,7 @@ def _plane_of_slice(file: Path, header: Any) -> Plane:
 
 
 def _read_frames(file: Path, header: Any) -> tuple[list[NDArray[Any]], list[Plane]]:
-    """Frames of an enhanced multi-frame file, each by its own functional groups."""
+    """Read the frames of an enhanced multi-frame file, each with its functional groups."""
     per_frame = header.get("PerFrameFunctionalGroupsSequence")
     count = int(header.NumberOfFrames)
     if per_frame is None or len(per_frame) != count:

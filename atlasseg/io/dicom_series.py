@@ -1,7 +1,7 @@
-"""Which DICOM series lie in a folder and below it, and which of them a path means.
+"""DICOM series of a folder: list them, and choose one by its number or UID.
 
-``FOLDER#2`` is the second series of the list that :func:`list_series` gives; ``FOLDER`` alone is its only picture.
-A multi-frame file is a series of its own here, since it holds a whole volume.
+``FOLDER#2`` is the second series in the list of :func:`list_series`. ``FOLDER`` alone is its only scan. A multi-frame
+file counts as a separate series, since it holds a whole volume.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OTHER_KINDS = {
     "1.2.840.10008.5.1.4.1.1.30": "parametric map",
     "1.2.840.10008.1.3.10": "directory of a medium (DICOMDIR)",
 }
-"""SOP classes that hold pixels, or are met beside scans, and are no scan."""
+"""SOP classes that are not scans, but hold pixels or are often found beside scans."""
 
 _TAGS = [
     "SOPClassUID",
@@ -46,12 +46,12 @@ _SERIES_OF = re.compile(r"(?P<folder>.+)#(?P<series>[0-9.]+)$")
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """A series of DICOM files.
+    """DICOM series.
 
     Parameters
     ----------
     number : int
-        Its place in the list, from 1: what is written behind ``#`` in a path.
+        Number in the list, from 1; used after ``#`` in a path.
     uid : str
         SeriesInstanceUID.
     description : str
@@ -59,11 +59,11 @@ class DicomSeries:
     modality : str
         ``CT``, ``MR``, ...
     kind : str
-        ``scan``, or what else its SOP class says, such as ``DICOM segmentation (SEG)``.
+        ``scan``, or another kind by its SOP class, such as ``DICOM segmentation (SEG)``.
     files : tuple of Path
-        Ascending by path.
+        Files sorted by path.
     shape : (columns, rows, slices)
-        By the headers; zeros where it holds no pixels.
+        Shape by the headers; zeros without pixels.
     """
 
     number: int
@@ -76,18 +76,18 @@ class DicomSeries:
 
     @property
     def is_scan(self) -> bool:
-        """Whether it is a picture."""
+        """Whether the series is a scan."""
         return self.kind == "scan"
 
     def __str__(self) -> str:
-        """One line for a list to choose from."""
+        """Describe the series in one line."""
         size = " x ".join(map(str, self.shape)) if all(self.shape) else f"{len(self.files)} files"
         what = self.modality if self.is_scan else self.kind
         return f"#{self.number}: {self.description or 'without description'} ({what}, {size}, {self.files[0].name})"
 
 
 def split_series(path: Path) -> tuple[Path, str | None]:
-    """Split ``FOLDER#2`` into the folder and the series; a path that exists is whole as it is."""
+    """Split ``FOLDER#2`` into folder and series; a path that exists as it is is not split."""
     match = None if path.exists() else _SERIES_OF.fullmatch(str(path))
     return (path, None) if match is None else (Path(match["folder"]), match["series"])
 
@@ -98,16 +98,16 @@ def list_series(folder: str | Path) -> tuple[DicomSeries, ...]:
     Returns
     -------
     tuple of DicomSeries
-        In the order of SeriesNumber, description and UID; numbered from 1.
+        Sorted by SeriesNumber, description and UID; numbered from 1.
 
     Raises
     ------
     InputError
-        There is no such folder, or a DICOM file in it cannot be read. The message names it.
+        The folder does not exist, or a DICOM file in it cannot be read. The message names it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder of DICOM files, found none of that name.")
+        raise InputError(f"{folder}: expected a folder of DICOM files, got a path that does not exist.")
     groups: dict[tuple[str, str], list[tuple[Path, Any]]] = {}
     for path in _dicom_files(folder):
         header = read_header(path, tags=_TAGS)
@@ -126,18 +126,18 @@ def list_series(folder: str | Path) -> tuple[DicomSeries, ...]:
 
 
 def choose_series(folder: Path, chosen: str | int | None) -> DicomSeries:
-    """Choose the series of a folder that is meant.
+    """Choose a series of a folder.
 
     Parameters
     ----------
     folder : Path
     chosen : str or int, optional
-        Its number in the list, or its SeriesInstanceUID; by default the only scan.
+        Number in the list, or SeriesInstanceUID; by default the only scan.
 
     Raises
     ------
     InputError
-        There is none, or several and none is chosen: the message lists them.
+        There is no such series, or there are several and none is chosen. The message lists them.
     """
     found = list_series(folder)
     if not found:
@@ -146,7 +146,7 @@ def choose_series(folder: Path, chosen: str | int | None) -> DicomSeries:
     if chosen is not None:
         meant = [series for series in found if str(chosen) in (str(series.number), series.uid)]
         if len(meant) != 1:
-            raise InputError(f"{folder}: expected a series of its list, got {str(chosen)!r}. It has {listed}.")
+            raise InputError(f"{folder}: expected one of its series, got {str(chosen)!r}. It has {listed}.")
         return meant[0]
     scans = [series for series in found if series.is_scan]
     if len(scans) > 1:
@@ -159,12 +159,12 @@ def choose_series(folder: Path, chosen: str | int | None) -> DicomSeries:
         raise InputError(f"{folder}: expected a DICOM series of a scan, found {listed}. {_refusal(found[0].kind)}")
     for series in found:
         if series is not scans[0]:
-            log.info("%s: beside the scan there is %s, which is not read", folder, series)
+            log.info("%s: only the scan is read; the folder also has %s", folder, series)
     return scans[0]
 
 
 def check_scan(path: Path, header: Any) -> None:
-    """Refuse what is no scan by what it is.
+    """Check that a header belongs to a scan.
 
     Raises
     ------
@@ -176,12 +176,12 @@ def check_scan(path: Path, header: Any) -> None:
 
 
 def read_header(path: Path, *, tags: list[str] | None = None) -> Any | None:
-    """Read the data set of a DICOM file without its pixels, or None where it is no DICOM file.
+    """Read the data set of a DICOM file without its pixels; None for other files.
 
     Raises
     ------
     InputError
-        It is one, and is damaged.
+        The DICOM file is damaged.
     """
     import pydicom
 
@@ -203,7 +203,7 @@ def read_header(path: Path, *, tags: list[str] | None = None) -> Any | None:
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Let pydicom read values that break the standard's rules without a word to the terminal."""
+    """Silence pydicom's warnings about values that violate the standard."""
     from pydicom.config import disable_value_validation
 
     with disable_value_validation(), warnings.catch_warnings():
@@ -243,5 +243,5 @@ def _kind(header: Any) -> str:
 
 def _refusal(kind: str) -> str:
     if kind in (SEGMENTATION, STRUCTURES):
-        return "Reading them is not built yet: convert it to NIfTI or NRRD, in Slicer for instance."
+        return "This format is not supported. Convert it to NIfTI or NRRD, for instance in 3D Slicer."
     return "Give the folder of the scan's own series."

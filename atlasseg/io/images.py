@@ -1,4 +1,4 @@
-"""Scans, label maps and masks: from any format to our types, and back."""
+"""Scans, label maps and masks: read from and write to any volume format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
 
 _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
 _WHOLE_IN_FLOAT32 = 2**24
-_ROUNDED_LABELS = 1e-3  # what scaling by scl_slope leaves of a whole number, in labels of 16 bits
+_ROUNDED_LABELS = 1e-3  # rounding error of 16-bit labels that are scaled by scl_slope
 
 
 def read_image(
@@ -35,23 +35,23 @@ def read_image(
     Parameters
     ----------
     path : path
-        A volume's file, or a folder with a DICOM series in it or below it. ``FOLDER#2`` is the second of several.
+        Volume file, or a folder with a DICOM series in it or below it. ``FOLDER#2`` is the second of several series.
     nonfinite : {"mask", "refuse"}
-        What becomes of NaN and infinite intensities: replaced by the lowest finite one with a warning
-        (:func:`read_scan` says where), or refused.
+        Handling of NaN and infinite intensities: replace them by the lowest finite one with a warning
+        (:func:`read_scan` also returns their positions), or raise an error.
     spacing_from : {"sform", "pixdim"}
-        Which voxel size of a NIfTI header to believe where its sform and its pixdim differ by more than 1 %. A warning
-        gives both.
+        Source of the voxel size in a NIfTI header whose sform and pixdim differ by more than 1 %. A warning states
+        both.
     series : int or str, optional
-        Which DICOM series of a folder: its number in :func:`list_series`, or its SeriesInstanceUID.
+        DICOM series of a folder: its number in :func:`list_series`, or its SeriesInstanceUID.
 
     Raises
     ------
     InputError
-        The file is absent, damaged, in no known format, of colours, not 3-D (4-D with one volume is), without any
-        finite intensity, or has non-finite ones that are refused. The message names the file.
+        The file does not exist, is damaged, has an unknown format, holds colours, is not 3-D (or 4-D with one volume),
+        or has no finite intensity; or ``nonfinite="refuse"`` and some are not finite. The message names the file.
     GeometryError
-        Its affine is not finite or not invertible.
+        The affine is not finite or not invertible.
     """
     return read_scan(path, nonfinite=nonfinite, spacing_from=spacing_from, series=series)[0]
 
@@ -64,13 +64,13 @@ def read_scan(
     spacing_from: SpacingSource = "sform",
     series: str | int | None = None,
 ) -> tuple[Image, Mask | None]:
-    """As :func:`read_image`, with a mask of the voxels whose intensities were finite, or None where all were.
+    """Read a scan like :func:`read_image`, and the mask of its finite intensities, or None if all are finite.
 
-    With `channels`, a 4-D file is a scan of several channels.
+    With `channels`, a 4-D file is read as a scan with several channels.
     """
     path = checked_path(path)
     raw = read_3d(path, channels=channels, spacing_from=spacing_from, series=series)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dealt with as such
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are handled like infinite ones
         array = np.asarray(raw.array, dtype=np.float32)
     finite = np.isfinite(array)
     count = int(finite.size - finite.sum())
@@ -84,7 +84,7 @@ def read_scan(
         if nonfinite == "refuse" or count == finite.size:
             raise InputError(f"{path}: {found}")
         lowest = array[finite].min()
-        log.warning("%s: %s; they are masked and set to the lowest finite intensity, %g", path, found, lowest)
+        log.warning("%s: %s; they are masked and replaced by the lowest finite intensity, %g", path, found, lowest)
         array = np.where(finite, array, lowest)
         known = np.asarray(finite if finite.ndim == 3 else finite.all(axis=3))
         mask = name_file(path, lambda: Mask(known, raw.affine, volume_id(path), raw.source_header))
@@ -92,24 +92,24 @@ def read_scan(
 
 
 def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -> LabelMap:
-    """Read a label map; labels are kept exactly, whatever the type on disk.
+    """Read a label map. Labels are read exactly from any data type.
 
-    The layers of a segmentation of Slicer (``.seg.nrrd``) become one label map; :func:`read_label_table` names its
-    segments. Values within 0.001 of a whole number, as scaling by ``scl_slope`` leaves them, are rounded with a
+    The layers of a 3D Slicer segmentation (``.seg.nrrd``) become one label map; :func:`read_label_table` reads the
+    names of its segments. Values within 0.001 of a whole number, a rounding error of ``scl_slope``, are rounded with a
     warning.
 
     Parameters
     ----------
     path : path
-        A volume's file.
+        Volume file.
     spacing_from : {"sform", "pixdim"}
-        As of :func:`read_image`.
+        As for :func:`read_image`.
 
     Raises
     ------
     InputError
-        As :func:`read_image`; and a value is not whole or beyond 32 bits, or segments overlap. The message names the
-        file.
+        As for :func:`read_image`; also if a value is not a whole number of 32 bits, or segments overlap. The message
+        names the file.
     """
     path = checked_path(path)
     layered = is_segmentation(path)
@@ -123,12 +123,12 @@ def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -
         if not_whole.any():
             where = np.argwhere(not_whole)[0].tolist()
             raise InputError(
-                f"{path}: labels must be whole numbers, found {array[tuple(where)]} at voxel {where} "
+                f"{path}: expected whole numbers as labels, got {array[tuple(where)]} at voxel {where} "
                 f"({int(not_whole.sum())} voxels in all)"
             )
         if off.any():
             log.warning(
-                "%s: %d labels are off whole numbers by up to %.2g, as scaling leaves them; they are rounded",
+                "%s: %d labels differ from whole numbers by up to %.2g, a rounding error of scaling; they are rounded",
                 path,
                 int(np.count_nonzero(off)),
                 float(off.max()),
@@ -146,73 +146,75 @@ def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -
 
 
 def read_mask(path: str | Path, *, spacing_from: SpacingSource = "sform") -> Mask:
-    """Read a mask: inside is where the value is not 0.
+    """Read a mask; voxels with values other than 0 are inside.
 
     Parameters
     ----------
     path : path
-        A volume's file.
+        Volume file.
     spacing_from : {"sform", "pixdim"}
-        As of :func:`read_image`.
+        As for :func:`read_image`.
 
     Raises
     ------
     InputError
-        As :func:`read_image`; and a value is not finite, or none lies inside.
+        As for :func:`read_image`; also if a value is not finite, or no voxel is inside.
     """
     path = checked_path(path)
     raw = read_3d(path, spacing_from=spacing_from)
     if not np.isfinite(raw.array).all():
-        raise InputError(f"{path}: a mask must be finite, found NaN or infinite values")
+        raise InputError(f"{path}: expected a mask of finite values, got NaN or infinity")
     inside = raw.array != 0
     if not inside.any():
-        raise InputError(f"{path}: the mask is empty: every value is 0")
+        raise InputError(f"{path}: the mask is empty: all values are 0")
     return name_file(path, lambda: Mask(inside, raw.affine, volume_id(path), raw.source_header))
 
 
 def write_image(image: Image, path: str | Path, *, like: Like = None) -> None:
-    """Write intensities as float32; channels become the fourth axis.
+    """Write an image as float32; channels become the fourth axis.
 
     Parameters
     ----------
     image : Image
         The intensities to write.
     path : path
-        ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``; missing folders are made. The file appears whole or not at all,
-        and the same volume always gives the same bytes.
+        ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``; missing folders are created. The file is written atomically, and
+        the same volume always gives the same bytes.
     like : volume or SourceHeader, optional
-        Whose affine, sform and qform with their codes, unit and NIfTI version the file gets, exactly; a volume must be
-        on the same grid. Without it they are those of the file that `image` came from.
+        Template for affine, sform and qform with their codes, unit and NIfTI version; a volume must be on the same
+        grid. By default the source header of `image`.
 
     Raises
     ------
     OutputError
-        The file cannot be written (no space, no permission); nothing is left of it.
+        The file cannot be written (no space, no permission); no partial file remains.
     GeometryError
         `like` is on another grid.
     InputError
-        The path has another suffix.
+        The suffix of the path is unknown.
     """
     checked_content(image, Image, path)
     write_volume(checked_path(path), list(np.moveaxis(image.channels, -1, 0)), np.dtype(np.float32), image, like)
 
 
 def write_label_map(labels: LabelMap, path: str | Path, *, like: Like = None) -> None:
-    """Write labels as integers: of the type that `labels`, else `like`, had on disk, else of the smallest that fits.
+    """Write a label map as integers.
+
+    The data type is that of the file of `labels`, or else of `like`, or else the smallest one that fits.
 
     Parameters
     ----------
     labels : LabelMap
         The labels to write.
     path : path
-        As of :func:`write_image`.
+        As for :func:`write_image`.
     like : volume or SourceHeader, optional
-        As of :func:`write_image`.
+        As for :func:`write_image`.
 
     Raises
     ------
     OutputError, GeometryError, InputError
-        As :func:`write_image`.
+        As for :func:`write_image`.
     """
     checked_content(labels, LabelMap, path)
     place = like if isinstance(like, SourceHeader) else like.source_header if like is not None else SourceHeader()
@@ -228,22 +230,22 @@ def write_mask(mask: Mask, path: str | Path, *, like: Like = None) -> None:
     mask : Mask
         The mask to write.
     path : path
-        As of :func:`write_image`.
+        As for :func:`write_image`.
     like : volume or SourceHeader, optional
-        As of :func:`write_image`.
+        As for :func:`write_image`.
 
     Raises
     ------
     OutputError, GeometryError, InputError
-        As :func:`write_image`.
+        As for :func:`write_image`.
     """
     checked_content(mask, Mask, path)
     write_volume(checked_path(path), [mask.array], np.dtype(np.uint8), mask, like)
 
 
-def _label_type(labels: LabelMap, wanted: Iterable[str | None]) -> np.dtype[Any]:
+def _label_type(labels: LabelMap, preferred: Iterable[str | None]) -> np.dtype[Any]:
     lowest, highest = int(labels.array.min()), int(labels.array.max())
-    for name in (*wanted, *_LABEL_TYPES):
+    for name in (*preferred, *_LABEL_TYPES):
         if name is not None and np.dtype(name).kind in "iu":
             limits = np.iinfo(name)
             if limits.min <= lowest and highest <= limits.max:

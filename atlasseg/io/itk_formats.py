@@ -1,4 +1,4 @@
-"""Formats that SimpleITK reads: NRRD in this process once it was checked, all others in a process of their own."""
+"""Formats read with SimpleITK: NRRD in this process after its header was checked, all others in a child process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from atlasseg.io.nrrd import check_nrrd, read_nrrd_header
 from atlasseg.itk import LPS, image_to_sitk, last_line, quiet
 from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
 
-_MOST_BY_ANY_CODEC = 20_000  # bytes of a blank picture out of one, in JPEG 2000 or HDF5
+_MOST_BY_ANY_CODEC = 20_000  # compression ratio of a blank image in JPEG 2000 or HDF5
 
 
 def read_with_itk(path: Path) -> Source:
-    """Read a file of any format that ITK knows.
+    """Read a file in any format of ITK.
 
     Raises
     ------
     InputError
-        The file is damaged, promises more than it holds, or is in no known format.
+        The file is damaged, is shorter than its header says, or has an unknown format.
     """
     name = path.name.lower()
     if name.endswith((".mha", ".mhd")):
@@ -41,7 +41,7 @@ def read_with_itk(path: Path) -> Source:
 
 
 def read_in_place(path: Path) -> Source:
-    """Read a file by ITK in this process; its header is compared with its length first."""
+    """Read a file with ITK in this process, after comparing its header with its length."""
     import SimpleITK as sitk
 
     with quiet():
@@ -65,7 +65,7 @@ def read_in_place(path: Path) -> Source:
 
 
 def _source_from_itk(path: Path, image: Any) -> Source:
-    """Turn an ITK image into array, affine and source header; components become the last axis."""
+    """Convert an ITK image to array, affine and source header; components become the last axis."""
     import SimpleITK as sitk
 
     array = sitk.GetArrayFromImage(image)
@@ -81,7 +81,7 @@ def _source_from_itk(path: Path, image: Any) -> Source:
 
 
 def write_with_itk(path: Path, volume: Image | LabelMap | Mask, dtype: np.dtype[Any]) -> None:
-    """Write a compressed file of the format that the suffix names; labels as `dtype`."""
+    """Write a compressed file in the format of the suffix; labels as `dtype`."""
     import SimpleITK as sitk
 
     image = image_to_sitk(volume)

@@ -1,7 +1,7 @@
-"""MetaImage, ``.mha`` and ``.mhd`` with ``.raw`` or ``.zraw``, read by its text header.
+"""MetaImage: ``.mha``, and ``.mhd`` with ``.raw`` or ``.zraw``.
 
-The reader is our own since the one in ITK ends the process on some damaged headers. Where a header uses what is rare
-(a list of files), :func:`read_metaimage` says None, and ITK reads the file in a process of its own.
+ITK's reader ends the process on some damaged headers, so the text header is parsed here. For headers with rare features
+(a list of files) :func:`read_metaimage` returns None, and ITK reads the file in a child process.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _TYPES = {
 }
 _MAX_HEADER = 1 << 16
 _MAX_CHANNELS = 1 << 12
-_ZLIB_OR_GZIP = 47  # window bits: the stream says which
+_ZLIB_OR_GZIP = 47  # window bits: 32 detects zlib or gzip headers
 
 
 def read_metaimage(path: Path) -> Source | None:
-    """Read a MetaImage file, or None where its header needs ITK.
+    """Read a MetaImage file; returns None if its header needs ITK.
 
     Raises
     ------
     InputError
-        The header is damaged, or promises more than there is.
+        The header is damaged, or the file is shorter than its header says.
     """
     header, start = _read_header(path)
     data_file = header["ElementDataFile"]
@@ -78,7 +78,7 @@ def read_metaimage(path: Path) -> Source | None:
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], int]:
-    """Keys and values of the header, and where it ends."""
+    """Keys and values of the header, and the position of its end."""
     with path.open("rb") as file:
         head = file.read(_MAX_HEADER)
     header: dict[str, str] = {}
@@ -123,7 +123,7 @@ def _affine(path: Path, header: dict[str, str], dimension: int) -> NDArray[np.fl
     """Voxel to RAS+ mm."""
     spacing_key = "ElementSpacing" if "ElementSpacing" in header else "ElementSize"
     if spacing_key not in header:
-        log.warning("%s: the header gives no ElementSpacing: the voxel size is taken as 1 mm, as ITK does", path)
+        log.warning("%s: the header has no ElementSpacing; a voxel size of 1 mm is used, as in ITK", path)
     spacing = _numbers(path, header, spacing_key, dimension, default=[1.0] * dimension)
     unit = np.eye(dimension).ravel().tolist()
     matrix = next((key for key in ("TransformMatrix", "Rotation", "Orientation") if key in header), "TransformMatrix")
@@ -132,7 +132,7 @@ def _affine(path: Path, header: dict[str, str], dimension: int) -> NDArray[np.fl
     origin = _numbers(path, header, place, dimension, default=[0.0] * dimension)
     slope = _numbers(path, header, "ElementToIntensityFunctionSlope", 1, default=[1.0])[0]
     if slope != 1:
-        log.warning("%s: the header scales intensities by %g; that is left aside, as ITK does", path, slope)
+        log.warning("%s: the header scales intensities by %g; this is ignored, as in ITK", path, slope)
     if min(spacing[:3]) <= 0:
         raise InputError(f"{path}: expected voxel sizes above 0 in {spacing_key}, got {header[spacing_key]!r}.")
     return place_from_lps(direction[:3, :3], spacing[:3], origin[:3])

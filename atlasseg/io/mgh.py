@@ -1,4 +1,4 @@
-"""FreeSurfer's MGH, compressed (``.mgz``) or not, through nibabel."""
+"""FreeSurfer's MGH format, compressed (``.mgz``) or not, read with nibabel."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def open_mgh(path: Path) -> Iterator[Source]:
         affine = np.asarray(header.get_affine(), np.float64)
         source = SourceHeader(path, np.dtype(header.get_data_dtype()).name)
         yield Source(nibabel.MGHImage.ImageArrayProxy(stream, header, mmap=False), affine, source)
-        while compressed and stream.read(1 << 20):  # to its end, where gzip compares its checksum
+        while compressed and stream.read(1 << 20):  # read to the end, where gzip verifies its checksum
             pass

@@ -1,4 +1,4 @@
-"""NIfTI 1 and 2: geometry by sform, qform and units, labels in the header, and the same bytes every time."""
+"""NIfTI 1 and 2: geometry by sform, qform and unit, labels in the header, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -24,29 +24,31 @@ _GZIP_LEVEL = 4
 
 @contextmanager
 def open_nifti(path: Path, spacing_from: SpacingSource = "sform") -> Iterator[Source]:
-    """Open a NIfTI file of one part, compressed or not; its values are read from the stream."""
+    """Open a single NIfTI file, compressed or not; its values are read from the stream."""
     with _open_header(path) as (kind, header, stream):
         affine, source = read_geometry(path, header, spacing_from)
         yield Source(kind.ImageArrayProxy(stream, header, mmap=False), affine, source, _read_embedded_labels(header))
-        while isinstance(stream, gzip.GzipFile) and stream.read(1 << 20):  # to its end, where gzip checks its sum
+        while isinstance(stream, gzip.GzipFile) and stream.read(
+            1 << 20
+        ):  # read to the end, where gzip verifies its checksum
             pass
 
 
 def read_nifti_header(path: Path) -> Any:
-    """Read the header of a NIfTI file, where the meaning of its geometry is another one, or its intent is asked for."""
+    """Read the header of a NIfTI file without interpreting its geometry."""
     with _open_header(path) as (_, header, _):
         return header
 
 
 def read_nifti_values(path: Path) -> NDArray[Any]:
-    """Read the values of a NIfTI file whose geometry has another meaning, such as coefficients of FNIRT."""
+    """Read the values of a NIfTI file without interpreting its geometry, such as coefficients of FNIRT."""
     with _open_header(path) as (kind, header, stream):
         return np.asarray(kind.ImageArrayProxy(stream, header, mmap=False))
 
 
 @contextmanager
 def _open_header(path: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """Nibabel's class of image, the header, and the stream of a file that is as long as the header promises."""
+    """Open a file and check its length against its header; yields nibabel's image class, the header and the stream."""
     import nibabel
 
     with path.open("rb") as file:
@@ -57,14 +59,14 @@ def _open_header(path: Path) -> Iterator[tuple[Any, Any, Any]]:
         sizes = {int.from_bytes(size, "little"), int.from_bytes(size, "big")}
         if not sizes & {348, 540}:
             raise InputError(
-                f"{path}: not a NIfTI file: expected the header's size, 348 or 540, as its beginning, got {size!r}."
+                f"{path}: expected a NIfTI file, which begins with the header size 348 or 540, got {size!r}."
             )
         kind = nibabel.Nifti2Image if 540 in sizes else nibabel.Nifti1Image
         header = kind.header_class.from_fileobj(stream, check=False)
         sizes_mm = header["pixdim"][1:4]
         absent = sizes_mm == 0
-        sizes_mm[absent] = 1  # nibabel would invent these, and say so even where the sform has them
-        header.check_fix(logger=_Named(log, {"path": path}))  # mends what is harmless, and says so
+        sizes_mm[absent] = 1  # nibabel would replace these with a warning, even if the sform is used
+        header.check_fix(logger=_Named(log, {"path": path}))  # repairs harmless errors, with a warning
         sizes_mm[absent] = 0
         shape = header.get_data_shape()
         check_shape(path, shape)
@@ -77,7 +79,7 @@ def _open_header(path: Path) -> Iterator[tuple[Any, Any, Any]]:
 
 
 class _Named(logging.LoggerAdapter[logging.Logger]):
-    """Puts the file before what nibabel says of its header."""
+    """Logger that puts the file name in front of nibabel's messages about headers."""
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         return f"{(self.extra or {})['path']}: {msg}", kwargs
@@ -93,7 +95,7 @@ def write_nifti(
     labels: Sequence[int] | None,
     compress: bool,
 ) -> None:
-    """Write `volumes`, (I, J, K) each, one after the other, as the last axis of one file."""
+    """Write volumes (I, J, K) one after the other, as the last axis of one file."""
     count = len(labels) if labels is not None else volume.channels.shape[3] if isinstance(volume, Image) else 1
     header = make_header(volume.shape if count == 1 else (*volume.shape, count), dtype, affine, source)
     if labels is not None:
@@ -105,7 +107,7 @@ def write_nifti(
 
 
 def _compressed(file: IO[bytes]) -> Any:
-    return gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)  # no name and no time: the same bytes every time
+    return gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)  # no name and no time, for reproducible bytes
 
 
 def _embed_labels(header: Any, labels: Sequence[int]) -> None:

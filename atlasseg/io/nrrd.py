@@ -1,4 +1,4 @@
-"""NRRD, ``.nrrd`` and ``.nhdr``, through SimpleITK, after its text header was compared with what is there."""
+"""NRRD, ``.nrrd`` and ``.nhdr``: check of the text header against the file, before SimpleITK reads it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _MAX_HEADER = 1 << 20
 
 
 def read_nrrd_header(path: Path) -> tuple[dict[str, str], int]:
-    """Read the fields and the key/value pairs of a header.
+    """Read the fields and the key/value pairs of a NRRD header.
 
     Returns
     -------
     header : dict of str to str
         Fields in lower case; keys as they are.
     start : int
-        Byte at which the values of a file of one part begin.
+        Byte offset of the values in a file with attached header.
 
     Raises
     ------
     InputError
-        It is no NRRD header.
+        The file has no NRRD header.
     """
     header: dict[str, str] = {}
     with path.open("rb") as file:
@@ -57,18 +57,18 @@ def read_nrrd_header(path: Path) -> tuple[dict[str, str], int]:
 
 
 def check_nrrd(path: Path, header: dict[str, str], start: int) -> bool:
-    """Compare what the header of a file promises with its values.
+    """Check that a NRRD file holds as many values as its header says.
 
     Returns
     -------
     bool
-        False where the header uses what is rare (values as text, a list of files, bytes to skip): only a process of
-        its own may then read the file.
+        False for a header with rare features (values as text, a list of files, bytes to skip). Such a file must be read
+        in a child process.
 
     Raises
     ------
     InputError
-        The header is damaged, or promises more than there is.
+        The header is damaged, or the file is shorter than its header says.
     """
     kind, encoding = header.get("type", ""), header.get("encoding", "").lower()
     sizes = header.get("sizes", "").split()
@@ -93,14 +93,14 @@ def check_nrrd(path: Path, header: dict[str, str], start: int) -> bool:
         check_length(values, begin + expected, values.stat().st_size)
     elif encoding in _GZIP:
         check_stream(values, expected, start=begin)
-    else:  # a digit and a space, or two digits, for each value at least
+    else:  # at least two characters per value
         check_length(values, begin + 2 * expected // _ITEM_SIZES[kind.lower()] - 1, values.stat().st_size)
         return False
     return True
 
 
 def _lines(file: IO[bytes]) -> list[bytes]:
-    """Lines up to an empty one, at most so many bytes together."""
+    """Yield lines up to an empty one, with a limit on their total size."""
     found: list[bytes] = []
     left = _MAX_HEADER
     while left > 0 and (line := file.readline(left)):

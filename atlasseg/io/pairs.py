@@ -1,4 +1,4 @@
-"""Pairs of files, ``.hdr`` and ``.img``: NIfTI and Analyze, through nibabel."""
+"""NIfTI and Analyze file pairs, ``.hdr`` and ``.img``, read with nibabel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atlasseg.volume import SourceHeader
 
 
 def open_pair(path: Path, spacing_from: SpacingSource = "sform") -> Source:
-    """Open a pair of files by the name of either; its values are read on demand."""
+    """Open a pair of files by the name of one of them; values are read on demand."""
     import nibabel
 
     image = nibabel.load(path)
@@ -24,12 +24,12 @@ def open_pair(path: Path, spacing_from: SpacingSource = "sform") -> Source:
         affine, source = read_geometry(path, image.header, spacing_from)
     else:
         affine, source = np.asarray(image.affine, np.float64), SourceHeader(path, np.dtype(image.get_data_dtype()).name)
-        log.warning("%s: an Analyze header does not tell left from right: orientation is guessed", path)
+        log.warning("%s: an Analyze header does not distinguish left from right; the orientation is guessed", path)
     return Source(image.dataobj, affine, source)
 
 
 def _check_values(path: Path, image: Any) -> None:
-    """Refuse an image whose file of values is absent, or shorter than the header says."""
+    """Check that the file of values exists and is not shorter than the header says."""
     values = Path(image.file_map["image"].filename)
     if not values.is_file():
         raise InputError(f"{path}: expected its values in {values.name} beside it, found no such file. Copy both.")

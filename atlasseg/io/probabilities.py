@@ -1,4 +1,4 @@
-"""Label probabilities: 4-D volumes, or one volume a label."""
+"""Label probabilities: 4-D volumes, or one volume per label."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from atlasseg.io._writing import write_volume
 from atlasseg.io.tables import read_json
 from atlasseg.volume import Float64, Grid, ProbabilityMap
 
-_PROBABILITY_TOLERANCE = 0.01  # scaled 8-bit fractions miss 1 by 1/255
-_SUM_ROUNDING = 1e-5  # what a sum of some hundred float32 fractions misses 1 by
+_PROBABILITY_TOLERANCE = 0.01  # tolerance for scaled 8-bit fractions: 1/255
+_SUM_ROUNDING = 1e-5  # rounding error of a sum of some hundred float32 fractions
 
 
 def read_probability_map(
@@ -35,25 +35,25 @@ def read_probability_map(
     Parameters
     ----------
     path : path, or sequence of L paths
-        One volume is read at a time, so that memory grows with what is uncertain.
+        Volumes are read one at a time, so memory grows only with the number of uncertain voxels.
     labels : sequence of L int, or "numbered", optional
-        The labels in their order; "numbered" is 1 to L. A 4-D file may say them itself, and is believed first: in its
-        header, where :func:`write_probability_map` puts them, or in the ``LabelMap`` of its JSON sidecar (BIDS), as
-        numbers. Where 0 has no volume, background gets what is left of 1.
+        Labels of the volumes in their order; "numbered" is 1 to L. Labels stored with a 4-D file take precedence: those
+        in its header, written by :func:`write_probability_map`, or the numbers in ``LabelMap`` of its JSON sidecar
+        (BIDS). If label 0 has no volume, background gets the remainder to 1.
     spacing_from : {"sform", "pixdim"}
-        As of :func:`read_image`.
+        As for :func:`read_image`.
 
     Returns
     -------
     ProbabilityMap
-        Scaled to sum 1, with a warning where the sum is more than 0.01 off; where all are 0 is certain background, with
-        a warning where background has a volume of its own.
+        Probabilities scaled to sum 1, with a warning if the sum deviates by more than 0.01. Voxels where all are 0
+        become background with probability 1, with a warning if background has its own volume.
 
     Raises
     ------
     InputError
-        As :func:`read_image`; the labels are unknown, repeated, or not as many as the volumes; a value is not finite,
-        negative, or above 1 (above 100 where most voxels say that they are percent, or 255 that they are bytes).
+        As for :func:`read_image`; also if the labels are unknown, repeated, or not one per volume; or if a value is not
+        finite, is negative, or is above 1 (100 for percentages, 255 for bytes).
     GeometryError
         Several volumes are not on one grid.
     """
@@ -68,11 +68,11 @@ def read_probability_map(
         with open_volume(one, spacing_from=spacing_from) as source:
             shape = source.shape if len(source.shape) != 3 else (*source.shape, 1)
             if len(shape) != 4 or 0 in shape or (len(paths) > 1 and shape[3] != 1):
-                wanted = "(I, J, K, labels)" if len(paths) == 1 else "(I, J, K)"
-                raise InputError(f"{one}: expected a volume of shape {wanted}, got shape {source.shape}")
+                expected = "(I, J, K, labels)" if len(paths) == 1 else "(I, J, K)"
+                raise InputError(f"{one}: expected a volume of shape {expected}, got shape {source.shape}")
             found = Grid((shape[0], shape[1], shape[2]), source.affine)
             if grid is not None and not found.matches(grid):
-                raise GeometryError(f"{one}: not on the grid of {first}: shapes {found.shape} and {grid.shape}")
+                raise GeometryError(f"{one}: expected the grid of {first}, got shapes {found.shape} and {grid.shape}")
             grid = grid or found
             given = range(1, max(len(paths), shape[3]) + 1) if labels == "numbered" else labels
             if len(paths) > 1 and given is not None:
@@ -82,7 +82,7 @@ def read_probability_map(
             parts += [_fractions(one, source.volume(at), label) for at, label in enumerate(own)]
             values += own
     if len(set(values)) != len(values) or len(values) != len(parts):
-        raise InputError(f"{first}: {len(parts)} volumes of probabilities need as many different labels, got {values}")
+        raise InputError(f"{first}: expected a different label for each of {len(parts)} volumes, got {values}")
     assert grid is not None
     return _probabilities(first, grid, values, parts)
 
@@ -90,7 +90,7 @@ def read_probability_map(
 def write_probability_map(probabilities: ProbabilityMap, path: str | Path, *, like: Like = None) -> None:
     """Write probabilities as float32 (I, J, K, L), in the order of ``probabilities.label_values``.
 
-    The labels are noted in the NIfTI header (a comment extension), so :func:`read_probability_map` knows them. One
+    The labels are stored in the NIfTI header (a comment extension), where :func:`read_probability_map` reads them. One
     label is expanded at a time.
 
     Parameters
@@ -98,19 +98,19 @@ def write_probability_map(probabilities: ProbabilityMap, path: str | Path, *, li
     probabilities : ProbabilityMap
         The probabilities to write.
     path : path
-        As of :func:`write_image`; the suffix must be ``.nii.gz`` or ``.nii``.
+        As for :func:`write_image`; the suffix must be ``.nii.gz`` or ``.nii``.
     like : volume or SourceHeader, optional
-        As of :func:`write_image`.
+        As for :func:`write_image`.
 
     Raises
     ------
     OutputError, GeometryError, InputError
-        As :func:`write_image`.
+        As for :func:`write_image`.
     """
     path = checked_path(path)
     checked_content(probabilities, ProbabilityMap, path)
     if volume_suffix(path.name) not in NIFTI_SUFFIXES:
-        raise InputError(f"{path}: probabilities are written as .nii.gz or .nii")
+        raise InputError(f"{path}: expected the suffix .nii.gz or .nii for probabilities")
     values = [int(value) for value in probabilities.label_values]
     volumes = (probabilities.probability(value) for value in values)
     write_volume(path, volumes, np.dtype(np.float32), probabilities, like, labels=values)
@@ -121,20 +121,20 @@ def _labels_of(path: Path, source: Source, given: Sequence[int] | None, count: i
     if values is None:
         sidecar = path.with_name(volume_id(path) + ".json").name
         raise InputError(
-            f"{path}: which label each of its {count} volumes is for is not known: "
-            f"give a label table, or the list 'LabelMap' in {sidecar}"
+            f"{path}: expected the label of each of its {count} volumes. Give a label table, or the list "
+            f"'LabelMap' in {sidecar}."
         )
     if len(values) == count + 1 and 0 in values:
-        values = [value for value in values if value != 0]  # a table that names background, which has no volume
+        values = [value for value in values if value != 0]  # a table with a row for background, which has no volume
     if len(values) != count or len(set(values)) != count:
-        raise InputError(f"{path}: {count} volumes need as many different labels, got {values}")
+        raise InputError(f"{path}: expected a different label for each of {count} volumes, got {values}")
     return values
 
 
 def _probabilities(
     path: Path, grid: Grid, values: Sequence[int], parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]]
 ) -> ProbabilityMap:
-    """One map of the voxels and probabilities of each label."""
+    """Create a probability map from the voxels and probabilities of each label."""
     voxels = np.concatenate([where for where, _ in parts])
     weights = np.concatenate([weights for _, weights in parts]).astype(np.float64)
     weights *= _unit_of_probability(
@@ -154,7 +154,10 @@ def _probabilities(
     if off.size and off.max() > _PROBABILITY_TOLERANCE:
         count = int((off > _PROBABILITY_TOLERANCE).sum())
         log.warning(
-            "%s: probabilities miss the sum 1 by up to %.3g, at %d voxels; they are scaled", path, off.max(), count
+            "%s: the sum of the probabilities differs from 1 by up to %.3g, at %d voxels; they are scaled",
+            path,
+            off.max(),
+            count,
         )
     return ProbabilityMap.from_entries(
         np.zeros(grid.shape, np.int32),
@@ -168,17 +171,17 @@ def _probabilities(
 
 
 def _unit_of_probability(path: Path, total: Float64, largest: float) -> float:
-    """What probabilities are to be multiplied by: they may be parts of 1, percent, or bytes (0 to 255)."""
+    """Factor that scales probabilities to 0..1: they may be fractions, percentages, or bytes (0 to 255)."""
     if largest <= 1 + _PROBABILITY_TOLERANCE:
         return 1.0
     of_this_scale = (total > 1 + _PROBABILITY_TOLERANCE).sum() > (total > 0).sum() / 2
     for highest, name in ((100, "percent"), (255, "bytes, parts of 255")):
         if of_this_scale and 2 <= largest <= highest * (1 + _PROBABILITY_TOLERANCE):
-            log.warning("%s: the largest value is %g, so the values are taken as %s", path, largest, name)
+            log.warning("%s: the largest value is %g, so the values are read as %s", path, largest, name)
             return 1 / highest
     raise InputError(
-        f"{path}: probabilities must lie in 0..1, or be percent in 0..100, or bytes in 0..255; "
-        f"the largest is {largest:g}"
+        f"{path}: expected probabilities in 0..1, percentages in 0..100 or bytes in 0..255, got values up to "
+        f"{largest:g}"
     )
 
 
@@ -191,11 +194,11 @@ def _sidecar_labels(path: Path) -> list[int] | None:
 
 
 def _fractions(path: Path, array: NDArray[Any], label: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Flat (C order) voxels where one label's probability is not 0, and the probability there."""
+    """Flat indices (C order) of the voxels with a nonzero probability of a label, and these probabilities."""
     flat = np.asarray(array, dtype=np.float32).reshape(-1)
     if not np.isfinite(flat).all():
-        raise InputError(f"{path}: the probabilities of label {label} are not all finite")
+        raise InputError(f"{path}: expected finite probabilities of label {label}, got NaN or infinity")
     if flat.min() < -_PROBABILITY_TOLERANCE:
-        raise InputError(f"{path}: the probabilities of label {label} are negative: {flat.min():g}")
+        raise InputError(f"{path}: expected probabilities of label {label} of at least 0, got {flat.min():g}")
     voxels = np.flatnonzero(flat > 0)
     return voxels, flat[voxels]

@@ -1,4 +1,4 @@
-"""Segmentations of Slicer, ``.seg.nrrd``: segments with names and colours, in one layer or several that may overlap."""
+"""3D Slicer segmentations, ``.seg.nrrd``: named and coloured segments, in one layer or in several that may overlap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_SEGMENTS = 1 << 16
 
 @dataclass(frozen=True)
 class Segment:
-    """A structure: in layer `layer` of the file its voxels are `stored`; here it is the label `value`."""
+    """Segment of a file: its voxels have the value `stored` in layer `layer`, and become the label `value`."""
 
     name: str
     layer: int
@@ -31,15 +31,15 @@ class Segment:
 
 
 def is_segmentation(path: str | Path) -> bool:
-    """Whether the name of a file is that of a segmentation of Slicer."""
+    """Whether a file name is that of a 3D Slicer segmentation."""
     return Path(path).name.lower().endswith(_SUFFIXES)
 
 
 def read_segments(path: Path) -> tuple[Segment, ...]:
-    """Read what segments a file has.
+    """Read the segments of a file.
 
-    A segment keeps its label value. Where two have the same one, since they lie in different layers, all are numbered
-    from 1 in the order of the file, with a warning.
+    Segments keep their label values. If segments in different layers have the same value, all are numbered from 1 in
+    the order of the file, with a warning.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
     found = []
     for order, n in enumerate(numbers, start=1):
         name = _one_line(header.get(f"Segment{n}_Name") or header.get(f"Segment{n}_ID") or "") or f"segment {order}"
-        # files of Slicer 4.10 and before give neither: each segment is a layer of its own
+        # files of Slicer 4.10 and before have neither key: each segment is a separate layer
         layer = _whole(path, header, f"Segment{n}_Layer", n)
         stored = _whole(path, header, f"Segment{n}_LabelValue", 1)
         found.append(Segment(name, layer, stored, stored, _color(header.get(f"Segment{n}_Color", ""))))
@@ -62,7 +62,7 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
         return tuple(found)
     numbered = tuple(Segment(s.name, s.layer, s.stored, n, s.color) for n, s in enumerate(found, start=1))
     log.warning(
-        "%s: segments in different layers share a label value; they are numbered %s",
+        "%s: segments in different layers have the same label value; they are numbered %s",
         path,
         ", ".join(f"{segment.value} {segment.name!r}" for segment in numbered),
     )
@@ -70,16 +70,16 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
 
 
 def table_of_segments(path: Path) -> LabelTable:
-    """Make a label table of the segments of a file.
+    """Create a label table from the segments of a file.
 
     Raises
     ------
     InputError
-        The header is damaged, or names no segment.
+        The header is damaged, or has no segment.
     """
     segments = read_segments(path)
     if not segments:
-        raise InputError(f"{path}: expected a segmentation of Slicer, found no segment in its header.")
+        raise InputError(f"{path}: expected a 3D Slicer segmentation, got a header without segments.")
     try:
         return LabelTable(tuple(Label(segment.value, segment.name, segment.color) for segment in segments))
     except InputError as error:
@@ -87,7 +87,7 @@ def table_of_segments(path: Path) -> LabelTable:
 
 
 def merge_layers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
-    """Make one label map of the layers of a file.
+    """Merge the layers of a file into one label map.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def merge_layers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     Raises
     ------
     InputError
-        Two segments overlap. The message names them, and how many voxels they share.
+        Two segments overlap. The message names them and the number of common voxels.
     """
     segments = read_segments(path)
     if array.ndim == 3:
@@ -117,23 +117,24 @@ def merge_layers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
             other = next(one for one in segments if one.value == shared[0])
             count = int((merged[inside] == shared[0]).sum())
             raise InputError(
-                f"{path}: expected one label a voxel, but the segments {other.name!r} and {segment.name!r} overlap in "
-                f"{count} voxels, in layers {other.layer} and {segment.layer}. Write them into files of their own."
+                f"{path}: expected one label per voxel, but the segments {other.name!r} and {segment.name!r} overlap "
+                f"in "
+                f"{count} voxels, in layers {other.layer} and {segment.layer}. Save them in separate files."
             )
         merged[inside] = segment.value
     left = int(np.count_nonzero(array[~named]))
     if left:
-        log.warning("%s: %d voxels have values of no segment; they are background", path, left)
+        log.warning("%s: %d voxels have values that belong to no segment; they become background", path, left)
     return merged
 
 
 def _present(path: Path, header: dict[str, str], segments: list[Segment]) -> list[Segment]:
-    """The segments whose layer is in the file, which must differ in layer or label value."""
+    """Segments whose layer is in the file; checks that they differ in layer or label value."""
     count = int(header["sizes"].split()[0]) if header.get("dimension") == "4" and header.get("sizes") else 1
     absent = [segment.name for segment in segments if not 0 <= segment.layer < count]
     if absent:
         log.warning(
-            "%s: its header has the segments %s in layers that the file lacks; they are left out",
+            "%s: the segments %s are in layers that the file does not have; they are ignored",
             path,
             ", ".join(map(repr, absent)),
         )
@@ -162,7 +163,7 @@ def _whole(path: Path, header: dict[str, str], key: str, default: int) -> int:
 
 
 def _color(text: str) -> Color | None:
-    """Three fractions of 1, as bytes."""
+    """Convert three fractions of 1 to bytes."""
     try:
         parts = [float(part) for part in text.split()]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Label tables, TSV, JSON and text."""
+"""Label tables, TSV, JSON and text files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        The file is absent, or is not a JSON object. The message names the file, and the line of the fault.
+        The file does not exist, or is not a JSON object. The message names the file and the line.
     """
     path = checked_path(path)
     try:
@@ -33,7 +33,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
         if isinstance(error, UnicodeDecodeError):
             raise InputError(f"{path}: cannot be read: {error}") from error
-        raise InputError(f"{path}: not JSON that can be read: {error}") from error
+        raise InputError(f"{path}: expected JSON: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(found, dict):
@@ -47,13 +47,13 @@ def read_label_table(path: str | Path) -> LabelTable:
     Parameters
     ----------
     path : path
-        BIDS TSV, CSV (also Slicer's), ITK-SNAP or FreeSurfer, recognised by its content; or a segmentation of Slicer
-        (``.seg.nrrd``), whose header names its segments.
+        BIDS TSV, CSV (also that of 3D Slicer), ITK-SNAP or FreeSurfer, recognised by its content; or a 3D Slicer
+        segmentation (``.seg.nrrd``), whose header names its segments.
 
     Raises
     ------
     InputError
-        The file is absent, is not text, is in none of these formats, or has a faulty line. The message names file and
+        The file does not exist, is not text, has an unknown format, or has an invalid line. The message names file and
         line.
     """
     path = checked_path(path)
@@ -66,7 +66,7 @@ def read_label_table(path: str | Path) -> LabelTable:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: a label table must be text in UTF-8 ({error.reason} at byte {error.start})"
+            f"{path}: expected a label table in UTF-8 text ({error.reason} at byte {error.start})"
         ) from error
     except OSError as error:
         raise InputError(f"{path}: the label table cannot be read: {error.strerror or error}") from error
@@ -74,7 +74,7 @@ def read_label_table(path: str | Path) -> LabelTable:
 
 
 def write_json(data: Mapping[str, Any], path: str | Path) -> None:
-    """Write a JSON object, whole or not at all; NaN is refused (ValueError), since JSON has none."""
+    """Write a JSON object atomically; NaN raises a ValueError, since JSON has none."""
     write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
@@ -88,7 +88,7 @@ def write_label_table(table: LabelTable, path: str | Path, *, format: TableForma
     path : path
         The file to write.
     format : str, optional
-        As of :func:`.labels.format_label_table`; by default CSV if the path ends in ``.csv``, else BIDS TSV.
+        As for :func:`.labels.format_label_table`; by default CSV if the path ends in ``.csv``, else BIDS TSV.
     """
     checked_content(table, LabelTable, path)
     chosen: TableFormat = format or ("csv" if checked_path(path).suffix.lower() == ".csv" else "bids")
@@ -96,9 +96,9 @@ def write_label_table(table: LabelTable, path: str | Path, *, format: TableForma
 
 
 def write_tsv(rows: Iterable[Mapping[str, object]], path: str | Path, *, columns: Sequence[str] | None = None) -> None:
-    """Write a BIDS table, whole or not at all: tab-separated, with a header, ``n/a`` for None and NaN.
+    """Write a BIDS table atomically: tab-separated, with a header, ``n/a`` for None and NaN.
 
-    `columns` are those of the first row unless given; a row may lack some.
+    `columns` are by default those of the first row; rows may lack some of them.
     """
     rows = list(rows)
     header = list(columns) if columns is not None else list(rows[0]) if rows else []
@@ -112,6 +112,6 @@ def write_tsv(rows: Iterable[Mapping[str, object]], path: str | Path, *, columns
 
 
 def write_text(text: str, path: str | Path) -> None:
-    """Write UTF-8 text, whole or not at all; raises OutputError where it cannot be written."""
+    """Write UTF-8 text atomically; raises OutputError if it cannot be written."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))

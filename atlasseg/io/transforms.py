@@ -1,6 +1,6 @@
-"""Transforms to and from files: those of ITK, ANTs and Slicer are read and written, those of others read.
+"""Transform files: those of ITK, ANTs and 3D Slicer are read and written, those of other programs are read.
 
-A file is recognised by its name and content. What each program's numbers mean is the matter of
+The format is recognised by file name and content. The conventions of each program are in
 :mod:`atlasseg.io._vector_fields`, :mod:`atlasseg.io._fsl` and :mod:`atlasseg.io._lta`.
 """
 
@@ -38,7 +38,7 @@ _TEXT_SUFFIXES, _MATLAB_SUFFIXES, _GUARDED_SUFFIXES = (".tfm", ".txt"), (".mat",
 _LTA_SUFFIX, _LARGEST_MATRIX = ".lta", 1 << 14
 _PARAMETER_SUFFIXES = (*_TEXT_SUFFIXES, *_MATLAB_SUFFIXES, *_GUARDED_SUFFIXES)
 _FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-_MATLAB_ITEM_SIZES = (8, 4, 4, 2, 2, 1)  # by the tens of a matrix's type, MATLAB level 4
+_MATLAB_ITEM_SIZES = (8, 4, 4, 2, 2, 1)  # by the tens digit of the matrix type, MATLAB level 4
 
 
 def read_transform(
@@ -132,17 +132,17 @@ def _read_parameters(path: Path, kind: str) -> Transform:
     with quiet():
         found = sitk.ReadTransform(str(path))
     if blocks is not None:
-        wanted = [(len(part.GetParameters()), len(part.GetFixedParameters())) for part in _leaves(found)]
-        if wanted != blocks:
+        expected = [(len(part.GetParameters()), len(part.GetFixedParameters())) for part in _leaves(found)]
+        if expected != blocks:
             raise InputError(
-                f"{path}: the file is truncated or damaged: expected {wanted} parameters and fixed parameters, "
+                f"{path}: the file is truncated or damaged: expected {expected} parameters and fixed parameters, "
                 f"got {blocks}. Copy it again."
             )
     return transform_from_sitk(found)
 
 
 def _leaves(transform: Any) -> list[Any]:
-    """The parts of a transform of ITK that have parameters of their own."""
+    """Parts of an ITK transform that have their own parameters."""
     import SimpleITK as sitk
 
     specific = transform.Downcast()
@@ -155,7 +155,7 @@ def _read_blocks(path: Path) -> list[tuple[int, int]]:
     """How many parameters and fixed parameters each transform of a text file has: ITK leaves those that lack at 0."""
     text = _read_text(path, "a transform")
     if not text.endswith("\n"):
-        log.warning("%s: the file does not end with a line break: its last number may be cut short", path)
+        log.warning("%s: the file does not end with a line break; its last number may be truncated", path)
     blocks: list[dict[str, int]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         key, _, value = line.partition(":")
@@ -185,7 +185,7 @@ def _check_hdf5(path: Path, kind: str) -> None:
 
 
 def _check_matlab(path: Path) -> None:
-    """Refuse a file of MATLAB, level 4, whose matrices do not fill it, or have no name."""
+    """Check that the matrices in a MATLAB level 4 file fill the file and have names."""
     content = path.read_bytes()
     at = 0
     while at < len(content):
@@ -290,25 +290,25 @@ def _one_for_each(given: Space | Sequence[Space] | None, count: int, what: str) 
 
 
 def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None = None) -> None:
-    """Write a transform to a file that ITK, ANTs and Slicer read; the file appears whole or not at all.
+    """Write a transform atomically to a file for ITK, ANTs and 3D Slicer.
 
     Parameters
     ----------
     transform : Transform
         The transform to write.
     path : path
-        ``.tfm .txt .mat``: one transform (``.tfm .txt`` hold chains too); ``.h5``: any; ``.nii .nii.gz .nrrd .mha``:
-        a displacement field, into which any transform is sampled on `grid`.
+        ``.mat``: one transform; ``.tfm .txt``: one transform or a chain; ``.h5``: any transform; ``.nii .nii.gz .nrrd
+        .mha``: a displacement field, sampled from any transform on `grid`.
     grid : Grid, optional
-        Where to sample; by default where a displacement field, or what an `Inverse` inverts, is defined. An image
-        file cannot hold a sheared grid, so there the field is sampled on the perpendicular grid that covers it.
+        Grid of the displacement field; by default the domain of the transform. An image file cannot hold a sheared
+        grid: the field is then sampled on the perpendicular grid that covers it.
 
     Raises
     ------
     InputError
-        The file name says no known kind, the kind cannot hold this transform, or it needs a grid.
+        The suffix is unknown, its format cannot hold this transform, or a grid is needed and not given.
     OutputError
-        It cannot be written; the message names the file and the cause.
+        The file cannot be written. The message names the file and the cause.
     """
     import SimpleITK as sitk
 
@@ -317,7 +317,7 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
     kind = _suffix(path, written=True)
     if kind == ".mat" and isinstance(transform, Chain):
         raise InputError(
-            f"{path}: a .mat file holds one transform, not a chain of {len(transform.transforms)}: use .h5"
+            f"{path}: expected one transform for a .mat file, got a chain of {len(transform.transforms)}. Use .h5."
         )
     if kind in _PARAMETER_SUFFIXES:
         parameters = transform_to_sitk(transform, grid=grid)
@@ -325,7 +325,7 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
         return
     where = grid or transform.domain
     if where is None:
-        raise InputError(f"{path}: expected a grid on which to sample the displacement field. Give grid=...")
+        raise InputError(f"{path}: expected a grid for the displacement field. Give grid=.")
     where = orthonormal_grid(where)
     if isinstance(transform, DisplacementField) and where.matches(transform.grid):
         field = transform
@@ -336,7 +336,7 @@ def write_transform(transform: Transform, path: str | Path, *, grid: Grid | None
 
 
 def _write(path: Path, write: Callable[[str], None]) -> None:
-    """Let ITK write a file that appears whole or not at all."""
+    """Write a file with ITK atomically."""
     with atomic_write(path) as aside:
         try:
             write(str(aside))

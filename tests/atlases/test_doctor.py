@@ -191,7 +191,7 @@ def test_headers_that_leave_the_place_in_doubt_are_warned_of(folder):
     moved = place("a")
     moved[:3, 3] += 0, 3, 4
     nifti(folder / "images" / "a.nii.gz", scan("a"), place("a"), qform_affine=moved)
-    assert_found(folder, "warning", "images/a.nii.gz", "sform and qform disagree by up to 5 mm")
+    assert_found(folder, "warning", "images/a.nii.gz", "sform and qform differ by up to 5 mm")
     nifti(folder / "images" / "b.nii.gz", scan("b"), place("b"), sform=0, qform=0)
     assert_found(folder, "warning", "images/b.nii.gz", "neither sform nor qform is set")
     nifti(folder / "images" / "c.nii.gz", scan("c"), place("c"), unit="meter")

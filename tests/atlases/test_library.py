@@ -316,7 +316,9 @@ def test_a_probabilistic_atlas_in_one_file_whose_labels_the_table_knows(template
     nib.save(nib.Nifti1Image(array, affine_of("a")), template / "probabilities" / "a.nii.gz")
     library = read_library(template)
     if rows == (1, 2) and volumes == (0, 1, 2):
-        with pytest.raises(InputError, match=r"a\.nii\.gz: 3 volumes need as many different labels, got \[1, 2\]"):
+        with pytest.raises(
+            InputError, match=r"a\.nii\.gz: expected a different label for each of 3 volumes, got \[1, 2\]"
+        ):
             library.read("a")
     else:
         assert_fractions(library)

@@ -243,7 +243,7 @@ def test_labels_that_scaling_moved_a_little_are_rounded_and_told(tmp_path, caplo
     raw = (SCAN % 38 * 10).astype(np.int16)
     found = read(save(tmp_path / "seg.nii.gz", raw, sform=oblique(), slope=0.1))
     np.testing.assert_array_equal(found.array, SCAN % 38)
-    assert "seg.nii.gz: " in caplog.text and "are off whole numbers by up to" in caplog.text
+    assert "seg.nii.gz: " in caplog.text and "differ from whole numbers by up to" in caplog.text
     assert "they are rounded" in caplog.text
 
 
@@ -255,7 +255,9 @@ def test_labels_farther_from_whole_numbers_are_refused(tmp_path, value, whole):
     if whole:
         assert io.read_label_map(path).array[1, 2, 3] == 2
     else:
-        with pytest.raises(InputError, match=r"seg\.nii: labels must be whole numbers, found .* at voxel \[1, 2, 3\]"):
+        with pytest.raises(
+            InputError, match=r"seg\.nii: expected whole numbers as labels, got .* at voxel \[1, 2, 3\]"
+        ):
             io.read_label_map(path)
 
 

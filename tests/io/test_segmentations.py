@@ -68,7 +68,7 @@ def test_segments_of_one_value_in_several_layers_are_numbered_and_told(tmp_path,
     path = write(tmp_path / "x.seg.nrrd", layers, [("a", 0, 1), ("b", 0, 2), ("c", 1, 1)])
     np.testing.assert_array_equal(io.read_label_map(path).array, block(1, 1) + block(2, 2) + block(4, 3))
     assert names(path) == [(1, "a"), (2, "b"), (3, "c")]
-    assert "share a label value; they are numbered 1 'a', 2 'b', 3 'c'" in caplog.text
+    assert "have the same label value; they are numbered 1 'a', 2 'b', 3 'c'" in caplog.text
 
 
 def test_files_without_layers_have_one_a_segment(tmp_path):
@@ -88,13 +88,13 @@ def test_segments_of_layers_that_are_not_there_are_told(tmp_path, caplog):
     path = write(tmp_path / "x.seg.nrrd", [block(1, 1) + block(2, 2)], [("a", 0, 1), ("b", 1, 1)])
     np.testing.assert_array_equal(io.read_label_map(path).array, block(1, 1) + block(2, 2))
     assert names(path) == [(1, "a")]
-    assert "the segments 'b' in layers that the file lacks" in caplog.text
+    assert "the segments 'b' are in layers that the file does not have" in caplog.text
 
 
 def test_values_of_no_segment_in_layers_are_told(tmp_path, caplog):
     path = write(tmp_path / "x.seg.nrrd", [block(1, 1) + block(2, 9), block(4, 1)], [("a", 0, 1), ("b", 1, 1)])
     np.testing.assert_array_equal(io.read_label_map(path).array, block(1, 1) + block(4, 2))
-    assert "4 voxels have values of no segment" in caplog.text
+    assert "4 voxels have values that belong to no segment" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_values_of_no_segment_in_layers_are_told(tmp_path, caplog):
         ([("a", 0, 1), ("b", 0, 1)], "", r"'a' and 'b' have 1 in layer 0"),
         ([("a", "x", 1)], "", "expected a whole number as Segment0_Layer, got 'x'"),
         ([("a", 0, "9" * 5000)], "", "expected a whole number as Segment0_LabelValue"),
-        ([], "", "found no segment in its header"),
+        ([], "", "got a header without segments"),
     ],
 )
 def test_faulty_headers_are_refused(tmp_path, segments, more, reason):
