@@ -45,7 +45,7 @@ def test_paths_start_from_the_recipe(tmp_path):
         ({"fusion": {"methd": "majority"}}, r"\[fusion\] has no key 'methd'; did you mean 'method'"),
         ({"fusion": {}}, r"\[fusion\] lacks the key 'method'"),
         ({}, r"the table \[fusion\]"),
-        ({"fusion": "majority"}, r"must be a table \[fusion\], got 'majority'"),
+        ({"fusion": "majority"}, r"expected a table \[fusion\], got 'majority'"),
         ({"fusion": {"method": 3}}, "expected the name of a method, got 3"),
         (
             {"fusion": {"method": "local_weighted", "local_weighted": {"pwer": 2}}},
@@ -58,7 +58,7 @@ def test_paths_start_from_the_recipe(tmp_path):
         ({"fusion": {"method": "majority", "local_weighted": {"pwer": 2}}}, "no parameter 'pwer'"),
         ({"tissue": {"method": "feild"}}, r"\[tissue\] method: .*no method 'feild'; did you mean 'field'"),
         ({"tissue": {"method": "field", "field": {"bet": 1}}}, r"\[tissue.field\] has no parameter 'bet'"),
-        ({"tissue": {"method": "field"}, **LEAST}, r"\[tissue\] is a recipe of its own, .*\[fusion\]"),
+        ({"tissue": {"method": "field"}, **LEAST}, r"a recipe with \[tissue\] cannot have .*\[fusion\]"),
         ({**LEAST, "registration": {"steps": "itk_affine"}}, r"\[registration\] steps: .*got 'itk_affine'"),
         ({**LEAST, "registration": {"steps": ["afine"]}}, "no method 'afine'"),
         ({**LEAST, "preprocessing": {"mask": "brain"}}, r"\[preprocessing\] mask: .*'given'.*got 'brain'"),
@@ -74,7 +74,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(InputError, match=r"absent\.toml: there is no such recipe"):
         read_recipe(tmp_path / "absent.toml")
     (tmp_path / "broken.toml").write_text("[fusion\n")
-    with pytest.raises(InputError, match=r"broken\.toml: cannot be read as a TOML recipe: .*line 1"):
+    with pytest.raises(InputError, match=r"broken\.toml: expected a recipe in TOML: .*line 1"):
         read_recipe(tmp_path / "broken.toml")
 
 
@@ -101,7 +101,7 @@ def test_overrides():
         ("fusion.method", "stage.key=value"),
         ("fusion=majority", "stage.key=value"),
         ("fusio.method=x", "no stage 'fusio'; did you mean 'fusion'"),
-        ("fusion.method.x=3", "is no table"),
+        ("fusion.method.x=3", "expected a table for --set"),
         ("fusion.sft=true", "no parameter 'sft'; did you mean 'soft'"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_default_that_is_written_out_changes_nothing():
     lines, note = [], ""
     for line in (before + rest[rest.index("\n[") :]).splitlines():
         is_key = KEY.fullmatch(line) is not None
-        unset = re.search("Not set|Must be given", re.sub(r"\s+", " ", note))
+        unset = re.search("Not set|Required", re.sub(r"\s+", " ", note))
         lines.append(line.removeprefix("# ") if is_key and not unset else line)
         note = note + line.removeprefix("#") if line.startswith("#") and not is_key else ""
     made = parse_recipe(tomllib.loads("\n".join(lines)))

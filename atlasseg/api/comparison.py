@@ -121,4 +121,4 @@ def compare(
             scores.loc[len(scores)] = [pd.NA, "all", "seconds", seconds, ""]
             rows.append(scores.assign(target=case.id, method=variant.variant))
     metrics = pd.concat(rows, ignore_index=True)
-    return Comparison.of(metrics[["target", "method", "label", "name", "metric", "value", "note"]])
+    return Comparison.from_metrics(metrics[["target", "method", "label", "name", "metric", "value", "note"]])

@@ -170,7 +170,7 @@ def collect_metrics(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
 
 def rank_methods(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> CohortComparison:
     """Scores, tests and ranks over the targets on which every method has a Dice; errors as of `Comparison.of`."""
-    found = Comparison.of(metrics)
+    found = Comparison.from_metrics(metrics)
     return CohortComparison(metrics, found.scores, found.tests, found.ranking, list(done))
 
 

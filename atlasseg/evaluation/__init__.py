@@ -1,4 +1,4 @@
-"""How good a segmentation is: overlap, surface distances, calibration, and tests of one method against another."""
+"""Evaluation of segmentations: overlap, surface distances, calibration, and statistical comparison of methods."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: of all voxels given a label with 80 %, 80 % should have it."""
+"""Calibration of label probabilities: reliability table and expected calibration error."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from atlasseg.volume import Bool, Float64, Int64, LabelMap, Mask, ProbabilityMap
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """How often the most probable label is right, by the probability it was given.
+    """Reliability table: accuracy of the most probable label in bins of its probability.
+
+    Probabilities are calibrated if accuracy and confidence are equal in every bin.
 
     Parameters
     ----------
     lower, upper : (B,) float64
-        Bins of confidence; a bin holds its upper limit and not its lower one.
+        Limits of the confidence bins. A bin includes its upper limit and excludes its lower one.
     counts : (B,) int64
-        Voxels in each bin.
+        Number of voxels in each bin.
     confidence : (B,) float64
-        Mean probability of the most probable label in each bin; NaN in an empty one.
+        Mean probability of the most probable label in each bin; NaN in an empty bin.
     accuracy : (B,) float64
-        Share of the voxels whose most probable label is the reference's; NaN in an empty bin.
+        Fraction of the voxels whose most probable label is that of the reference; NaN in an empty bin.
     """
 
     lower: Float64
@@ -34,7 +36,7 @@ class Reliability:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean absolute difference of accuracy and confidence over the voxels, 0 to 1; NaN where there is none."""
+        """Mean absolute difference of accuracy and confidence over the voxels, 0 to 1; NaN without voxels."""
         if not self.counts.any():
             return float("nan")
         held = self.counts > 0
@@ -43,7 +45,7 @@ class Reliability:
 
     @property
     def maximum_calibration_error(self) -> float:
-        """Largest absolute difference of accuracy and confidence of a bin; NaN where all bins are empty."""
+        """Largest absolute difference of accuracy and confidence over the bins, 0 to 1; NaN if all bins are empty."""
         held = self.counts > 0
         return float(np.abs(self.accuracy - self.confidence)[held].max()) if held.any() else float("nan")
 
@@ -56,24 +58,24 @@ def reliability(
     label: int | None = None,
     mask: Mask | None = None,
 ) -> Reliability:
-    """The reliability table of a probability map.
+    """Compute the reliability table of a probability map.
 
-    Counted are the voxels that are in question: those where the reference has a label other than 0, or the map gives
-    one any probability. Background that is certain and right, most of a scan, would only dilute the table.
+    Only voxels where the reference has a label other than 0, or where such a label has a probability above 0, are
+    counted. Certain and correct background, which is most of a scan, would only dilute the table.
 
     Parameters
     ----------
     probabilities : ProbabilityMap
-        What is judged.
+        Label probabilities to evaluate.
     reference : LabelMap
-        The truth, on the same grid.
+        Reference segmentation on the same grid.
     bins : int
         Number of bins of equal width over (0, 1].
     label : int, optional
-        Judge this label's probability, wherever it is above 0 or the reference has it, instead of the most probable's.
-        A probability of 0 counts in the first bin.
+        Evaluate the probability of this label instead of the most probable one, at voxels where it is above 0 or the
+        reference has the label. A probability of 0 counts in the first bin.
     mask : Mask, optional
-        Count only inside it, on the same grid.
+        Count only voxels inside this mask, on the same grid.
 
     Raises
     ------
@@ -87,18 +89,18 @@ def reliability(
     .. [1] Guo et al. (2017), On calibration of modern neural networks, ICML, eqs. 2, 3 and 5.
     """
     if bins < 1:
-        raise InputError(f"a reliability table needs at least 1 bin, got {bins}")
+        raise InputError(f"expected at least 1 bin for a reliability table, got {bins}")
     for volume, what in ((reference, "reference"), (mask, "mask")):
         if volume is not None and not probabilities.grid.matches(volume.grid):
             raise GeometryError(
-                f"the {what} {volume.name!r} is not on the grid of the probabilities {probabilities.name!r}: shapes "
+                f"{what} {volume.name!r}: expected the grid of the probabilities {probabilities.name!r}, got shapes "
                 f"{volume.shape} and {probabilities.shape}, affines {volume.affine.tolist()} and "
                 f"{probabilities.affine.tolist()}"
             )
     if label is None:
         given = probabilities.confidence()
         right = probabilities.mode == reference.array
-        counted = _in_question(probabilities) | (reference.array != 0)
+        counted = _possible_foreground(probabilities) | (reference.array != 0)
     else:
         given = probabilities.probability(label)
         right = reference.array == label
@@ -123,12 +125,12 @@ def reliability(
 def expected_calibration_error(
     probabilities: ProbabilityMap, reference: LabelMap, *, bins: int = 10, mask: Mask | None = None
 ) -> float:
-    """Mean over the voxels in question of how far accuracy and confidence are apart, see `reliability` ([1] eq. 3).
+    """Compute the expected calibration error of a probability map ([1] eq. 3), see `reliability`.
 
     Returns
     -------
     float
-        0 (probabilities are right as often as they say) to 1; NaN where no voxel is in question.
+        Mean absolute difference of accuracy and confidence, 0 (calibrated) to 1; NaN if no voxel is counted.
 
     Raises
     ------
@@ -142,8 +144,8 @@ def expected_calibration_error(
     return reliability(probabilities, reference, bins=bins, mask=mask).expected_calibration_error
 
 
-def _in_question(probabilities: ProbabilityMap) -> Bool:
-    """(I, J, K) bool: not certain of background."""
+def _possible_foreground(probabilities: ProbabilityMap) -> Bool:
+    """Voxels where background has a probability below 1, (I, J, K) bool."""
     out: Bool = np.asarray(probabilities.mode != 0)
     out.reshape(-1)[probabilities.voxels] = True
     return out

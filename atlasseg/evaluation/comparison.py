@@ -1,4 +1,4 @@
-"""Whether one method is better than another on the same targets: paired tests and ranks."""
+"""Statistical comparison of methods on the same targets: paired tests and ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OVERVIEW = {
     "seconds": "seconds",
     "peak_memory_mb": "peak MB",
 }
-"""Metrics of a comparison's overview beside Dice and rank, with the titles of their columns."""
+"""Metrics in the overview of a comparison besides Dice and rank, and their column titles."""
 
 
 class Ranking(NamedTuple):
@@ -32,12 +32,13 @@ class Ranking(NamedTuple):
     Parameters
     ----------
     mean_rank : Series
-        Method to mean rank over the targets, best (1) first; ties share their ranks.
+        Mean rank of each method over the targets, best (1) first; ties get their average rank.
     friedman_p : float
-        Probability of ranks this different where all methods are equal (Friedman 1937); NaN for fewer than three
-        methods or three targets.
+        P value of the Friedman test (1937) that all methods are equal; NaN for fewer than three methods or three
+        targets.
     critical_difference : float
-        Methods whose mean ranks differ by less are not told apart (Nemenyi test; Demsar 2006, section 3.2.2).
+        Critical difference of the Nemenyi test (Demsar 2006, section 3.2.2): two methods differ significantly if their
+        mean ranks differ by at least this much.
     """
 
     mean_rank: pd.Series[float]
@@ -45,25 +46,25 @@ class Ranking(NamedTuple):
     critical_difference: float
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a method, best first: ``method``, ``mean_rank``, and in all rows the test and critical difference."""
+        """Convert to a table with one row per method, best first; test and critical difference are in every row."""
         table = self.mean_rank.rename("mean_rank").rename_axis("method").reset_index()
         return table.assign(friedman_p=self.friedman_p, critical_difference=self.critical_difference)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """Several methods on the same targets.
+    """Comparison of several methods on the same targets.
 
     Parameters
     ----------
     metrics : DataFrame
-        Long form: ``target``, ``method``, ``label``, ``name``, ``metric``, ``value``, ``note``; seconds (and peak
-        memory, where it was measured) are metrics too.
+        All measures in long form: ``target``, ``method``, ``label``, ``name``, ``metric``, ``value``, ``note``. Seconds
+        (and peak memory, if measured) are metrics too.
     scores : DataFrame
-        Mean Dice over the labels: one row a target, one column a method. Targets on which a method has no Dice are left
-        out of it, and so of tests and ranking.
+        Mean Dice over the labels, one row per target and one column per method. Targets on which a method has no Dice
+        are left out, also of tests and ranking.
     tests : DataFrame
-        Every pair of methods, see `paired_tests`.
+        Paired tests of every two methods, see `paired_tests`.
     ranking : Ranking
         Mean rank of each method, with the critical difference.
     """
@@ -74,18 +75,18 @@ class Comparison:
     ranking: Ranking
 
     @classmethod
-    def of(cls, metrics: pd.DataFrame) -> Comparison:
-        """Scores, tests and ranks over the targets on which every method has a Dice.
+    def from_metrics(cls, metrics: pd.DataFrame) -> Comparison:
+        """Compute scores, tests and ranks over the targets on which every method has a Dice.
 
         Parameters
         ----------
         metrics : DataFrame
-            As the field `metrics`.
+            Measures in long form, as in the field `metrics`.
 
         Raises
         ------
         InputError
-            There is no such target.
+            No target has a Dice for every method.
         """
         dice = metrics[(metrics["metric"] == "dice") & metrics["label"].notna()]
         means = dice.pivot_table(index="target", columns="method", values="value", aggfunc="mean", sort=False)
@@ -97,15 +98,17 @@ class Comparison:
             if row.any()
         ]
         if left_out:
-            log.warning("no Dice, so these targets are left out of tests and ranks: %s", "; ".join(left_out))
+            log.warning("targets without a Dice are left out of tests and ranks: %s", "; ".join(left_out))
         if scores.empty:
             raise InputError(
-                f"no target has a Dice of every method: {'; '.join(left_out)}; its other measures are written"
+                f"expected a target with a Dice of every method, got none: {'; '.join(left_out)}. The other measures "
+                f"are "
+                f"written."
             )
-        return Comparison(metrics, scores, paired_tests(scores), ranking(scores))
+        return Comparison(metrics, scores, paired_tests(scores), rank_methods(scores))
 
     def overview(self) -> pd.DataFrame:
-        """One row a method, best first: its Dice over the targets, mean HD95, rank, and what else was measured."""
+        """Summarise the methods in a table, best first: Dice over the targets, mean rank, HD95 and other measures."""
         import pandas as pd
 
         of_labels = self.metrics[self.metrics["label"].notna() | (self.metrics["name"] == "all")]
@@ -129,18 +132,19 @@ class Comparison:
 
 
 def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
-    """Wilcoxon's signed-rank test between every two methods, corrected for their number by Holm.
+    """Run Wilcoxon's signed-rank test for every two methods, with Holm's correction for multiple tests.
 
     Parameters
     ----------
     scores : DataFrame
-        One row a target, one column a method; no value missing.
+        One row per target, one column per method, without missing values.
 
     Returns
     -------
     DataFrame
-        One row a pair: ``method_a``, ``method_b``, ``targets``, ``mean_difference`` and ``median_difference`` (a - b),
-        ``a_better`` (targets on which a is higher), ``p`` (two-sided; 1 where no target differs), ``p_holm``.
+        One row per pair: ``method_a``, ``method_b``, ``targets``, ``mean_difference`` and ``median_difference`` (a -
+        b), ``a_better`` (number of targets on which a is higher), ``p`` (two-sided; 1 if no target differs),
+        ``p_holm``.
 
     Raises
     ------
@@ -178,17 +182,17 @@ def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=multipletests(table["p"].to_numpy(float), method="holm")[1])
 
 
-def ranking(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: float = 0.05) -> Ranking:
-    """Rank methods on every target, and say how far apart mean ranks must lie to differ.
+def rank_methods(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: float = 0.05) -> Ranking:
+    """Rank methods on every target, with Friedman's test and the critical difference of the mean ranks.
 
     Parameters
     ----------
     scores : DataFrame
-        One row a target, one column a method (at least two); no value missing.
+        One row per target, one column per method (at least two), without missing values.
     higher_is_better : bool
         False for distances.
     alpha : float
-        Level of the critical difference, 0 to 1.
+        Significance level of the critical difference, 0 to 1.
 
     References
     ----------
@@ -199,7 +203,7 @@ def ranking(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: float
     _check_complete(scores)
     targets, methods = scores.shape
     if methods < 2:
-        raise InputError(f"a ranking needs at least two methods, got {list(scores.columns)}")
+        raise InputError(f"expected at least two methods to rank, got {list(scores.columns)}")
     mean_rank = scores.rank(axis=1, ascending=not higher_is_better).mean().sort_values(kind="stable")
     friedman_p = float("nan")
     if methods > 2 and targets > 2 and (scores.nunique(axis=1) > 1).any():
@@ -211,4 +215,6 @@ def ranking(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: float
 def _check_complete(scores: pd.DataFrame) -> None:
     if scores.isna().to_numpy().any():
         row, column = np.argwhere(scores.isna().to_numpy())[0]
-        raise InputError(f"no score of method {scores.columns[column]!r} on target {scores.index[row]!r}")
+        raise InputError(
+            f"expected a score of method {scores.columns[column]!r} on target {scores.index[row]!r}, got none"
+        )

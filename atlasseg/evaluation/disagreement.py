@@ -1,4 +1,4 @@
-"""How many of the candidates say something else than the segmentation that was made of them."""
+"""Disagreement of the atlases: fraction of the candidates that vote for another label than the segmentation."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from atlasseg.volume import Atlas, Float32, LabelMap
 
 
 def disagreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> Float32:
-    """Share of the candidates' votes that are not for the label of a segmentation.
+    """Compute the fraction of the candidates' votes that are not for the label of a segmentation.
 
-    Unlike entropy it does not depend on how the candidates were weighted: where a fusion is certain against most of
-    them it is high.
+    Unlike the entropy it does not depend on the weights of the candidates: it is high where a fusion is certain of a
+    label that most candidates do not have.
 
     Parameters
     ----------
     candidates : sequence of Atlas
-        On the grid of the segmentation, labels hard or fractions. Outside its mask a candidate has no vote, nor has it
-        one for or against a label that was not annotated in it.
+        Propagated atlases on the grid of the segmentation, with hard labels or label probabilities. A candidate has no
+        vote outside its mask, and none on a label that is not annotated in it.
     segmentation : LabelMap
-        What was made of them.
+        Segmentation that was fused from the candidates.
 
     Returns
     -------
     (I, J, K) float32
-        From 0, where all say the same, to 1; 0 where nobody has a vote.
+        Disagreement from 0 (all candidates agree) to 1; 0 where no candidate has a vote.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def disagreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> Float32
     for atlas in candidates:
         if not atlas.labels.grid.matches(segmentation.grid):
             raise GeometryError(
-                f"atlas {atlas.id!r} is not on the grid of the segmentation: shapes {atlas.labels.shape} and "
+                f"atlas {atlas.id!r}: expected the grid of the segmentation, got shapes {atlas.labels.shape} and "
                 f"{segmentation.shape}, affines {atlas.labels.affine.tolist()} and {segmentation.affine.tolist()}"
             )
         knows = ~np.isin(segmentation.array, sorted(atlas.not_annotated))
@@ -52,15 +52,15 @@ def disagreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> Float32
 
 
 def _share_for(atlas: Atlas, segmentation: LabelMap) -> Float32:
-    """(I, J, K) how much of a candidate's vote is for the label of the segmentation."""
+    """Fraction of a candidate's vote for the label of the segmentation, (I, J, K)."""
     if isinstance(atlas.labels, LabelMap):
         hard: Float32 = (atlas.labels.array == segmentation.array).astype(np.float32)
         return hard
-    said = atlas.labels
-    share: Float32 = (said.mode == segmentation.array).astype(np.float32)
+    votes = atlas.labels
+    share: Float32 = (votes.mode == segmentation.array).astype(np.float32)
     flat = share.reshape(-1)
-    flat[said.voxels] = 0
-    voxels = said.entry_voxels
-    meant = said.labels == segmentation.array.reshape(-1)[voxels]
-    flat[voxels[meant]] = said.values[meant]
+    flat[votes.voxels] = 0
+    voxels = votes.entry_voxels
+    same = votes.labels == segmentation.array.reshape(-1)[voxels]
+    flat[voxels[same]] = votes.values[same]
     return share

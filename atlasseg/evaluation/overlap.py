@@ -1,7 +1,7 @@
-"""How far two segmentations share their voxels: Dice, Jaccard, volume similarity, sensitivity, precision.
+"""Overlap measures: Dice, Jaccard, volume similarity, sensitivity, precision.
 
-Everything follows from three counts a label, taken for all labels in one pass. The definitions are those of
-Taha and Hanbury, "Metrics for evaluating 3D medical image segmentation", BMC Medical Imaging 2015.
+All are computed from three voxel counts per label, which are taken for all labels in one pass. The definitions are
+those of Taha and Hanbury, "Metrics for evaluating 3D medical image segmentation", BMC Medical Imaging 2015.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from atlasseg.volume import Float64, Int32, Int64
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Voxels of each of L labels in a segmentation, in the reference, and in both at the same place.
+    """Voxel counts of L labels in a segmentation, in a reference, and in their intersection.
 
     Parameters
     ----------
     labels : (L,) int32
-        Ascending, without background (0); every label that occurs in either.
+        All labels that occur in either volume, ascending, without background (0).
     segmentation, reference, both : (L,) int64
         Numbers of voxels.
     """
@@ -35,7 +35,7 @@ class Counts:
 
 
 def count(segmentation: NDArray[np.integer], reference: NDArray[np.integer]) -> Counts:
-    """The counts of every label that occurs in either of two arrays.
+    """Count the voxels of every label that occurs in either of two arrays.
 
     Parameters
     ----------
@@ -56,7 +56,9 @@ def count(segmentation: NDArray[np.integer], reference: NDArray[np.integer]) -> 
     array([0.667, 0.   , 1.   ])
     """
     if segmentation.shape != reference.shape:
-        raise GeometryError(f"expected two label arrays of one shape, got {segmentation.shape} and {reference.shape}")
+        raise GeometryError(
+            f"expected two label arrays of the same shape, got {segmentation.shape} and {reference.shape}"
+        )
     somewhere = (segmentation != 0) | (reference != 0)
     s, r = segmentation[somewhere], reference[somewhere]
     labels = np.union1d(np.unique(s), np.unique(r))
@@ -70,7 +72,7 @@ def count(segmentation: NDArray[np.integer], reference: NDArray[np.integer]) -> 
 
 
 def dice(counts: Counts) -> Float64:
-    r"""(L,) Dice coefficient of each label, from 0 to 1.
+    r"""Dice coefficient of each label, (L,) from 0 to 1.
 
     .. math::
 
@@ -82,12 +84,12 @@ def dice(counts: Counts) -> Float64:
 
 
 def jaccard(counts: Counts) -> Float64:
-    """(L,) Jaccard index of each label, intersection over union, from 0 to 1."""
+    """Jaccard index of each label, intersection over union, (L,) from 0 to 1."""
     return _ratio(counts.both, counts.segmentation + counts.reference - counts.both)
 
 
 def volume_similarity(counts: Counts) -> Float64:
-    r"""(L,) Volume similarity of each label, from 0 to 1: agreement of the sizes, wherever the voxels lie.
+    r"""Volume similarity of each label, (L,) from 0 to 1: agreement of the volumes, regardless of position.
 
     .. math::
 
@@ -100,19 +102,19 @@ def volume_similarity(counts: Counts) -> Float64:
 
 
 def sensitivity(counts: Counts) -> Float64:
-    """(L,) the part of the reference that was found (recall), in 0..1; 0 for a label that the reference lacks."""
+    """Sensitivity (recall) of each label, (L,) from 0 to 1; 0 for a label that is not in the reference."""
     return _ratio(counts.both, counts.reference)
 
 
 def precision(counts: Counts) -> Float64:
-    """(L,) the part of what was said that is right, in 0..1; 0 for a label that was missed altogether."""
+    """Precision of each label, (L,) from 0 to 1; 0 for a label that is not in the segmentation."""
     return _ratio(counts.both, counts.segmentation)
 
 
 METRICS: dict[str, Callable[[Counts], Float64]] = {
     f.__name__: f for f in (dice, jaccard, volume_similarity, sensitivity, precision)
 }
-"""Every measure of overlap by name; 1 is best and 0 worst, and worst is what a missed structure gets."""
+"""Overlap measures by name. 1 is the best value; 0 is the worst, which a missed structure gets."""
 
 
 def _ratio(part: Int64, whole: Int64) -> Float64:

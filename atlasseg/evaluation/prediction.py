@@ -1,4 +1,4 @@
-"""What Dice a segmentation is likely to have, where there is no reference: from the atlases that it was made of."""
+"""Prediction of the Dice of a segmentation without a reference, from its atlases or its probabilities."""
 
 from __future__ import annotations
 
@@ -11,43 +11,42 @@ from atlasseg.volume import Atlas, LabelMap, ProbabilityMap
 
 
 def atlas_agreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> dict[int, float]:
-    """Mean over the candidates of the Dice between a candidate's label and the same label of the segmentation.
+    """Compute the mean Dice between each label of the candidates and of the segmentation.
 
-    For label l of segmentation S and candidates A_1..A_N, each on the voxels K_i that its mask covers::
+    For label l of segmentation S and candidates A_1..A_N, each on the voxels K_i inside its mask::
 
         a_l = mean over i of 2 |A_i = l and S = l| / (|A_i = l| + |S = l|)      (counts within K_i)
 
-    Candidates that agree among themselves agree with what is made of them; where registrations went astray, or a target
-    is unlike every atlas, they do not. It orders segmentations by their Dice, but lies below it, since a fusion is
-    better than the atlases that go into it.
+    The agreement is low if registrations failed, or if the target is unlike all atlases. It ranks segmentations like
+    their Dice, but is lower, since a fusion is more accurate than its atlases.
 
     Parameters
     ----------
     candidates : sequence of Atlas
-        On the grid of the segmentation; of fractions the most probable label counts.
+        Propagated atlases on the grid of the segmentation. Of label probabilities, the most probable label counts.
     segmentation : LabelMap
-        What was made of them.
+        Segmentation that was fused from the candidates.
 
     Returns
     -------
     dict
-        Of every label of the segmentation or the candidates, background left out, the mean from 0 to 1. A candidate in
-        which the label was not annotated has no say in it, nor one whose mask holds it in neither; NaN where none has.
+        Mean Dice, 0 to 1, of every label of the segmentation or the candidates except background. Candidates in which
+        the label is not annotated, or whose mask has no voxel of it, are left out of the mean; NaN if all are.
 
     Raises
     ------
     InputError
-        There is no candidate.
+        There are no candidates.
     GeometryError
         A candidate is on another grid.
     """
     if not candidates:
-        raise InputError("agreement with the atlases needs at least one of them")
+        raise InputError("expected at least one atlas for the agreement, got none")
     chosen = [atlas.segmentation for atlas in candidates]
     for atlas, labels in zip(candidates, chosen, strict=True):
         if not labels.grid.matches(segmentation.grid):
             raise GeometryError(
-                f"atlas {atlas.id!r} is not on the grid of the segmentation: shapes {labels.shape} and "
+                f"atlas {atlas.id!r}: expected the grid of the segmentation, got shapes {labels.shape} and "
                 f"{segmentation.shape}, affines {labels.affine.tolist()} and {segmentation.affine.tolist()}"
             )
     values = np.unique(np.concatenate([segmentation.values, *(labels.values for labels in chosen)]))
@@ -55,13 +54,13 @@ def atlas_agreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> dict
     scores = np.full((len(candidates), values.size), np.nan)
     for n, (atlas, labels) in enumerate(zip(candidates, chosen, strict=True)):
         known = slice(None) if atlas.mask is None else atlas.mask.array
-        said, ours = np.searchsorted(values, labels.array[known]).ravel(), made[known].ravel()
-        counts = [np.bincount(part, minlength=values.size) for part in (said, ours, ours[said == ours])]
+        votes, ours = np.searchsorted(values, labels.array[known]).ravel(), made[known].ravel()
+        counts = [np.bincount(part, minlength=values.size) for part in (votes, ours, ours[votes == ours])]
         total = counts[0] + counts[1]
         total[np.isin(values, sorted(atlas.not_annotated))] = 0
         np.divide(2 * counts[2], total, out=scores[n], where=total > 0)
-    heard = np.isfinite(scores)
-    means = np.where(heard, scores, 0).sum(0) / np.where(heard.any(0), heard.sum(0), np.nan)
+    valid = np.isfinite(scores)
+    means = np.where(valid, scores, 0).sum(0) / np.where(valid.any(0), valid.sum(0), np.nan)
     return {int(v): float(m) for v, m in zip(values, means, strict=True) if v != 0}
 
 
@@ -86,7 +85,7 @@ def expected_dice(probabilities: ProbabilityMap) -> dict[int, float]:
     Returns
     -------
     dict
-        Of every label that the map gives a probability, background left out, from 0 to 1.
+        Expected Dice, 0 to 1, of every label with a probability above 0 except background.
     """
     values = probabilities.label_values
     mode = np.searchsorted(values, probabilities.mode)

@@ -1,4 +1,4 @@
-"""The result of an evaluation: every measure of every label, as rows, as a table, and by name."""
+"""Evaluation result: every measure of every label, as rows, as a table, and by name."""
 
 from __future__ import annotations
 
@@ -33,17 +33,16 @@ class Score:
     label : int, optional
         The label; None for a group of labels.
     name : str
-        Of the label or the group.
+        Name of the label or the group.
     metric : str
         ``dice``, ``jaccard``, ``volume_similarity``, ``sensitivity``, ``precision``, ``hausdorff_mm``,
         ``hausdorff_95_mm``, ``average_surface_distance_mm``, ``surface_dice_1mm`` or ``surface_dice_voxels_1mm`` (with
         the tolerance in its name).
     value : float
-        Finite; NaN only with the note ``empty in both``.
+        Value of the measure: finite, or NaN with the note ``empty in both``.
     note : str
-        ``missed`` where the segmentation lacks what the reference has, ``not in reference`` where it has what the
-        reference lacks: the value is then the worst there is. ``empty in both`` where neither has any label, so that
-        there is no value. Else empty.
+        ``missed`` if only the reference has the label, ``not in reference`` if only the segmentation has it; the value
+        is then the worst of the measure. ``empty in both`` if neither has any label. Otherwise empty.
     """
 
     label: int | None
@@ -54,19 +53,19 @@ class Score:
 
 
 class EvaluationResult(Sequence[Score]):
-    """Every measure of every label and group of labels: a sequence of `Score`, with tables.
+    """Result of an evaluation: a sequence of `Score` with every measure of every label and group.
 
-    ``result["dice"]`` holds one measure of all labels, ``result["dice", "hippocampus"]`` (by name) or
-    ``result["dice", 17]`` (by value) that of one label or group. Printed, it is a table.
+    ``result["dice"]`` is one measure of all labels; ``result["dice", "hippocampus"]`` (by name) or
+    ``result["dice", 17]`` (by value) is that of one label or group. It prints as a table.
 
     Parameters
     ----------
     scores : iterable of Score
         The measures.
     notes : iterable of str
-        What a reader must know beside the scores.
+        Remarks that are printed below the table.
     title : str
-        What was evaluated, for the table.
+        Title of the table.
 
     Examples
     --------
@@ -117,17 +116,17 @@ class EvaluationResult(Sequence[Score]):
     @overload
     def __getitem__(self, key: tuple[str, str | int]) -> float: ...
     def __getitem__(self, key: int | slice | str | tuple[str, str | int]) -> object:
-        """A row by its number, one measure of all labels by its name, or that of one label or group.
+        """Get a row by its number, one measure of all labels by its name, or one measure of one label or group.
 
         Returns
         -------
         Score, tuple of Score, Series or float
-            The Series has the labels' names as its index and no groups, so that its mean is over labels.
+            The Series is indexed by the names of the labels and has no groups, so its mean is the mean over labels.
 
         Raises
         ------
         InputError
-            There is no such measure, label or group.
+            The measure, label or group does not exist.
         """
         if isinstance(key, int | slice):
             return self.scores[key]
@@ -151,16 +150,16 @@ class EvaluationResult(Sequence[Score]):
         return found
 
     def mean(self) -> dict[str, float]:
-        """Mean of each measure over the labels, each with the same weight; groups are left out."""
+        """Mean of each measure over the labels, with equal weights; groups are not included."""
         return mean_over_labels(self.scores)
 
     def to_frame(self, *, wide: bool = False) -> pd.DataFrame:
-        """All scores as a table.
+        """Convert all scores to a table.
 
         Parameters
         ----------
         wide : bool
-            One row a label or group and one column a measure, in place of one row a score.
+            One row per label or group and one column per measure, instead of one row per score.
 
         Returns
         -------
@@ -181,7 +180,7 @@ class EvaluationResult(Sequence[Score]):
         return found.assign(**{m: [columns[m].get(name, np.nan) for name in rows] for m in self.metrics})
 
     def _shown(self) -> pd.DataFrame:
-        """The printed table: a few measures of each label, their means, and the groups."""
+        """Printed table: some measures of each label, their means, and the groups."""
         import pandas as pd
 
         wide = self.to_frame(wide=True).set_index("name")
@@ -217,7 +216,7 @@ def without_tolerance(metric: str) -> str:
 
 
 def mean_over_labels(scores: Iterable[Score]) -> dict[str, float]:
-    """Mean of each measure over the labels, each with the same weight; groups are left out.
+    """Compute the mean of each measure over the labels, with equal weights; groups are not included.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A segmentation evaluated against a reference: every measure, for every label and group of labels."""
+"""Evaluation of a segmentation against a reference: every measure of every label and group of labels."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ def evaluate(
 ) -> EvaluationResult:
     """Evaluate a segmentation against a reference.
 
-    A label in either volume is evaluated; one in neither is left out. A label that the segmentation misses, or that the
-    reference lacks, gets the worst value of each measure (overlaps 0, distances `surface.worst_distance_mm`) and a
-    note. Where neither volume has any label, the foreground has the note ``empty in both``, and NaN as its values: a
-    measure of nothing is not defined. :doc:`/guide/measures` gives the definitions.
+    Every label that occurs in either volume is evaluated. A label that occurs in only one of them gets the worst value
+    of each measure (0 for overlaps, `surface.worst_distance_mm` for distances) and a note. If neither volume has any
+    label, the measures are undefined: the foreground gets the note ``empty in both`` and NaN values.
+    :doc:`/guide/measures` gives the definitions.
 
     Parameters
     ----------
     segmentation, reference : LabelMap
-        On the same grid; the axes may be stored in another order or direction.
+        Label maps on the same grid. Their axes may be stored in different order or direction.
     table : LabelTable, optional
-        Names the labels, and gives the groups.
+        Names and groups of the labels.
     groups : mapping of name to labels, optional
-        Further groups: the union of the labels of a group is evaluated as one structure. The group `FOREGROUND`, of
-        all labels, is always there.
+        Further groups. The union of the labels of a group is evaluated as one structure. The group `FOREGROUND` of all
+        labels is always included.
     not_annotated : collection of int
-        Labels that nobody drew in the reference: not evaluated, and left out of the groups.
+        Labels that are not annotated in the reference. They are not evaluated, and are removed from the groups.
     surface_tolerance_mm : float
-        Of surface Dice (by area, and of voxels), in mm, 0 or more.
+        Tolerance of the surface Dice (by area, and of voxels) in mm, 0 or above.
 
     Returns
     -------
     EvaluationResult
-        Labels ascending, then groups in the order given, then the foreground; all measures of one together.
+        Scores of the labels (ascending), then of the groups in their order, then of the foreground.
 
     Raises
     ------
     GeometryError
-        The grids differ. A segmentation is never resampled here, since the result would be partly of the resampling.
+        The grids differ. The segmentation is not resampled, because resampling would change the result.
     InputError
         The tolerance is negative, or a group has the name of the foreground.
 
@@ -76,13 +76,13 @@ def evaluate(
                 f"{segmentation.grid.describe()} and {reference.grid.describe()}, with corners up to "
                 f"{_apart_mm(segmentation, reference):.4g} mm apart. Resample the segmentation to the other grid"
             ) from None
-        notes.append("the axes of the segmentation are stored in another order or direction: brought into line")
+        notes.append("the axes of the segmentation were reoriented to those of the reference")
     if not surface_tolerance_mm >= 0:
         raise InputError(f"expected a surface tolerance of 0 mm or more, got {surface_tolerance_mm}")
     known = table if table is not None else LabelTable()
     unions = {**known.groups, **(groups or {})}
     if FOREGROUND in unions:
-        raise InputError(f"a group of labels may not be called {FOREGROUND!r}: that is the group of all labels")
+        raise InputError(f"group {FOREGROUND!r}: this name is reserved for the group of all labels. Rename the group.")
 
     s, r = segmentation.array, reference.array
     if not_annotated:
@@ -102,9 +102,7 @@ def evaluate(
             union = overlap.count(in_s, in_r)
             scores += _scores(None, name, union, _Surfaces.find(in_s, in_r, grid).measure(1, surface_tolerance_mm))
     if not counts.labels.size:
-        notes.append(
-            "neither the segmentation nor the reference has a label: no measure is defined, every value is NaN"
-        )
+        notes.append("neither the segmentation nor the reference has a label: all measures are undefined (NaN)")
         names = (*overlap.METRICS, *_surface_measures(surface_tolerance_mm))
         scores += [Score(None, FOREGROUND, metric, math.nan, "empty in both") for metric in names]
     title = f"{segmentation.name or 'segmentation'} against {reference.name or 'reference'}"
@@ -112,7 +110,7 @@ def evaluate(
 
 
 def _apart_mm(segmentation: LabelMap, reference: LabelMap) -> float:
-    """How far the nearest corners of two grids lie apart, at most."""
+    """Largest distance between a corner of one grid and the nearest corner of the other."""
     apart = np.linalg.norm(segmentation.grid.corners_mm[:, None] - reference.grid.corners_mm[None], axis=-1)
     return float(apart.min(axis=1).max())
 
@@ -127,11 +125,11 @@ class _Surfaces:
 
     @classmethod
     def find(cls, s: NDArray[np.integer], r: NDArray[np.integer], grid: Grid) -> _Surfaces:
-        """The surfaces in two arrays of labels."""
+        """Find the surfaces in two label arrays."""
         return cls((surface.surfaces(s), surface.surfaces(r)), (surfels.find_surfels(s), surfels.find_surfels(r)), grid)
 
     def measure(self, label: int, tolerance_mm: float) -> dict[str, float]:
-        """The measures of the surfaces of one label, by name."""
+        """Compute the surface measures of one label, by name."""
         nowhere: Int64 = np.zeros(0, np.int64)
         (s_voxels, r_voxels), (s_surfels, r_surfels) = self.voxels, self.surfels
         voxels = surface.distances(s_voxels.get(label, nowhere), r_voxels.get(label, nowhere), self.grid)
@@ -148,7 +146,7 @@ class _Surfaces:
 
 
 def _surface_measures(tolerance_mm: float) -> list[str]:
-    """Names of the measures of surfaces, in their order."""
+    """Names of the surface measures, in their order."""
     dice = [f"{kind}_{tolerance_mm:g}mm" for kind in ("surface_dice", "surface_dice_voxels")]
     return ["hausdorff_mm", "hausdorff_95_mm", "average_surface_distance_mm", *dice]
 

@@ -58,25 +58,24 @@ def read_transform(
         a deformation of SPM (``y_*.nii``: positions in RAS mm), a warp field or cubic spline coefficients of FNIRT, or
         a field of NiftyReg.
     convention : str, optional
-        Meaning of the numbers of a field or a 4x4 matrix, where the file does not say it: "itk" (displacements in LPS
+        Convention of a field or a 4x4 matrix, if the file does not define it: "itk" (displacements in LPS
         mm), "ras-displacement", "spm" (positions in RAS mm), "fnirt-relative" or "fnirt-absolute"; for a matrix
         "flirt", or "ras" (RAS mm of the fixed to RAS mm of the moving image).
     flirt_source, flirt_reference : path or Grid, optional
-        The images that FLIRT or FNIRT was given as source (``-in``) and reference (``-ref``): its files say nothing
-        without them.
+        Source (``-in``) and reference (``-ref``) image of FLIRT or FNIRT. Its files cannot be read without them.
 
     Returns
     -------
     Transform
-        From points of the fixed (reference) to points of the moving (source) image, RAS+ mm, whatever direction the
-        file itself has: the direction in which an image is resampled.
+        Transform from points of the fixed (reference) to points of the moving (source) image in RAS+ mm, regardless of
+        the direction in the file. Resampling needs this direction.
 
     Raises
     ------
     InputError
-        No such file, or it is damaged, or it holds a kind of transform that has no counterpart here, or what it holds
-        cannot be known; the message then says what to add. The message names the file. ``.h5`` and ``.xfm`` are read in
-        a process of their own, which a damaged file can crash alone.
+        The file does not exist, is damaged, holds an unsupported kind of transform, or is ambiguous; in the last case
+        the message names the missing argument. The message names the file. ``.h5`` and ``.xfm`` are read in a child
+        process, because damaged files can crash their reader.
     """
     path = checked_path(path)
     kind = _suffix(path)
@@ -103,7 +102,7 @@ def read_transform(
 
 
 def _read_matrix(path: Path) -> Float64 | None:
-    """The 4x4 matrix of a file that holds nothing else; None for any other file."""
+    """4x4 matrix of a file with nothing else in it; None for other files."""
     if path.stat().st_size > _LARGEST_MATRIX:
         return None
     try:
@@ -117,7 +116,7 @@ def _read_text(path: Path, what: str) -> str:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: expected {what} as text, got bytes that are no text at {error.start}. Copy it again."
+            f"{path}: expected {what} as text, got byte {error.start} that is not text. Copy it again."
         ) from error
 
 
@@ -152,7 +151,7 @@ def _leaves(transform: Any) -> list[Any]:
 
 
 def _read_blocks(path: Path) -> list[tuple[int, int]]:
-    """How many parameters and fixed parameters each transform of a text file has: ITK leaves those that lack at 0."""
+    """Count the parameters and fixed parameters of each transform in a text file; ITK sets missing ones to 0."""
     text = _read_text(path, "a transform")
     if not text.endswith("\n"):
         log.warning("%s: the file does not end with a line break; its last number may be truncated", path)
@@ -212,29 +211,29 @@ def read_ants_transforms(
     flirt_source: Space | Sequence[Space] | None = None,
     flirt_reference: Space | Sequence[Space] | None = None,
 ) -> Transform:
-    """Read the transform that ``antsApplyTransforms`` makes of a list of files, in its order and notation.
+    """Read a list of transform files and compose them like ``antsApplyTransforms``, in the same order and notation.
 
-    ``[warp, affine]``, which is what `antsRegistration` leaves as its forward transforms, moves a point of the fixed
-    image by the warp first and then by the affine.
+    ``[warp, affine]``, the forward transforms of `antsRegistration`, map a point of the fixed image by the warp first
+    and then by the affine.
 
     Parameters
     ----------
     paths : sequence of paths
-        In the order in which ANTs is given them. ``"[affine.mat,1]"`` is the inverse of a file, ``"[affine.mat,0]"``
-        the file itself. The inverse of a displacement field is found point by point.
+        Files in the order of the ANTs command line. ``"[affine.mat,1]"`` is the inverse of a file, ``"[affine.mat,0]"``
+        the file itself. The inverse of a displacement field is computed numerically at each point.
     convention : str, optional
-        As of `read_transform`, for every file.
+        As for `read_transform`, for every file.
     flirt_source, flirt_reference : path or Grid, or a sequence of these, optional
-        As of `read_transform`: the same for every file of FSL, or one each in their order.
+        As for `read_transform`: one for all files of FSL, or one for each, in their order.
 
     Raises
     ------
     InputError
-        There is no file, or one cannot be read.
+        The list is empty, or a file cannot be read.
     """
     entries = [split_ants_entry(path) for path in paths]
     if not entries:
-        raise InputError("no transform files were given")
+        raise InputError("expected at least one transform file, got none")
     of_fsl = [n for n, (path, _) in enumerate(entries) if _needs_images(path, convention)]
     sources = _one_for_each(flirt_source, len(of_fsl), "flirt_source")
     references = _one_for_each(flirt_reference, len(of_fsl), "flirt_reference")
@@ -253,7 +252,7 @@ def read_ants_transforms(
 
 
 def split_ants_entry(entry: str | Path) -> tuple[Path, bool]:
-    """Split an entry of a list of ANTs into its file and whether its inverse is meant.
+    """Split an entry of an ANTs command line into the file and whether to invert it.
 
     Examples
     --------
@@ -270,16 +269,16 @@ def split_ants_entry(entry: str | Path) -> tuple[Path, bool]:
 
 
 def _needs_images(path: Path, convention: Convention | None) -> bool:
-    """Whether a file is one of FSL, which holds only for two images."""
+    """Whether a file is one of FSL, which needs the source and reference images."""
     if not path.is_file():
-        return False  # which reading it will tell
+        return False  # reading it raises the error
     if _suffix(path) in _FIELD_SUFFIXES:
         return is_fsl_file(path, convention)
     return convention != "ras" and _read_matrix(path) is not None
 
 
 def _one_for_each(given: Space | Sequence[Space] | None, count: int, what: str) -> list[Space | None]:
-    """One image for each file of FSL: of a list as many, else the same each time."""
+    """Expand the images to one for each file of FSL."""
     if given is None or isinstance(given, str | Path | Grid):
         return [given] * count
     if len(given) == 1:
@@ -349,4 +348,4 @@ def _suffix(path: Path, *, written: bool = False) -> str:
     for kind in known:
         if path.name.lower().endswith(kind):
             return kind
-    raise InputError(f"{path}: a transform is {'written to' if written else 'read from'} {' '.join(known)}")
+    raise InputError(f"{path}: expected a transform file with one of the suffixes {' '.join(known)}")

@@ -1,7 +1,7 @@
-"""Recipes: TOML to checked keyword arguments.
+"""Recipes: TOML files with the settings of all stages, checked when they are read.
 
 A recipe has one table for each stage. The keys of a table are the fields of a dataclass in `atlasseg.recipe.tables`. A
-table inside it, named after a method, holds the parameters of that method, checked against its signature::
+sub-table with the name of a method holds the parameters of that method, which are checked against its signature::
 
     [data]
     atlases = "../sample_data/atlases"     # paths are relative to the recipe's folder

@@ -1,4 +1,4 @@
-"""The recipe that is used where none is given, by the kind of the library."""
+"""Default recipe for each kind of library."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FUSIONS: dict[Kind, str] = {"multi": STAGES["fusion"].main_default, "single": "m
 
 
 def default_tables(kind: Kind) -> dict[str, dict[str, Any]]:
-    """The tables of the default recipe.
+    """Tables of the default recipe.
 
     Parameters
     ----------
     kind : str
-        Of the library: "multi" for several labelled scans, "single" for one, "probabilistic" for a template with
-        probabilities.
+        Kind of the library: "multi" for several labelled scans, "single" for one, "probabilistic" for a template with
+        label probabilities.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def default_tables(kind: Kind) -> dict[str, dict[str, Any]]:
 
 
 def default_recipe(kind: Kind, *, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that is used where none is given. It writes into ``out/default`` of the current folder.
+    """Create the default recipe. Its output folder is ``out/default`` in the current folder.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def default_recipe(kind: Kind, *, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def describe(recipe: Recipe) -> str:
-    """Methods of a recipe, stage by stage, on one line.
+    """Describe the methods of a recipe in one line, stage by stage.
 
     Examples
     --------

@@ -34,17 +34,17 @@ def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     Parameters
     ----------
     path : path or str
-        The TOML file; or the name of a recipe that comes with atlasseg, such as ``"quickstart"``. Such a recipe writes
-        into ``out/NAME`` of the current folder, and its folders of scans count where they are there.
+        TOML file, or name of a recipe that comes with atlasseg, such as ``"quickstart"``. The output folder of such a
+        recipe is ``out/NAME`` in the current folder; its folders of scans are ignored if they do not exist.
     overrides : sequence of str
-        ``"stage.key=value"`` or ``"stage.method.key=value"``, the value as TOML writes it (a bare word is a string).
+        ``"stage.key=value"`` or ``"stage.method.key=value"`` with a TOML value (a bare word is a string).
         ``"fusion.beta=3"`` sets `beta` of the chosen fusion method.
 
     Raises
     ------
     InputError
-        The file is absent or no TOML; a table, key, method or value is not what it should be. The message names
-        the file, the key, what was given and what was wanted.
+        The file does not exist or is not TOML; a table, key, method or value is invalid. The message names the file,
+        the key, the given and the expected value.
     """
     file = checked_path(path, "recipe")
     if not file.suffix and file.parent == Path() and not file.exists():
@@ -54,16 +54,16 @@ def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     except FileNotFoundError:
         raise InputError(f"{file}: there is no such recipe") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as a TOML recipe: {error}") from error
+        raise InputError(f"{file}: expected a recipe in TOML: {error}") from error
     return parse_recipe(tables, overrides=overrides, where=str(file), base=file.parent, name=file.stem)
 
 
 def _read_shipped(name: str, overrides: Sequence[str]) -> Recipe:
-    """Read a recipe that comes with atlasseg: its results go into the current folder, never beside the package."""
+    """Read a recipe that comes with atlasseg; its output folder is in the current folder, not in the package."""
     shipped = resources.shipped_recipes()
     if name not in shipped:
         raise InputError(
-            f"{name}: expected a recipe file (.toml) or a recipe's name{methods.suggestion(name, shipped)}"
+            f"{name}: expected a recipe file (.toml) or the name of a recipe{methods.suggestion(name, shipped)}"
         )
     tables = tomllib.loads(shipped[name].read_text(encoding="utf-8"))
     data = tables["data"]
@@ -85,38 +85,40 @@ def parse_recipe(
     base: Path | None = None,
     name: str = "recipe",
 ) -> Recipe:
-    """Check a recipe given as nested tables, as TOML or a dictionary holds them.
+    """Parse and check a recipe from nested tables, such as a dictionary or parsed TOML.
 
     Parameters
     ----------
     tables : mapping
-        Section name to its table.
+        Table of each section, by its name.
     overrides : sequence of str
         As for `read_recipe`.
     where : str
-        What messages call it.
+        Name of the source in messages.
     base : path, optional
-        Folder that its relative paths start from; the current one where None.
+        Base folder of relative paths; by default the current folder.
     name : str
-        The recipe's name in results.
+        Name of the recipe in results.
     """
     import tomli_w
 
-    merged = _overridden(tables, overrides, where)
+    merged = _apply_overrides(tables, overrides, where)
     sections = {}
     for title, table in merged.items():
         if title not in SECTIONS:
             raise InputError(f"{where}: there is no table [{title}]{methods.suggestion(title, SECTIONS)}")
         if not isinstance(table, dict):
-            raise InputError(f"{where}: {title} must be a table [{title}], got {table!r}")
+            raise InputError(f"{where}: {title}: expected a table [{title}], got {table!r}")
         sections[title] = _section(SECTIONS[title], title, table, where)
     if "tissue" in sections:
         apart = [title for title in ("selection", "fusion", "refinement", "regions") if title in sections]
         if apart:
-            raise InputError(f"{where}: [tissue] is a recipe of its own, and has no use for [{'] and ['.join(apart)}]")
-        sections["fusion"] = _section(Fusion, "fusion", {"method": "majority"}, where)  # of a prior's atlases
+            raise InputError(
+                f"{where}: a recipe with [tissue] cannot have [{'] and ['.join(apart)}]. Use separate recipes."
+            )
+        sections["fusion"] = _section(Fusion, "fusion", {"method": "majority"}, where)  # for the atlases of a prior
     if "fusion" not in sections:
-        raise InputError(f'{where}: the table [fusion] with method = "..." is missing')
+        raise InputError(f'{where}: expected the table [fusion] with method = "...". Add it.')
     if base is not None and "data" in sections:
         data = sections["data"]
         sections["data"] = replace(
@@ -134,19 +136,19 @@ def parse_recipe(
         tissue = sections["tissue"]
         sections["tissue"] = replace(tissue, prior=tuple(base / file for file in tissue.prior))
     if "refinement" in sections:
-        sections["refinement"] = _placed(sections["refinement"], base)
+        sections["refinement"] = _resolve_paths(sections["refinement"], base)
     return Recipe(**sections, name=name, text=tomli_w.dumps(merged), base=base)
 
 
 def _check_initial(
     registration: Registration, selection: Selection | None, base: Path | None, where: str
 ) -> Registration:
-    """The registration with its initial transforms relative to the folder `base`.
+    """Check the pattern of initial transforms, and make it relative to the folder `base`.
 
     Raises
     ------
     InputError
-        The pattern has other fields than ``{target}`` and ``{atlas}``, or is combined with what does not use it.
+        The pattern has other fields than ``{target}`` and ``{atlas}``, or is combined with a setting that ignores it.
     """
     pattern = registration.initial or ""
     try:
@@ -166,23 +168,23 @@ def _check_initial(
     return registration if base is None else replace(registration, initial=str(base / pattern))
 
 
-def _placed(refinement: Refinement, base: Path | None) -> Refinement:
-    """With the paths among its parameters, which are relative to the folder `base`."""
+def _resolve_paths(refinement: Refinement, base: Path | None) -> Refinement:
+    """Make the paths among the parameters relative to the folder `base`."""
     step = refinement.method
     if step is None or base is None:
         return refinement
-    placed = {name: base / value if isinstance(value, Path) else value for name, value in step.arguments.items()}
-    return Refinement(Step(step.method, placed))
+    resolved = {name: base / value if isinstance(value, Path) else value for name, value in step.arguments.items()}
+    return Refinement(Step(step.method, resolved))
 
 
-def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
-    """A deep copy of `tables` with the overrides in it."""
+def _apply_overrides(tables: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """Copy the tables and apply the overrides to the copy."""
     merged: dict[str, Any] = json.loads(json.dumps(tables, default=str))
     for override in overrides:
         key, equals, text = override.partition("=")
         path = key.strip().split(".")
         if not equals or len(path) not in (2, 3) or not all(path):
-            raise InputError(f"--set {override}: write it as stage.key=value or stage.method.key=value")
+            raise InputError(f"--set {override}: expected stage.key=value or stage.method.key=value")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -196,13 +198,13 @@ def _overridden(tables: Mapping[str, Any], overrides: Sequence[str], where: str)
         if len(path) == 3:
             table = table.setdefault(path[1], {})
         if not isinstance(table, dict):
-            raise InputError(f"{where}: {path[0]}.{path[1]} is no table, so --set {override} cannot set a key in it")
+            raise InputError(f"{where}: {path[0]}.{path[1]}: expected a table for --set {override}, got {table!r}")
         table[path[-1]] = value
     return merged
 
 
 def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
-    """One dataclass from its table."""
+    """Parse one table into its dataclass."""
     hints = typing.get_type_hints(kind, include_extras=True)
     has_methods = title in methods.STAGES
     arguments: dict[str, Any] = {}
@@ -218,7 +220,7 @@ def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
                     value = [value]
                 arguments[key] = _checked(hints[key], value, f"{where}: [{title}] {key}")
         elif has_methods and isinstance(value, dict):
-            _step(title, key, key, table, where)  # also checked where the method is not in use
+            _step(title, key, key, table, where)  # checked even if the method is not used
         elif key in RENAMED_KEYS.get(title, {}):
             raise InputError(f"{where}: [{title}] {key} is now called {RENAMED_KEYS[title][key]}. Rename the key")
         else:
@@ -227,12 +229,12 @@ def _section(kind: type, title: str, table: dict[str, Any], where: str) -> Any:
     missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     for name in missing:
         if name not in arguments:
-            raise InputError(f"{where}: [{title}] lacks the key {name!r}")
+            raise InputError(f"{where}: [{title}] lacks the key {name!r}. Add it.")
     return kind(**arguments)
 
 
 def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) -> Step:
-    """A method with its own table of parameters checked against its signature."""
+    """Parse a method name and check the parameters in its table against its signature."""
     if not isinstance(name, str):
         raise InputError(f"{where}: [{stage}] {key}: expected the name of a method, got {name!r}")
     try:
@@ -246,20 +248,20 @@ def _step(stage: str, key: str, name: Any, table: dict[str, Any], where: str) ->
 
 
 def make_step(stage: str, name: str, parameters: Mapping[str, Any]) -> Step:
-    """A method with some of its parameters, checked as those of a recipe are.
+    """Make a step from a method and its parameters, with the same checks as for a recipe.
 
     Parameters
     ----------
     stage, name : str
-        Of the method.
+        Stage and name of the method.
     parameters : mapping
-        Name to value; NumPy's numbers and arrays stand for Python's. The others keep their defaults.
+        Values by parameter name, also as NumPy scalars or arrays. The other parameters keep their defaults.
 
     Raises
     ------
     InputError
-        There is no such stage, method or parameter, a value has not the parameter's type, or a parameter without a
-        default is missing.
+        The stage, method or parameter does not exist, a value has the wrong type, or a parameter without a default is
+        missing.
 
     Examples
     --------
@@ -274,7 +276,7 @@ def make_step(stage: str, name: str, parameters: Mapping[str, Any]) -> Step:
 
 
 def _arguments(method: methods.Method, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The given parameters, checked against the method's signature."""
+    """Check parameters against the signature of a method."""
     parameters = {p.name: p for p in method.parameters}
     arguments = {}
     for parameter, value in given.items():
@@ -289,11 +291,11 @@ def _arguments(method: methods.Method, given: Mapping[str, Any], where: str) -> 
 def _check_required(method: methods.Method, arguments: Mapping[str, Any], where: str) -> None:
     lacking = [p.name for p in method.parameters if p.required and p.name not in arguments]
     if lacking:
-        raise InputError(f"{where} lacks the parameter {lacking[0]!r}")
+        raise InputError(f"{where} lacks the parameter {lacking[0]!r}. Add it.")
 
 
 def _checked(hint: Any, value: Any, what: str) -> Any:
-    """`value` as the type that `hint` asks for, strictly: a number in quotes is no number."""
+    """Validate a value against a type hint, strictly: a number in quotes is an error."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     config = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -301,24 +303,24 @@ def _checked(hint: Any, value: Any, what: str) -> Any:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=config)
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        wanted = "; or ".join(dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in error.errors()))
-        raise InputError(f"{what}: {wanted}, got {value!r}") from None
+        faults = "; or ".join(dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in error.errors()))
+        raise InputError(f"{what}: {faults}, got {value!r}") from None
 
 
 def with_methods(recipe: Recipe, variant: str) -> Recipe:
-    """The recipe with other methods of fusion and refinement.
+    """Replace the fusion and the refinement of a recipe.
 
     Parameters
     ----------
     recipe : Recipe
     variant : str
-        ``"joint"`` for a fusion alone, ``"joint+corrective_learning"`` for one that is refined. Parameters are those
-        of the recipe's tables ``[fusion.NAME]`` and ``[refinement.NAME]``.
+        ``"joint"`` for a fusion without refinement, ``"joint+corrective_learning"`` for a fusion with refinement. Their
+        parameters are taken from the tables ``[fusion.NAME]`` and ``[refinement.NAME]`` of the recipe.
 
     Raises
     ------
     InputError
-        There is no method of that name, or it lacks a parameter.
+        A method does not exist, or a parameter of it is missing.
     """
     fusion, plus, refinement = variant.partition("+")
     tables = tomllib.loads(recipe.text)
@@ -329,7 +331,7 @@ def with_methods(recipe: Recipe, variant: str) -> Recipe:
     made = replace(
         recipe,
         fusion=section(Fusion, "fusion", fusion),
-        refinement=_placed(section(Refinement, "refinement", refinement), recipe.base) if plus else Refinement(),
+        refinement=_resolve_paths(section(Refinement, "refinement", refinement), recipe.base) if plus else Refinement(),
     )
     return made if recipe.device is None else with_device(made, recipe.device)
 
@@ -342,14 +344,15 @@ def with_paths(
     out: Path | None = None,
     prepared: Path | None = None,
 ) -> Recipe:
-    """The recipe with other scans, atlases, output folder or prepared library; its text names what is used.
+    """Replace the targets, atlases, output folder or prepared library of a recipe, also in its text.
 
     Parameters
     ----------
     recipe : Recipe
     targets, atlases : sequence of path
-        Empty to keep the recipe's own.
+        New paths; empty to keep those of the recipe.
     out, prepared : path, optional
+        New paths; None to keep those of the recipe.
     """
     import tomli_w
 
@@ -363,7 +366,7 @@ def with_paths(
     given = {"targets": [*map(str, targets)], "atlases": [*map(str, atlases)]}
     tables["data"] = {**tables.get("data", {}), **{key: paths for key, paths in given.items() if paths}}
     if out is not None:
-        tables["data"].pop("out", None)  # results do not depend on where they go
+        tables["data"].pop("out", None)  # results do not depend on the output folder
     registration = recipe.registration
     if prepared is not None:
         registration = replace(registration, prepared=prepared)
@@ -372,17 +375,17 @@ def with_paths(
 
 
 def with_device(recipe: Recipe, device: str) -> Recipe:
-    """The recipe with `device` ("auto", "cpu" or "cuda") given to every method that asks for one and was not told."""
+    """Set the device ("auto", "cpu" or "cuda") of every method with a device that the recipe does not set."""
 
-    def told(step: Step) -> Step:
+    def set_device(step: Step) -> Step:
         if step.method.has_device and "device" not in step.arguments:
             return Step(step.method, {**step.arguments, "device": device})
         return step
 
     return replace(
         recipe,
-        registration=replace(recipe.registration, steps=tuple(map(told, recipe.registration.steps))),
-        fusion=Fusion(told(recipe.fusion.method)),
-        refinement=Refinement(recipe.refinement.method and told(recipe.refinement.method)),
+        registration=replace(recipe.registration, steps=tuple(map(set_device, recipe.registration.steps))),
+        fusion=Fusion(set_device(recipe.fusion.method)),
+        refinement=Refinement(recipe.refinement.method and set_device(recipe.refinement.method)),
         device=device,
     )

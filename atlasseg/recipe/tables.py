@@ -1,6 +1,6 @@
-"""The tables of a recipe, one dataclass each: their keys, types, meanings and defaults.
+"""Tables of a recipe, one dataclass each: keys, types, meanings and defaults.
 
-Functions that have the same parameters take their defaults from here.
+Functions with the same parameters take their defaults from here.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from atlasseg.similarity import MetricName
 
 @dataclass(frozen=True)
 class Step:
-    """A method of a stage with the parameters that the recipe gives it; the others keep their defaults."""
+    """Method of a stage with the parameters from a recipe; the other parameters keep their defaults."""
 
     method: methods.Method
     arguments: Mapping[str, Any]
 
     def __call__(self, *data: Any, **given: Any) -> Any:
-        """Call the method; of the data in `given`, what it does not take is left out."""
+        """Call the method with the data in `given` that it accepts."""
         taken = {name: value for name, value in given.items() if self.method.takes(name)}
         return self.method.function(*data, **self.arguments, **taken)
 
     def check(self, **given: Any) -> None:
-        """Ask the method whether it can be used so, where it declares a check: before hours are spent."""
+        """Run the check that the method declares, if any, to find errors before a long computation."""
         if self.method.needs.check is not None:
             self.method.needs.check(**self.arguments, **given)
 
     @property
     def name(self) -> str:
-        """The method's name."""
+        """Name of the method."""
         return self.method.name
 
 
@@ -285,24 +285,24 @@ class Output:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: one attribute for each table, and where the recipe came from.
+    """Checked recipe: one attribute for each table, and its source.
 
     Parameters
     ----------
     fusion, data, preprocessing, selection, registration, propagation, refinement, evaluation, output : table
-        The tables of these names; those that are left out have their defaults.
+        Tables with these names; missing ones have their defaults.
     regions, tissue : table, optional
-        The tables of these names; None where the recipe has none.
+        Tables with these names; None if the recipe does not have them.
     refiner, training, augmentation : table
-        Size and training of the network.
+        Architecture and training of the network.
     name : str
-        The recipe's name in results.
+        Name of the recipe in results.
     text : str
-        The recipe as TOML, overrides included.
+        Recipe in TOML, including overrides.
     base : path, optional
-        Folder that relative paths start from; the current one where None.
+        Base folder of relative paths; None: the current folder.
     device : str, optional
-        Where its methods were told to compute, see `with_device`.
+        Device that `with_device` set.
     """
 
     fusion: Fusion
@@ -326,7 +326,7 @@ class Recipe:
 
     @property
     def variant(self) -> str:
-        """Its fusion, or ``fusion+refinement``, as `with_methods` takes it."""
+        """Name of the fusion, or ``fusion+refinement``, as for `with_methods`."""
         steps = (self.fusion.method, self.refinement.method)
         return "+".join(step.name for step in steps if step is not None)
 
@@ -360,4 +360,4 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {
     },
     "augmentation": {"often": "probability"},
 }
-"""Table to former key to present key. A recipe with a former key is an error that names the present one."""
+"""New names of renamed keys, by table and old name. A recipe with an old name raises an error with the new one."""

@@ -1,4 +1,4 @@
-"""Recipes to start from: every key with its meaning and its default, made from the tables and methods themselves."""
+"""Recipe templates: every key with its meaning and default, generated from the tables and methods."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from atlasseg import methods
 from atlasseg.recipe import SECTIONS, Step
 
 WIDTH = 100
-"""Characters of a line of comment at most."""
+"""Maximum length of a comment line."""
 
 APART = ("selection", "propagation", "fusion", "refinement", "regions", "refiner", "training", "augmentation")
 """Tables of ``atlasseg run`` and ``train`` that a recipe of ``atlasseg tissue`` does not have."""
 
 SWITCHES = ("regions", "tissue")
-"""Tables that change the result by being there."""
+"""Tables that take effect by their presence."""
 
 PLACES = {("data", "atlases"): ["my_atlases"], ("data", "targets"): ["my_scans"], ("data", "out"): "out"}
 """Examples of paths."""
 
 
 def format_template(given: Mapping[str, Any], *, title: str, brief: bool = False) -> str:
-    """A recipe as text, which holds what is given, and all other keys as comments with their defaults.
+    """Format a commented recipe: the given keys, and all other keys as comments with their defaults.
 
-    A comment that holds ``key = value`` becomes part of the recipe when its ``# `` is removed, whatever other comments
-    there are. Parameters of methods are keys with a dot, ``joint.beta``, so that they need no table of their own.
+    A comment ``# key = value`` becomes part of the recipe if its ``# `` is removed. Parameters of methods are written
+    as dotted keys, ``joint.beta``, so they need no separate table.
 
     Parameters
     ----------
     given : mapping
-        Tables of a recipe, as TOML holds them. With a table ``tissue`` the result is a recipe of ``atlasseg tissue``.
+        Tables of a recipe. With a table ``tissue`` the result is a recipe for ``atlasseg tissue``.
     title : str
-        First line of comment.
+        First line of the comment at the top.
     brief : bool
-        Leave out the tables of which nothing is given, but for the most common ones, and methods that are not used.
+        Leave out tables without given keys, except the most common ones, and methods that are not used.
     """
     lines = [
         *_comment(title),
@@ -63,13 +63,13 @@ def format_template(given: Mapping[str, Any], *, title: str, brief: bool = False
 
 
 def _section(section: str, kind: type, given: Mapping[str, Any], brief: bool, is_given: bool) -> Iterator[str]:
-    """The lines of one table."""
+    """Format the lines of one table."""
     document = inspect.getdoc(kind) or ""
     meanings = methods.described_parameters(document)
     hints = typing.get_type_hints(kind, include_extras=True)
     yield from _comment(document.partition("\n\n")[0])
     if section in SWITCHES and not is_given:
-        yield from _comment(f"Remove the '# ' before [{section}] too: the table takes effect by being there.")
+        yield from _comment(f"Remove the '# ' before [{section}] too: the table takes effect by its presence.")
         yield f"# [{section}]"
     else:
         yield f"[{section}]"
@@ -84,7 +84,7 @@ def _section(section: str, kind: type, given: Mapping[str, Any], brief: bool, is
 
 
 def _key(section: str, each: Field[Any], hint: Any, meaning: str, given: Mapping[str, Any]) -> Iterator[str]:
-    """Meaning and line of a key."""
+    """Format a key with its meaning."""
     default = [] if each.default == () else each.default
     note = ""
     if each.name in given:
@@ -94,7 +94,7 @@ def _key(section: str, each: Field[Any], hint: Any, meaning: str, given: Mapping
         note = "Not set."
     elif default is None or default is MISSING:
         line = f"# {each.name} = {_toml(example(hint, section))}"
-        note = "Not set by default." if default is None else "Must be given."
+        note = "Not set by default." if default is None else "Required."
     else:
         line = f"# {each.name} = {_toml(default)}"
     yield from _comment(_sentences(meaning, hint, note))
@@ -102,7 +102,7 @@ def _key(section: str, each: Field[Any], hint: Any, meaning: str, given: Mapping
 
 
 def _method(stage: str, name: str, given: Mapping[str, Any], is_used: bool) -> Iterator[str]:
-    """The parameters of a method."""
+    """Format the parameters of a method."""
     method = methods.get(stage, name)
     yield ""
     yield from _comment(f"{'Used' if is_used else 'Method'}: {name}. {method.summary}")
@@ -113,7 +113,7 @@ def _method(stage: str, name: str, given: Mapping[str, Any], is_used: bool) -> I
             line = f"{key} = {_toml(given[parameter.name])}"
         elif parameter.required or default is None:
             line = f"# {key} = {_toml(example(parameter.annotation, stage))}"
-            note = "Must be given where the method is used." if parameter.required else "Not set by default."
+            note = "Required by this method." if parameter.required else "Not set by default."
         else:
             line = f"# {key} = {_toml(default)}"
         yield from _comment(_sentences(parameter.description, parameter.annotation, note), 4)
@@ -121,7 +121,7 @@ def _method(stage: str, name: str, given: Mapping[str, Any], is_used: bool) -> I
 
 
 def _sentences(meaning: str, hint: Any, note: str) -> str:
-    """Meaning of a key, the names that it may be where the meaning does not tell them, and a note."""
+    """Join the meaning of a key, its allowed names if the meaning does not list them, and a note."""
     choice = allowed(hint)
     choices = f"One of: {', '.join(choice)}." if not all(name in meaning for name in choice) else ""
     return " ".join(filter(None, (meaning, choices, note)))
@@ -133,7 +133,7 @@ def _used(given: Mapping[str, Any]) -> list[str]:
 
 
 def _comment(text: str, indent: int = 2) -> list[str]:
-    """Lines of comment, without the markup of the documentation."""
+    """Format a text as comment lines, without documentation markup."""
     plain = re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "'").replace("`", "'").replace("**", "")
     plain = re.sub(r"\s+", " ", plain).strip()
     head = "#" + " " * (indent - 1)
@@ -141,7 +141,7 @@ def _comment(text: str, indent: int = 2) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML writes it, on one line."""
+    """Format a value as TOML on one line."""
     import tomli_w
 
     if isinstance(value, list | tuple):
@@ -152,7 +152,7 @@ def _toml(value: Any) -> str:
 
 
 def example(hint: Any, stage: str = "") -> Any:
-    """A value that a type allows, the smallest where it is a number with a limit.
+    """Make an example value of a type; of a number with a limit, the smallest value.
 
     Examples
     --------
@@ -174,7 +174,7 @@ def example(hint: Any, stage: str = "") -> Any:
 
 
 def _least(value: Any, constraints: tuple[Any, ...]) -> Any:
-    """The smallest value that the constraints allow, or a small one."""
+    """Smallest value that the constraints allow, or a small one."""
     limits = {type(constraint): constraint for constraint in constraints}
     if annotated_types.Ge in limits:
         return limits[annotated_types.Ge].ge
@@ -184,7 +184,7 @@ def _least(value: Any, constraints: tuple[Any, ...]) -> Any:
 
 
 def allowed(hint: Any) -> tuple[str, ...]:
-    """The names that a type allows; empty where it is no choice of names."""
+    """Names that a type allows; empty if it is not a choice of names."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return tuple(map(str, arguments))

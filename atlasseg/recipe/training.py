@@ -1,4 +1,4 @@
-"""The tables [refiner], [training] and [augmentation] of a recipe: the network that refines, and how it is trained."""
+"""Recipe tables [refiner], [training] and [augmentation]: architecture and training of the refinement network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Axis = Literal["R", "A", "S"]
 
 @dataclass(frozen=True)
 class Refiner:
-    """Architecture of the network that refines.
+    """Architecture of the refinement network.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ FEWEST_FOR_BOXES = 5
 
 
 class Ranks(Protocol):
-    """What `evaluation.comparison.ranking` returns."""
+    """What `evaluation.comparison.rank_methods` returns."""
 
     @property
     def mean_rank(self) -> pd.Series[float]:

@@ -96,7 +96,9 @@ def test_targets_without_a_dice_are_in_no_test(dataset, monkeypatch, caplog):
 
     (out / "comparison.tsv").unlink()
     done[:] = [measured("head3", np.nan, np.nan), measured("head4", np.nan, 0.5)]
-    with pytest.raises(InputError, match=r"no target has a Dice of every method: head3 \(majority, local_weighted\)"):
+    with pytest.raises(
+        InputError, match=r"expected a target with a Dice of every method, got none: head3 \(majority, local_weighted\)"
+    ):
         compare(recipe, ["majority", "local_weighted"])
     assert (out / "comparison.tsv").is_file()
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from atlasseg.errors import InputError
-from atlasseg.evaluation.comparison import paired_tests, ranking
+from atlasseg.evaluation.comparison import paired_tests, rank_methods
 
 SCORES = pd.DataFrame(
     np.random.default_rng(4).normal((0.8, 0.82, 0.81, 0.85), 0.05, (14, 4)).round(2), columns=["a", "b", "c", "d"]
@@ -14,7 +14,7 @@ SCORES = pd.DataFrame(
 
 
 def test_ranks_are_those_of_scipy_and_the_critical_difference_that_of_the_paper():
-    found = ranking(SCORES)
+    found = rank_methods(SCORES)
     ranks = np.mean([stats.rankdata(-row) for row in SCORES.to_numpy()], axis=0)
     assert found.mean_rank.to_dict() == pytest.approx(dict(zip(SCORES.columns, ranks, strict=True)))
     assert list(found.mean_rank) == sorted(found.mean_rank)
@@ -24,7 +24,7 @@ def test_ranks_are_those_of_scipy_and_the_critical_difference_that_of_the_paper(
 
 
 def test_distances_rank_the_other_way():
-    assert ranking(SCORES, higher_is_better=False).mean_rank.index[-1] == ranking(SCORES).mean_rank.index[0]
+    assert rank_methods(SCORES, higher_is_better=False).mean_rank.index[-1] == rank_methods(SCORES).mean_rank.index[0]
 
 
 def test_pairs_are_those_of_scipy_corrected_by_holm():
@@ -42,11 +42,11 @@ def test_pairs_are_those_of_scipy_corrected_by_holm():
 def test_methods_that_never_differ_are_not_told_apart():
     same = pd.DataFrame({"a": [0.5, 0.6, 0.7], "b": [0.5, 0.6, 0.7]})
     assert paired_tests(same).p.tolist() == [1.0]
-    assert ranking(same).mean_rank.tolist() == [1.5, 1.5]
+    assert rank_methods(same).mean_rank.tolist() == [1.5, 1.5]
 
 
 def test_bad_input():
     with pytest.raises(InputError, match="'b' on target 't2'"):
         paired_tests(pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, np.nan]}, index=["t1", "t2"]))
     with pytest.raises(InputError, match="at least two"):
-        ranking(pd.DataFrame({"a": [1.0, 2.0]}))
+        rank_methods(pd.DataFrame({"a": [1.0, 2.0]}))

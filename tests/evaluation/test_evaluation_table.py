@@ -138,7 +138,9 @@ def test_axes_in_another_order_or_direction_are_brought_into_line():
             array = np.flip(found.array.transpose(order), [n for n in range(3) if flips[n] < 0])
             turned = evaluate(LabelMap(array, GRID.affine @ turn), REFERENCE, table=table)
             assert turned == straight
-            assert ("another order or direction" in repr(turned)) == (order != (0, 1, 2) or min(flips) < 0)
+            assert ("were reoriented to those of the reference" in repr(turned)) == (
+                order != (0, 1, 2) or min(flips) < 0
+            )
 
 
 def test_a_result_is_read_by_name_as_a_table_and_as_text():
@@ -185,5 +187,5 @@ def test_a_reference_on_another_grid_is_refused():
 def test_bad_requests():
     with pytest.raises(InputError, match="tolerance of 0 mm or more, got -1"):
         evaluate(REFERENCE, REFERENCE, surface_tolerance_mm=-1)
-    with pytest.raises(InputError, match="may not be called 'foreground'"):
+    with pytest.raises(InputError, match="group 'foreground': this name is reserved"):
         evaluate(REFERENCE, REFERENCE, groups={FOREGROUND: (3,)})

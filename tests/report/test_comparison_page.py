@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atlasseg.evaluation.comparison import paired_tests, ranking
+from atlasseg.evaluation.comparison import paired_tests, rank_methods
 from atlasseg.report.comparison import _not_told_apart, _ticks, render_comparison
 
 VOID = {"meta", "input", "br", "link", "img"}
@@ -20,7 +20,7 @@ def rendered(scores, *, metrics=None, **options):
     versions = {"atlasseg": "9.8.7"}
     tests = paired_tests(scores)
     return render_comparison(
-        metrics, scores, tests, ranking(scores), recipe='[fusion]\nmethod = "<i>"', versions=versions, **options
+        metrics, scores, tests, rank_methods(scores), recipe='[fusion]\nmethod = "<i>"', versions=versions, **options
     )
 
 
@@ -153,7 +153,7 @@ def test_diagram_joins_what_lies_less_than_the_difference_apart():
     bars = [
         [float(a) + 4, float(b) - 4] for a, b in re.findall(r'class="together" d="M([\d.]+) [\d.]+H([\d.]+)"', page)
     ]
-    assert len(axis) == 4 and ranking(scores).critical_difference == pytest.approx(1.211, abs=1e-3)
+    assert len(axis) == 4 and rank_methods(scores).critical_difference == pytest.approx(1.211, abs=1e-3)
     np.testing.assert_allclose(bars, [[axis[n], axis[n + 1]] for n in (1, 2, 3)], atol=0.1)
 
 
