@@ -11,7 +11,7 @@ import pytest
 from atlasseg import templating
 from atlasseg.api.registration import PairwiseRegistration
 from atlasseg.evaluation import evaluate
-from atlasseg.evaluation.comparison import Comparison, paired_tests, ranking
+from atlasseg.evaluation.comparison import Comparison, paired_tests, rank_methods
 from atlasseg.labels import Label, LabelTable
 from atlasseg.phantoms import head, tilted_grid
 from atlasseg.report import CohortReport, TargetReport, TargetSummary, figures, render, render_cohort, tissue_page
@@ -137,7 +137,7 @@ def compared(name):
         for label in (2, None)
     ]
     long = pd.DataFrame(rows, columns=["target", "method", "label", "name", "metric", "value", "note"])
-    return long.astype({"label": "Int64"}), scores, paired_tests(scores), ranking(scores)
+    return long.astype({"label": "Int64"}), scores, paired_tests(scores), rank_methods(scores)
 
 
 def tissue_report(scene, name):
@@ -187,7 +187,7 @@ def notebook(scene, name):
         Atlas(name, named, labels),
         PairwiseRegistration(named, named, Affine.identity(), name),
         evaluated,
-        Comparison.of(compared(name)[0]),
+        Comparison.from_metrics(compared(name)[0]),
     )
     return "".join(value._repr_html_() for value in values)
 
