@@ -13,7 +13,7 @@ from atlasseg.api.registration import convert_volume
 from atlasseg.errors import InputError
 from atlasseg.propagation import propagate
 from atlasseg.resampling import resample
-from atlasseg.transforms import Transform, grid_points, inverse_matrix
+from atlasseg.transforms import Transform, grid_points, invert_matrix
 from atlasseg.volume import Atlas, Grid
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def share_outside(transform: Transform, points_mm: Any) -> float:
 
 def _inside(grid: Grid, points_mm: Any) -> Any:
     """(N,) bool: which of (N, 3) points lie in the voxels of a grid."""
-    inverse = inverse_matrix(grid.affine)
+    inverse = invert_matrix(grid.affine)
     voxels = points_mm @ inverse[:3, :3].T + inverse[:3, 3]
     return ((voxels >= -0.5) & (voxels <= np.array(grid.shape) - 0.5)).all(axis=-1)
 
