@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import atlasseg
+from atlasseg import methods
 from atlasseg.errors import InputError
 from atlasseg.phantoms import tissue
 from atlasseg.recipe import parse_recipe
@@ -10,6 +12,7 @@ from atlasseg.statistics import locus as locus_fit
 from atlasseg.statistics import markov_field as field_fit
 from atlasseg.statistics import nearest_neighbours as neighbours
 from atlasseg.tissues import locus, markov_field, mixture, nearest_neighbours
+from atlasseg.volume import ProbabilityMap
 
 SHAPE = (30, 33, 27)
 
@@ -109,6 +112,26 @@ def test_recipes_name_them():
                       ("mixture", "relaxation")):  # fmt: skip
         recipe = parse_recipe({"tissue": {"method": name, name: {key: 0.5}}})
         assert recipe.tissue.method.name == name and recipe.tissue.method.arguments == {key: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("markov_field", {"solver": "icm", "max_iterations": 2}),
+        ("locus", {"side_mm": 15.0, "max_iterations": 2}),
+        ("nearest_neighbours", {"samples": 100}),
+    ],
+)
+def test_the_verb_and_the_function_agree(name, parameters, flat, prior):
+    inside = flat.mask.array
+    given = np.zeros((*inside.shape, 3), np.float32)
+    given[inside] = prior
+    chances = ProbabilityMap.from_dense(
+        np.concatenate([1 - given.sum(axis=-1, keepdims=True), given], axis=-1), [0, 1, 2, 3], flat.image.affine
+    )
+    found = atlasseg.tissue(flat.image, name, mask=flat.mask, prior=chances, **parameters)
+    direct = methods.get("tissue", name).function(flat.image, flat.mask, prior, **parameters)
+    assert (found.labels.array == direct.labels.array).mean() > 0.999
 
 
 def test_what_is_refused(flat, prior):
