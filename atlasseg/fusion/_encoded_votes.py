@@ -1,4 +1,4 @@
-"""What the candidates of a whole-patch vote would say at every voxel, as one small integer each.
+"""Encoded votes of the candidates for whole-patch voting: one small integer per candidate and voxel.
 
 A *slot* is a label together with the group of candidates it comes from, a group being the candidates in which the
 same labels were not annotated. A *code* below the number of slots is that slot with certainty; a larger one points to a
@@ -17,7 +17,7 @@ from atlasseg.volume import Atlas, Bool, Int32, Int64, LabelMap, LabelWeights, P
 
 @dataclass(frozen=True, eq=False)
 class EncodedVotes:
-    """The codes of all candidates in a box.
+    """Votes of all candidates in a box, as codes.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class EncodedVotes:
     label_values : (L,) int32
         Every label, ascending; 0 among them.
     unknown : (G, L) bool
-        Labels that were not annotated in each group of candidates. Slot g L + l is label l said by group g.
+        Labels that were not annotated in each group of candidates. Slot g L + l is label l of group g.
     """
 
     codes: Int32
@@ -41,7 +41,7 @@ class EncodedVotes:
 
     @classmethod
     def gather(cls, candidates: Sequence[Atlas], start: Int64, stop: Int64) -> EncodedVotes:
-        """The codes in the box from `start` to `stop`, which may reach beyond the grid: nobody votes there."""
+        """Encode the votes in the box from `start` to `stop`, which may extend beyond the grid (no votes there)."""
         shape = candidates[0].image.shape
         every: set[int] = {0}
         for atlas in candidates:

@@ -1,4 +1,4 @@
-"""Intensities of target and candidates, made comparable, around the voxels where the candidates disagree.
+"""Standardised intensities of target and candidates around the voxels where the candidates disagree.
 
 Scans come on any scale (0 to 112, 0 to 1.7e6), so every fusion that compares intensities does it on these: each
 channel clipped to its 1st and 99th percentile, then shifted and scaled to mean 0 and standard deviation 1, over the

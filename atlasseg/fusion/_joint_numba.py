@@ -268,7 +268,7 @@ def count_votes(
     Returns
     -------
     counts : (M,) int64
-        Labels that have votes at each voxel; 0 where nobody voted.
+        Number of labels with votes at each voxel; 0 without votes.
     labels : (E,) int32
         Indices into ``encoded.label_values``, ascending within a voxel.
     values : (E,) float32

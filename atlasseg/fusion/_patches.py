@@ -31,7 +31,7 @@ MAX_TILE = np.array([24, 12, 48])
 """Voxels of a tile at most: the planes that are worked on stay in the first cache, a tile in the second."""
 
 TILE_MARGIN = np.array([4, 4, 8])
-"""What a tile costs more than its voxels, along each axis, in voxels: the margin of the usual patch and window."""
+"""Overhead of a tile along each axis, in voxels: the margin of the usual patch and window."""
 
 TILE_STEP = 4
 """Voxels between two places at which a tile may be cut."""
@@ -143,7 +143,7 @@ Tile = tuple[Float64, Float64, Float64]
 
 
 class PatchSearch:
-    """What every tile of one search shares: target, voxels, patch and window, in the words of `nearest_patches`.
+    """Patch search: the target, voxels, patch and window that all tiles share; see `find_nearest_patches`.
 
     Attributes
     ----------
@@ -178,7 +178,7 @@ class PatchSearch:
         self.number.reshape(-1)[self.voxels] = np.arange(self.voxels.size)
 
     def rows(self, box: Box) -> tuple[Bool, Int64]:
-        """Which voxels of a tile are wanted, and their rows in the result."""
+        """Return the voxels of a tile to search for, and their rows in the result."""
         inside = tuple(slice(a, b) for a, b in zip(*box, strict=True))
         return self.where[inside], self.number[inside][self.where[inside]]
 

@@ -1,4 +1,4 @@
-"""Expectation maximisation over rater performances: what STAPLE, STEPS and non-local STAPLE share.
+"""Expectation maximisation of rater performances for STAPLE, STEPS and non-local STAPLE.
 
 Raters (candidates) are described by confusion matrices theta[i, l', l] = p(rater i says l' | the truth is l). Voxels
 with the same votes have the same posterior, so they are counted together as one *row*; and only labels that a row can
@@ -28,7 +28,7 @@ NEGLIGIBLE = 1e-7
 
 @dataclass(frozen=True, eq=False)
 class RaterVotes:
-    """What raters say: R rows, each with its entries, as in a CSR matrix, and its possible labels.
+    """Votes of raters: R rows with their entries, as in a CSR matrix, and their possible labels.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def run_em(
     confusion : (N, L, L) float64
         Where to start.
     max_iterations : int
-        At most so many.
+        Maximum number of iterations.
     tolerance : float
         When to stop.
     neighbours : NeighbourRows, optional

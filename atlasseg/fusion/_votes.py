@@ -45,7 +45,7 @@ def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """What each candidate says at the voxels where they are not unanimous.
+    """Votes of all candidates at the voxels where they disagree.
 
     An entry is one candidate's vote (or fraction of a vote) for one label; a slot is one of the labels that have a
     vote at a voxel. Both are lists per active voxel, as in a CSR matrix.
@@ -70,9 +70,9 @@ class Votes:
     slot_labels : (S,) int32
         Index into `label_values` of each slot, ascending within a voxel.
     label_values : (L,) int32
-        Every label that a candidate speaks of, ascending.
+        All labels of the candidates, ascending.
     unknown : (N, L) bool
-        Labels that nobody drew in a candidate.
+        Labels that were not annotated in each candidate.
     """
 
     grid: Grid

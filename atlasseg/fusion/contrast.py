@@ -62,7 +62,7 @@ class ContrastMatch:
     candidates : tuple of Atlas
         In the order given. One of the same contrast is the same object; the others have mapped images.
     agreement : (N, C) float64
-        What `measure_agreement` found for each candidate and channel; NaN where nothing was measured.
+        Result of `measure_agreement` for each candidate and channel; NaN if not measured.
     maps : tuple of N tuples of C str
         How each channel was mapped: "" (unchanged), `BY_INTENSITY`, `BY_LABEL`, or `IGNORED` where neither its
         intensities nor its labels explain the target: it is then constant.
@@ -249,7 +249,7 @@ def _agreement(channels: Float32, known: Bool, atlas: Atlas, voxels: Int64) -> F
 
 @dataclass(frozen=True, eq=False)
 class _Learning:
-    """What the maps are learned from.
+    """Samples from which the maps are estimated.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from atlasseg.statistics.gaussians import CHUNK, Gaussians, from_moments, split,
 from atlasseg.volume import Atlas, Float64, Image, Int64, LabelWeights, ProbabilityMap
 
 FLOOR = 1e-2
-"""Least variance of a label, as a share of that of all intensities: a label of a few voxels says little about it."""
+"""Minimum variance of a label, as a fraction of the variance of all intensities, for labels with few voxels."""
 TOLERANCE = 1e-5
 """Change of the log-likelihood, in parts of itself, at which the iterations stop."""
 
@@ -81,7 +81,7 @@ def fuse(
     Raises
     ------
     InputError
-        There is no candidate, or a parameter is out of its range.
+        There is no candidate, or a parameter is out of range.
     GeometryError
         A candidate is not on the target's grid.
 

@@ -106,7 +106,7 @@ def fuse(
     Raises
     ------
     InputError
-        There is no candidate, channels differ, or a parameter is out of its range.
+        There is no candidate, channels differ, or a parameter is out of range.
     GeometryError
         A candidate is not on the target's grid.
 

@@ -89,7 +89,7 @@ def fuse(
     Raises
     ------
     InputError
-        There is no candidate, numbers of channels differ, or a parameter is out of its range.
+        There is no candidate, numbers of channels differ, or a parameter is out of range.
     GeometryError
         A candidate is not on the target's grid.
     MissingLibraryError

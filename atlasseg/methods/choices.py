@@ -1,4 +1,4 @@
-"""Names to choose from that are known only when they are asked for, as the type of a parameter."""
+"""Choices of a parameter that are looked up when they are needed, as the type of the parameter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OneOf:
     names : tuple of str or callable
         The names, or what returns them.
     renamed : mapping of str to str
-        Former names to present ones: who uses a former one is told the present one.
+        Mapping of former names to present ones; the error for a former name gives the present one.
     chosen : callable, optional
         Takes a name and returns what it stands for, a class or a function: kept results depend on its code.
     """
@@ -46,7 +46,7 @@ class OneOf:
         return name
 
     def problem(self, name: str) -> str:
-        """What was expected in place of a name that is not one of them; empty where it is."""
+        """Describe what was expected in place of an unknown name; empty for a known one."""
         if name in self.known:
             return ""
         if self.renamed.get(name) in self.known:

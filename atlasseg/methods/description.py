@@ -54,14 +54,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs and costs, as it is declared where the method is registered.
+    """Requirements and costs of a method, declared where it is registered.
 
     Attributes
     ----------
     libraries : tuple of str
         Optional libraries, by the names they are imported by.
     install : str
-        What installs them, as pip takes it: ``"atlasseg[syn]"``.
+        Argument of ``pip install`` for them: ``"atlasseg[syn]"``.
     model : str, optional
         Parameter that names the folder of a trained model; None where the method needs no training.
     channels : {"all", "first", "one"}
@@ -75,7 +75,7 @@ class Needs:
         Takes the recipe's parameters, and `provenance` where the stage knows it, and raises `InputError` where the
         method cannot be used so. It is called before anything is computed.
     renamed : mapping of str to str
-        Former names of parameters to their present ones: a recipe that uses a former one is told the present one.
+        Mapping of former names of parameters to present ones; the error for a former name gives the present one.
     companions : mapping of str to callable
         Functions of the same parameters that return more than the method, by name: ``{"hierarchy": ...}``.
     """
@@ -101,7 +101,7 @@ class Method:
     function : callable
         Takes the data of the stage, then the parameters by keyword.
     parameters : tuple of Parameter
-        What a recipe may set.
+        Parameters that a recipe may set.
     data : frozenset of str
         Names of the data arguments that the function takes.
     summary : str

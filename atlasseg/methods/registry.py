@@ -53,7 +53,7 @@ def method(stage: str, *, name: str = "", summary: str = "", **needs: Any) -> Ca
     summary : str
         One paragraph; by default the first one of that file's docstring or, with a name of its own, of the function's.
     **needs
-        What the method needs and costs: the fields of `Needs`.
+        Requirements and costs of the method: the fields of `Needs`.
 
     Raises
     ------

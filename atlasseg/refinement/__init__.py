@@ -1,4 +1,4 @@
-"""What makes a fused segmentation better: a file that defines ``refine(target, fused, *, ...) -> ProbabilityMap``."""
+"""Refinement: post-processing of a fused segmentation, ``refine(target, fused, *, ...) -> ProbabilityMap``."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""What a classifier sees of a voxel: intensities and probabilities around it, and where in the structure it lies.
+"""Features of a voxel for the classifiers: intensities and probabilities around it, and its position in the structure.
 
 Patches are taken in the order of the patient's axes (right, anterior, superior), whatever the order and direction of
 the array's, so that scans stored in different orientations give the same features.
@@ -36,7 +36,7 @@ class Window:
     scales_voxels: tuple[int, ...] = (3, 6)
 
     def columns(self, channels: int) -> int:
-        """Number of features of a scan of so many channels."""
+        """Return the number of features of a scan with this number of channels."""
         probabilities = (2 * self.probability_radius_voxels + 1) ** 3
         coarse = 7 * (channels + 2) * len(self.scales_voxels)
         return int(channels * (2 * self.intensity_radius_voxels + 1) ** 3 + 2 * probabilities + coarse + 3)

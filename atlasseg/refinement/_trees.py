@@ -72,7 +72,7 @@ class Trees:
         return out
 
     def check(self, columns: int, where: str) -> None:
-        """That every walk through the trees ends in a leaf and looks at one of so many columns.
+        """Check that every path through the trees ends in a leaf and uses existing columns.
 
         Raises
         ------

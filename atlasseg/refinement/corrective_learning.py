@@ -34,7 +34,7 @@ METHOD = "corrective_learning"
 HEADER, TREES, TABLE = "model.json", "trees.npz", "labels.tsv"
 
 FEWEST_OF_A_CLASS = 30
-"""A label gets a classifier where at least so many samples are of it and so many are not."""
+"""Minimum number of samples of a label, and of other labels, to train its classifier."""
 
 ROWS_AT_ONCE = 65536
 """Voxels whose features are held in memory together when a model is applied."""
@@ -58,7 +58,7 @@ class CorrectiveModel:
     spacing_mm : tuple of three floats
         Mean voxel size of its scans along their right, anterior and superior axes.
     window : Window
-        What the classifiers see.
+        Features of the classifiers.
     provenance : mapping
         How the segmentations were made that it learned on: see `pipeline.provenance`.
     record : mapping
@@ -75,7 +75,7 @@ class CorrectiveModel:
 
 
 def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
-    """That a model is there and was trained on segmentations made as `provenance` says.
+    """Check that the model exists and was trained on segmentations of the same `provenance`.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def refine(
     target : Image
         The scan, preprocessed as in training; on the grid of `fused`.
     fused : ProbabilityMap
-        What the fusion said.
+        Fused label probabilities.
     model : Path
         Folder that ``atlasseg atlases correct`` wrote.
     provenance : mapping, optional
@@ -154,7 +154,7 @@ def refine(
 
 
 def correct(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> ProbabilityMap:
-    """As `refine`, by a model in memory.
+    """Refine by a model in memory; see `refine`.
 
     Raises
     ------
@@ -267,7 +267,7 @@ def train(
     Raises
     ------
     InputError
-        There is no example, or they differ in channels; a parameter is out of its range; no label has enough samples.
+        There is no example, or they differ in channels; a parameter is out of range; no label has enough samples.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 

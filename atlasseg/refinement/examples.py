@@ -1,4 +1,4 @@
-"""What a refinement learns from: an atlas segmented from the others, beside its own labels."""
+"""Training examples of a refinement: an atlas segmented from the others, with its own labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlasseg.volume import Float64, Image, LabelMap, ProbabilityMap
 
 
 class Example(NamedTuple):
-    """An atlas segmented from the others: `truth` is its own labels, `not_annotated` those that nobody drew in it."""
+    """Atlas segmented from the others: `truth` are its own labels, `not_annotated` its labels without annotation."""
 
     id: str
     target: Image
@@ -22,7 +22,7 @@ class Example(NamedTuple):
 
 
 def differences(trained: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
-    """What differs between two records of how segmentations were made, in words: see `pipeline.provenance`."""
+    """List the differences between two records of provenance, in words: see `pipeline.provenance`."""
     found = []
     for part in sorted({*trained, *used}):
         was, now = trained.get(part, {}), used.get(part, {})

@@ -40,7 +40,7 @@ def refine(
     target : Image
         The scan, of one or several channels, on the grid of `fused`.
     fused : ProbabilityMap
-        What the fusion said.
+        Fused label probabilities.
     beta : float
         Strength of the field, 0 or more.
     neighbours : int
@@ -60,7 +60,7 @@ def refine(
     Raises
     ------
     InputError
-        A parameter is out of its range.
+        A parameter is out of range.
     GeometryError
         Scan and segmentation lie on different grids.
 

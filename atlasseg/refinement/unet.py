@@ -51,7 +51,7 @@ def check(
     device: Device = "auto",
     **settings: Any,
 ) -> None:
-    """That a model is there and was trained on segmentations made as `provenance` says.
+    """Check that the model exists and was trained on segmentations of the same `provenance`.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def refine(
     target : Image
         The scan, preprocessed as in training; on the grid of `fused`.
     fused : ProbabilityMap
-        What the fusion said.
+        Fused label probabilities.
     model : Path
         Folder that ``atlasseg train`` wrote.
     overlap : float
@@ -194,7 +194,7 @@ def refined(
     mixed_precision: bool = True,
     device: Device = "auto",
 ) -> ProbabilityMap:
-    """As `refine`, by a model in memory.
+    """Refine by a model in memory; see `refine`.
 
     Memory: L labels times a window's thickness times the other two axes of the box, and about four windows of L
     labels; not L times the scan.

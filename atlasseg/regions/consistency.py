@@ -6,10 +6,10 @@
 3. Each region takes the label of its summed posterior, neighbours across which intensity is even counting as well
    (`label_field.decide`).
 4. Islands, parts of a label much smaller than its largest part, go to the neighbour that explains them best.
-5. Topology, where asked for: only the largest part of a label stays, its holes are filled.
+5. Optional topology: only the largest component of a label stays, and its holes are filled.
 6. A label that was there and is no longer is put back, unless it may vanish.
 
-What changed is reported label by label.
+The changes are reported for each label.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _AHEAD = np.float32(1 + 1e-5)  # by this much a label that was decided for leads
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to one label.
+    """Change of one label.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def make_consistent(
     GeometryError
         Image and segmentation are on different grids.
     InputError
-        A parameter is out of range, or names a label that the segmentation does not speak of.
+        A parameter is out of range, or names a label that the segmentation does not have.
     """
     if not image.grid.matches(segmentation.grid):
         raise GeometryError(
@@ -218,7 +218,7 @@ def _list_changes(
     holes: Mapping[int, int],
     restored: Mapping[int, int],
 ) -> tuple[Change, ...]:
-    """What changed for each of the labels `every` that is there before or after."""
+    """List the change of each of the labels `every` that occurs before or after."""
     sizes = [_sizes(mode, every) for mode in (before, after)]
     parts = [_part_counts(mode, every) for mode in (before, after)]
     counts = (regained, islands, holes, restored)

@@ -1,4 +1,4 @@
-"""What intensity says about the label, where fused labels are uncertain."""
+"""Intensity likelihood of the labels at voxels where the fused labels are uncertain."""
 
 from __future__ import annotations
 

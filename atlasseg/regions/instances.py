@@ -1,4 +1,4 @@
-"""Instances: the separate things of a label, each with a number of its own (panoptic output)."""
+"""Instances: separate objects of a label, numbered (panoptic segmentation)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Split = Literal["components", "watershed"]
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """What each voxel is, and which one.
+    """Panoptic segmentation: label and instance number of each voxel.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Merge touching regions, the most alike first: a heap over the edges of the region adjacency graph."""
+"""Region merging: merge adjacent regions, the most similar first, by a heap over the edges of the adjacency graph."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Packed:
     Parameters
     ----------
     criterion : {"ward", "mean_difference", "mumford_shah"}
-        What merges are judged by.
+        Merge criterion.
     records : (E, 8) int32
         The ends of each edge, and six columns for the kernel.
     areas_mm2 : (E,) float64

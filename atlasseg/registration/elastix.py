@@ -93,7 +93,7 @@ def register(
     MissingLibraryError
         itk-elastix is not installed.
     InputError
-        An image is constant or has several channels, a mask is empty, a parameter is out of its range, elastix failed.
+        An image is constant or has several channels, a mask is empty, a parameter is out of range, elastix failed.
     GeometryError
         A mask is not on its image's grid, or the images do not overlap.
 

@@ -1,4 +1,4 @@
-"""Similarity metrics: how alike two images on one grid are, a file a metric.
+"""Similarity metrics of two images on one grid, one file per metric.
 
 Registration maximises them, atlas selection ranks by them, and fusion weights votes by them.
 """

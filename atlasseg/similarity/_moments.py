@@ -1,4 +1,4 @@
-"""What mean squares and correlation are made of: sums over the voxels that count, on the CPU and in torch."""
+"""Moments for mean squares and correlation: sums over the voxels that count, on the CPU and in torch."""
 
 from __future__ import annotations
 

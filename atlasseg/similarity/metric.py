@@ -35,7 +35,7 @@ RENAMED = {"ssd": "mean_squares", "mattes": "mutual_information", "cc": "local_c
 
 
 class SimilarityMetric(ABC):
-    """How alike two images on one grid are.
+    """Similarity metric of two images on one grid.
 
     To add a metric, write a file ``atlasseg/similarity/NAME.py`` with one subclass: a frozen dataclass, decorated by
     `register_metric`, whose fields are its parameters. `value_and_gradient` must be written; the other methods follow
@@ -100,7 +100,7 @@ class SimilarityMetric(ABC):
         return max(self.value(fixed, warped, mask=mask) - self.unrelated, 0.0)
 
     def derivatives(self, fixed: Float32, warped: Float32, weight: Float32) -> tuple[float, Float32, Float32]:
-        """What registration maximises, of one channel on the CPU.
+        """Compute the objective of registration and its derivatives, for one channel on the CPU.
 
         Intensities span about 0 to 1. The value may be scaled and shifted against `value`, so that it is greater where
         the images are more alike, 0 where they are unrelated, and of a scale near 1.
@@ -137,7 +137,7 @@ class SimilarityMetric(ABC):
         return sign * (value - self.unrelated), gradient, curvature
 
     def derivatives_torch(self, fixed: Tensor, warped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `derivatives`, of many warped images against one fixed image.
+        """Compute `derivatives` for many warped images against one fixed image.
 
         By default the images go to the CPU one by one and back, which the log says.
 
@@ -244,7 +244,7 @@ def create_metric(name: str, **parameters: Any) -> SimilarityMetric:
     Raises
     ------
     InputError
-        There is no such metric, it has no such parameter, or a value is out of its range.
+        There is no such metric, it has no such parameter, or a value is out of range.
 
     Examples
     --------

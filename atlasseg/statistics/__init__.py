@@ -1,7 +1,7 @@
-"""Statistical models of intensities: classes, their Gaussians, and how voxels come to belong to them.
+"""Statistical models of intensities: Gaussian mixtures, Markov random fields and Markov chains.
 
-Pure functions on plain arrays: `values` are (N, C), one row a voxel of the region and one column a modality, and
-probabilities are (N, K), one column a class.
+Pure functions on plain arrays: `values` are (N, C), with one row per voxel of the region and one column per modality;
+probabilities are (N, K), with one column per class.
 """
 
 import lazy_loader as _lazy

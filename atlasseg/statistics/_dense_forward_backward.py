@@ -1,4 +1,4 @@
-"""The forward-backward recursions of hidden Markov chains whose sites all have the same states.
+"""Forward-backward algorithm of hidden Markov chains with the same states at all sites.
 
 They are those of `_forward_backward` without its lists, in half the time.
 """
@@ -13,7 +13,7 @@ from atlasseg.volume import Bool, Float64
 
 
 def smooth(emission: Float64, scale: Float64, starts: Bool, initial: Float64, transitions: Float64) -> Smoothed:
-    """Run both recursions, each scaled to sum 1 at every site so that nothing underflows, side by side.
+    """Run the forward and backward recursions in parallel, each scaled to sum 1 at every site to avoid underflow.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A Markov random field: what each label costs at each voxel, and what neighbours pay for differing.
+"""Markov random field: unary costs of the labels at each voxel, and pairwise costs between neighbours.
 
     E(x) = sum_n u_n(x_n) + sum over neighbours n, m of w_nm V(x_n, x_m)
 
@@ -24,7 +24,7 @@ SYMMETRIC = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """A field over M voxels.
+    """Markov random field over M voxels.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ class Field:
         return self.costs.places
 
     def with_unary(self, unary: NDArray[np.floating[Any]]) -> Field:
-        """The same field with other costs, certain neighbours not included."""
+        """Return the field with other costs, without the contribution of certain neighbours."""
         return replace(self, costs=self.costs.with_values(np.ascontiguousarray(unary, np.float64).reshape(-1)))
 
     def energy(self, chosen: Int64) -> float:
-        """E of a labelling given as the (M,) slot that each voxel takes."""
+        """Compute the energy E of a labelling, given as the slot (M,) of each voxel."""
         pairs = _pair_energy(self.costs.labels[chosen], self.neighbours, self.weights, self.interaction)
         return float(self.costs.values[chosen].sum() + pairs.sum() / 2)
 
@@ -73,7 +73,7 @@ class Field:
         return float((beliefs * self.costs.values).sum() + pairs.sum() / 2 + (held * np.log(held)).sum())
 
     def independent(self) -> Float64:
-        """(S,) probabilities exp(-u) scaled to sum 1 at each voxel: no voxel knows of its neighbours."""
+        """Compute probabilities (S,) exp(-u), scaled to sum 1 at each voxel, without the neighbours."""
         return softmax(-self.costs.values, self.costs.offsets)
 
     def conditional(self, chosen: Int64) -> Float64:
@@ -125,7 +125,7 @@ def field_of_labels(
     neighbours : int
         6 that share a face, or 26 that share a face, edge or corner.
     interaction : (L, L) float64, optional
-        V; Potts where absent: 1 between different labels.
+        V. Default: Potts: 1 between different labels.
     number_of_labels : int
         L.
     certain : (I * J * K,) int32, optional
@@ -182,7 +182,7 @@ def dense_field(
     Raises
     ------
     InputError
-        `unary` does not fit the region, or a parameter is out of its range.
+        `unary` does not fit the region, or a parameter is out of range.
     """
     voxels = np.flatnonzero(inside)
     if unary.ndim != 2 or len(unary) != voxels.size:
@@ -206,7 +206,7 @@ def dense_field(
 
 
 def check_interaction(interaction: Float64 | None, number_of_labels: int) -> Float64:
-    """(L, L) V; Potts where none is given.
+    """Check the interaction V (L, L). Default: Potts.
 
     Raises
     ------
@@ -225,7 +225,7 @@ def check_interaction(interaction: Float64 | None, number_of_labels: int) -> Flo
 
 
 def directions(neighbours: int) -> Int64:
-    """(D, 3) steps to the neighbours; the opposite of step d is step D - 1 - d."""
+    """List the steps (D, 3) to the neighbours; step D - 1 - d is opposite to step d."""
     steps = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing="ij"), -1).reshape(-1, 3)
     length = np.abs(steps).sum(axis=1)
     return np.asarray(steps[length == 1] if neighbours == 6 else steps[length > 0], np.int64)

@@ -1,4 +1,4 @@
-"""The forward-backward recursions of hidden Markov chains whose sites have their own lists of possible states.
+"""Forward-backward algorithm of hidden Markov chains with a list of possible states per site.
 
 Large arrays are made by NumPy, which asks for huge pages; those that numba makes cost as much time as a recursion.
 """
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from atlasseg.volume import Bool, Float64, Int32, Int64
 
 CHUNK = 1 << 16
-"""Sites that are summed together, and at least so many."""
+"""Minimum number of sites that are summed together."""
 MOST_CHUNKS = 64
 """So the sums do not depend on the number of threads, and take no more than this many matrices."""
 
 
 @dataclass(frozen=True, eq=False)
 class Smoothed:
-    """What chains say of their states, all observations considered.
+    """Posterior probabilities of the states of chains, given all observations.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def smooth(
     initial: Float64,
     transitions: Float64,
 ) -> Smoothed:
-    """Run both recursions, each scaled to sum 1 at every site so that nothing underflows, side by side."""
+    """Run the forward and backward recursions in parallel, each scaled to sum 1 at every site to avoid underflow."""
     alpha, beta, norm = np.empty(emission.size), np.empty(emission.size), np.empty(offsets.size - 1)
     _passes(emission, offsets, labels, starts, initial, transitions, alpha, beta, norm)
     bounds = bounds_of_chunks(offsets.size - 1)
@@ -83,7 +83,7 @@ def sample(
 
 
 def bounds_of_chunks(sites: int) -> Int64:
-    """Where each part of the sums begins, and the end."""
+    """Split the sites into chunks: the start of each chunk, and the end."""
     count = int(np.clip(sites // CHUNK, 1, MOST_CHUNKS))
     return np.linspace(0, sites, count + 1).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""One sweep of expectation maximisation over all voxels, and the Gaussians that follow from its sums."""
+"""Expectation maximisation of a Gaussian mixture: one sweep over all voxels, and the resulting Gaussians."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Components:
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What one expectation step leaves.
+    """Result of one expectation step.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class Sweep:
     sums : (G, 1 + C + C (C + 1) / 2) float64
         Of responsibility times typicality: moments of the values, see `gaussians.moments`.
     weights, pull : (N, C (C + 1) / 2), (N, C) float64
-        For the bias field; empty unless wanted.
+        Sums for the bias field; empty if it is not estimated.
     """
 
     log_likelihood: float

@@ -1,4 +1,4 @@
-"""A mixture while it is fitted: where it starts, and its iterations until it settles."""
+"""Gaussian mixture during the fit: initialisation, and iterations until convergence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Field = Callable[[Float64], Float64]
 
 
 class Model:
-    """What changes from one iteration to the next."""
+    """State of a mixture during the fit."""
 
     def __init__(
         self,

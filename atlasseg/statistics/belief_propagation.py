@@ -1,4 +1,4 @@
-"""Loopy belief propagation: neighbours tell each other what they believe; exact where there are no loops."""
+"""Loopy belief propagation: marginals of a Markov random field by message passing; exact without loops."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def solve(
     damping : float
         d, from 0 to below 1.
     max_iterations : int
-        At most so many, at least 1.
+        Maximum number of iterations, at least 1.
     tolerance : float
-        Settled when no log message changes by more.
+        Stop when no log message changes by more.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def solve(
     Raises
     ------
     InputError
-        A parameter is out of its range.
+        A parameter is out of range.
 
     References
     ----------

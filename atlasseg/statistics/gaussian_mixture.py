@@ -172,9 +172,9 @@ def fit(
     field : callable, optional
         From the (N, K) fractions to (N, K) increments of the log prior, called before each iteration but the first.
     floor : float
-        Least variance, see `gaussians.estimate`.
+        Minimum variance, see `gaussians.estimate`.
     max_iterations : int
-        At most so many, at least 1.
+        Maximum number of iterations, at least 1.
     tolerance : float
         Settled when the log-likelihood changes by no more than this share of itself (of values scaled to unit
         variance), or of N where that is larger.
@@ -188,7 +188,7 @@ def fit(
     InputError
         The region is empty, values are not finite or all the same, there are more classes than distinct values, a
         class is empty (its prior or start is 0 everywhere), a prior is negative or above 1 or its sum is, or a
-        parameter is out of its range.
+        parameter is out of range.
 
     References
     ----------

@@ -14,7 +14,7 @@ from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Int64
 
 VARIANCE_FLOOR = 1e-6
-"""Least variance of a class, as a share of the variance of all values."""
+"""Minimum variance of a class, as a fraction of the variance of all values."""
 CHUNK = 8192
 """Rows that are summed together: the sums do not depend on the number of threads."""
 
@@ -74,7 +74,7 @@ def estimate(
     floor : float
         Least variance, as a share, above 0.
     before : Gaussians, optional
-        What a class keeps that has no weight.
+        Gaussians kept by classes without weight.
 
     Raises
     ------

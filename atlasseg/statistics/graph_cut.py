@@ -29,7 +29,7 @@ def solve(field: Field, *, start: Int64 | None = None, max_cycles: int = 10) -> 
         Slots to start from; the cheapest of each voxel by itself where absent, or the first where a field has only two
         labels, from where one move of the second is enough.
     max_cycles : int
-        At most so many times through all labels, at least 1.
+        Maximum number of cycles through all labels, at least 1.
 
     Returns
     -------

@@ -42,7 +42,7 @@ def solve(field: Field, *, start: Int64 | None = None, max_iterations: int = 50)
     start : (M,) int64, optional
         Slots to start from; the cheapest of each voxel by itself where absent.
     max_iterations : int
-        At most so many, at least 1.
+        Maximum number of iterations, at least 1.
 
     Returns
     -------

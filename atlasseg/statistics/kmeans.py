@@ -12,7 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Int64
 
 SAMPLE = 100_000
-"""At most about so many voxels, evenly spaced, are clustered; all are then given to the nearest centre."""
+"""Approximate maximum number of voxels, evenly spaced, that are clustered; all are then assigned to a centre."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Probabilities of labels mended by intensities and neighbours: what the statistical fusions and refinements share.
+"""Label posteriors from a prior, intensities and neighbours, for the statistical fusions and refinements.
 
 Where a map of label probabilities is not certain it becomes the prior of a statistical model: every label has a
 Gaussian of intensities, estimated under the prior, and voxels depend on their neighbours in a field or along a curve.
@@ -25,9 +25,9 @@ from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelWeights,
 RIM_VOXELS = 2
 """Certain voxels this near to uncertain ones count for the Gaussians, and are neighbours."""
 FLOOR = 0.01
-"""Least variance of a label, as a share of that of all intensities: small labels have few voxels to learn it from."""
+"""Minimum variance of a label, as a fraction of the variance of all intensities, for labels with few voxels."""
 CHUNKS = 16
-"""Sums are made in so many parts, in order."""
+"""Number of parts of a sum, which are added in order."""
 START_ODDS = 9.0
 """Odds of the same label at the next voxel of a curve, before any are estimated."""
 MOST_ODDS = 1e9
@@ -168,7 +168,7 @@ def field_posteriors(
     Raises
     ------
     InputError
-        A parameter is out of its range.
+        A parameter is out of range.
     GeometryError
         Scan and prior lie on different grids.
 
@@ -234,7 +234,7 @@ def chain_posteriors(
     Raises
     ------
     InputError
-        A parameter is out of its range.
+        A parameter is out of range.
     GeometryError
         Scan and prior lie on different grids.
     """

@@ -128,7 +128,7 @@ def fit(
     Raises
     ------
     InputError
-        See `markov_field.fit`; or `side_mm`, `tie` or `interpolation` is out of its range.
+        See `markov_field.fit`; or `side_mm`, `tie` or `interpolation` is out of range.
 
     References
     ----------

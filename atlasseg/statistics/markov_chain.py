@@ -82,9 +82,9 @@ def posterior(
     transitions : (K, K) float64
         t_jk, rows of sum 1, all above 0.
     prior : (N, K) float, optional
-        a_n(k), 0 or more, at each site some above 0; 1 where absent.
+        a_n(k), 0 or more, at each site some above 0. Default: 1.
     starts : (N,) bool, optional
-        Where a new chain starts, always at the first site; one chain where absent.
+        Where a new chain starts, always at the first site. Default: one chain.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def fit(
     start : (N, K) float, optional
         Memberships to start from, instead of the prior, or of k-means.
     starts : (N,) bool, optional
-        Where a new chain starts; one chain where absent.
+        Where a new chain starts. Default: one chain.
     known : (N,) bool, optional
         Sites that were observed; the others' values do not count.
     estimation : str
@@ -163,9 +163,9 @@ def fit(
     seed : int
         Of the draws.
     floor : float
-        Least variance, see `gaussians.estimate`.
+        Minimum variance, see `gaussians.estimate`.
     max_iterations : int
-        At most so many, at least 1.
+        Maximum number of iterations, at least 1.
     tolerance : float
         For `em`: settled when the log-likelihood changes by no more than this share of N.
 
@@ -177,7 +177,7 @@ def fit(
     ------
     InputError
         No site is observed, values are not finite, there are more classes than distinct values (as in a constant scan,
-        or a chain of length 1 with two classes), the prior is not one, or a parameter is out of its range.
+        or a chain of length 1 with two classes), the prior is not one, or a parameter is out of range.
 
     References
     ----------

@@ -113,21 +113,21 @@ def fit(
     neighbours : int
         6 or 26.
     interaction : (K, K) float64, optional
-        V; Potts where absent.
+        V. Default: Potts.
     solver : str
         `mean_field`, `belief_propagation`, `icm` or `graph_cut`.
     floor : float
-        Least variance, see `gaussians.estimate`.
+        Minimum variance, see `gaussians.estimate`.
     max_iterations : int
-        At most so many, at least 1.
+        Maximum number of iterations, at least 1.
     tolerance : float
-        Settled when no probability changes by more.
+        Stop when no probability changes by more.
 
     Raises
     ------
     InputError
         The region is empty or does not fit the values, values are not finite, there are more classes than distinct
-        values, the prior is not one, or a parameter is out of its range.
+        values, the prior is not one, or a parameter is out of range.
 
     References
     ----------

@@ -14,7 +14,7 @@ from atlasseg.volume import Float64
 
 @dataclass(frozen=True, eq=False)
 class Marginals:
-    """What a solver believes of each slot of a field.
+    """Marginal probabilities of the slots of a field.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ def solve(
     damping : float
         d, from 0 to below 1.
     max_iterations : int
-        At most so many, at least 1.
+        Maximum number of iterations, at least 1.
     tolerance : float
-        Settled when no probability changes by more.
+        Stop when no probability changes by more.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def solve(
     Raises
     ------
     InputError
-        A parameter is out of its range.
+        A parameter is out of range.
 
     References
     ----------

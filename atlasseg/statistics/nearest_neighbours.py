@@ -17,7 +17,7 @@ GRADIENT_SIGMA_MM = 1.0
 def features(
     image: Image, inside: Bool, *, smoothing_mm: Sequence[float] = (1.0, 2.0), position_weight: float = 1.0
 ) -> Float64:
-    """What is known of each voxel: intensity, gradient magnitude, smoothed intensities, position.
+    """Compute the features of each voxel: intensity, gradient magnitude, smoothed intensities, position.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What every model of tissues shares: the region's intensities, and how a result is put together."""
+"""Tissue classes: intensities of the region, and assembly of the result, for all tissue models."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_what_cannot_be_done_is_said():
         ({"homogeneity": "range"}, "threshold: expected 0 or more for homogeneity 'range'"),
         ({"homogeneity": "variance", "threshold": -1.0}, "threshold: expected 0 or more.* got -1"),
         ({"homogeneity": "range", "threshold": float("nan")}, "got nan"),
-        ({"threshold": 2.0}, "'noise' takes a significance"),
+        ({"threshold": 2.0}, "got 'noise', which takes a significance"),
         ({"significance": 0.0}, "between 0 and 1, got"),
         ({"noise_sd": (1.0, 2.0)}, "1 values of 0 or more"),
         ({"homogeneity": "smooth"}, "range, variance, noise, got 'smooth'"),

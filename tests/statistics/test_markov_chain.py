@@ -220,7 +220,7 @@ def test_what_is_refused():
         markov_chain.fit(values, estimation="mcmc")
     with pytest.raises(InputError, match="prior: expected 2 classes like start, got 3"):
         markov_chain.fit(values, prior=np.full((50, 3), 1 / 3), start=np.full((50, 2), 0.5))
-    with pytest.raises(InputError, match=r"starts: expected shape \(50,\)"):
+    with pytest.raises(InputError, match="expected starts of 50"):
         markov_chain.fit(values, starts=np.zeros(3, bool))
     with pytest.raises(InputError, match="max_iterations"):
         markov_chain.fit(values, max_iterations=0)

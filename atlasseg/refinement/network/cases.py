@@ -1,4 +1,4 @@
-"""What the network is shown of a scan and its fused map: arrays along the patient's axes, around what is in doubt."""
+"""Cases of the network: scan and fused map along the patient's axes, cropped to the uncertain voxels."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Case:
     outside : (L,) int64
         Voxels of each label beyond the box, which no network can find.
     unknown : tuple of int
-        Codes of the labels that nobody drew here.
+        Codes of the labels that are not annotated in this case.
     spacing_mm : (3,) float
     """
 

@@ -1,4 +1,4 @@
-"""What the network is shown of a scan and its fused probabilities."""
+"""Inputs of the network: scan and fused probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNCERTAINTY = 0.02
 
 
 def network_inputs(scan: Tensor, prior: Tensor, groups: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
-    """What the network is shown, and the logarithm of the prior that its output is added to, if any.
+    """Make the inputs of the network, and the log prior that its output is added to, if any.
 
     `scan` (B, C, ...) and `prior` (B, L, ...); `groups` (L,) the input channel of each label.
     """

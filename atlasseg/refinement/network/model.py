@@ -252,7 +252,7 @@ def _draw_curves(model: RefinerModel, path: Path) -> None:
 
 
 def card(model: RefinerModel, table: LabelTable) -> str:
-    """What the model is, for whoever finds its folder: a model card in Markdown [1]_.
+    """Write the model card of a model in Markdown [1]_.
 
     References
     ----------
@@ -283,7 +283,7 @@ def _pretrained_card(model: RefinerModel) -> str:
     (member,) = model.members
     return (
         "# A pre-trained network of atlasseg\n\n"
-        "Fills in what is hidden of a scan. It knows no labels: `atlasseg train --init` begins from it.\n\n"
+        "Pre-trained by masked reconstruction, without labels. Use it with `atlasseg train --init`.\n\n"
         f"{_made(model)}"
         f"## Validation\n\nError where it was hidden, {member.scores['validation_loss']:.5g} of the variance, after "
         f"{member.scores['steps']:g} steps.\n\n{_data(model)}"

@@ -144,7 +144,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], where: str) 
 
 
 def zero_init_head(network: nn.Module, form: Form) -> None:
-    """Let a new network say nothing, so that what is added to the fused logarithms begins at 0.
+    """Initialise the head of a new network with zeros, so that its first correction of the fused logarithms is 0.
 
     The last layer of residual_unet adds to the one before it, and is left as it is.
     """
@@ -204,7 +204,7 @@ class Cost:
 
 @lru_cache(maxsize=512)
 def cost(form: Form, patch: tuple[int, int, int]) -> Cost:
-    """What a network costs, counted on tensors without content, so that nothing is computed."""
+    """Count parameters, memory and operations of a network on meta tensors, without computing."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.random.fork_rng(devices=[]):

@@ -161,7 +161,7 @@ def _padded(
     groups: Tensor,
     prior: str,
 ) -> tuple[Tensor, Tensor | None, tuple[slice, ...]]:
-    """What the network is shown of a box, and where in the window the box lies: in its middle where it is smaller."""
+    """Make the inputs for a box, and its position in the window: in the centre if the box is smaller."""
     before = [(w - n) // 2 for w, n in zip(window, scan.shape[1:], strict=True)]
     place = tuple(slice(b, b + n) for b, n in zip(before, scan.shape[1:], strict=True))
     image = scan.new_zeros((1, scan.shape[0], *window))
