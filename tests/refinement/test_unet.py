@@ -356,7 +356,7 @@ def test_pretraining_learns_to_fill_in_and_is_begun_from(job, tmp_path, made):
     )  # fmt: skip
     write_model(model, tmp_path / "pretrained")
     again = read_model(tmp_path / "pretrained")
-    assert again.form == planned.form and "knows no labels" in (tmp_path / "pretrained" / "README.md").read_text()
+    assert again.form == planned.form and "without labels" in (tmp_path / "pretrained" / "README.md").read_text()
     weights = best_of(again).weights
     begun = fitting._State(replace(job, start=Start(weights, coding=again.coding, channels=1)))
     own = dict(begun.network.named_parameters())

@@ -99,7 +99,7 @@ def test_bad_requests_are_refused(name, noisy):
         classify(noisy.image, noisy.mask, np.ones((5, 3)) / 3)
     single = np.zeros(noisy.image.shape, bool)
     single[20, 20, 20] = True
-    with pytest.raises(InputError, match="more than the 1 distinct"):
+    with pytest.raises(InputError, match="at most 1, the number of distinct values, got 3"):
         classify(noisy.image, replace(noisy.mask, array=single))
 
 
