@@ -161,6 +161,7 @@ def _classify(
                     recipe=recipe.text,
                     warnings=tuple(heard),
                     versions=outputs.software_versions(),
+                    naming=named_by,
                 )
                 io.write_text(render(report), folder / f"{target.id}.html")
     return volumes

@@ -26,10 +26,10 @@ SHOWN_PERCENTILES = (0.2, 99.8)
 
 @dataclass(frozen=True, eq=False)
 class TissueReport:
-    """What is to be said of the tissues of one scan.
+    """Contents of the report on the tissues of one scan.
 
-    `tissues` is a `tissues.Tissues`; `volumes` has a row a class, see `app.tissue.volume_rows`; the others are as in
-    `report.page.TargetReport`.
+    `tissues` is a `tissues.Tissues`; `volumes` has a row a class, see `app.tissue.volume_rows`; `naming` is why the
+    names are where they are, see `tissues.naming`; the others are as in `report.page.TargetReport`.
     """
 
     target: str
@@ -42,6 +42,7 @@ class TissueReport:
     recipe: str = ""
     warnings: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    naming: str = ""
 
 
 def render(report: TissueReport) -> str:
@@ -63,6 +64,7 @@ def render(report: TissueReport) -> str:
         "tissue.html.j2",
         target=report.target,
         model=report.model,
+        naming=report.naming,
         recipe=report.recipe,
         versions=report.versions,
         warnings=report.warnings,

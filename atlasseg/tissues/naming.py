@@ -93,14 +93,14 @@ def name_classes(found: Tissues, names: Sequence[str], contrast: Contrast = "aut
         return found, ""
     if contrast != "auto":
         order = tuple(kind for kind in ORDERS[contrast] if kind in kinds)
-        return _reorder(found, [order.index(kind) for kind in kinds]), f"names by the stated contrast, {contrast}"
+        return _reorder(found, [order.index(kind) for kind in kinds]), f"Names by the stated contrast, {contrast}"
     depths = mean_depths_mm(found)
     orders = {tuple(kind for kind in order if kind in kinds): name for name, order in reversed(ORDERS.items())}
     order = max(orders, key=lambda each: _inward_slope(each, depths))
     inwards = [depths[order.index(kind)] for kind in INWARDS if kind in kinds]
     listed = ", ".join(f"{kind} {depth:.3g} mm" for kind, depth in zip(order, depths, strict=True))
     reason = (
-        f"names by the contrast of {orders[order]}, found from the mean depths below the border of the region, "
+        f"Names by the contrast of {orders[order]}, found from the mean depths below the border of the region, "
         f"ascending by intensity: {listed}"
     )
     if any(inner < CLEAR_RATIO * outer for outer, inner in pairwise(inwards)):

@@ -51,6 +51,8 @@ def test_it_writes_everything_on_the_scans_grid(brain, folder):
                           "--out", folder / "out")  # fmt: skip
     assert status == 0, output
     assert "CSF" in output and "results in" in output
+    reason = "Names by the contrast of T1, found from the mean depths"
+    assert reason in output and reason in (folder / "out/brain/brain.html").read_text()
     own = folder / "out/brain"
     stem = own / "brain_desc-mixture"
     labels = io.read_label_map(f"{stem}_dseg.nii.gz")
