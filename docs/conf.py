@@ -34,6 +34,7 @@ exclude_patterns = ["_build", "_extension", "examples"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", rf"{name}(\..*)?") for name in ("abc", "logging", "http", "ndarray", "numpy")]
+smartquotes = False  # they turn the dashes of --option into one long dash
 default_role = "soft"  # `name` in a docstring: a link where there is such an object, code elsewhere
 
 # API reference
@@ -76,6 +77,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"atlasseg {release}"
 html_static_path = ["_static"]
 html_css_files = ["atlasseg.css"]
+html_sidebars = {page: [] for page in ("index", "install", "first_steps", "faq")}  # these have no pages below them
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

@@ -102,6 +102,8 @@ def links():
 
 def test_broken_links_of_a_built_site_are_found(links, tmp_path, capsys):
     (tmp_path / "guide").mkdir()
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static/template.html").write_text('<link href="{{ theme }}">')
     (tmp_path / "picture one.png").touch()
     (tmp_path / "guide/data.html").write_text('<h2 id="labels"></h2><a name="old"></a><a href="../index.html#top">')
     sound = (

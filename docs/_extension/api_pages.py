@@ -51,12 +51,20 @@ def pages() -> dict[Path, str]:
 def top_page() -> str:
     """The page of the names that ``import atlasseg`` offers."""
     objects = {name: getattr(atlasseg, name) for name in atlasseg.__all__ if not name.startswith("__")}
-    groups: dict[str, list[str]] = {"Verbs": [], "Reading and writing": [], "Data types": [], "Subpackages": []}
+    groups: dict[str, list[str]] = {
+        "Verbs": [],
+        "Reading and writing": [],
+        "Conversion": [],
+        "Data types": [],
+        "Subpackages": [],
+    }
     for name, thing in objects.items():
         if inspect.ismodule(thing):
             groups["Subpackages"].append(name)
         elif inspect.isclass(thing):
             groups["Data types"].append(name)
+        elif name.startswith("as_"):
+            groups["Conversion"].append(name)
         else:
             groups["Reading and writing" if name.startswith(("read_", "write_")) else "Verbs"].append(name)
     parts = [rst.title("atlasseg"), module_text("atlasseg"), rst.directive("currentmodule", "atlasseg")]

@@ -69,8 +69,15 @@ local = atlasseg.fuse(scan, candidates, "local_weighted").label_map()
 
 different = np.where(majority.array != local.array, 1.0, np.nan)
 print(f"{np.nansum(different) / (local.array != 0).sum():.1%} of the labelled voxels differ")
+counts = [np.nansum(different, axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+at_mm = scan.affine[:3] @ [*(count.argmax() for count in counts), 1]  # the planes with most differences
 plot_slices(
-    scan, local, overlay=different, overlay_range=(0, 1), table=library.table, title="majority or local_weighted"
+    scan,
+    overlay=different,
+    overlay_range=(0, 1),
+    overlay_colors="autumn_r",
+    at_mm=at_mm,
+    title="red: majority and local_weighted differ",
 )
 plt.show()
 

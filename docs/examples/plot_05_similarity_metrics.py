@@ -52,6 +52,7 @@ table.round(3)
 figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
 table.plot.barh(ax=axis, color=["#d55e00", "#0072b2"])
 axis.set(xlabel="Dice after affine registration", ylabel="", title="Metrics on the same and on inverted contrast")
+axis.legend(title="target", loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %%

@@ -65,6 +65,7 @@ def run_command(line):
     command = [sys.executable, "-m", "atlasseg", *shlex.split(line)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=work, env={**os.environ, "COLUMNS": "100"})
     print(done.stdout or done.stderr)
+    done.check_returncode()
 
 
 out = study / "derivatives/atlasseg"
