@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atlasseg.errors import GeometryError, InputError
-from atlasseg.preprocessing.foreground import erased_background, foreground
+from atlasseg.preprocessing.foreground import find_erased_background, foreground
 from atlasseg.registration import affine
 from atlasseg.resampling import coverage, resample
 from atlasseg.similarity.local_correlation import LocalCorrelation
@@ -184,7 +184,7 @@ def measure_geometry(image: Image) -> tuple[float, float, float]:
     Where the background was erased the foreground is all else; otherwise it is found on coarse voxels.
     """
     voxel_mm3 = float(abs(np.linalg.det(image.affine[:3, :3])))
-    erased = [erased_background(channel) for channel in np.moveaxis(image.channels, 3, 0)]
+    erased = [find_erased_background(channel) for channel in np.moveaxis(image.channels, 3, 0)]
     if all(each is not None for each in erased):
         count = int(np.any([~each for each in erased if each is not None], axis=0).sum())
         return voxel_mm3, extent_mm(image.grid), count * voxel_mm3

@@ -23,7 +23,7 @@ from atlasseg.api.coercion import (
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.methods import STAGES, Method
-from atlasseg.preprocessing.foreground import erased_background, foreground
+from atlasseg.preprocessing.foreground import find_erased_background, foreground
 from atlasseg.priors import Prior, on_scan, read_prior
 from atlasseg.recipe import parse_recipe
 from atlasseg.resampling import stack_channels
@@ -132,7 +132,7 @@ def tissue(
         found = step(image, inside, given)
         if names:
             found, _ = name_classes(found, check_names(names, len(found.means)), contrast)
-            whole = _is_nothing(region) and erased_background(image.channels[..., 0]) is None
+            whole = _is_nothing(region) and find_erased_background(image.channels[..., 0]) is None
             check_brain(found, names, whole_foreground=whole)
         results.append(found)
     return results if many else results[0]

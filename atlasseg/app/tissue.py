@@ -21,7 +21,7 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.labels import Label, LabelTable, default_color
 from atlasseg.pipeline import Progress
-from atlasseg.preprocessing.foreground import erased_background, foreground
+from atlasseg.preprocessing.foreground import find_erased_background, foreground
 from atlasseg.priors import Prior, on_scan, read_prior
 from atlasseg.recipe import Recipe
 from atlasseg.resampling import resample, stack_channels
@@ -191,7 +191,7 @@ def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, rec
     if not region.any():
         raise InputError(f"{target.image}: no voxel of its mask has a known intensity")
     sources = (target.image, *modalities)
-    whole = path is None and erased_background(image.channels[..., 0]) is None
+    whole = path is None and find_erased_background(image.channels[..., 0]) is None
     return Scan(image, inside.with_array(region), sources, whole)
 
 

@@ -207,7 +207,7 @@ def _find_differing(agreement: Float64, candidates: Sequence[Atlas], where: Bool
     voxels = _spread(np.flatnonzero(where), PAIR_WINDOWS)
     best = np.ones(agreement.shape)
     for n in np.flatnonzero((agreement < AGREEMENT_RATIO).any(axis=1)):
-        image, known = candidates[n].image.channels, _covered(candidates[n])
+        image, known = candidates[n].image.channels, _get_coverage(candidates[n])
         pairs = [_agreement(image, known, other, voxels) for m, other in enumerate(candidates) if m != n]
         if pairs:
             best[n] = np.nanmax(np.vstack([np.full(agreement.shape[1], -1.0), *pairs]), axis=0)
@@ -221,14 +221,14 @@ def _spread(voxels: Int64, count: int) -> Int64:
     return np.asarray(voxels[np.linspace(0, voxels.size - 1, count).round().astype(np.int64)])
 
 
-def _covered(atlas: Atlas) -> Bool:
+def _get_coverage(atlas: Atlas) -> Bool:
     """(I, J, K) the field of view."""
     return np.ones(atlas.image.shape, bool) if atlas.mask is None else np.asarray(atlas.mask.array)
 
 
 def _agreement(channels: Float32, known: Bool, atlas: Atlas, voxels: Int64) -> Float64:
     """(C,) agreement of an image, where it is `known`, and an atlas in windows around flat `voxels`."""
-    both = np.ascontiguousarray(known & _covered(atlas))
+    both = np.ascontiguousarray(known & _get_coverage(atlas))
     voxels = voxels[both.reshape(-1)[voxels]]
     out = np.full(channels.shape[-1], np.nan)
     if voxels.size == 0:

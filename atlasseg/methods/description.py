@@ -171,7 +171,7 @@ def describe(stage: str, name: str, function: Callable[..., Any], *, module: str
         raise InputError(f"{where}: expected a function, got {type(function).__name__}")
     text = docstring(function)
     signature = _signature(function, where)
-    data, parameters = _parted(stage, signature, where)
+    data, parameters = _split_signature(stage, signature, where)
     described = described_parameters(text)
     has_docstrings = sys.flags.optimize < 2
     missing = [p.name for p in parameters if not described.get(p.name)]
@@ -211,7 +211,9 @@ def _signature(function: Callable[..., Any], where: str) -> inspect.Signature:
         ) from error
 
 
-def _parted(stage: str, signature: inspect.Signature, where: str) -> tuple[frozenset[str], list[inspect.Parameter]]:
+def _split_signature(
+    stage: str, signature: inspect.Signature, where: str
+) -> tuple[frozenset[str], list[inspect.Parameter]]:
     """Names of the data arguments, and the parameters."""
     kinds = inspect.Parameter
     known = stage_of(stage)

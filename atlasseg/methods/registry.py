@@ -160,10 +160,10 @@ def _register(stage: str, function: Any, name: str, summary: str, needs: dict[st
         if not name:
             raise InputError(f"{module}: expected a name for a method that is not in a file, got none. Write name=...")
         summary = summary or first_paragraph(str(caller.f_globals.get("__doc__") or ""))
-    return _add(stage, name, function, module, summary, _needs(stage, name, needs), caller.f_code)
+    return _add(stage, name, function, module, summary, _make_needs(stage, name, needs), caller.f_code)
 
 
-def _needs(stage: str, name: str, declared: dict[str, Any]) -> Needs:
+def _make_needs(stage: str, name: str, declared: dict[str, Any]) -> Needs:
     known = {field.name for field in fields(Needs)}
     for need in declared:
         if need not in known:

@@ -45,7 +45,7 @@ def foreground(image: Image) -> Mask:
     inside = np.zeros(image.shape, bool)
     for channel in np.moveaxis(image.channels, 3, 0):
         refuse_constant(channel, image.name)
-        erased = erased_background(channel)
+        erased = find_erased_background(channel)
         if erased is not None:
             inside |= ~erased
             continue
@@ -59,7 +59,7 @@ def foreground(image: Image) -> Mask:
     return Mask(ndimage.binary_fill_holes(parts == sizes.argmax()), image.affine, image.name)
 
 
-def erased_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.bool_] | None:
+def find_erased_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.bool_] | None:
     """(I, J, K) where a background was set to one value, the channel's smallest; None where none was."""
     lowest = np.asarray(channel == channel.min())
     inner = tuple(slice(1, -1) if n > 2 else slice(0, 0) for n in channel.shape)

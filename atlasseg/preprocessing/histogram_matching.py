@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
 from atlasseg.methods import Data, method
-from atlasseg.preprocessing.foreground import erased_background, refuse_constant
+from atlasseg.preprocessing.foreground import find_erased_background, refuse_constant
 from atlasseg.volume import Image
 
 Floats = NDArray[np.floating[Any]]
@@ -53,9 +53,9 @@ def preprocess(image: Image, *, reference: Data[Image | None] = None, landmarks:
         channel, wanted = image.channels[..., c].astype(np.float64), reference.channels[..., c].astype(np.float64)
         refuse_constant(image.channels[..., c], image.name)
         refuse_constant(reference.channels[..., c], reference.name)
-        erased = erased_background(image.channels[..., c])
+        erased = find_erased_background(image.channels[..., c])
         given = np.percentile(channel if erased is None else channel[~erased], percents)
-        away = erased_background(reference.channels[..., c])
+        away = find_erased_background(reference.channels[..., c])
         goal = np.percentile(wanted if away is None else wanted[~away], percents)
         values = _piecewise_linear(channel, given, goal)
         matched[..., c] = values if erased is None else np.where(erased, wanted.min(), values)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
 from atlasseg.methods import Data, method
-from atlasseg.preprocessing.foreground import erased_background, foreground, refuse_constant
+from atlasseg.preprocessing.foreground import find_erased_background, foreground, refuse_constant
 from atlasseg.volume import Image, Mask
 
 
@@ -69,5 +69,5 @@ def preprocess(
 
 
 def _not_erased(channel: NDArray[np.float64]) -> NDArray[np.bool_]:
-    erased = erased_background(channel)
+    erased = find_erased_background(channel)
     return np.ones(channel.shape, bool) if erased is None else ~erased

@@ -81,7 +81,7 @@ class Scene:
     def coarse(self) -> tuple[Float32, ...]:
         """For each scale (I, J, K, C + 1): the channels and the background, smoothed to it."""
         both = np.concatenate([self.target.channels, self.background[..., None]], axis=3)
-        return tuple(_smoothed(both, scale) for scale in self.window.scales_voxels)
+        return tuple(_smooth(both, scale) for scale in self.window.scales_voxels)
 
     @cached_property
     def around_labels(self) -> Bool:
@@ -141,25 +141,25 @@ class Scene:
             filled = end
 
         none, one = np.zeros(1), np.ones(1)
-        narrow = oriented_offsets(affine, window.probability_radius_voxels)
-        gather(channels, index, oriented_offsets(affine, window.intensity_radius_voxels), mean, scale)
+        narrow = list_oriented_offsets(affine, window.probability_radius_voxels)
+        gather(channels, index, list_oriented_offsets(affine, window.intensity_radius_voxels), mean, scale)
         gather(np.ascontiguousarray(region.probability)[..., None], index, narrow, none, one)
         gather(self.background[..., None], index, narrow, none, one)
         for coarse, step in zip(self.coarse, window.scales_voxels, strict=True):
-            cross = oriented_offsets(affine, 1)
+            cross = list_oriented_offsets(affine, 1)
             cross = step * cross[np.abs(cross).sum(axis=1) <= 1]
             gather(coarse, index, cross, np.append(mean, 0), np.append(scale, 1))
             # far from the region the label is not looked at, so it is smoothed in a box that holds all of that alone
             reach = step + int(SMOOTHING_REACH * step) + 1
             low = np.maximum(index.min(axis=0) - reach, 0)
             box = tuple(slice(a, b + reach + 1) for a, b in zip(low, index.max(axis=0), strict=True))
-            own = _smoothed(np.ascontiguousarray(region.probability[box])[..., None], step)
+            own = _smooth(np.ascontiguousarray(region.probability[box])[..., None], step)
             gather(own, index - low, cross, none, one)
         out[:, -3:] = (index @ affine[:3, :3].T + affine[:3, 3] - region.centre_mm) / region.extent_mm
         return out
 
 
-def _smoothed(volumes: Float32, scale_voxels: int) -> Float32:
+def _smooth(volumes: Float32, scale_voxels: int) -> Float32:
     """(I, J, K, C) each smoothed by a Gaussian whose standard deviation is a third of the scale."""
     out = np.empty_like(volumes)
     for c in range(volumes.shape[3]):
@@ -167,7 +167,7 @@ def _smoothed(volumes: Float32, scale_voxels: int) -> Float32:
     return out
 
 
-def oriented_offsets(affine: Float64, radius: int) -> Int64:
+def list_oriented_offsets(affine: Float64, radius: int) -> Int64:
     """(n, 3) steps along the array's axes to the voxels of a cube, listed along the patient's axes (R, A, S)."""
     from nibabel.orientations import io_orientation
 

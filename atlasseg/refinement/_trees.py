@@ -122,7 +122,7 @@ def _sums(
     return out
 
 
-def joined(parts: list[Trees]) -> tuple[dict[str, Any], Int64, Int64]:
+def join_trees(parts: list[Trees]) -> tuple[dict[str, Any], Int64, Int64]:
     """All trees of many classifiers as one set of arrays, with how many trees and nodes each has."""
     arrays = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Trees)}
     trees = np.array([part.roots.size for part in parts], np.int64)

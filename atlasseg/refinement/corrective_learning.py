@@ -22,7 +22,7 @@ from atlasseg.files import atomic_write, check_seal, seal
 from atlasseg.labels import LabelTable
 from atlasseg.methods import Data, method
 from atlasseg.refinement._features import Scene, Window
-from atlasseg.refinement._trees import Trees, joined
+from atlasseg.refinement._trees import Trees, join_trees
 from atlasseg.refinement.examples import Example, count_channels, differences, mean_spacing_mm, patient_spacing_mm
 from atlasseg.version import __version__
 from atlasseg.volume import Bool, Float32, Image, ProbabilityMap
@@ -362,7 +362,7 @@ def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable
         It cannot be written.
     """
     folder = Path(folder)
-    arrays, trees, nodes = joined(list(model.classifiers.values()))
+    arrays, trees, nodes = join_trees(list(model.classifiers.values()))
     with atomic_write(folder / TREES) as aside, aside.open("wb") as file:
         np.savez_compressed(
             file, labels=np.array(list(model.classifiers), np.int64), trees=trees, nodes=nodes, **arrays

@@ -49,7 +49,7 @@ class Merges:
         if not fewest <= regions <= self.count:
             raise InputError(f"{fewest} to {self.count} regions can be had from this hierarchy, not {regions}")
         done = self.count - regions
-        rows: Int32 = _cut(self.count, self.kept[:done], self.absorbed[:done])
+        rows: Int32 = _truncate(self.count, self.kept[:done], self.absorbed[:done])
         return rows
 
     def linkage(self, regions: int) -> Float64:
@@ -210,7 +210,7 @@ def merge_packed(packed: Packed, *, threshold: float | None, regions: int | None
 
 
 @njit(cache=True)
-def _cut(count, kept, absorbed):  # type: ignore[no-untyped-def]
+def _truncate(count, kept, absorbed):  # type: ignore[no-untyped-def]
     parent = np.arange(count).astype(np.int32)
     for m in range(kept.size - 1, -1, -1):  # later merges first, so that one look suffices
         parent[absorbed[m]] = parent[kept[m]]

@@ -104,7 +104,7 @@ def split(
     boxes = np.array([[0, image.shape[0], 0, image.shape[1], 0, image.shape[2]]], np.int64)
     for _ in range(2):  # so that there are enough boxes to share out
         whole = _whole(x, boxes, kind, sizes, limits)
-        boxes = np.concatenate([boxes[whole], _halved(boxes[~whole], spacing_mm)])
+        boxes = np.concatenate([boxes[whole], _halve(boxes[~whole], spacing_mm)])
     _split_boxes(x, boxes, spacing_mm, kind, sizes, limits, out)
     _number_blocks(out.reshape(-1))
     return LabelMap(out, image.affine, image.name)
@@ -128,7 +128,7 @@ def _block_sizes(shape: tuple[int, int, int], spacing_mm: Float64) -> Int64:
         seen |= level
         following: set[tuple[int, ...]] = set()
         for box in level:
-            for child in _halved(np.array([[0, box[0], 0, box[1], 0, box[2]]], np.int64), spacing_mm):
+            for child in _halve(np.array([[0, box[0], 0, box[1], 0, box[2]]], np.int64), spacing_mm):
                 following.add(tuple(int(n) for n in child[1::2] - child[::2]))
         level = following - seen
     return np.unique([int(np.prod(s)) for s in seen]).astype(np.int64)
@@ -166,7 +166,7 @@ def _push_halves(box: Int64, spacing_mm: Float64, stack: Int64, top: int) -> int
 
 
 @njit(cache=True)
-def _halved(boxes: Int64, spacing_mm: Float64) -> Int64:
+def _halve(boxes: Int64, spacing_mm: Float64) -> Int64:
     """(M, 6) parts of all boxes."""
     out = np.empty((8 * len(boxes) + 1, 6), np.int64)
     top = 0

@@ -50,7 +50,7 @@ def hierarchy(
     scale = np.where(sd > 0, sd, 1.0)
     relative = Image(np.divide(image.channels, scale, dtype=np.float32), image.affine, image.name)
     if sigma_mm is not None:
-        relative = _smoothed(relative, sigma_mm)
+        relative = _smooth(relative, sigma_mm)
     height = gradient_magnitude(relative) * np.float32(image.spacing_mm.min())
     if markers is not None:
         check_seeds(image, markers, "markers")
@@ -60,8 +60,8 @@ def hierarchy(
                 raise InputError(
                     f"markers: expected each inside the mask, got {lost[lost != 0].tolist()} completely outside"
                 )
-        return LabelMap(_flooded(height, markers.array, inside), image.affine, image.name), None
-    basins = LabelMap(_flooded(height, _minima(height, depth, inside), inside), image.affine, image.name)
+        return LabelMap(_flood(height, markers.array, inside), image.affine, image.name), None
+    basins = LabelMap(_flood(height, _minima(height, depth, inside), inside), image.affine, image.name)
     if merge_threshold is None and regions is None:
         merge_threshold = default_threshold(criterion, image.affine)
     merges = merge(
@@ -143,7 +143,7 @@ def partition(
     )[0]
 
 
-def _smoothed(image: Image, sigma_mm: float) -> Image:
+def _smooth(image: Image, sigma_mm: float) -> Image:
     from atlasseg.resampling import smooth
 
     return smooth(image, sigma_mm)
@@ -174,7 +174,7 @@ def _regional_minima(height: Float32, inside: Mask | None) -> Bool:
     return np.asarray(minima if inside is None else minima & inside.array, bool)
 
 
-def _flooded(height: Float32, markers: Int32, inside: Mask | None) -> Int32:
+def _flood(height: Float32, markers: Int32, inside: Mask | None) -> Int32:
     from skimage.segmentation import watershed
 
     mask = None if inside is None else inside.array

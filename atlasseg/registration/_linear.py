@@ -49,12 +49,12 @@ def linear_registration(model: TransformModel, transform: str, *, module: str) -
         fixed : Image
             The target.
         moving : sequence of Image
-            The atlases' images, each on its own grid, of as many channels.
+            Images of the atlases, each on its own grid, with the same number of channels.
         initial : sequence of Transform, optional
-            Fixed to moving points, one for each image: where to start. One that is not linear is replaced by the linear
-            transform nearest to it on the fixed grid.
+            Initial transform of each moving image, from fixed to moving points. A transform that is not linear is
+            replaced by the nearest linear one on the fixed grid.
         fixed_mask, moving_masks : Mask, optional
-            Outside them voxels do not count. Without one, empty space around the foreground does not.
+            Only voxels inside count. Default: all voxels except empty space around the foreground.
         metric : str
             Similarity metric to maximise. `local_correlation`: the mean squared correlation in small windows, for
             equal and inverted contrast; `correlation`: over the whole image, signed; `mean_squares`: for images of one
@@ -80,7 +80,7 @@ def linear_registration(model: TransformModel, transform: str, *, module: str) -
         ------
         InputError
             An image is constant, a mask empty, numbers of images, masks, transforms or channels differ, a parameter is
-            out of its range, or CUDA is asked for and absent, or out of memory with one image.
+            out of its range, or CUDA is not available, or out of memory with one image.
         GeometryError
             A mask is not on its image's grid, or the fields of view do not overlap.
 

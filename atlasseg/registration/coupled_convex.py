@@ -55,11 +55,11 @@ def register(
     Parameters
     ----------
     fixed : Image
-        The target; of several channels the first is used.
+        The target; only the first channel is used.
     moving : sequence of Image
         The atlases; each is registered on its own.
     initial : sequence of Transform, optional
-        One a moving image, from fixed to moving points; by default an affine registration.
+        Initial transform of each moving image, from fixed to moving points. Default: an affine registration.
     fixed_mask : Mask, optional
         Nodes outside it have no cost of their own; on the fixed image's grid.
     moving_masks : sequence of Mask or None, optional
@@ -77,12 +77,12 @@ def register(
     Returns
     -------
     list of Transform
-        moving_from_fixed, one a moving image: the initial transform after a displacement field of coarse nodes.
+        moving_from_fixed, one per moving image: the initial transform after a displacement field of coarse nodes.
 
     Raises
     ------
     InputError
-        A parameter is out of range, the lists do not pair up, or a mask is empty.
+        A parameter is out of range, the lists differ in length, or a mask is empty.
     GeometryError
         A mask is not on its image's grid.
     """

@@ -58,11 +58,11 @@ def register(
     fixed : Image
         The target.
     moving : sequence of Image
-        The atlases' images, each on its own grid, of as many channels.
+        Images of the atlases, each on its own grid, with the same number of channels.
     initial : sequence of Transform, optional
-        Fixed to moving points, one for each image: where to start; by default an affine registration.
+        Initial transform of each moving image, from fixed to moving points. Default: an affine registration.
     fixed_mask, moving_masks : Mask, optional
-        Outside them voxels do not count. Without one, empty space around the foreground does not.
+        Only voxels inside count. Default: all voxels except empty space around the foreground.
     shrink_factors : tuple of int
         Voxel size at each level, coarse to fine, as a multiple of that of the image. By default powers of two from 8 to
         1, as long as the foreground is at least 16 voxels wide.
@@ -99,7 +99,7 @@ def register(
     ------
     InputError
         An image is constant, a mask empty, numbers of images, masks, transforms or channels differ, a parameter is
-        out of its range, or CUDA is asked for and absent, or out of memory with one image.
+        out of its range, or CUDA is not available, or out of memory with one image.
     GeometryError
         A mask is not on its image's grid, or the fields of view do not overlap.
 

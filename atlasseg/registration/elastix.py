@@ -51,21 +51,21 @@ def register(
 ) -> list[Transform]:
     """Register each moving image to the fixed one by elastix's adaptive stochastic gradient descent.
 
-    elastix's default settings, but for the parameters below. It runs with one thread and a fixed seed, one pair after
-    the other, so that the result is the same from run to run. Sheared axes are treated as in `itk_rigid`.
+    Uses the default settings of elastix except for the parameters below. Runs with one thread and a fixed seed, one
+    pair after the other, so that results are reproducible. Sheared axes are treated as in `itk_rigid`.
 
     Parameters
     ----------
     fixed : Image
         The target: one channel, not constant.
     moving : sequence of Image
-        The atlases' images, each on its own grid.
+        Images of the atlases, each on its own grid.
     initial : sequence of Transform, optional
-        One for each moving image, from points of the fixed image to points of the moving one, to go on from: elastix
-        is given the moving image as seen through it, and a B-spline is then not preceded by an affine registration.
-        Without it, elastix begins with the centres of the grids on each other.
+        Initial transform of each moving image, from points of the fixed image to points of the moving image. elastix
+        gets the moving image resampled by it, and does no affine registration before a B-spline. Default: elastix
+        aligns the centres of the grids first.
     fixed_mask, moving_masks : Mask, optional
-        Where similarity is measured, each on its image's grid.
+        Regions in which similarity is measured, on the grids of the images.
     metric : {"correlation", "mean_squares", "mutual_information", "normalized_mutual_information"}
         Similarity metric to optimise.
     transform : {"rigid", "affine", "bspline"}
@@ -86,7 +86,7 @@ def register(
     Returns
     -------
     list of Transform
-        One for each moving image, `initial` included: takes points of the fixed image to points of the moving one.
+        One per moving image, `initial` included: maps points of the fixed image to points of the moving image.
 
     Raises
     ------

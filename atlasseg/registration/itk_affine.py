@@ -36,11 +36,11 @@ def register(
     fixed : Image
         The target: one channel, not constant.
     moving : sequence of Image
-        The atlases' images, each on its own grid.
+        Images of the atlases, each on its own grid.
     initial : sequence of Transform, optional
-        One for each moving image, from points of the fixed image to points of the moving one, to go on from.
+        Initial transform of each moving image, from points of the fixed image to points of the moving image.
     fixed_mask, moving_masks : Mask, optional
-        Where similarity is measured, each on its image's grid.
+        Regions in which similarity is measured, on the grids of the images.
     metric : {"correlation", "mean_squares", "mutual_information"}
         Similarity metric to maximise: squared global correlation, mean squares (for images on one intensity scale), or
         mutual information (Mattes; for different contrasts).
@@ -59,7 +59,7 @@ def register(
     Returns
     -------
     list of Transform
-        One for each moving image, `initial` included: takes points of the fixed image to points of the moving one.
+        One per moving image, `initial` included: maps points of the fixed image to points of the moving image.
 
     Raises
     ------

@@ -58,25 +58,26 @@ def register(
 ) -> list[Transform]:
     """Register each moving image to the fixed one by `antsRegistration`: affine, then SyN.
 
-    It runs with one ITK thread and a fixed seed, one pair after the other, so that the result is the same from run to
-    run. ANTs' files go to a temporary folder, which is removed; the transforms are kept in memory.
+    Runs with one ITK thread and a fixed seed, one pair after the other, so that results are reproducible.
+    Files of ANTs go to a temporary folder, which is removed; the transforms are kept in memory.
 
     Parameters
     ----------
     fixed : Image
         The target: one channel, not constant.
     moving : sequence of Image
-        The atlases' images, each on its own grid.
+        Images of the atlases, each on its own grid.
     initial : sequence of Transform, optional
-        One for each moving image, from points of the fixed image to points of the moving one, to go on from: ANTs is
-        given the moving image as seen through it. Without it, ANTs begins with the centres of mass on each other.
+        Initial transform of each moving image, from points of the fixed image to points of the moving image. ANTs gets
+        the moving image resampled by it. Default: ANTs aligns the centres of mass first.
     fixed_mask, moving_masks : Mask, optional
-        Where similarity is measured, each on its image's grid.
+        Regions in which similarity is measured, on the grids of the images.
     type_of_transform : str
         Name of the transform in ANTsPy: "SyN", "SyNRA", "SyNOnly", "SyNCC", "antsRegistrationSyNQuick[s]", "Affine",
         "Rigid", ...
     metric : {"mutual_information", "local_correlation", "mean_squares", "correlation", "demons"}
-        Similarity metric of the deformable part. ANTs calls them mattes, CC, meansquares, GC and demons.
+        Similarity metric of the deformable part: Mattes mutual information, local cross-correlation, mean squares,
+        global correlation, or demons.
     metric_parameter : int
         Number of bins of "mutual_information", radius in voxels of "local_correlation"; at least 1.
     iterations : tuple of int
@@ -89,7 +90,7 @@ def register(
     Returns
     -------
     list of Transform
-        One for each moving image, `initial` included: takes points of the fixed image to points of the moving one.
+        One per moving image, `initial` included: maps points of the fixed image to points of the moving image.
 
     Raises
     ------

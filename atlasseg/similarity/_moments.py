@@ -29,7 +29,7 @@ def derivatives(
     """`SimilarityMetric.derivatives` of a metric that is a function of the sums."""
     value, factors = quadratic(sums(fixed, warped, weight).sum(axis=0))
     gradient, curvature = np.empty_like(warped), np.empty_like(warped)
-    _combined(fixed, warped, weight, *factors.astype(np.float32), gradient, curvature)
+    _combine(fixed, warped, weight, *factors.astype(np.float32), gradient, curvature)
     return float(value), gradient, curvature
 
 
@@ -78,7 +78,7 @@ def sums(f, w, m):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, parallel=True)
-def _combined(f, w, m, a, b, c, d, gradient, curvature):  # type: ignore[no-untyped-def]
+def _combine(f, w, m, a, b, c, d, gradient, curvature):  # type: ignore[no-untyped-def]
     ni, nj, nk = f.shape
     for i in numba.prange(ni):
         for j in range(nj):

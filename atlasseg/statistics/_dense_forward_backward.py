@@ -30,7 +30,7 @@ def smooth(emission: Float64, scale: Float64, starts: Bool, initial: Float64, tr
     bounds = bounds_of_chunks(count)
     chunks = bounds.size - 1
     pairs, first, logs = np.zeros((chunks, states, states)), np.zeros((chunks, states)), np.zeros(chunks)
-    _combined(alpha, beta, norm, emission, scale, starts, bounds, pairs, first, logs)
+    _combine_chunks(alpha, beta, norm, emission, scale, starts, bounds, pairs, first, logs)
     return Smoothed(beta.reshape(-1), pairs.sum(axis=0).T * transitions, first.sum(axis=0), float(logs.sum()))
 
 
@@ -115,7 +115,7 @@ def _combine(alpha, beta, norm, emission, scale, starts, begin, end, pairs, firs
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _combined(alpha, beta, norm, emission, scale, starts, bounds, pairs, first, logs):  # type: ignore[no-untyped-def]
+def _combine_chunks(alpha, beta, norm, emission, scale, starts, bounds, pairs, first, logs):  # type: ignore[no-untyped-def]
     """Sums of each chunk, those of pairs (to, from) before the transition's factor; `beta` becomes the posterior."""
     for chunk in prange(logs.size):
         logs[chunk] = _combine(

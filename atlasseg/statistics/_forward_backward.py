@@ -63,7 +63,9 @@ def smooth(
     alpha, beta, norm = np.empty(emission.size), np.empty(emission.size), np.empty(offsets.size - 1)
     _passes(emission, offsets, labels, starts, initial, transitions, alpha, beta, norm)
     bounds = bounds_of_chunks(offsets.size - 1)
-    pairs, first, logs = _combined(alpha, beta, norm, emission, scale, offsets, labels, starts, initial.size, bounds)
+    pairs, first, logs = _combine_chunks(
+        alpha, beta, norm, emission, scale, offsets, labels, starts, initial.size, bounds
+    )
     return Smoothed(beta, pairs.sum(axis=0).T * transitions, first.sum(axis=0), float(logs.sum()))
 
 
@@ -152,7 +154,7 @@ def _passes(emission, offsets, labels, starts, initial, transitions, alpha, beta
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _combined(alpha, beta, norm, emission, scale, offsets, labels, starts, states, bounds):  # type: ignore[no-untyped-def]
+def _combine_chunks(alpha, beta, norm, emission, scale, offsets, labels, starts, states, bounds):  # type: ignore[no-untyped-def]
     """Sums of each chunk, those of pairs (to, from) before the transition's factor; `beta` becomes the posterior."""
     chunks = bounds.size - 1
     pairs, first = np.zeros((chunks, states, states)), np.zeros((chunks, states))

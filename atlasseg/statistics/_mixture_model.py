@@ -131,7 +131,7 @@ class Model:
         self.corrected = self.values * np.exp(-field) if self.gain else self.values - field
 
 
-def begin(
+def initialise(
     values: Float64,
     components: Components,
     prior: Float64 | None,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from atlasseg.errors import InputError
-from atlasseg.statistics._mixture_model import Field, begin, check_prior, count_classes, make_components
+from atlasseg.statistics._mixture_model import Field, check_prior, count_classes, initialise, make_components
 from atlasseg.statistics.bias_field import Polynomials
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians
 from atlasseg.volume import Bool, Float64, Int64
@@ -225,9 +225,9 @@ def fit(
         if any(not np.asarray(a)[part[inside]].any(axis=0).all() for a in (given, start) if a is not None):
             part = inside  # a class lies between the planes
         rows = part[inside]
-        seen = y if rows.all() else _smoothed(y, inside, bias_smoothing_voxels)[rows]
+        seen = y if rows.all() else _smooth(y, inside, bias_smoothing_voxels)[rows]
         some = None if given is None else given[rows]
-        begun = begin(
+        begun = initialise(
             seen, components, some, None if start is None else np.asarray(start)[rows], floor, outlier_distance
         )
         polynomials = Polynomials.over(inside, bias_order, sampled=part)
@@ -235,12 +235,12 @@ def fit(
         begun.update_parameters(mixed, outlier_distance, max_iterations, tolerance)
         logarithm = Polynomials.over(inside, bias_order).evaluate(begun.coefficients)
     corrected = y * np.exp(-logarithm) if bias == "gain" else y - logarithm
-    model = begin(corrected, components, given, start, floor, outlier_distance)
+    model = initialise(corrected, components, given, start, floor, outlier_distance)
     found, history, settled = model.update_parameters(mixed, outlier_distance, max_iterations, tolerance, field)
     for _ in range(RELAXATIONS if relaxation > 0 else 0):
         assert given is not None and inside is not None
         before = found.fractions
-        smooth = _smoothed(before, inside, relaxation_sigma_voxels)
+        smooth = _smooth(before, inside, relaxation_sigma_voxels)
         model.prior = (1 - relaxation) * given + relaxation * smooth / smooth.sum(axis=1, keepdims=True)
         found, history, settled = model.update_parameters(
             mixed, outlier_distance, max_iterations, tolerance, field, before
@@ -273,7 +273,7 @@ def _lattice(inside: Bool, every: int) -> Bool:
     return out
 
 
-def _smoothed(values: Float64, inside: Bool, sigma_voxels: float) -> Float64:
+def _smooth(values: Float64, inside: Bool, sigma_voxels: float) -> Float64:
     """(N, C) Gaussian means over the region, of what lies in it."""
     if not sigma_voxels > 0:
         return values

@@ -13,7 +13,7 @@ from atlasseg.errors import InputError
 from atlasseg.statistics import markov_field, mean_field
 from atlasseg.statistics._field import dense_field
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians
-from atlasseg.statistics.markov_field import Solver, begin, solve_field
+from atlasseg.statistics.markov_field import Solver, initialise, solve_field
 from atlasseg.volume import Bool, Float64, Int64
 
 Interpolation = Literal["cubic", "constant"]
@@ -144,7 +144,7 @@ def fit(
         raise InputError(f"tie: expected a number above 0, got {tie}")
     if interpolation not in ("cubic", "constant"):
         raise InputError(f"interpolation: expected cubic or constant, got {interpolation!r}")
-    y, log_prior, _ = begin(values, inside, classes, prior)
+    y, log_prior, _ = initialise(values, inside, classes, prior)
     whole = markov_field.fit(
         values, inside, edges_mm, classes=classes, prior=prior, beta=beta, neighbours=neighbours, solver=solver,
         floor=floor, max_iterations=max_iterations, tolerance=tolerance,

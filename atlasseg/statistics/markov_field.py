@@ -136,7 +136,7 @@ def fit(
     .. [2] Scherrer et al. (2009), Distributed local MRF models for tissue and structure brain segmentation, IEEE TMI
        28(8):1278-1295.
     """
-    y, log_prior, beliefs = begin(values, inside, classes, prior)
+    y, log_prior, beliefs = initialise(values, inside, classes, prior)
     if solver not in SOLVERS or max_iterations < 1:
         raise InputError(
             f"expected a solver of {', '.join(SOLVERS)} and max_iterations of at least 1, got {solver!r} and "
@@ -159,7 +159,7 @@ def fit(
     return FieldFit(posterior, gaussians, tuple(history), settled)
 
 
-def begin(
+def initialise(
     values: NDArray[np.floating[Any]], inside: Bool, classes: int | None, prior: NDArray[np.floating[Any]] | None
 ) -> tuple[Float64, Float64, Float64]:
     """Checked (N, C) values, and (N, K) log prior and memberships to start from.

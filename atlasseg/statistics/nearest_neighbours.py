@@ -48,7 +48,7 @@ def features(
     for channel in np.moveaxis(image.channels.astype(np.float64), -1, 0):
         volumes = [channel, gaussian_gradient_magnitude(channel, GRADIENT_SIGMA_MM / image.spacing_mm)]
         volumes += [gaussian_filter(channel, sigma_mm / image.spacing_mm) for sigma_mm in smoothing_mm]
-        columns += [_standardised(volume[inside]) for volume in volumes]
+        columns += [_standardise(volume[inside]) for volume in volumes]
     if position_weight:
         place = np.argwhere(inside).astype(np.float64)
         low, high = place.min(axis=0), place.max(axis=0)
@@ -127,6 +127,6 @@ def classify(known: Float64, classes: ArrayLike, unknown: Float64, *, neighbours
     return model.classes_.astype(np.int64), shares
 
 
-def _standardised(values: Float64) -> Float64:
+def _standardise(values: Float64) -> Float64:
     deviation = values.std()
     return np.asarray((values - values.mean()) / deviation if deviation > 0 else np.zeros_like(values))

@@ -4,7 +4,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from atlasseg.errors import InputError
-from atlasseg.preprocessing.foreground import erased_background, foreground
+from atlasseg.preprocessing.foreground import find_erased_background, foreground
 from atlasseg.volume import Image
 
 AFFINE = np.array([[0, 1.1, 0, 3], [-2.0, 0, 0.2, -5], [0, 0.1, 1.7, 9], [0, 0, 0, 1]])
@@ -52,8 +52,8 @@ def test_erased_background_leaves_all_that_was_kept():
     stripped = np.where(inside, dark_and_bright, 0)
     np.testing.assert_array_equal(foreground(image.with_array(stripped)).array, inside)
     np.testing.assert_array_equal(foreground(image.with_array(stripped - 1000)).array, inside)
-    np.testing.assert_array_equal(erased_background(stripped), ~inside)
-    assert erased_background(image.array) is None
+    np.testing.assert_array_equal(find_erased_background(stripped), ~inside)
+    assert find_erased_background(image.array) is None
 
 
 def test_any_channel_counts():

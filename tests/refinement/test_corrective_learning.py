@@ -10,7 +10,7 @@ from atlasseg import phantoms
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import seal
 from atlasseg.labels import Label, LabelTable
-from atlasseg.refinement._features import Scene, Window, oriented_offsets
+from atlasseg.refinement._features import Scene, Window, list_oriented_offsets
 from atlasseg.refinement.corrective_learning import correct, read_model, refine, train, write_model
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
@@ -131,7 +131,7 @@ def test_features_by_the_definition(axes, made):
 
 def test_offsets_follow_the_patient():
     grid = phantoms.tilted_grid((5, 6, 7), spacing_mm=(1, 2, 3), angles_degrees=(3, -4, 2), axes="PIR")
-    offsets = oriented_offsets(grid.affine, 1)
+    offsets = list_oriented_offsets(grid.affine, 1)
     along = offsets @ grid.affine[:3, :3].T
     expected = [(r, a, s) for r in (-1, 0, 1) for a in (-1, 0, 1) for s in (-1, 0, 1)]
     for step, wanted in zip(along, expected, strict=True):

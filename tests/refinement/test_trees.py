@@ -6,7 +6,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from atlasseg.errors import InputError
-from atlasseg.refinement._trees import Trees, joined
+from atlasseg.refinement._trees import Trees, join_trees
 
 SAME = 1e-12
 """Both add the same float64 numbers in the same order; only the logistic may be rounded otherwise."""
@@ -63,7 +63,7 @@ def test_a_tree_of_one_leaf_and_no_tree_at_all():
 
 def test_many_as_one_set_of_arrays(grown):
     trees = Trees.of(grown[0])
-    arrays, count, nodes = joined([trees, trees])
+    arrays, count, nodes = join_trees([trees, trees])
     assert count.tolist() == [12, 12] and nodes.tolist() == [trees.feature.size] * 2
     assert set(arrays) == {field.name for field in fields(Trees)}
     assert arrays["value"].size == 2 * trees.value.size

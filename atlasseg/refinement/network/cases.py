@@ -183,7 +183,7 @@ def case_of(
 ) -> Case:
     """A scan and its fused map as the network sees them, with its labels where `example` brings them."""
     frame = Frame.around(fused)
-    scan = _scaled(frame.taken(target.channels))
+    scan = _scale(frame.taken(target.channels))
     codes, shares = _keep_most_probable(fused, coding, min(candidates, len(coding)))
     packed = (
         np.ascontiguousarray(np.moveaxis(frame.taken(codes), 3, 0)),
@@ -203,10 +203,10 @@ def case_of(
 def standardise(image: Image) -> Float32:
     """(C, I, J, K) a whole scan along the patient's axes, of mean 0 and standard deviation 1 in each channel."""
     everything = ProbabilityMap.from_labels(LabelMap(np.ones(image.shape, np.int32), image.affine))
-    return _scaled(Frame.around(everything).taken(image.channels))
+    return _scale(Frame.around(everything).taken(image.channels))
 
 
-def _scaled(channels: NDArray[np.generic]) -> Float32:
+def _scale(channels: NDArray[np.generic]) -> Float32:
     """(I, J, K, C) to (C, I, J, K) of mean 0 and standard deviation 1 in each channel."""
     scan = np.moveaxis(channels, 3, 0).astype(np.float32)
     mean, spread = scan.mean(axis=(1, 2, 3), keepdims=True), scan.std(axis=(1, 2, 3), keepdims=True)

@@ -108,7 +108,7 @@ def slabs(
             box = tuple(slice(s, s + n) for s, n in zip((first, second, third), inner, strict=True))
             try:
                 image, some, their = (array[:, *box].to(device) for array in (scan, codes, shares))
-                shown, log_prior, place = _padded(image, some, their, coding, window, groups, prior)
+                shown, log_prior, place = _pad(image, some, their, coding, window, groups, prior)
                 with torch.inference_mode():
                     p = predict(shown, log_prior)[0][:, *place]
             except torch.OutOfMemoryError as error:
@@ -152,7 +152,7 @@ def _gaussian(window: tuple[int, int, int]) -> Tensor:
     return out.clamp(min=1e-4)
 
 
-def _padded(
+def _pad(
     scan: Tensor,
     codes: Tensor,
     shares: Tensor,
