@@ -80,7 +80,7 @@ def select_confident(prior: NDArray[np.floating], *, least: float = 0.9, number:
         sure = np.flatnonzero((prior[:, k] >= least) & (prior.argmax(axis=1) == k))
         if not sure.size:
             raise InputError(
-                f"class {k + 1} of {prior.shape[1]}: expected a prior of {least:g} at some voxel, got less everywhere"
+                f"class {k + 1} of {prior.shape[1]} is empty: expected a prior of {least:g} at some voxel, got less"
             )
         rows.append(rng.permutation(sure)[:number])
     return np.sort(np.concatenate(rows))

@@ -51,7 +51,7 @@ def test_more_classes_than_values(values):
 def test_no_voxels():
     with pytest.raises(InputError, match="at least one voxel"):
         kmeans.cluster(np.zeros((0, 1)))
-    with pytest.raises(InputError, match="at least 1 class"):
+    with pytest.raises(InputError, match="classes: expected at least 1"):
         kmeans.cluster(np.zeros((9, 1)), classes=0)
 
 
