@@ -181,7 +181,7 @@ def test_an_archive_of_other_content_leaves_nothing(server, tmp_path, kind):
 
 def test_a_folder_that_is_there_is_not_touched(tmp_path):
     (tmp_path / "hc").mkdir()
-    with pytest.raises(InputError, match="hc: is there already"):
+    with pytest.raises(InputError, match="hc: expected a new folder"):
         fetching.fetch(fetching.DATASETS["hippocampus"], tmp_path / "hc")
 
 

@@ -1,4 +1,4 @@
-"""A probabilistic library from a library of labelled scans: template, label probabilities, label table."""
+"""Create a probabilistic library from a library of labelled scans: template, label probabilities, label table."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ def average_library(
     Parameters
     ----------
     folder : path
-        The library.
+        Folder of the library.
     out : path
-        Folder of the new library, whole or not at all; one that this function wrote is replaced.
+        Folder of the new library, written atomically. An earlier result of this function is replaced.
     prepared : path, optional
-        What ``atlasseg atlases prepare`` made of the library; without it the template is made here.
+        Folder of the prepared library of ``atlasseg atlases prepare``. Without it the template is computed here.
     steps : sequence of Step
-        Preprocessing of the scans, before the template is made.
+        Preprocessing of the scans before the template is computed.
     rounds, shrink
-        Of the template, as for `atlases.prepared.prepare`.
+        Settings of the template, as for `atlases.prepared.prepare`.
     smoothing_mm : float, optional
         As for `atlases.probabilistic.average`.
     progress : callable
-        Told what is being done as it begins.
+        Called with the name of each step when it starts.
 
     Raises
     ------
     InputError
-        The library has fewer than 2 atlases or cannot be read, the prepared one does not fit it, or `out` holds
-        something else.
+        The library has fewer than 2 atlases or cannot be read, the prepared library does not match it, or `out` holds
+        other files.
     OutputError
-        `out` cannot be written; what was there before is still there.
+        `out` cannot be written. Its earlier content is unchanged.
     """
     if out.exists() and not (out / HEADER).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is there already and is no averaged library; give another folder")
+        raise InputError(f"{out}: expected a new folder or an averaged library, got other files. Give another folder.")
     library = read_library(folder)
     atlases = [library.read(id_) for id_ in library.ids]
     if prepared is None:

@@ -1,4 +1,4 @@
-"""A target as read from disk, with the atlases that vote on it."""
+"""Cases: a target read from disk, with the atlases that vote on it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A target as read, the atlases that vote on it, and what it is evaluated against.
+    """Target read from disk, the atlases that vote on it, and its reference.
 
     Parameters
     ----------
     scan : Image
+        Scan of the target.
     mask : Mask or None
-        Where the scan's intensities count.
+        Voxels with valid intensities; None if all are valid.
     reference : LabelMap or None
-        The target's own labels, for evaluation.
+        Labels of the target, for evaluation.
     atlases : list of Atlas
-        The library without the target itself.
+        Atlases of the library without the target itself.
     not_annotated : frozenset of int
-        Labels that nobody drew in the reference.
+        Labels that are not annotated in the reference.
     sources : list of str
-        Paths of the scan and of the atlases' images.
+        Paths of the scan and of the images of the atlases.
     """
 
     scan: Image
@@ -50,7 +51,7 @@ def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case
     Raises
     ------
     InputError
-        A file cannot be read, or the library holds no atlas but the target.
+        A file cannot be read, or the library has no atlas other than the target.
     """
     progress("read")
     scan, mask = target.read()
@@ -63,7 +64,7 @@ def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case
 
 @cache
 def read_atlas(library: AtlasLibrary, id_: str) -> Atlas:
-    """Read an atlas once per process; `read_atlas.cache_clear` forgets all of them."""
+    """Read an atlas once per process; `read_atlas.cache_clear` empties the cache."""
     return library.read(id_)
 
 
@@ -73,14 +74,14 @@ def largest_voxels(library: AtlasLibrary) -> int:
 
 
 def _without_target(target: Target, scan: Image, atlases: Sequence[Atlas]) -> list[Atlas]:
-    """The atlases that are not the target itself, by id or by content: a scan never votes on itself."""
+    """Atlases without the target itself, by id or content: a scan never votes on itself."""
     others = []
     content = io.content_hash(scan)
     for atlas in atlases:
         if atlas.id == target.id or (atlas.image.shape == scan.shape and io.content_hash(atlas.image) == content):
-            log.info("target %s is atlas %s of the library: left out of its own fusion", target.id, atlas.id)
+            log.info("target %s is atlas %s of the library; it is left out of its own fusion", target.id, atlas.id)
         else:
             others.append(atlas)
     if not others:
-        raise InputError(f"target {target.id}: the library holds no atlas beside the target itself")
+        raise InputError(f"target {target.id}: expected a library with other atlases, got only the target itself")
     return others

@@ -1,4 +1,4 @@
-"""Register once, fuse every variant, and test the difference."""
+"""Comparison of variants of a recipe: register once, fuse with every variant, test the differences."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """What a target brings to a comparison: measures of every variant, and its line on the cohort's page."""
+    """Results of one target in a comparison: measures of every variant, and its row on the cohort page."""
 
     metrics: pd.DataFrame
     summary: TargetSummary
@@ -47,7 +47,7 @@ class Fused:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CohortComparison(Comparison):
-    """A comparison over the targets of a recipe, with the outcome of each target."""
+    """Comparison over the targets of a recipe, with the outcome of each target."""
 
     outcomes: list[Outcome[Fused]]
 
@@ -61,52 +61,52 @@ def compare(
     cache: Path | None = None,
     limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
 ) -> CohortComparison:
-    """Segment the targets in every way of `names` on the same registrations, and compare.
+    """Segment the targets with several variants on the same registrations, and compare the results.
 
     Parameters
     ----------
     recipe : Recipe
-        Its targets must come with labels, or be the library itself (leave-one-out). Parameters of a method are those of
+        Its targets must have labels, or be the library itself (leave-one-out). Parameters of a method are taken from
         its table ``[fusion.NAME]`` or ``[refinement.NAME]``.
     names : sequence of str
-        Two or more variants: fusion methods, or ``"FUSION+REFINEMENT"`` for one that is refined. Where the recipe has a
-        [refinement], its own way is compared too, if its fusion is among the names. A way whose refinement cannot be
-        used here, since its model is of another fusion or library, is left out, and the log and the page say so.
+        Two or more variants: ``"FUSION"``, or ``"FUSION+REFINEMENT"`` for a refined fusion. If the recipe has a
+        [refinement] and its fusion is among the names, the recipe's own variant is compared too. A variant whose
+        refinement model was trained for another fusion or library is left out; the log and the page report this.
     workers, listener, limit_bytes
         As for `run`.
     cache : path, optional
-        Folder for what comes before fusion, found again by its content; by default ``.cache`` in the output folder.
-        Fusions are not kept, since what they cost is measured.
+        Cache folder for the results before fusion; by default ``.cache`` in the output folder. Fusions are not cached,
+        since their time and memory are measured.
 
     Returns
     -------
     CohortComparison
-        Also written to the output folder: ``comparison.tsv``, ``comparison_tests.tsv``, ``comparison_ranks.tsv`` and
-        ``comparison.html``, and each target's segmentations; where the recipe wants reports, also ``index.html``, the
-        page of the cohort by the recipe's own way (the first, where that is not among them), and a page of each target
-        in which all variants can be stepped through.
+        It is also written to the output folder: ``comparison.tsv``, ``comparison_tests.tsv``, ``comparison_ranks.tsv``
+        and ``comparison.html``, and the segmentations of each target. If the recipe has reports, also ``index.html``,
+        the cohort page of the recipe's own variant (or of the first variant), and a page of each target whose viewer
+        shows all variants.
 
     Raises
     ------
     InputError
-        Fewer than two methods, or that can be used here; an unknown one; a target without labels; no target that could
-        be compared, or none that has a Dice of every method (``comparison.tsv`` is written then).
+        There are fewer than two usable variants; a method is unknown; a target has no labels; no target could be
+        compared, or none has a Dice of every variant (``comparison.tsv`` is still written).
     """
     own = [recipe.variant] if recipe.fusion.method.name in names else []
     variants = [with_methods(recipe, name) for name in dict.fromkeys([*names, *own])]
     if len(variants) < 2:
-        raise InputError(f"a comparison needs at least two different methods, got {', '.join(names) or 'none'}")
+        raise InputError(f"expected at least two different methods to compare, got {', '.join(names) or 'none'}")
     library, targets, out = load_inputs(recipe)
     bare = [target.id for target in targets if target.labels is None]
     if bare:
-        raise InputError(f"these targets have no labels to compare with: {', '.join(bare)}")
+        raise InputError(f"expected labels of every target, got none for: {', '.join(bare)}")
     left_out = unusable_variants(variants, library, targets)
     for variant, reason in left_out.items():
         log.warning("%s is left out of the comparison: %s", variant, reason)
     variants = [each for each in variants if each.variant not in left_out]
     if len(variants) < 2:
         reasons = "; ".join(f"{variant}: {reason}" for variant, reason in left_out.items())
-        raise InputError(f"fewer than two of these methods can be used here: {reasons}")
+        raise InputError(f"expected at least two methods that can be used here, got fewer: {reasons}")
     context = begin_run(recipe, library, targets, cache=cache, limit_bytes=limit_bytes)
     shown = next((each for each in variants if each.variant == recipe.variant), variants[0])
     needs = costs.estimate_memory(recipe, atlases=len(library), voxels=largest_voxels(library))
@@ -127,7 +127,7 @@ def compare(
     write_logs(done, out)
     metrics = collect_metrics(done)
     outputs.write_table(metrics, out / "comparison.tsv")
-    found = rank_methods(metrics, done)
+    found = compare_metrics(metrics, done)
     outputs.write_table(found.tests, out / "comparison_tests.tsv")
     outputs.write_table(found.ranking.to_frame(), out / "comparison_ranks.tsv")
     from atlasseg.report.comparison import comparison_sections, render_comparison
@@ -152,12 +152,12 @@ def compare(
 
 
 def collect_metrics(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
-    """The metrics of all targets that did not fail.
+    """Collect the metrics of all targets that did not fail.
 
     Raises
     ------
     InputError
-        All failed.
+        All targets failed.
     """
     import pandas as pd
 
@@ -168,8 +168,8 @@ def collect_metrics(done: Sequence[Outcome[Fused]]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def rank_methods(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> CohortComparison:
-    """Scores, tests and ranks over the targets on which every method has a Dice; errors as of `Comparison.of`."""
+def compare_metrics(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> CohortComparison:
+    """Compute scores, tests and ranks over the targets with a Dice of every method; see `Comparison.from_metrics`."""
     found = Comparison.from_metrics(metrics)
     return CohortComparison(metrics, found.scores, found.tests, found.ranking, list(done))
 
@@ -177,12 +177,12 @@ def rank_methods(metrics: pd.DataFrame, done: Sequence[Outcome[Fused]]) -> Cohor
 def _fuse_every_variant(
     target: Target, progress: Progress, *, context: RunContext, variants: Sequence[Recipe], shown: Recipe
 ) -> Fused:
-    """One target: aligned once, segmented in every variant, each measured; its page shows the way `shown` first."""
+    """Align one target, segment and measure it with every variant, and write its page with variant `shown` first."""
     import pandas as pd
 
     from atlasseg.report.viewer import Candidate
 
-    begun_all = time.perf_counter()
+    start_all = time.perf_counter()
     library, recipe, out, executor = context.library, context.recipe, context.out, context.kept
     case = read_case(target, library, progress)
     assert case.reference is not None
@@ -207,7 +207,7 @@ def _fuse_every_variant(
             variant = each.variant
             gc.collect()
             memory = outputs.PeakMemory()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             result = fuse(
                 alignment,
                 each.fusion.method,
@@ -216,7 +216,7 @@ def _fuse_every_variant(
                 regions=recipe.regions,
                 progress=lambda stage, variant=variant: progress(f"{stage} {variant}"),  # type: ignore[misc]
             )
-            cost = {"seconds": time.perf_counter() - begun, "peak_memory_mb": memory.megabytes()}
+            cost = {"seconds": time.perf_counter() - start, "peak_memory_mb": memory.megabytes()}
             rows, bins = _measure(result, case, target.id, variant, table, recipe.evaluation.surface_tolerance_mm)
             cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
             found.append(pd.concat([rows, _cost_rows(cost, target.id, variant)], ignore_index=True))
@@ -238,7 +238,7 @@ def _fuse_every_variant(
             )
             io.write_text(page, results / f"{target.id}.html")
     context.earlier.discard(target.id)
-    seconds = time.perf_counter() - begun_all
+    seconds = time.perf_counter() - start_all
     return Fused(pd.concat(found, ignore_index=True), replace(summary, seconds=seconds))
 
 

@@ -1,4 +1,4 @@
-"""What a run works with: its library, targets, recipe, and where results and intermediate results go."""
+"""Context of a run: library, targets, recipe, output folder and cache."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from atlasseg.recipe import Recipe
 from atlasseg.store.cache import PARTIAL, Cache, open_cache
 
 CACHE, LOGS = ".cache", "logs"
-"""Folders in the output folder: intermediate results, where no other place is named; and logs of failed targets."""
+"""Folders in the output folder: the default cache, and the logs of failed targets."""
 
 DEFAULT_LIMIT_BYTES = 50_000_000_000
-"""Size of the cache, unless the user says otherwise."""
+"""Default size limit of the cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """What the work on every target of a run shares.
+    """Context that all targets of a run share.
 
     Parameters
     ----------
     library : AtlasLibrary
     recipe : Recipe
     out : path
-        Folder for the results.
+        Output folder.
     cache : path
-        Folder for intermediate results.
+        Cache folder.
     limit_bytes : int or None
-        Size that the cache may have.
+        Size limit of the cache.
     earlier : EarlierResults
-        Where results of earlier runs in `out` go.
+        Folder for results of earlier runs in `out`.
     """
 
     library: AtlasLibrary
@@ -52,31 +52,33 @@ class RunContext:
 
     @property
     def kept(self) -> Cache:
-        """The cache of this process."""
+        """Cache of this process."""
         return open_cache(self.cache, self.limit_bytes)
 
 
 def load_inputs(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]:
-    """Load the library, find the targets and make the output folder of a recipe, and check them before work begins.
+    """Load the library, find the targets and create the output folder of a recipe, and check all of them.
 
     Raises
     ------
     InputError
-        The recipe names no library, targets or output folder, or is one for tissue classes; an atlas cannot be read; or
-        the prepared library does not fit.
+        The recipe has no library, targets or output folder, or is a tissue recipe; an atlas cannot be read; or the
+        prepared library does not match.
     OutputError
         The output folder cannot be written.
     """
     if recipe.tissue is not None:
-        raise InputError(f"recipe {recipe.name}: its table [tissue] is of atlasseg tissue; give it to that command")
+        raise InputError(f"recipe {recipe.name}: expected a recipe without [tissue]. Use the command atlasseg tissue.")
     if not recipe.data.atlases or not recipe.data.targets or recipe.data.out is None:
-        raise InputError(f"recipe {recipe.name}: [data] must name atlases, targets and out (or give them as options)")
+        raise InputError(
+            f"recipe {recipe.name}: expected atlases, targets and out in [data]. Add them, or give them as options."
+        )
     library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from)
     targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     read_checked.cache_clear()
     read_atlas.cache_clear()  # files may have changed since an earlier run in this process
     for id_ in library.ids:
-        read_atlas(library, id_)  # so that a broken atlas is an error of the request, before work begins
+        read_atlas(library, id_)  # to find a broken atlas before the work starts
     check_initial_files(recipe, library, [target.id for target in targets])
     if targets:
         make_registrar(recipe, library, target=targets[0].id)
@@ -94,17 +96,17 @@ def begin_run(
     limit_bytes: int | None,
     keep_others: bool = False,
 ) -> RunContext:
-    """Set aside what earlier runs left in the output folder, and describe there the run that begins.
+    """Set aside the results of earlier runs in the output folder, and write the description of the new run.
 
     Parameters
     ----------
     recipe : Recipe
     library, targets
-        As `load_inputs` gives them.
+        From `load_inputs`.
     cache, limit_bytes
-        As of `RunContext`; by default the cache is in the output folder.
+        As for `RunContext`; by default the cache is in the output folder.
     keep_others : bool
-        Leave the results of targets that this run knows nothing of in place: several runs share the folder.
+        Keep the results of targets that are not in this run, because several runs share the folder.
 
     Raises
     ------
@@ -124,21 +126,21 @@ def begin_run(
 
 
 def training_library(recipe: Recipe, without: Collection[str] = ()) -> AtlasLibrary:
-    """Read the recipe's library without some atlases, to train a refinement on it.
+    """Read the library of a recipe without some atlases, to train a refinement.
 
     Raises
     ------
     InputError
-        The recipe names no library, or it has no atlas of a name in `without`.
+        The recipe has no library, or an atlas in `without` does not exist.
     """
     if not recipe.data.atlases:
-        raise InputError(f"recipe {recipe.name}: [data] must name atlases (or give them as an option)")
+        raise InputError(f"recipe {recipe.name}: expected atlases in [data]. Add them, or give them as an option.")
     library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from)
     return library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
 
 
 def unusable_variants(variants: Sequence[Recipe], library: AtlasLibrary, targets: Sequence[Target]) -> dict[str, str]:
-    """Find the variants whose refinement cannot be used on every target, and the reason, before work begins.
+    """Find the variants whose refinement cannot be used on every target, with the reason.
 
     A model may have been trained for another fusion, or with other atlases than those that vote on a target.
     """

@@ -1,4 +1,4 @@
-"""A volume of any format that is read, to a file of a format that is written."""
+"""Conversion of volumes between file formats."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def convert(
     spacing_from: io.SpacingSource = "sform",
     series: str | int | None = None,
 ) -> Grid:
-    """Convert a scan or a label map.
+    """Convert a scan or a label map to another file format.
 
     Parameters
     ----------
     source : path
-        A volume's file, or a folder with a DICOM series; ``FOLDER#2`` is the second of several.
+        Volume file, or a folder with a DICOM series; ``FOLDER#2`` is the second of several series.
     out : path
         ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``.
     labels : bool
-        The values are labels: they are written exactly, and resampled label by label.
+        Treat the values as labels, which are written exactly and resampled label by label.
     orthogonal : bool
-        Resample a sheared volume (a tilted gantry) onto perpendicular axes over the same space, which ITK can open. A
-        volume without shear stays as it is.
+        Resample a sheared volume (tilted gantry) onto a grid with perpendicular axes that covers it, so that ITK can
+        open the file. Other volumes are unchanged.
     spacing_from : {"sform", "pixdim"}
-        As of :func:`atlasseg.io.read_image`.
+        As for :func:`atlasseg.io.read_image`.
     series : str or int, optional
-        Which DICOM series of a folder.
+        DICOM series of a folder: number or SeriesInstanceUID.
 
     Returns
     -------
     Grid
-        Of what was written.
+        Grid of the written volume.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Train corrective learning on a library, and keep the model beside it."""
+"""Training of corrective learning on a library."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def correct(
     Parameters
     ----------
     recipe : Recipe
-        With `data.atlases` set.
+        Recipe with `data.atlases`.
     out : path
         Folder for the model.
     without : collection of str
-        Atlases to leave out: those that the model is to be used on, as in a leave-one-out evaluation.
+        Atlases to leave out, such as those that the model will be evaluated on.
     cases : path, optional
-        Folder of further labelled scans to learn on.
+        Folder with further labelled scans for training.
     samples_per_label, seed, progress
         As for `training.train_corrective`.
     cache : path, optional
-        Folder for what is computed on the way, registrations and segmentations, found again by its content, so that a
-        training that was broken off goes on where it was; without one it is not kept.
+        Cache folder for registrations and segmentations, so that an interrupted training can be resumed; by default
+        nothing is cached.
 
     Raises
     ------
     InputError
-        There is no library, or no atlas of a name in `without`; or as for `training.train_corrective`.
+        There is no library, or an atlas in `without` does not exist; or as for `training.train_corrective`.
     OutputError
         The model cannot be written.
     """

@@ -1,8 +1,8 @@
-"""Results of earlier runs in an output folder, kept apart from those of the present one.
+"""Results of earlier runs in an output folder, kept separate from those of the current run.
 
-A run that replaces a result first moves the old one into ``OUT/earlier/DATE``, and removes it there once the new one is
-written. So whatever stands in `OUT` is of the run that `OUT` describes, also where a target fails, is not asked for any
-more, or the run is killed; and nothing is lost that has no successor.
+Before a run replaces a result, it moves the old one to ``OUT/earlier/DATE``, and removes it there after the new one is
+written. All results in `OUT` are therefore of the run that ``OUT/dataset_description.json`` describes, even if a target
+fails, is no longer requested, or the run is killed; and no result is lost without a replacement.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ SUMMARIES = (
     *("index.html", "metrics.tsv", "quality.tsv", "comparison.html"),
     *("comparison.tsv", "comparison_tests.tsv", "comparison_ranks.tsv", "logs"),
 )
-"""What a run writes over all targets."""
+"""Files and folders that a run writes for all targets together."""
 
 
 @dataclass(frozen=True)
 class EarlierResults:
-    """Where the results of earlier runs go.
+    """Folder for the results of earlier runs.
 
     Parameters
     ----------
     out : path
-        The output folder.
+        Output folder.
     date : str
-        When the present run began: the folder in ``earlier``.
+        Start time of the current run; the name of the folder in ``earlier``.
     """
 
     out: Path
@@ -46,7 +46,7 @@ class EarlierResults:
 
     @classmethod
     def now(cls, out: Path) -> EarlierResults:
-        """For a run that begins now."""
+        """Create for a run that starts now."""
         return cls(out, datetime.now().astimezone().strftime("%Y-%m-%dT%H-%M-%S"))
 
     @property
@@ -55,7 +55,7 @@ class EarlierResults:
         return self.out / EARLIER / self.date
 
     def set_aside(self, name: str) -> None:
-        """Move a file or folder of `out` there, if it exists; one of that name that is there already is replaced."""
+        """Move a file or folder of `out` into `folder`, if it exists; one with the same name there is replaced."""
         if (self.out / name).exists():
             self.discard(name, tidy=False)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class EarlierResults:
                 (self.out / name).rename(self.folder / name)
 
     def discard(self, name: str, *, tidy: bool = True) -> None:
-        """Remove a result that was set aside, since its successor is written."""
+        """Remove a result that was set aside, after its replacement is written."""
         path = self.folder / name
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -71,29 +71,29 @@ class EarlierResults:
             path.unlink(missing_ok=True)
         if tidy:
             for emptied in (self.folder, self.folder.parent):
-                with suppress(OSError):  # not empty, or not there
+                with suppress(OSError):  # not empty, or does not exist
                     emptied.rmdir()
 
     def discard_replaced(self) -> None:
-        """Remove the files over all targets that were set aside and written anew, unless targets remain beside them."""
+        """Remove summary files that were set aside and written again, unless results of targets are still set aside."""
         for name in (*SUMMARIES, DESCRIPTION):
             if (self.out / name).exists() and not any(self._results()):
                 self.discard(name)
 
     def _results(self) -> list[str]:
-        """The targets whose results are there."""
+        """Targets whose results are set aside."""
         return [path.name for path in self.folder.iterdir() if _is_result(path)] if self.folder.is_dir() else []
 
     def begin(self, description: Mapping[str, Any], targets: Collection[str]) -> None:
-        """Set aside what is not of the run that begins.
+        """Set aside all results that do not belong to the run that starts.
 
         Parameters
         ----------
         description : mapping
-            What the run will write to ``dataset_description.json``.
+            New content of ``dataset_description.json``.
         targets : collection of str
-            Its targets. Their results stay for now where the same recipe and version made them: whoever works on a
-            target sees whether its inputs are the same, too.
+            Targets of the run. Their results stay in place if the same recipe and version made them; whether the inputs
+            are the same is checked later for each target.
         """
         same = _making(_read(self.out / DESCRIPTION)) == _making(description)
         found = [path.name for path in self.out.iterdir() if _is_result(path)]
@@ -114,7 +114,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _making(description: Mapping[str, Any]) -> Any:
-    """What of a description tells how results were made: version and recipe, without the names of scans and folders."""
+    """Part of a description that determines the results: version and recipe, without paths of targets and output."""
     try:
         recipe = tomllib.loads(description["Recipe"])
         version = description["GeneratedBy"][0]["Version"]

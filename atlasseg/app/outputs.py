@@ -1,4 +1,4 @@
-"""What a run writes for a target: a folder that appears whole or not at all."""
+"""Output files of a target."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LIBRARIES = ("atlasseg", "numpy", "scipy", "nibabel", "SimpleITK", "numba", "ant
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of Python, atlasseg and the libraries that results depend on, of those installed."""
+    """Versions of Python, atlasseg and the installed libraries that results depend on."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in LIBRARIES:
         try:
@@ -62,25 +62,25 @@ def dataset_description(recipe: Recipe) -> dict[str, Any]:
 DESCRIPTION = "dataset_description.json"
 
 
-def ready_folder(out: Path, recipe: Recipe) -> None:
-    """Make sure that results can be written into `out`, and describe there what makes them.
+def prepare_folder(out: Path, recipe: Recipe) -> None:
+    """Create an output folder with ``dataset_description.json``, and check that it is writable.
 
     Raises
     ------
     OutputError
-        They cannot.
+        The folder is not writable.
     """
     check_writable(out)
     io.write_json(dataset_description(recipe), out / DESCRIPTION)
 
 
 def check_writable(out: Path) -> None:
-    """Make a folder for results, remove from it what a killed run had half-written, and try to write into it.
+    """Create an output folder, remove unfinished files of killed runs, and check that it is writable.
 
     Raises
     ------
     OutputError
-        It cannot be made or written.
+        The folder cannot be created or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def check_writable(out: Path) -> None:
 
 
 def volumes(labels: LabelMap, table: LabelTable) -> pd.DataFrame:
-    """Voxels and volume in mm^3 of every label of the table or the map, background left out."""
+    """Number of voxels and volume in mm^3 of every label of the table or the map, without background."""
     import pandas as pd
 
     voxel_mm3 = abs(float(np.linalg.det(labels.affine[:3, :3])))
@@ -110,7 +110,7 @@ def volumes(labels: LabelMap, table: LabelTable) -> pd.DataFrame:
 
 
 def atlas_rows(result: Segmentation) -> pd.DataFrame:
-    """One row an atlas: similarity, regularity of its registration, whether it voted, and why not."""
+    """Table with one row per atlas: similarity, regularity of its registration, whether it voted, or why not."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -131,25 +131,25 @@ def atlas_rows(result: Segmentation) -> pd.DataFrame:
 
 
 def voters(result: Segmentation) -> list[Atlas]:
-    """The candidates that voted, on the grid that was worked on."""
+    """Candidates that voted, on the grid of the alignment."""
     return [candidate.atlas for candidate in result.alignment.candidates if candidate.qc.keep]
 
 
-def worked_on(labels: LabelMap, alignment: Alignment) -> LabelMap:
-    """The part of labels on the scan's grid that was worked on."""
+def crop_to_alignment(labels: LabelMap, alignment: Alignment) -> LabelMap:
+    """Crop labels on the grid of the scan to the grid of the alignment."""
     box = tuple(slice(a, a + n) for a, n in zip(alignment.start, alignment.target.shape, strict=True))
     return LabelMap(labels.array[box], alignment.target.affine)
 
 
 def prediction_table(result: Segmentation, table: LabelTable) -> pd.DataFrame:
-    """What Dice each label is likely to have, made without a reference: see `evaluation.prediction`.
+    """Predicted Dice of each label, computed without a reference, see `evaluation.prediction`.
 
     Columns: label, name, predicted_dice, atlas_agreement.
     """
     import pandas as pd
 
     expected = expected_dice(result.probabilities)
-    agreed = atlas_agreement(voters(result), worked_on(result.labels, result.alignment))
+    agreed = atlas_agreement(voters(result), crop_to_alignment(result.labels, result.alignment))
     labels = sorted({*expected, *agreed})
     return pd.DataFrame(
         {
@@ -162,14 +162,14 @@ def prediction_table(result: Segmentation, table: LabelTable) -> pd.DataFrame:
 
 
 def change_rows(result: Segmentation) -> pd.DataFrame | None:
-    """One row a label: what regions did to it; None where they were not asked for."""
+    """Table with one row per label and its changes by the regions stage; None without this stage."""
     import pandas as pd
 
     return pd.DataFrame([asdict(change) for change in result.changes]) if result.changes else None
 
 
 def metrics_table(scores: Sequence[Score], **columns: str) -> pd.DataFrame:
-    """Scores in long form, `columns` (such as target and method) before them; `label` is missing for a group."""
+    """Table of scores in long form after the `columns` (such as target and method); groups have no `label`."""
     import pandas as pd
 
     table = pd.DataFrame([asdict(score) for score in scores], columns=[f.name for f in fields(Score)])
@@ -180,16 +180,16 @@ def metrics_table(scores: Sequence[Score], **columns: str) -> pd.DataFrame:
 
 
 def entity(name: str) -> str:
-    """A name as a BIDS entity may hold it: letters and digits alone."""
+    """Convert a name to the label of a BIDS entity, which has only letters and digits."""
     return re.sub("[^A-Za-z0-9]", "", name)
 
 
 def calibration_table(
     probabilities: ProbabilityMap, reference: LabelMap, *, target: str, method: str, not_annotated: Collection[int] = ()
 ) -> pd.DataFrame:
-    """How often the most probable label is right by its probability, one row a bin, and over all bins the error.
+    """Reliability table, one row per bin, with the expected calibration error in every row.
 
-    Voxels that are given, or have in the reference, a label that is `not_annotated` there are left out.
+    Voxels whose label in the segmentation or the reference is in `not_annotated` are left out.
 
     Columns: target, method, lower, upper, voxels, confidence, accuracy, expected_calibration_error.
     """
@@ -226,10 +226,9 @@ def write_segmentation(
     *,
     variant: str | None = None,
 ) -> None:
-    """Write labels, label table, sidecar, volumes, atlas table and what else `recipe.output` asks for into `folder`.
+    """Write labels, label table, sidecar, volumes, atlas table and the optional files of `recipe.output`.
 
-    With several segmentations of a target in one folder each has the name of its `variant`; by default files are named
-    after the fusion.
+    File names contain the `variant`, by default the fusion, so a folder can hold several segmentations of a target.
     """
     stem = f"{target}_desc-{entity(variant or recipe.fusion.method.name)}"
     own = stem if variant else target
@@ -264,7 +263,7 @@ def write_segmentation(
         aligned = result.alignment
         box = tuple(slice(a, a + n) for a, n in zip(aligned.start, aligned.target.shape, strict=True))
         share = np.zeros(scan.shape, np.float32)
-        share[box] = disagreement(voters(result), worked_on(result.labels, aligned))
+        share[box] = disagreement(voters(result), crop_to_alignment(result.labels, aligned))
         io.write_image(Image(share, scan.affine), folder / f"{stem}_disagreement.nii.gz", like=scan)
     if recipe.output.probabilities:
         io.write_probability_map(result.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan)
@@ -279,7 +278,7 @@ def write_segmentation(
 
 
 def quality_table(summaries: Sequence[TargetSummary]) -> pd.DataFrame:
-    """One row a target: "ok" or what to check, mean similarity of the atlases that voted, and the findings."""
+    """Table with one row per target: "ok" or what to check, mean similarity of the atlases that voted, findings."""
     import pandas as pd
 
     rows = [
@@ -295,9 +294,9 @@ def quality_table(summaries: Sequence[TargetSummary]) -> pd.DataFrame:
 
 
 class PeakMemory:
-    """How much memory the process took at most since this was made, beyond what it had then.
+    """Peak memory of this process since the object was created, beyond the memory at that time.
 
-    The kernel keeps the mark (Linux); elsewhere it is not known, and NaN.
+    The kernel keeps the peak (Linux). On other systems it is unknown, and the result is NaN.
     """
 
     def __init__(self) -> None:
@@ -308,7 +307,7 @@ class PeakMemory:
             self._before = float("nan")
 
     def megabytes(self) -> float:
-        """Peak since then, in MB of 1e6 bytes."""
+        """Peak memory since the object was created, in MB (1e6 bytes)."""
         return float("nan") if self._before != self._before else max(0.0, self._read("VmHWM") - self._before)
 
     @staticmethod
@@ -318,5 +317,5 @@ class PeakMemory:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """A TSV file as BIDS has it: tabs, ``n/a`` for what is not known."""
+    """Write a BIDS TSV file: tab-separated, ``n/a`` for missing values."""
     io.write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n", float_format="%.6g"), path)

@@ -1,4 +1,4 @@
-"""What the reports of a run say of a target: its own page, and its line on that of the cohort."""
+"""Report pages of a run: the page of each target, and the cohort page."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def page(
     heard: Sequence[str],
     others: Sequence[Candidate] = (),
 ) -> str:
-    """The report on a target; `others` are what its viewer can step to before the reference and the atlases."""
+    """Render the report of a target; `others` are shown in its viewer before the reference and the atlases."""
     from atlasseg.report.page import TargetReport, render
 
     report = TargetReport(
@@ -124,14 +124,14 @@ def page(
         warnings=tuple(heard),
         versions=outputs.software_versions(),
         home="../index.html",
-        candidates=[*others, *viewed(result, case.reference)],
+        candidates=[*others, *list_candidates(result, case.reference)],
         viewer=recipe.output.viewer,
     )
     return render(report)
 
 
-def viewed(result: Segmentation, reference: LabelMap | None) -> list[Candidate]:
-    """What a viewer can step to: the reference, then the atlases as they were carried over, those that vote first."""
+def list_candidates(result: Segmentation, reference: LabelMap | None) -> list[Candidate]:
+    """List the label maps of a viewer: the reference, then the propagated atlases, those that voted first."""
     from atlasseg.report.viewer import Candidate
 
     found = [] if reference is None else [Candidate("the reference", reference)]

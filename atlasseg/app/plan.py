@@ -1,4 +1,4 @@
-"""A run before it starts: its steps, what of them is kept already, and what the rest will take."""
+"""Plan of a run: its stages, the number of cached results, and the cost of the others."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from atlasseg.recipe import Recipe
 from atlasseg.store.cache import SUFFIX, UNREADABLE, Cache, list_entries, read_entry
 
 LOOKED_AT = 30
-"""So many kept results of a stage tell what it takes."""
+"""Number of cached results from which the cost of a stage is estimated."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage over the whole cohort: how many results of it are wanted, kept and to be made, and what that takes.
+    """Stage of a plan: its number of results, of cached and of missing ones, and its cost.
 
-    `measured` says whether seconds and bytes of one are those of kept results, and not a rough rate.
+    `measured` is True if the seconds and bytes are those of cached results, and False if they are default rates.
     """
 
     stage: str
@@ -46,10 +46,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do.
+    """Plan of a run.
 
-    `seconds` is the time with the workers that there is memory for; `cache_bytes` and `result_bytes` is what it adds to
-    the disk at most; `broken` names targets that cannot even be read.
+    `seconds` is the estimated time with the workers that fit into memory; `cache_bytes` and `result_bytes` are upper
+    limits of the disk space that it needs; `broken` lists targets that cannot be read.
     """
 
     stages: tuple[Planned, ...]
@@ -64,19 +64,21 @@ class Plan:
     free_bytes: float
 
     def check(self) -> None:
-        """Make sure that the disk can hold it.
+        """Check that the disk has enough free space.
 
         Raises
         ------
         InputError
-            It cannot; the message says what is wanted and what is free.
+            It has not. The message states the needed and the free space.
         """
         needed = self.cache_bytes + self.result_bytes
         if needed > self.free_bytes:
             raise InputError(
-                f"the disk cannot hold this run: {needed / 1e9:.3g} GB are needed ({self.cache_bytes / 1e9:.3g} kept "
-                f"on the way, {self.result_bytes / 1e9:.3g} results), {self.free_bytes / 1e9:.3g} are free; "
-                "--cache-limit or another --cache folder helps with the first"
+                f"the disk is too small for this run: {needed / 1e9:.3g} GB are needed ({self.cache_bytes / 1e9:.3g} "
+                f"for "
+                f"the cache, {self.result_bytes / 1e9:.3g} for results), {self.free_bytes / 1e9:.3g} GB are free. "
+                f"Lower "
+                "--cache-limit, or give another --cache folder."
             )
 
 
@@ -86,14 +88,14 @@ class _NotKept(Exception):  # noqa: N818 - no error
 
 
 class _CountingCache(Cache):
-    """Counts what is kept, and stops where something would have to be computed."""
+    """Cache that counts its entries, and stops when a result would have to be computed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.found: Counter[str] = Counter()
 
     def each(self, stage: str, keys: Sequence[str], compute: Callable[[Sequence[int]], Sequence[Any]]) -> list[Any]:
-        """The kept results, if all are."""
+        """Return the cached results if all are cached, and raise `_NotKept` otherwise."""
         there = [key for key in keys if self._path(stage, key).is_file()]
         self.found[stage] += len(there)
         if len(there) < len(keys):
@@ -101,7 +103,7 @@ class _CountingCache(Cache):
         return super().each(stage, keys, compute)
 
     def put(self, stage: str, key: str, value: Any, *, seconds: float = 0.0) -> None:
-        """Keep nothing."""
+        """Do nothing: a plan writes no results."""
 
 
 def estimate(
@@ -111,9 +113,9 @@ def estimate(
     cache: Path | None = None,
     limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
 ) -> Plan:
-    """Go through a run as `run` would, as far as results are kept, and estimate the rest. Parameters as for `run`.
+    """Estimate a run: count its cached results, and estimate the cost of the others. Parameters as for `run`.
 
-    Where a result is missing, all that comes after it is counted as to be made.
+    All results that depend on a missing one count as missing.
     """
     library, targets, out = load_inputs(recipe)
     context = RunContext(library, recipe, out, cache or out / CACHE, limit_bytes, EarlierResults.now(out))
@@ -128,7 +130,7 @@ def estimate(
         except (AtlasSegError, OSError) as error:
             broken[target.id] = str(error)
             continue
-        wanted.update(_wanted(recipe, atlases))
+        wanted.update(_count_results(recipe, atlases))
         found.update(kept)
     known = _measured(context.cache)
     stages = []
@@ -162,7 +164,7 @@ def estimate(
 
 
 def _kept(target: Target, context: RunContext) -> tuple[int, Counter[str]]:
-    """How many atlases a target has, and of each stage how many results are kept."""
+    """Number of atlases of a target, and number of its cached results by stage."""
     case = read_case(target, context.library, lambda stage: None)
     executor = _CountingCache(context.cache)
     with suppress(_NotKept):
@@ -171,8 +173,8 @@ def _kept(target: Target, context: RunContext) -> tuple[int, Counter[str]]:
     return len(case.atlases), executor.found
 
 
-def _wanted(recipe: Recipe, atlases: int) -> Counter[str]:
-    """Results of each stage for one target, in the order of the pipeline."""
+def _count_results(recipe: Recipe, atlases: int) -> Counter[str]:
+    """Number of results of each stage for one target, in the order of the pipeline."""
     used = min(atlases, recipe.selection.before or atlases)
     wanted: Counter[str] = Counter()
     for step in recipe.preprocessing.steps:
@@ -194,7 +196,7 @@ def _wanted(recipe: Recipe, atlases: int) -> Counter[str]:
 
 
 def _measured(folder: Path) -> dict[str, tuple[float, float]]:
-    """Stage to median seconds and bytes of some of its kept results."""
+    """Median seconds and bytes of some cached results, by stage."""
     found: dict[str, tuple[float, float]] = {}
     for stage in sorted({entry.parent for entry in folder.glob(f"*/*{SUFFIX}")}):
         costs_of_one = []

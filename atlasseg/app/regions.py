@@ -1,4 +1,4 @@
-"""The regions stage on files: what the command ``regions`` does."""
+"""The regions stage on files, for the command ``regions``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALIASES = {"growing": "region_growing"}
 
 @dataclass(frozen=True, eq=False)
 class Partitioned:
-    """Regions of a volume, their graph, and the files that were written."""
+    """Regions of a volume, their graph, and the written files."""
 
     regions: LabelMap
     graph: AdjacencyGraph
@@ -45,29 +45,29 @@ def partition_files(
     table: Path | None = None,
     pictures: Path | None = None,
 ) -> Partitioned:
-    """Cut a volume into regions and write them.
+    """Partition a volume into regions and write them.
 
     Parameters
     ----------
     volume : path
-        The scan.
+        Scan.
     out : path
-        Label map of the regions to write.
+        Output label map of the regions.
     method : str
         "split_and_merge", "region_growing" ("growing") or "watershed".
     settings : sequence of str
-        ``"key=value"`` each: parameters of the method.
+        Parameters of the method, each ``"key=value"``.
     seeds : path, optional
         Label map of seeds (growing) or markers (watershed).
     table : path, optional
-        TSV to write: a row a region, with size, mean, standard deviation and neighbours.
+        Output TSV with one row per region: size, mean, standard deviation and neighbours.
     pictures : path, optional
-        Folder for pictures: the borders of the regions and, for split and merge, octree blocks and dendrogram.
+        Output folder for pictures: region borders and, for split and merge, octree blocks and dendrogram.
 
     Raises
     ------
     InputError
-        The method has no such parameter, or does not take seeds.
+        The method has no such parameter, or has no seeds.
     """
     image = io.read_image(volume)
     step = _step(method, settings)
@@ -105,7 +105,7 @@ def partition_files(
 
 
 def _step(method: str, settings: Sequence[str]) -> Step:
-    """A method of this stage with checked parameters, from a command's options."""
+    """Make a method of this stage with checked parameters from command line options."""
     name = ALIASES.get(method, method)
     tables = {"fusion": {"method": "majority"}, "regions": {"method": name}}
     recipe = parse_recipe(tables, overrides=[f"regions.{name}.{s}" for s in settings], where="--set")
@@ -114,7 +114,7 @@ def _step(method: str, settings: Sequence[str]) -> Step:
 
 
 def _tree(image: Image, graph: AdjacencyGraph, step: Step) -> Merges:
-    """How the regions would go on merging until all are one, costs in units of the noise."""
+    """Compute the merge tree of the regions up to a single one, with costs in units of the noise."""
     sd = tuple(value if value > 0 else 1.0 for value in noise_sd(image).tolist())
     return merge(graph, criterion=step.arguments.get("criterion", "ward"), regions=1, noise_sd=sd)
 
@@ -138,17 +138,17 @@ def consistent_files(
     Parameters
     ----------
     volume : path
-        The scan.
+        Scan.
     segmentation : path
-        Label map, or probabilities (4-D), on the scan's grid.
+        Label map, or probabilities (4-D), on the grid of the scan.
     out : path
-        Label map to write.
+        Output label map.
     method, settings
-        As for `partition_files`; no region votes where `method` is None.
+        As for `partition_files`; without a method no region votes.
     field_weight, min_component_fraction, largest_part, fill_holes, removable_labels
         As for `regions.make_consistent`.
     changes : path, optional
-        TSV to write: what happened to each label.
+        Output TSV with the changes of each label.
     """
     image = io.read_image(volume)
     given = _read_segmentation(segmentation)
@@ -170,13 +170,13 @@ def consistent_files(
 
 
 def _read_segmentation(path: Path) -> Any:
-    """A ProbabilityMap where the file is 4-D, else a LabelMap."""
+    """Read a ProbabilityMap from a 4-D file, or else a LabelMap."""
     import nibabel
 
     try:
         several = len(nibabel.load(path).shape) > 3 and nibabel.load(path).shape[3] > 1
     except Exception:
-        several = False  # not a NIfTI file: what reads label maps says what is wrong with it
+        several = False  # not a NIfTI file: `read_label_map` raises a clear error
     return io.read_probability_map(path) if several else io.read_label_map(path)
 
 
@@ -191,20 +191,20 @@ def instance_files(
     table: Path | None = None,
     masks: Path | None = None,
 ) -> int:
-    """Number the instances of a segmentation, and write them.
+    """Number the instances of each label and write them.
 
     Parameters
     ----------
     segmentation : path
         Label map.
     out : path
-        Volume of instance numbers to write; the labels stay in their own file.
+        Output volume of instance numbers.
     by, depth_mm, smallest_voxels, stuff
         As for `regions.instances` (`split` is `by`).
     table : path, optional
-        TSV to write: number, label, size and centre of each instance.
+        Output TSV with number, label, size and centre of each instance.
     masks : path, optional
-        Folder for one binary mask a label.
+        Output folder for one binary mask per label.
 
     Returns
     -------
@@ -223,8 +223,8 @@ def instance_files(
     return int(found.labels.size)
 
 
-def label_choice(text: str, what: str) -> tuple[int, ...] | Literal["all"]:
-    """``"all"``, or labels with commas."""
+def parse_labels(text: str, what: str) -> tuple[int, ...] | Literal["all"]:
+    """Parse ``"all"``, or labels separated by commas."""
     if text.strip() == "all":
         return "all"
     try:
@@ -234,7 +234,7 @@ def label_choice(text: str, what: str) -> tuple[int, ...] | Literal["all"]:
 
 
 def region_sizes(graph: AdjacencyGraph) -> dict[str, float]:
-    """What is said of regions on the terminal."""
+    """Summary of region sizes for the terminal."""
     return {
         "regions": float(graph.labels.size),
         "smallest": float(graph.sizes.min()),

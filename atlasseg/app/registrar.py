@@ -1,4 +1,4 @@
-"""How a recipe registers: by its steps, or by way of the template of a prepared library."""
+"""Registration of a recipe: by its steps, or through the template of a prepared library."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from atlasseg.transforms import Transform
 def make_registrar(
     recipe: Recipe, library: AtlasLibrary, executor: Executor = call_directly, *, target: str | None = None
 ) -> Registrar:
-    """Make the function that registers atlases to a target as the recipe says.
+    """Make the function that registers atlases to a target by a recipe.
 
     Parameters
     ----------
     recipe : Recipe
     library : AtlasLibrary
-        A prepared library, if the recipe names one, must have been made from it.
+        Library of the atlases. A prepared library in the recipe must have been made from it.
     executor : callable
-        As for `pipeline.segment`. A `Cache` keeps the result of each atlas on its own.
+        As for `pipeline.segment`. A `Cache` stores the result of each atlas separately.
     target : str, optional
         Id of the target, for recipes with initial transforms.
 
     Raises
     ------
     InputError
-        The prepared library cannot be read, or does not fit `library`. The recipe has initial transforms, and no target
-        is given or the registrar is asked for an atlas whose file is missing or cannot be read.
+        The prepared library cannot be read, or does not match `library`; or the recipe has initial transforms, and the
+        target is missing, or the file of an atlas is missing or cannot be read.
     """
     folder, pattern = recipe.registration.prepared, recipe.registration.initial
     if pattern is not None:
@@ -91,7 +91,7 @@ def initial_file(pattern: str, target: str, atlas: str) -> Path:
 
 
 def check_initial_files(recipe: Recipe, library: AtlasLibrary, targets: Sequence[str]) -> None:
-    """Check that every initial transform of a run is there, before work begins.
+    """Check that the files of all initial transforms of a run exist.
 
     Raises
     ------

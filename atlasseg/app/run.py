@@ -1,4 +1,4 @@
-"""Run a recipe over many targets: each gets its folder, and all of them one table of metrics."""
+"""Run of a recipe over many targets: one output folder per target, and one table of metrics."""
 
 from __future__ import annotations
 
@@ -51,53 +51,52 @@ def run(
     stop_on_failure: bool = False,
     keep_others: bool = False,
 ) -> list[Outcome[TargetSummary]]:
-    """Segment every target of `recipe` and write the results into its output folder.
+    """Segment every target of a recipe and write the results into its output folder.
 
-    What is computed on the way is kept, and a target whose results are there and whose making has not changed is not
-    done again: a run that was interrupted goes on where it was. Other results of earlier runs in the output folder are
-    replaced, or moved into its folder ``earlier``.
+    Intermediate results are cached. A target whose results are up to date is skipped, so an interrupted run is resumed
+    by the same call. Other results of earlier runs in the output folder are replaced, or moved into its folder
+    ``earlier``.
 
     Parameters
     ----------
     recipe : Recipe
-        With `data.atlases`, `data.targets` and `data.out` set.
+        Recipe with `data.atlases`, `data.targets` and `data.out`.
     workers : Workers
-        Where; by default in this process. Results do not depend on it.
+        Where to compute; by default in this process. Results do not depend on it.
     listener : callable, optional
-        Told (target, stage) as the work goes on.
+        Called with (target, stage) when a stage starts.
     cache : path, optional
-        Folder for what is computed on the way, found again by its content; by default ``.cache`` in the output folder.
+        Cache folder; by default ``.cache`` in the output folder.
     limit_bytes : int, optional
-        What that folder may hold; beyond it goes what was used longest ago.
+        Size limit of the cache. Beyond it the least recently used results are removed.
     after : callable, optional
-        Told (target, its folder, what was said of it) once its results are written, or found to be there already; where
-        the work is done, so it must be picklable. What it raises is the target's failure.
+        Called with (target, folder, summary) after the results of a target are written or found up to date. It runs
+        where the target is computed, so it must be picklable. An exception makes the target fail.
     stop_on_failure : bool
-        Begin no further target once one failed.
+        Start no further target after the first failure.
     keep_others : bool
-        Leave earlier results of targets that are not among this run's in their place.
+        Keep earlier results of targets that are not in this run.
 
     Returns
     -------
     list of Outcome
-        One a target, in the order of the targets. One that failed is named with its reason, its log is in ``logs``; the
-        others are written.
+        One per target, in the order of the targets. A failed target has its reason here and its log in ``logs``.
 
     Raises
     ------
     InputError
-        The request itself is wrong: no library, no target, no such workers.
+        The request is invalid: no library, no target, unusable workers.
     OutputError
         The output folder cannot be written.
     ClusterError
-        The scheduler was lost; what was finished is written and kept.
+        The connection to the scheduler was lost; finished results are kept.
     """
     library, targets, out = load_inputs(recipe)
     context = begin_run(recipe, library, targets, cache=cache, limit_bytes=limit_bytes, keep_others=keep_others)
     needs = costs.estimate_memory(recipe, atlases=len(library), voxels=largest_voxels(library))
     most = max(needs.registering, needs.fusing)
     if workers.memory_bytes is not None and most > workers.memory_bytes:
-        log.warning("a step takes about %.1f GB, and it may take %.1f GB", most / 1e9, workers.memory_bytes / 1e9)
+        log.warning("a step needs about %.1f GB, and %.1f GB are available", most / 1e9, workers.memory_bytes / 1e9)
     done = process_targets(
         partial(segment_target, context=context) if after is None else partial(_then, context=context, after=after),
         targets,
@@ -131,7 +130,7 @@ def run(
 
 
 def write_logs(done: Sequence[Outcome[Any]], out: Path) -> None:
-    """The log of every target that failed, in ``logs``; that of an earlier failure goes where it is mended."""
+    """Write the log of every failed target to ``logs``, and remove logs of targets that succeed now."""
     for outcome in done:
         path = out / LOGS / f"{outcome.target}.log"
         if outcome.error:
@@ -141,7 +140,7 @@ def write_logs(done: Sequence[Outcome[Any]], out: Path) -> None:
 
 
 def finished(target: Target, context: RunContext) -> tuple[str, TargetSummary | None]:
-    """The key of all that a target's results depend on, and what was said of them, where they are there and whole."""
+    """Key of the inputs of a target, and the summary of its results if these are complete and up to date."""
     placing = ("data", "name", "text", "base", "device")  # no stage; a step says itself what it was given
     made_by = {f.name: getattr(context.recipe, f.name) for f in fields(Recipe) if f.name not in placing}
     paths = [str(path) for path in (target.image, *(files.image for files in context.library.atlases))]
@@ -158,7 +157,7 @@ def finished(target: Target, context: RunContext) -> tuple[str, TargetSummary | 
 
 
 def initial_digests(target: Target, context: RunContext) -> list[str]:
-    """The SHA-256 of every initial transform that the recipe names for a target, in the atlases' order."""
+    """SHA-256 digests of the initial transforms of a target, in the order of the atlases."""
     pattern = context.recipe.registration.initial
     if pattern is None:
         return []
@@ -167,14 +166,14 @@ def initial_digests(target: Target, context: RunContext) -> list[str]:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Name of every file in a folder to the SHA-256 of what it holds."""
+    """SHA-256 digest of every file in a folder, by name."""
     if not folder.is_dir():
         return {}
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def register_target(target: Target, progress: Progress, *, context: RunContext, variants: Sequence[Recipe]) -> None:
-    """Do what comes before fusion in each of the `variants` alike, so that it is found kept."""
+    """Compute and cache the stages before fusion, which all `variants` share."""
     kept = context.kept
     if kept.writable:
         case = read_case(target, context.library, progress)
@@ -193,7 +192,7 @@ def register_target(target: Target, progress: Progress, *, context: RunContext, 
 
 
 def _register(target: Target, progress: Progress, *, context: RunContext) -> None:
-    """The same for a target that is not finished."""
+    """Compute and cache the stages before fusion of an unfinished target."""
     with suppress(OSError):
         if finished(target, context)[1] is not None:
             return
@@ -201,11 +200,11 @@ def _register(target: Target, progress: Progress, *, context: RunContext) -> Non
 
 
 def segment_target(target: Target, progress: Progress, *, context: RunContext) -> TargetSummary:
-    """Read, segment, evaluate, report and write one target, unless that is done already."""
+    """Read, segment, evaluate, report and write one target, unless its results are up to date."""
     library, recipe, out = context.library, context.recipe, context.out
     begun = time.perf_counter()
     key = ""
-    with suppress(OSError):  # a file that vanished is told by name where it is read
+    with suppress(OSError):  # reading a missing file raises a clear error later
         key, summary = finished(target, context)
         if summary is not None:
             return summary
@@ -261,14 +260,14 @@ def segment_target(target: Target, progress: Progress, *, context: RunContext) -
 
 
 def _then(target: Target, progress: Progress, *, context: RunContext, after: After) -> TargetSummary:
-    """Segment one target, and do what comes after it."""
+    """Segment one target, then call `after`."""
     summary = segment_target(target, progress, context=context)
     after(target, context.out / target.id, summary)
     return summary
 
 
 def summary(done: Sequence[Outcome[TargetSummary]]) -> pd.DataFrame:
-    """One row a target: how it ended and how long it took, mean Dice and HD95 where evaluated, and what to check."""
+    """Table with one row per target: outcome, seconds, mean Dice and HD95 if evaluated, and what to check."""
     import pandas as pd
 
     rows = []

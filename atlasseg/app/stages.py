@@ -1,4 +1,4 @@
-"""One stage on files: what the commands ``register`` and ``fuse`` do."""
+"""Single stages on files, for the commands ``register`` and ``fuse``."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def register_files(
     device: str = "auto",
     spacing_from: io.SpacingSource = "sform",
 ) -> tuple[RegistrationQuality, float]:
-    """Register `moving` to `fixed` and write the transform to `out`.
+    """Register a moving scan to a fixed scan and write the transform.
 
     Parameters
     ----------
     fixed, moving : path
         Scans.
     out : path
-        Transform file: .h5, .tfm, .mat or .nii.gz.
+        Output transform file: .h5, .tfm, .mat or .nii.gz.
     steps : sequence of str
         Registration methods, in order.
     settings : sequence of str
-        ``"method.key=value"`` each.
+        Parameters of the methods, each ``"method.key=value"``.
     fixed_mask, moving_mask : path, optional
-        Where similarity is measured.
+        Masks of the voxels where similarity is measured.
     warped : path, optional
-        Where the moving scan on the fixed scan's grid is written.
+        Output file of the moving scan, resampled onto the grid of the fixed scan.
     labels, warped_labels : path, optional
-        A label map of the moving scan, and where it is written on the fixed scan's grid.
+        Label map of the moving scan, and its output file on the grid of the fixed scan.
     initial : path, optional
-        Transform file, from points of the fixed scan to points of the moving one, where the first step starts.
+        File of the initial transform of the first step, from points of the fixed scan to points of the moving scan.
     device : str
         "auto", "cpu" or "cuda".
     spacing_from : {"sform", "pixdim"}
@@ -61,7 +61,7 @@ def register_files(
     Returns
     -------
     quality : RegistrationQuality
-        Jacobian range, folded share and SDlogJ on the fixed grid.
+        Range of the Jacobian determinant, folded fraction and SDlogJ on the fixed grid.
     similarity : float
         Mean local correlation of the warped and the fixed scan.
     """
@@ -74,7 +74,7 @@ def register_files(
     for step in recipe.registration.steps:
         transforms = step(target, [source], initial=transforms, fixed_mask=masks[0], moving_masks=[masks[1]])
     if transforms is None or not recipe.registration.steps:
-        raise InputError("--steps names no method")
+        raise InputError("--steps: expected at least one registration method, got none")
     transform = transforms[0]
     write_transform(transform, out, grid=target.grid)
     carried = resample(source, target.grid, transform)
@@ -97,20 +97,20 @@ def fuse_files(
     device: str = "auto",
     spacing_from: io.SpacingSource = "sform",
 ) -> ProbabilityMap:
-    """Fuse candidates that lie in a dataset folder, on the target's grid, and write the segmentation to `out`.
+    """Fuse the candidates in a folder and write the segmentation.
 
     Parameters
     ----------
     target : path
-        The scan.
+        Scan of the target.
     candidates : path
-        Folder with ``images/`` and ``labels/``: atlases that were already carried onto the target's grid.
+        Folder with ``images/`` and ``labels/`` of atlases that are already propagated to the grid of the target.
     out : path
-        Label map to write.
+        Output label map.
     method : str
         Fusion method.
     settings : sequence of str
-        ``"key=value"`` each: its parameters.
+        Parameters of the method, each ``"key=value"``.
     device : str
         "auto", "cpu" or "cuda".
     spacing_from : {"sform", "pixdim"}
@@ -130,17 +130,17 @@ def fuse_files(
 
 
 def _mask(path: Path | None, known: Mask | None, spacing_from: io.SpacingSource) -> Mask | None:
-    """The mask in a file, without the voxels whose intensity is not known."""
+    """Read a mask, without the voxels whose intensity is not finite."""
     if path is None:
         return known
     mask = io.read_mask(path, spacing_from=spacing_from)
     if known is not None and not mask.grid.matches(known.grid):
-        raise GeometryError(f"{path}: the mask is not on the grid of its image")
+        raise GeometryError(f"{path}: expected a mask on the grid of its image")
     return mask if known is None else mask.with_array(mask.array & known.array)
 
 
 def _recipe(tables: dict[str, dict[str, object]], settings: Sequence[str], device: str) -> Recipe:
-    """A recipe of one stage, from a command's options."""
+    """Make a recipe of one stage from command line options."""
     return with_device(
         parse_recipe({"fusion": {"method": "majority"}, **tables}, overrides=settings, where="--set"), device
     )

@@ -1,4 +1,4 @@
-"""Tissue classes of scans, on files: what the command ``tissue`` does."""
+"""Tissue classification on files, for the command ``tissue``."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A target as read: its channels, and the region whose voxels are classified.
+    """Scan of a target with its channels, and the region to classify.
 
-    `whole_foreground` where that is all that is brighter than a background that was not erased.
+    `whole_foreground` is True if the region is everything brighter than the background, which may include the skull.
     """
 
     image: Image
@@ -56,41 +56,40 @@ def tissue(
     workers: Workers = Workers(),  # noqa: B008 - frozen
     listener: Listener | None = None,
 ) -> list[Outcome[pd.DataFrame]]:
-    """Classify every target of `recipe`, each into its own folder.
+    """Classify the tissues of every target of a recipe, each into its own folder.
 
     Parameters
     ----------
     recipe : Recipe
-        With a table [tissue], `data.targets` and `data.out`. A target of four dimensions is one scan of several
-        modalities.
+        Recipe with a table [tissue], `data.targets` and `data.out`. A 4-D target is one scan with several modalities.
     modalities : sequence of path
-        Further modalities of the target, of which there must be one; on another grid they are resampled.
+        Further modalities of a single target. They are resampled if they are on another grid.
     mask : path, optional
-        Where the only target is to be classified. Without one, the mask beside it in a data set, or else the foreground
-        found in it.
+        Mask of the voxels to classify in a single target. By default the mask beside it in a data set, or else the
+        foreground of the scan.
     workers, listener
         As for `app.run.run`.
 
     Returns
     -------
     list of Outcome
-        One a target, with its table of volumes. One that failed is named with its reason; the others are written.
+        One per target, with its table of volumes, or the reason of its failure.
 
     Raises
     ------
     InputError
-        The request itself is wrong: no target, a prior that cannot be read or has another number of classes, or several
+        The request is invalid: no target, a prior that cannot be read or has another number of classes, or several
         targets with further modalities or a mask.
     OutputError
         The output folder cannot be written.
     """
     if recipe.tissue is None:
-        raise InputError(f"recipe {recipe.name}: the table [tissue] is missing")
+        raise InputError(f"recipe {recipe.name}: expected the table [tissue]. Add it")
     if not recipe.data.targets or recipe.data.out is None:
-        raise InputError("tissue needs scans and a folder for the results (SCAN... and --out, or [data] in the recipe)")
+        raise InputError("expected scans and an output folder. Give SCAN... and --out, or [data] in the recipe")
     targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     if len(targets) > 1 and (modalities or mask is not None):
-        raise InputError(f"--with and --mask are of a single scan, and {len(targets)} are given")
+        raise InputError(f"--with and --mask: expected a single scan, got {len(targets)}")
     prior = read_prior(recipe.tissue.prior) if recipe.tissue.prior else None
     method = recipe.tissue.method
     if prior is not None and method.arguments.get("classes", len(prior.classes)) != len(prior.classes):
@@ -99,7 +98,7 @@ def tissue(
             f"{', '.join(map(prior.name, prior.classes))}"
         )
     out = recipe.data.out
-    outputs.ready_folder(out, recipe)
+    outputs.prepare_folder(out, recipe)
     task = partial(_classify, recipe=recipe, prior=prior, modalities=tuple(modalities), mask=mask, out=out)
     return process_targets(
         task, targets, workers=workers, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
@@ -168,14 +167,14 @@ def _classify(
 
 
 def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, recipe: Recipe) -> Scan:
-    """The scan with its modalities as channels on its first one's grid, and its region.
+    """Read a scan with its modalities as channels on the grid of the first one, and its region.
 
     Raises
     ------
     InputError
         A file cannot be read, or the region is empty.
     GeometryError
-        A mask is not on the scan's grid, or a modality does not reach the scan.
+        A mask is not on the grid of the scan, or a modality does not overlap the scan.
     """
     read = [io.read_scan(path, channels=True, spacing_from=target.spacing_from) for path in (target.image, *modalities)]
     image, reached = stack_channels([scan for scan, _ in read])
@@ -205,7 +204,7 @@ def _read_region(path: Path, target: Target, image: Image) -> Mask:
 
 
 def _table(recipe: Recipe, prior: Prior | None, count: int) -> LabelTable:
-    """Names of the classes: the recipe's, else the prior's, else their number."""
+    """Names of the classes: those of the recipe, or else of the prior, or else their numbers."""
     assert recipe.tissue is not None
     names = recipe.tissue.names
     if names:
@@ -218,7 +217,7 @@ def _table(recipe: Recipe, prior: Prior | None, count: int) -> LabelTable:
 
 
 def volume_rows(found: Tissues, table: LabelTable) -> pd.DataFrame:
-    """A row a class: voxels, volume of its label, volume by its parts of voxels, mean and sd in each modality."""
+    """Table with one row per class: voxels, volume, partial-volume estimate, mean and sd in each modality."""
     volumes = outputs.volumes(found.labels, table)
     voxel_mm3 = abs(float(np.linalg.det(found.labels.affine[:3, :3])))
     parts = [found.probabilities.probability(entry.value).sum(dtype=np.float64) for entry in table]

@@ -1,4 +1,4 @@
-"""Train the refiner on a library, and keep the model beside it."""
+"""Training and pre-training of the refinement network."""
 
 from __future__ import annotations
 
@@ -43,38 +43,38 @@ def train(
     device: Device = "auto",
     progress: Callable[[str], None] = lambda text: None,
 ) -> RefinerModel:
-    """Train the refiner on the recipe's library and write the model into `out`.
+    """Train the refiner on the library of a recipe and write the model into `out`.
 
-    What is computed on the way and checkpoints are kept beside `out`, in ``OUT.work``, until the model is written: a
-    training that was interrupted or killed goes on from there.
+    Checkpoints and intermediate results are stored in ``OUT.work`` until the model is written, so an interrupted
+    training is resumed by the same call.
 
     Parameters
     ----------
     recipe : Recipe
-        With `data.atlases` set.
+        Recipe with `data.atlases`.
     out : path
         Folder for the model.
     without : collection of str
-        Atlases to leave out: those that the model is to be used on, as in a leave-one-out evaluation.
+        Atlases to leave out, such as those that the model will be evaluated on.
     init : path, optional
-        Model to begin from, of the same architecture: its weights are taken over where they fit.
+        Model of the same architecture with initial weights; weights of matching shape are used.
     freeze_encoder : bool
-        Leave the encoder as it is in `init`.
+        Keep the encoder of `init` unchanged.
     memory_bytes : float, optional
-        What a training step may take; by default four fifths of a GPU's memory.
+        Memory limit of a training step in bytes; by default four fifths of the memory of a GPU.
     step_flops : float, optional
-        Floating point operations of a training step at most.
+        Maximum number of floating point operations of a training step.
     cache : path, optional
-        Folder for what is computed on the way, found again by its content, in place of one in ``OUT.work``.
+        Cache folder; by default a folder in ``OUT.work``.
     device : str
         "auto", "cpu" or "cuda".
     progress : callable, optional
-        Told what is being done.
+        Called with the name of each step when it starts.
 
     Raises
     ------
     InputError
-        There is no library, or no atlas of a name in `without`; or as for `training.train_refiner`.
+        There is no library, or an atlas in `without` does not exist; or as for `training.train_refiner`.
     OutputError
         The model cannot be written.
     """
@@ -109,16 +109,16 @@ def train(
 
 
 def load_initial_weights(recipe: Recipe, init: Path | None, freeze_encoder: bool) -> tuple[Recipe, Start | None]:
-    """The weights of a model to begin from, and the recipe with that network's depth and width.
+    """Load initial weights from a model, and set the depth and width of its network in the recipe.
 
     Raises
     ------
     InputError
-        The model cannot be read or has another form than the recipe asks for; or there is nothing to freeze.
+        The model cannot be read, its architecture differs from the recipe, or there is no encoder to freeze.
     """
     if init is None:
         if freeze_encoder:
-            raise InputError("--freeze encoder keeps the encoder of another model: name it by --init")
+            raise InputError("--freeze encoder: expected a model with this encoder. Give it with --init")
         return recipe, None
     from atlasseg.refinement.network.model import best_of, read_model
     from atlasseg.training.correcting import Start
@@ -136,7 +136,7 @@ def load_initial_weights(recipe: Recipe, init: Path | None, freeze_encoder: bool
 
 @contextmanager
 def graceful_interrupt() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; pressed again, it interrupts at once. Only the main thread hears it."""
+    """Report whether Ctrl-C was pressed; a second Ctrl-C interrupts at once. Works only in the main thread."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -164,7 +164,7 @@ def pretrain(
     device: Device = "auto",
     progress: Callable[[str], None] = lambda text: None,
 ) -> RefinerModel:
-    """Train the recipe's network on scans without labels (`data.targets`), and write it into `out` to be begun from.
+    """Pre-train the network of a recipe on unlabelled scans (`data.targets`), for `init` of `train`.
 
     Parameters as for `train`.
 

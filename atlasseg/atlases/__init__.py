@@ -1,4 +1,4 @@
-"""Atlases: libraries of labelled scans, and what is wrong with one."""
+"""Atlas libraries: reading, checks, selection, prepared and probabilistic libraries, public datasets."""
 
 import lazy_loader as _lazy
 

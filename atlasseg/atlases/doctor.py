@@ -1,7 +1,7 @@
-"""What is wrong with a folder of scans and labels, found before hours are spent on it.
+"""Checks of a folder of scans and labels for problems, before a long computation.
 
-:func:`examine` reads every volume of a library or of a folder of targets once and compares it with its own header,
-with its labels and mask, and with the rest of the folder. A file that breaks a check is a finding, never an exception.
+:func:`examine` reads every volume of a library or of a folder of targets once and compares it with its own header, with
+its labels and mask, and with the rest of the folder. A file that fails a check is a finding, never an exception.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ OUTSIDE_MASK_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a file that its owner should know.
+    """Finding: a problem or a remark about a file.
 
-    `severity` is ``error`` for what would fail a run, ``warning`` for what likely harms its result, ``note`` for the
-    rest.
+    `severity` is ``error`` for a problem that makes a run fail, ``warning`` for one that probably harms its results,
+    and ``note`` for other remarks.
     """
 
     severity: Severity
@@ -78,19 +78,19 @@ class _Case:
 
 
 def examine(folder: str | Path, *, progress: Callable[[str], None] | None = None) -> list[Finding]:
-    """Look over a library of atlases or a folder of targets.
+    """Check a library of atlases or a folder of targets for problems.
 
     Parameters
     ----------
     folder : path
-        With ``images/``, and perhaps ``labels/``, ``masks/``, ``probabilities/`` and a label table.
+        Folder with ``images/``, and optionally ``labels/``, ``masks/``, ``probabilities/`` and a label table.
     progress : callable, optional
-        Told each id as its files are read.
+        Called with each id when its files are read.
 
     Returns
     -------
     list of Finding
-        Errors first, then warnings, then notes; within them by file. Empty where nothing is wrong.
+        Errors, then warnings, then notes, each sorted by file. Empty without problems.
     """
     root = Path(folder)
     findings: list[Finding] = []
@@ -99,7 +99,7 @@ def examine(folder: str | Path, *, progress: Callable[[str], None] | None = None
             for finding in _examine(root, progress or (lambda _: None)):
                 findings.append(finding)
         except Exception as error:  # a folder that cannot be listed, say; what was found before is kept
-            findings.append(Finding("error", root, f"{type(error).__name__}: {error}", "the rest was not looked at"))
+            findings.append(Finding("error", root, f"{type(error).__name__}: {error}", "the rest was not checked"))
     rank = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: (rank[finding.severity], str(finding.file)))
 
@@ -123,7 +123,7 @@ def _examine(root: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
                     table = read_label_table(path)
                 yield from named
             except InputError as error:
-                yield Finding("error", path, str(error), "mend the line that is named")
+                yield Finding("error", path, str(error), "correct this line")
     has_probabilities = (root / "probabilities").is_dir()
     yield from _unpaired(root, images, labels, masks, has_probabilities)
     cases = []
@@ -154,7 +154,7 @@ def _examine(root: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
                     yield from _tried(atlas.probabilities[0], partial(library.read, atlas.id))
         except InputError as error:
             if not doubled and not also and not (images.keys() ^ labels.keys()):
-                yield Finding("error", root, str(error), "mend what is named")
+                yield Finding("error", root, str(error), "correct the problem in the message")
     yield from _inventory(cases, not_annotated)
     yield from _unused_labels(root, cases, table)
     yield from _volume_outliers(cases, table)
@@ -188,13 +188,13 @@ def _unpaired(
         for id_ in sorted(images.keys() - labels.keys()):
             wanted = root / "labels" / f"{id_}.nii.gz"
             yield Finding(
-                "error", images[id_], f"there is no label file for it ({wanted})", "add it, or take the image out"
+                "error", images[id_], f"there is no label file for it ({wanted})", "add it, or remove the image"
             )
     for kind, others in (("labels", labels), ("a mask", masks)):
         for id_ in sorted(others.keys() - images.keys()):
             severity: Severity = "error" if kind == "labels" else "warning"
             yield Finding(
-                severity, others[id_], f"{kind} without an image of the same id", "add the image, or take it out"
+                severity, others[id_], f"{kind} without an image of the same id", "add the image, or remove this file"
             )
 
 
@@ -274,7 +274,7 @@ def _label_flaws(path: Path, labels: LabelMap, table: LabelTable) -> Iterator[Fi
     values = labels.values[labels.values != 0]
     if not values.size:
         yield Finding(
-            "warning", path, "the label map is all background", "take it out, or say what is not annotated in it"
+            "warning", path, "the label map has only background", "remove it, or list the labels not annotated in it"
         )
         return
     if values.min() < 0:
@@ -320,7 +320,7 @@ def _outside_mask(path: Path, mask: Mask, labels: LabelMap | None) -> Iterator[F
     share = float((drawn & ~mask.array).sum() / max(drawn.sum(), 1))
     if share > OUTSIDE_MASK_SHARE:
         message = f"{share:.1%} of the labelled voxels lie outside the mask"
-        yield Finding("warning", path, message, "widen the mask: what is outside is not looked at")
+        yield Finding("warning", path, message, "extend the mask: voxels outside are ignored")
 
 
 def _spacings(cases: Sequence[_Case]) -> Iterator[Finding]:
@@ -350,7 +350,7 @@ def _left_handed(root: Path, cases: Sequence[_Case]) -> Iterator[Finding]:
     flipped = [case.id for case in cases if case.left_handed]
     if flipped:
         message = f"axes are left-handed in {len(flipped)} of {len(cases)}: {_some(flipped)}"
-        yield Finding("note", root / "images", message, "handled here; see that left is left in other programs")
+        yield Finding("note", root / "images", message, "handled here; check left and right in other programs")
 
 
 def _float_labels(root: Path, cases: Sequence[_Case]) -> Iterator[Finding]:
@@ -402,7 +402,7 @@ def _inventory(cases: Sequence[_Case], not_annotated: Mapping[str, frozenset[int
         if lacking:
             message = f"lacks labels that most others have: {_some(lacking)}"
             sidecar = case.labels.parent / f"{case.id}.json"
-            remedy = f'if nobody drew them, say so in {sidecar}: {{"not_annotated": {lacking}}}'
+            remedy = f'if they are not annotated, list them in {sidecar}: {{"not_annotated": {lacking}}}'
             yield Finding("warning", case.labels, message, remedy)
         rare = sorted(value for value in case.voxels if 2 * holders[value] <= len(drawn) and len(drawn) > 2)
         if rare:

@@ -1,4 +1,4 @@
-"""Public datasets: downloaded, checked, and laid out as libraries, with their licence beside them.
+"""Public datasets: download them, verify their checksum, and convert them to the layout of a library.
 
 ::
 
@@ -36,12 +36,12 @@ DECATHLON = "Medical Segmentation Decathlon"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that may be fetched.
+    """Public dataset.
 
     Parameters
     ----------
     name : str
-        What it is asked for by.
+        Name for `fetch`.
     about : str
         One line: what it holds.
     url : str
@@ -107,7 +107,7 @@ DATASETS = {
 
 
 def known(name: str) -> Dataset:
-    """The dataset of a name.
+    """Find a dataset by its name.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def known(name: str) -> Dataset:
 
 
 def fetch(dataset: Dataset, folder: Path, *, told: Told | None = None) -> None:
-    """Download a dataset and lay it out as a library.
+    """Download a dataset and convert it to the layout of a library.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def fetch(dataset: Dataset, folder: Path, *, told: Told | None = None) -> None:
     import requests
 
     if folder.exists():
-        raise InputError(f"{folder}: is there already; remove it, or name another folder")
+        raise InputError(f"{folder}: expected a new folder, got one that exists. Remove it, or give another folder")
     archive = folder.with_name(f".{folder.name}.tar")
     begun = folder.with_name(f".{folder.name}.tar.begun")
     pooch.get_logger().setLevel(logging.WARNING)
@@ -205,7 +205,7 @@ class _Resuming:
                 came = self._here() > before
                 if attempt == self.ATTEMPTS - 1 or not came:
                     raise
-                log.info("%s: broken off (%s): going on", url, error)
+                log.info("%s: connection lost (%s); resuming", url, error)
         self.begun.replace(output_file)
 
     def _here(self) -> int:

@@ -1,11 +1,11 @@
-"""Folders of labelled scans become libraries of atlases, and files or folders of scans become targets.
+"""Atlas libraries and targets: read them from folders of labelled scans, and from files or folders of scans.
 
 ::
 
     LIBRARY/images/ID.nii.gz          scans, one an atlas (or ID/, a DICOM series)
     LIBRARY/labels/ID.nii.gz          their labels, each on the grid of its own scan (Slicer's ID.seg.nrrd too)
-    LIBRARY/labels/ID.json            optional: {"not_annotated": [3, "amygdala"]}, what nobody drew in that atlas
-    LIBRARY/masks/ID.nii.gz           optional: where the scan is to be looked at
+    LIBRARY/labels/ID.json            optional: {"not_annotated": [3, "amygdala"]}, labels not annotated in it
+    LIBRARY/masks/ID.nii.gz           optional: foreground masks of the scans
     LIBRARY/labels.tsv                optional: what the labels mean (also .csv or .txt: any label table)
     LIBRARY/probabilities/ID.nii.gz   instead of labels/ID: a 4-D map of label probabilities, or
     LIBRARY/probabilities/LABEL.nii.gz   one file a label, named by its value or name, around a single template
@@ -40,21 +40,21 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class AtlasFiles:
-    """Where the parts of one atlas lie.
+    """Files of one atlas.
 
     Parameters
     ----------
     id : str
     image : Path
     labels : Path, optional
-        A label map; None where there are `probabilities` instead.
+        Label map; None with `probabilities`.
     probabilities : tuple of Path
-        One 4-D file, or one file a label.
+        One 4-D file, or one file per label.
     probability_labels : tuple of int, optional
-        The labels of their volumes, in order; None where the file itself must say.
+        Labels of their volumes, in order; None if the file itself must hold them.
     mask : Path, optional
     not_annotated : frozenset of int
-        Labels that nobody drew in it.
+        Labels that are not annotated in this atlas.
     spacing_from : {"sform", "pixdim"}
         As of :func:`atlasseg.io.read_image`.
     """
@@ -71,7 +71,7 @@ class AtlasFiles:
 
 @dataclass(frozen=True)
 class AtlasLibrary:
-    """Atlases of one folder, read only when asked for; see :func:`read_library`.
+    """Library of atlases, which are read on demand; see :func:`read_library`.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class AtlasLibrary:
 
     @property
     def kind(self) -> Kind:
-        """Which of the three kinds of atlas it is."""
+        """Kind of the library: "single", "probabilistic" or "multi"."""
         if any(atlas.probabilities for atlas in self.atlases):
             return "probabilistic"
         return "single" if len(self.atlases) == 1 else "multi"
@@ -103,11 +103,11 @@ class AtlasLibrary:
         return len(self.atlases)
 
     def without(self, *ids: str) -> AtlasLibrary:
-        """The library without those atlases; ids that it does not hold are passed over."""
+        """Library without some atlases; unknown ids are ignored."""
         return replace(self, atlases=tuple(atlas for atlas in self.atlases if atlas.id not in ids))
 
     def only(self, ids: Collection[str]) -> AtlasLibrary:
-        """The library of those atlases alone.
+        """Library with only some atlases.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class AtlasLibrary:
         return replace(self, atlases=tuple(atlas for atlas in self.atlases if atlas.id in ids))
 
     def files(self, id: str) -> AtlasFiles:
-        """Where the parts of the atlas called `id` lie.
+        """Files of an atlas.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class AtlasLibrary:
         for atlas in self.atlases:
             if atlas.id == id:
                 return atlas
-        raise InputError(f"{self.root}: no atlas is called {id!r}; there are {_some(self.ids, most=20)}")
+        raise InputError(f"{self.root}: there is no atlas {id!r}. Choose from {_some(self.ids, most=20)}")
 
     def read(self, id: str) -> Atlas:
         """Read one atlas.
@@ -160,21 +160,19 @@ class AtlasLibrary:
         values = set(labels.values.tolist()) - {0}
         if not values:
             if self.kind == "single":
-                raise InputError(
-                    f"{path}: the label map of the only atlas is all background: there is nothing to carry over"
-                )
-            log.warning("%s: the label map is all background", path)
+                raise InputError(f"{path}: expected labels in the only atlas, got a label map of background alone")
+            log.warning("%s: the label map has only background", path)
         unknown = sorted(values - set(self.table.values))
         if len(self.table) and unknown:
             log.warning("%s: labels %s are not in the label table of %s", path, _some(unknown), self.root)
         drawn = sorted(values & not_annotated)
         if drawn:
-            log.warning("%s: labels %s are said not to be annotated, yet they are there", path, _some(drawn))
+            log.warning("%s: labels %s are listed as not annotated, but occur in the label map", path, _some(drawn))
 
 
 @dataclass(frozen=True)
 class Target:
-    """A scan to segment, and where there are any, `labels` to compare with and a `mask`; see :func:`read_targets`."""
+    """Scan to segment, with optional reference `labels` and an optional `mask`; see :func:`read_targets`."""
 
     id: str
     image: Path
@@ -183,7 +181,7 @@ class Target:
     spacing_from: io.SpacingSource = "sform"
 
     def read(self) -> tuple[Image, Mask | None]:
-        """The scan, and its mask; intensities that are not finite are masked too, with a warning.
+        """Read the scan and its mask. Intensities that are not finite are masked too, with a warning.
 
         Raises
         ------
@@ -195,7 +193,7 @@ class Target:
         return _read_scan(self.image, self.mask, self.spacing_from)
 
     def read_labels(self, scan: Image) -> LabelMap | None:
-        """The reference segmentation, or None where there is none.
+        """Read the reference segmentation; None if there is none.
 
         Raises
         ------
@@ -212,9 +210,9 @@ class Target:
 
 
 def read_library(folder: str | Path, *more: str | Path, spacing_from: io.SpacingSource = "sform") -> AtlasLibrary:
-    """Find the atlases in a folder, or in several together, laid out as this module says. No volume is read yet.
+    """Find the atlases in one or several folders with the layout of this module. Volumes are read later.
 
-    Of several folders the first gives the library its `root`, and the first that has a label table its `table`.
+    The first folder is the `root` of the library; the label table of the first folder that has one is its `table`.
 
     Parameters
     ----------
@@ -235,7 +233,9 @@ def read_library(folder: str | Path, *more: str | Path, spacing_from: io.Spacing
     found: dict[str, AtlasFiles] = {}
     for atlas in (atlas for part in parts for atlas in part.atlases):
         if atlas.id in found:
-            raise InputError(f"two atlases are called {atlas.id!r}: {found[atlas.id].image} and {atlas.image}")
+            raise InputError(
+                f"expected unique ids, got two atlases {atlas.id!r}: {found[atlas.id].image} and {atlas.image}"
+            )
         found[atlas.id] = replace(atlas, spacing_from=spacing_from)
     table = next((part.table for part in parts if len(part.table)), LabelTable())
     return AtlasLibrary(parts[0].root, tuple(found[id_] for id_ in sorted(found)), table)
@@ -284,7 +284,7 @@ def _library_in(root: Path) -> AtlasLibrary:
 def read_targets(
     paths: str | Path | Iterable[str | Path], *, spacing_from: io.SpacingSource = "sform"
 ) -> tuple[Target, ...]:
-    """Find the scans to segment. No volume is read yet.
+    """Find the scans to segment. Volumes are read later.
 
     Parameters
     ----------
@@ -308,15 +308,17 @@ def read_targets(
     for path in _paths(paths):
         for target in _targets_in(path):
             if target.id in targets and targets[target.id].image != target.image:
-                raise InputError(f"two targets are called {target.id!r}: {targets[target.id].image} and {target.image}")
+                raise InputError(
+                    f"expected unique ids, got two targets {target.id!r}: {targets[target.id].image} and {target.image}"
+                )
             targets[target.id] = replace(target, spacing_from=spacing_from)
     if not targets:
-        raise InputError("no targets are given")
+        raise InputError("expected at least one target, got none")
     return tuple(targets.values())
 
 
 def _paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """One path or several, each checked."""
+    """Check one or several paths."""
     many = isinstance(paths, Iterable) and not isinstance(paths, str | Mapping) and not hasattr(paths, "__array__")
     return [checked_path(path, "targets") for path in (paths if many and not isinstance(paths, Path) else [paths])]
 
@@ -348,9 +350,9 @@ def _folder(path: Path) -> Path:
 
 
 def _volumes_in(folder: Path, *, folders: bool = True, scans: bool = False) -> dict[str, Path]:
-    """Volumes of a folder by id, a folder within it being a DICOM series; none where there is no folder.
+    """Volumes of a folder by id, including DICOM series in subfolders; empty if the folder does not exist.
 
-    With `scans`, segmentations of Slicer (``.seg.nrrd``), which it keeps beside its scans, are left out.
+    With `scans`, 3D Slicer segmentations (``.seg.nrrd``) are left out.
     """
     found: dict[str, Path] = {}
     if not folder.is_dir():
@@ -375,7 +377,7 @@ def _check_orphans(images: Mapping[str, Path], others: Mapping[str, Path], kind:
 
 
 def _read_table(root: Path, labels: Mapping[str, Path]) -> LabelTable:
-    """The table of the library; without one, that of the segments in its segmentations of Slicer."""
+    """Label table of the library; by default that of the segments in its 3D Slicer segmentations."""
     found = [root / name for name in _TABLES if (root / name).is_file()]
     if len(found) > 1:
         raise InputError(f"{root}: expected one label table, got {', '.join(path.name for path in found)}")
@@ -394,10 +396,10 @@ def _read_table(root: Path, labels: Mapping[str, Path]) -> LabelTable:
 
 
 def _not_annotated(root: Path, images: Mapping[str, Path], table: LabelTable) -> dict[str, frozenset[int]]:
-    """What the sidecars say; and warn of ids in the table that no atlas has."""
+    """Labels that are not annotated, by atlas, from sidecars and table; warns of unknown atlas ids in the table."""
     named = {id_ for label in table for id_ in label.not_annotated_in}
     for id_ in sorted(named - images.keys()):
-        log.warning("%s: the label table says 'not annotated in %s', but no atlas is called so", root, id_)
+        log.warning("%s: the column not_annotated_in names %s, but there is no atlas with this id", root, id_)
     out: dict[str, frozenset[int]] = {}
     for folder in ("labels", "probabilities"):
         for id_ in images:
@@ -405,7 +407,7 @@ def _not_annotated(root: Path, images: Mapping[str, Path], table: LabelTable) ->
             if path.is_file():
                 given = io.read_json(path).get("not_annotated", [])
                 if not isinstance(given, list):
-                    raise InputError(f"{path}: 'not_annotated' must be a list of labels, got {given!r}")
+                    raise InputError(f"{path}: 'not_annotated': expected a list of labels, got {given!r}")
                 out[id_] = out.get(id_, frozenset()) | {_label(item, table, path) for item in given}
     return out
 
@@ -418,13 +420,13 @@ def _label(item: object, table: LabelTable, path: Path) -> int:
             return table.value(item)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-    raise InputError(f"{path}: a label is a whole number or a name, got {item!r}")
+    raise InputError(f"{path}: expected a label as a whole number or a name, got {item!r}")
 
 
 def _read_probability_files(
     root: Path, images: Mapping[str, Path], labels: Mapping[str, Path], table: LabelTable
 ) -> dict[str, tuple[tuple[Path, ...], tuple[int, ...] | None]]:
-    """Files of probabilities of each atlas, and the labels of their volumes as far as the folder says them."""
+    """Probability files of each atlas, and the labels of their volumes if the file names determine them."""
     files = _volumes_in(root / "probabilities", folders=False)
     if not files or files.keys() <= images.keys():
         rows = table.values or None
@@ -444,7 +446,9 @@ def _read_probability_files(
                 f"{path}: neither a label's value nor a name in the label table ({_some(by_name) or 'none'})"
             )
         if value in values:
-            raise InputError(f"{path}: label {value} has another file already: {values[value].name}")
+            raise InputError(
+                f"{path}: expected one file per label, got two of label {value}: also {values[value].name}"
+            )
         values[value] = path
     ascending = sorted(values)
     return {template[0]: (tuple(values[value] for value in ascending), tuple(ascending))}
@@ -470,20 +474,20 @@ def _read_scan(path: Path, mask_path: Path | None, spacing_from: io.SpacingSourc
 
 
 def grid_difference(volume: LabelMap | ProbabilityMap | Mask, image: Image) -> str | None:
-    """How the grid of a volume differs from that of its image, in words; None where they match."""
+    """Describe how the grid of a volume differs from that of its image; None if they match."""
     if image.grid.matches(volume.grid):
         return None
     if image.shape != volume.shape:
         return f"its shape is {volume.shape}, that of the image {image.shape}"
     apart_mm = np.linalg.norm(image.grid.corners_mm - volume.grid.corners_mm, axis=1).max()
     voxel = " x ".join(f"{step:.4g}" for step in image.spacing_mm)
-    return f"its corners lie up to {apart_mm:.4g} mm from those of the image, whose voxels are {voxel} mm"
+    return f"its corners are up to {apart_mm:.4g} mm from those of the image, whose voxels are {voxel} mm"
 
 
 def _check_grid(path: Path, volume: LabelMap | ProbabilityMap | Mask, image_path: Path, image: Image) -> None:
     difference = grid_difference(volume, image)
     if difference is not None:
-        raise GeometryError(f"{path}: not on the grid of its image {image_path}: {difference}")
+        raise GeometryError(f"{path}: expected the grid of its image {image_path}: {difference}")
 
 
 def _read_probabilities(files: AtlasFiles, image: Image) -> ProbabilityMap:

@@ -40,21 +40,22 @@ HEADER, TEMPLATE, MASK, TRANSFORMS = "preparation.json", "template.nii.gz", "tem
 
 @dataclass(frozen=True, eq=False)
 class PreparedLibrary:
-    """A template of a library, and the way from it to every atlas.
+    """Prepared library: the template of a library, and the transforms from it to every atlas.
 
     Parameters
     ----------
     template : Image
         Mean intensity (each atlas scaled to 0..1) on the mean shape.
     mask : Mask or None
-        Where at least half of the atlases are known, on the template's grid; None where that is everywhere.
+        Voxels of the template where at least half of the atlases are valid; None if that is everywhere.
     transforms : mapping of str to Transform
-        Atlas id to atlas_from_template: an affine after a displacement field on the template's grid.
+        Transform from points of the template to points of each atlas, by atlas id: a displacement field on the grid of
+        the template, followed by an affine.
     hashes : mapping of str to str
-        Atlas id to a digest of its scan and mask as they were: see `fingerprints`. Empty where the template was not
-        made from files.
+        Digest of the scan and mask of each atlas, by atlas id, see `fingerprints`. Empty if the template was not made
+        from files.
     settings : mapping
-        What it was made with, for the record; does not enter any computation.
+        Settings of the template, for information only.
     """
 
     template: Image
@@ -69,28 +70,28 @@ class PreparedLibrary:
         return tuple(sorted(self.transforms))
 
     def changes(self, library: AtlasLibrary) -> list[str]:
-        """What is different in the library now, in plain words; empty where it is as it was."""
+        """Describe the changes of the library since the preparation; empty without changes."""
         now = fingerprints(library)
         gone, new = sorted(self.hashes.keys() - now.keys()), sorted(now.keys() - self.hashes.keys())
         changed = sorted(i for i in now.keys() & self.hashes.keys() if now[i] != self.hashes[i])
         return [
-            *(f"atlas {i!r} is gone" for i in gone),
+            *(f"atlas {i!r} was removed" for i in gone),
             *(f"atlas {i!r} is new" for i in new),
             *(f"the scan or mask of atlas {i!r} has other contents" for i in changed),
         ]
 
     def check(self, library: AtlasLibrary) -> None:
-        """Make sure that it was made from this library as it is now.
+        """Check that the library has not changed since the preparation.
 
         Raises
         ------
         InputError
-            An atlas was added, taken away, or its scan or mask changed; the message names each.
+            An atlas was added or removed, or its scan or mask changed. The message names each one.
         """
         changes = self.changes(library)
         if changes:
             raise InputError(
-                f"the prepared library does not fit {library.root}: {'; '.join(changes)}. "
+                f"the prepared library does not match {library.root}: {'; '.join(changes)}. "
                 "Prepare it again, or run without it"
             )
 
@@ -99,7 +100,7 @@ _SIZES = {"sform": "", "pixdim": " voxel sizes of pixdim"}
 
 
 def fingerprints(library: AtlasLibrary) -> dict[str, str]:
-    """Atlas id to SHA-256 of the files of its scan and its mask: what a template depends on. Labels do not enter."""
+    """SHA-256 digest of the scan and mask files of each atlas, by id. Labels do not count: a template ignores them."""
     return {
         files.id: hashlib.sha256(
             f"{_file_hash(files.image)} {_file_hash(files.mask)}{_SIZES[files.spacing_from]}".encode()
@@ -144,14 +145,14 @@ def prepare(
     sharpening: float = 0.0,
     progress: Progress | None = None,
 ) -> PreparedLibrary:
-    """Make the template of a library, and the transforms from it to every atlas.
+    """Prepare a library: compute its template, and the transforms from it to every atlas.
 
     Parameters
     ----------
     library : AtlasLibrary
-        At least 2 atlases.
+        Library with at least 2 atlases.
     preprocess : callable, optional
-        Applied to every scan as it is read, as it will be applied when targets are segmented.
+        Preprocessing of every scan; use the same as for the targets.
     engine, rounds, shrink, sharpening, progress
         As for `groupwise_template`.
 
@@ -190,7 +191,7 @@ def register_prepared(
     engine: Engine = diffeomorphic.register,
     refine_iterations: tuple[int, ...] = Registration.refine_iterations,
 ) -> list[Transform]:
-    """Register atlases to a target by way of their template, then refine each.
+    """Register atlases to a target through their template, then refine each transform.
 
     Parameters
     ----------
@@ -253,7 +254,7 @@ def register_prepared(
 
 
 def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
-    """Write a prepared library to a folder, whole or not at all; one that is there already is replaced.
+    """Write a prepared library to a folder atomically; an earlier one is replaced.
 
     ``preparation.json`` (format, hashes of atlases and template, settings), ``template.nii.gz``,
     ``template_mask.nii.gz`` where there is one,
@@ -262,13 +263,13 @@ def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
     Raises
     ------
     InputError
-        The folder holds something that is not a prepared library, or a transform is not an affine after a field.
+        The folder holds other files, or a transform is not a displacement field followed by an affine.
     OutputError
-        It cannot be written; what was there before is still there.
+        The folder cannot be written. Its earlier content is unchanged.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / HEADER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already and is no prepared library; give another folder")
+        raise InputError(f"{folder}: expected a new folder or a prepared library, got other files. Give another folder")
     header = {
         "format": FORMAT,
         "atlases": dict(prepared.hashes),
@@ -299,20 +300,20 @@ def _parts(id_: str, transform: Transform) -> tuple[Affine, DisplacementField]:
             return matrix, moved
         case DisplacementField():
             return Affine.identity(), transform
-    raise InputError(f"atlas {id_!r}: an affine after a displacement field can be stored, not {transform!r}")
+    raise InputError(f"atlas {id_!r}: expected a displacement field followed by an affine, got {transform!r}")
 
 
 def read_prepared(folder: str | Path) -> PreparedLibrary:
-    """Read a prepared library that `write_prepared` wrote.
+    """Read a prepared library that was written by `write_prepared`.
 
     Raises
     ------
     InputError
-        There is none, a file of it is absent or damaged, or it was written in another format.
+        There is none, a file of it is missing or damaged, or its format is unknown.
     """
     folder = Path(folder)
     if not (folder / HEADER).is_file():
-        raise InputError(f"{folder}: no prepared library here (no {HEADER})")
+        raise InputError(f"{folder}: expected a prepared library, got a folder without {HEADER}")
     check_seal(folder, [HEADER, TEMPLATE], remedy="prepare the library again")
     header = io.read_json(folder / HEADER)
     if header.get("format") != FORMAT:

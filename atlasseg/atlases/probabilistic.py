@@ -67,16 +67,16 @@ ITERATIONS, TOLERANCE = 200, 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Average:
-    """Probabilities of the labels on a template.
+    """Probabilistic atlas: label probabilities on a template.
 
     Parameters
     ----------
     probabilities : ProbabilityMap
     smoothing_mm : float
-        Standard deviation of the Gaussian that was used.
+        Standard deviation of the Gaussian in mm.
     log_likelihoods : mapping of float to float
-        For each width tried, in mm, the mean log-likelihood of a voxel of a held-out atlas, in nats; empty where the
-        width was given.
+        Mean log-likelihood of a voxel of a held-out atlas in nats, by the standard deviation in mm; empty if the
+        smoothing was given.
     """
 
     probabilities: ProbabilityMap
@@ -111,16 +111,16 @@ def average(
     Parameters
     ----------
     atlases : sequence of Atlas
-        With hard labels, or label probabilities; each on its own grid.
+        Atlases with hard labels or label probabilities, each on its own grid.
     transforms : sequence of Transform
-        atlas_from_template of each: points of the template to points of the atlas, RAS+ mm.
+        Transform of each atlas, from points of the template to points of the atlas in RAS+ mm.
     grid : Grid
-        The template's.
+        Grid of the template.
     smoothing_mm : float, optional
-        Standard deviation of the Gaussian, 0 for none; by default the one of `WIDTHS_VOXELS` under which held-out
-        atlases are most likely, for which 2 atlases are needed.
+        Standard deviation of the Gaussian in mm, 0 for none. By default the one of `WIDTHS_VOXELS` with the highest
+        likelihood of held-out atlases, which needs at least 2 atlases.
     progress : callable
-        Told what is being done as it begins.
+        Called with the name of each step when it starts.
 
     Returns
     -------
@@ -135,12 +135,12 @@ def average(
     if not atlases or len(atlases) != len(transforms):
         raise InputError(f"expected one transform for each atlas, got {len(transforms)} for {len(atlases)} atlases")
     if smoothing_mm is not None and not (np.isfinite(smoothing_mm) and smoothing_mm >= 0):
-        raise InputError(f"smoothing must be 0 mm or more, got {smoothing_mm}")
+        raise InputError(f"expected a smoothing of 0 mm or more, got {smoothing_mm}")
     if smoothing_mm is None and len(atlases) < 2:
-        raise InputError("the smoothing is found by leaving atlases out, which takes 2; give it in mm for a single one")
+        raise InputError("expected at least 2 atlases to choose the smoothing, got 1. Give it in mm")
     votes = [_votes(atlas, transform, grid) for atlas, transform in zip(atlases, transforms, strict=True)]
     if not any(set(vote.shares) - {0} for vote in votes):
-        raise InputError(f"no label of the {len(atlases)} atlases lands on the template's grid of {grid.shape} voxels")
+        raise InputError(f"no label of the {len(atlases)} atlases is inside the template's grid of {grid.shape} voxels")
     scores: dict[float, float] = {}
     if smoothing_mm is None:
         scores = _scores(votes, grid, progress)

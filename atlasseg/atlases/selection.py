@@ -1,9 +1,9 @@
-"""Which atlases of a library are worth registering to a target, or worth fusing once they are.
+"""Atlas selection: choose the atlases of a library that are most similar to a target.
 
-Before registration, target and atlases are compared as thumbnails: a coarse grid over the target, onto which each atlas
-is brought by a transform that costs little (centres here, or an affine from the registration stage). After
-registration the candidates are on the target's grid already and are compared there. Either way the choice is the most
-similar `count`, or a greedy one that also avoids atlases that show the same as those already chosen.
+Before registration, target and atlases are compared as thumbnails on a coarse grid over the target. The atlases are
+aligned by a cheap transform (centres here, or an affine from the registration stage). After registration, the
+propagated atlases are compared on the grid of the target. The selection takes the `count` most similar atlases, or
+greedily avoids atlases that resemble those already chosen.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Mask, ch
 
 CLIP_PERCENTILES = (1.0, 99.0)
 LEAST_COVERAGE = 0.25
-"""An atlas that reaches a smaller part of the compared voxels than this cannot be judged and comes last."""
+"""Minimum fraction of the compared voxels that an atlas must cover; atlases that cover less are ranked last."""
 SHIFTS_VOXELS = 2
-"""How far, in voxels of the thumbnail, centres may be off along each axis."""
+"""Maximum shift of the centres along each axis, in voxels of the thumbnail."""
 LEAST_VARIANCE = 1e-9
 """What varies less, of intensities whose variance is about 1, is constant."""
 
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
-    """Target and atlases on one grid, of comparable intensities.
+    """Thumbnails: target and atlases on one coarse grid, with standardised intensities.
 
     Parameters
     ----------
@@ -69,18 +69,18 @@ def select(
     atlases : sequence of Atlas
         A library, or candidates that are on the target's grid already.
     count : int
-        How many to choose; all where there are fewer.
+        Number of atlases to choose; all if there are fewer.
     transforms : sequence of Transform, optional
-        For each atlas, what takes points of the target to points of the atlas. By default the identity for an atlas on
-        the target's grid, and for others the shift of centres that makes the thumbnails correlate most.
+        Transform of each atlas, from points of the target to points of the atlas. By default the identity for an atlas
+        on the grid of the target, and otherwise the translation with the highest correlation of the thumbnails.
     metric : str
-        Similarity metric that the atlases are ranked by; see `atlasseg.similarity`.
+        Similarity metric for the ranking; see `atlasseg.similarity`.
     redundancy : float
-        0 takes the most similar; above, see `choose`.
+        Weight of the redundancy, see `choose`. 0 takes the most similar atlases.
     longest_voxels : int
-        Voxels along the longest side of a thumbnail, at least 4.
+        Number of voxels along the longest side of a thumbnail, at least 4.
     mask : Mask, optional
-        On the target's grid: compare only inside it.
+        Compare only inside this mask, on the grid of the target.
 
     Returns
     -------
@@ -111,12 +111,12 @@ def thumbnails(
     longest_voxels: int = 32,
     mask: Mask | None = None,
 ) -> Thumbnails:
-    """Target and atlases on a coarse grid over the target, smoothed to its resolution; parameters as for `select`.
+    """Make thumbnails: target and atlases on a coarse grid, smoothed to its resolution; parameters as for `select`.
 
     Each channel is clipped to its 1st and 99th percentile and has mean 0 and standard deviation 1 where it is covered.
     """
     if not atlases:
-        raise InputError("there is no atlas to select from")
+        raise InputError("expected at least one atlas to select from, got none")
     if transforms is not None and len(transforms) != len(atlases):
         raise InputError(f"expected one transform for each atlas, got {len(transforms)} for {len(atlases)} atlases")
     if longest_voxels < 4:
@@ -142,7 +142,7 @@ def thumbnails(
 
 
 def similarities(seen: Thumbnails, *, metric: MetricName = "correlation") -> Float64:
-    """(N,) how like the target each atlas is, the larger the more; -inf where too little of it is covered.
+    """Similarity of each atlas to the target, (N,), higher is more similar; -inf for an atlas that covers too little.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def similarities(seen: Thumbnails, *, metric: MetricName = "correlation") -> Flo
 
 
 def likenesses(seen: Thumbnails) -> Float64:
-    """(N, N) correlation of each atlas with each other where both are covered; 0 where they share nothing."""
+    """Correlation of every two atlases where both are covered, (N, N); 0 without common voxels."""
     n = len(seen.images)
     out = np.eye(n)
     for i in range(n):
@@ -172,11 +172,11 @@ def likenesses(seen: Thumbnails) -> Float64:
 
 
 def choose(scores: Float64, *, count: int, likeness: Float64 | None = None, redundancy: float = 0.0) -> tuple[int, ...]:
-    """Choose `count` of N by their scores, one after the other.
+    """Choose `count` of N atlases greedily by maximal marginal relevance [1].
 
-    The next is the one of largest ``score_i - redundancy * max over the chosen j of likeness_ij`` (maximal
-    marginal relevance [1], up to scale): with 0, the most similar ones; with more, also different ones, of which the
-    errors are less the same. Ties go to the first.
+    The next atlas has the largest ``score_i - redundancy * max over the chosen j of likeness_ij``. Without redundancy
+    these are the most similar atlases. With redundancy the chosen atlases also differ from each other, so their errors
+    are less correlated. Ties go to the first.
 
     Parameters
     ----------
@@ -206,9 +206,7 @@ def choose(scores: Float64, *, count: int, likeness: Float64 | None = None, redu
     """
     n = len(scores)
     if count < 1 or not redundancy >= 0:
-        raise InputError(
-            f"selection needs count of at least 1 and redundancy of 0 or more, got {count} and {redundancy}"
-        )
+        raise InputError(f"expected a count of at least 1 and a redundancy of at least 0, got {count} and {redundancy}")
     if redundancy > 0 and (likeness is None or likeness.shape != (n, n)):
         raise InputError(f"redundancy needs the likeness of {n} atlases to one another, an ({n}, {n}) array")
     chosen: list[int] = []

@@ -196,7 +196,7 @@ def prepare_recipe(
 
 def write_description(derivative: Derivative, recipe: Recipe) -> None:
     """Create the output folder with ``dataset_description.json``, ``.bidsignore`` and a README."""
-    outputs.ready_folder(derivative.root, recipe)
+    outputs.prepare_folder(derivative.root, recipe)
     description = {
         **outputs.dataset_description(recipe),
         "SourceDatasets": [

@@ -114,9 +114,9 @@ def regions(
         min_component_fraction=(
             Regions.min_component_fraction if min_component_fraction is None else min_component_fraction
         ),
-        largest_part=files.label_choice(largest_part, "--largest-part"),
-        fill_holes=files.label_choice(fill_holes, "--fill-holes"),
-        removable_labels=files.label_choice(removable_labels, "--removable-labels"),
+        largest_part=files.parse_labels(largest_part, "--largest-part"),
+        fill_holes=files.parse_labels(fill_holes, "--fill-holes"),
+        removable_labels=files.parse_labels(removable_labels, "--removable-labels"),
         changes=table,
     )
     import pandas as pd

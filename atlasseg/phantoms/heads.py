@@ -1,4 +1,4 @@
-"""A small head of closed formulas, and scans of it as individuals have it."""
+"""Head phantom: a small head defined by formulas, and scans of random individuals."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _PUTAMEN = ((12.2, 2.6, -0.2), (2.4, 6.6, 4.6))
 
 
 def anatomy(points_mm: ArrayLike) -> Int32:
-    """Label of the canonical anatomy at each point.
+    """Compute the label of the canonical anatomy at each point.
 
     Parameters
     ----------
@@ -130,9 +130,9 @@ def _in_tube(points: Float64, knots_mm: ArrayLike, radii_mm: ArrayLike) -> NDArr
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """A scan of the anatomy, its true labels, and the transform that it was seen through.
+    """Phantom scan of the anatomy, with its true labels and its true transform.
 
-    `canonical_from_scan` takes points of the scan to points of canonical space.
+    `canonical_from_scan` maps points of the scan to points of canonical space.
     """
 
     atlas: Atlas
@@ -155,7 +155,7 @@ class Phantom:
 
 
 def moving_from_fixed(fixed: Phantom, moving: Phantom) -> Transform:
-    """The true transform from points of `fixed` to points of `moving`, as a registration would return it."""
+    """Compute the true transform from points of `fixed` to points of `moving`, as a registration returns it."""
     return ~moving.canonical_from_scan @ fixed.canonical_from_scan
 
 
@@ -172,7 +172,7 @@ def head(
     white_matter: float = 800.0,
     subsamples: int = 2,
 ) -> Phantom:
-    """A scan of one individual's head.
+    """Make a phantom scan of the head of a random individual.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The small data set that `sample_data/` holds, made anew from its seeds."""
+"""Sample data: the small data set in `sample_data/`, generated from its seeds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SAMPLE_TARGETS: tuple[_Sample, ...] = (
 
 
 def sample(id: str) -> Phantom:
-    """A scan of `sample_data/`, made anew from its seed, with the transform that no file holds.
+    """Generate a scan of `sample_data/` from its seed, with its true transform.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def sample(id: str) -> Phantom:
             whole = np.clip(np.rint(made.image.array), 0, top)
             return Phantom(Atlas(id, made.image.with_array(whole), made.labels), made.canonical_from_scan)
     names = ", ".join(s.id for s in (*SAMPLE_ATLASES, *SAMPLE_TARGETS))
-    raise InputError(f"there is no sample {id!r}; there are {names}")
+    raise InputError(f"there is no sample {id!r}. Choose from {names}")
 
 
 _ROWS = "".join(f"{s.value}\t{s.name}\t{s.abbreviation}\t{s.colour}\t{s.group}\n" for s in STRUCTURES)

@@ -1,4 +1,4 @@
-"""What a scanner adds to an anatomy: a grid of its own, a smooth deformation, a gain that varies, and noise."""
+"""Effects of a scan: oblique grids, smooth deformations, bias fields and Rician noise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tilted_grid(
     centre_mm: ArrayLike = (0.0, 0.0, 0.0),
     axes: str = "RAS",
 ) -> Grid:
-    """A grid as scanners make them: anisotropic, oblique, its axes in any order and sense.
+    """Make an anisotropic, oblique grid with its axes in any order and direction.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def tilted_grid(
     letters = ("LR", "PA", "IS")
     world = [next((n for n, pair in enumerate(letters) if a in pair), -1) for a in axes]
     if sorted(world) != [0, 1, 2]:
-        raise InputError(f"axes must name each of R/L, A/P and S/I once, got {axes!r}")
+        raise InputError(f"expected axes with each of R/L, A/P and S/I once, got {axes!r}")
     directions = np.zeros((3, 3))
     for column, (row, letter) in enumerate(zip(world, axes, strict=True)):
         directions[row, column] = 1.0 if letter in "RAS" else -1.0
@@ -73,7 +73,7 @@ def turned(angles_degrees: ArrayLike) -> Float64:
 def smooth_deformation(
     grid: Grid, *, largest_mm: float = 3.0, smoothness_mm: float = 6.0, seed: int = 0
 ) -> DisplacementField:
-    """A random, smooth displacement field that is zero at the edge of its grid.
+    """Make a random smooth displacement field that is zero at the border of its grid.
 
     White noise under a Gaussian, faded out toward the grid's edge, and scaled to a largest displacement. It can be
     inverted while `largest_mm` stays below about `smoothness_mm`: the larger it is, the more space is squeezed.
@@ -104,7 +104,7 @@ def smooth_deformation(
 
 
 def bias_field(grid: Grid, *, strength: float = 0.25, seed: int = 0) -> Float64:
-    """A smooth positive gain, as a coil's: the exponential of a random polynomial of order two.
+    """Make a bias field: a smooth positive gain, the exponential of a random polynomial of order two.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def bias_field(grid: Grid, *, strength: float = 0.25, seed: int = 0) -> Float64:
 
 
 def rician(signal: Float64, *, sigma: float, seed: int = 0) -> Float64:
-    """The magnitude of `signal` under complex Gaussian noise (Gudbjartsson and Patz 1995, equation 1).
+    """Add Rician noise: the magnitude of a signal with complex Gaussian noise (Gudbjartsson and Patz 1995, eq. 1).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A skull-stripped brain of three tissues, with fractions, noise and a smooth gain of known strength."""
+"""Tissue phantom: a skull-stripped brain of three tissues, with known fractions, noise and bias field."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def tissue(
     spacing_mm: ArrayLike = (1.0, 1.1, 1.2),
     brightness: ArrayLike = (0.3, 0.7, 1.0),
 ) -> TissuePhantom:
-    """A brain that fills the grid, in the manner of BrainWeb [1]_.
+    """Make a brain phantom that fills the grid, similar to BrainWeb [1]_.
 
     Fluid surrounds a cortex about 3 mm thick and fills its narrow sulci, as deep as 14 mm; within the white matter lie
     nuclei of grey matter and ventricles. Every border is a level of a function that is scaled to be a distance in mm
@@ -100,7 +100,7 @@ def tissue(
     levels = np.atleast_2d(np.asarray(brightness, float))
     if not (noise_percent >= 0 and 0 <= bias_percent < 200):
         raise InputError(
-            f"a phantom needs noise of 0 % or more and bias of 0 to 200 %, got {noise_percent} and {bias_percent}"
+            f"expected noise of 0 % or more and bias of 0 to 200 %, got {noise_percent} and {bias_percent}"
         )
     if levels.ndim != 2 or levels.shape[1] != 3:
         raise InputError(f"expected the brightness of three tissues, got shape {levels.shape}")

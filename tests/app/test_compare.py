@@ -151,7 +151,7 @@ def test_with_and_without_refinement(dataset, caplog):
 
 def test_bad_requests(dataset):
     recipe = parse_recipe(TABLES, base=dataset)
-    with pytest.raises(InputError, match="at least two different methods, got majority"):
+    with pytest.raises(InputError, match="expected at least two different methods to compare, got majority"):
         compare(recipe, ["majority", "majority"])
     with pytest.raises(InputError, match="did you mean 'majority'"):
         compare(recipe, ["majorty", "local_weighted"])
@@ -160,5 +160,5 @@ def test_bad_requests(dataset):
     with pytest.raises(InputError, match="did you mean 'corrective_learning'"):
         compare(recipe, ["majority", "majority+corrective_lerning"])
     (dataset / "targets/labels/head4.nii.gz").unlink()
-    with pytest.raises(InputError, match="no labels to compare with: head4"):
+    with pytest.raises(InputError, match="expected labels of every target, got none for: head4"):
         compare(recipe, ["majority", "local_weighted"])

@@ -88,7 +88,7 @@ def test_the_plan_by_command_writes_no_result(recipe, dataset):
 def test_a_disk_that_cannot_hold_it(recipe, dataset, monkeypatch):
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     status, output = command("run", recipe, "--dry-run")
-    assert status == 2 and "the disk cannot hold this run" in output
+    assert status == 2 and "the disk is too small for this run" in output
     with pytest.raises(InputError, match="are needed"):
         planned(dataset)[0].check()
 

@@ -182,7 +182,7 @@ def test_labels_and_masks_off_the_grid_are_errors(folder, kind):
     moved = place("b")
     moved[:3, 3] += moved[:3, 2] / 2
     nifti(folder / kind / "b.nii.gz", drawing("b").astype(np.uint16), moved)
-    assert_found(folder, "error", f"{kind}/b.nii.gz", "not on the grid of b.nii.gz: its corners lie up to 1.25 mm")
+    assert_found(folder, "error", f"{kind}/b.nii.gz", "not on the grid of b.nii.gz: its corners are up to 1.25 mm")
     nifti(folder / kind / "b.nii.gz", drawing("b")[:-1].astype(np.uint16), place("b"))
     assert_found(folder, "error", f"{kind}/b.nii.gz", "its shape is (8, 11, 8), that of the image (9, 11, 8)")
 

@@ -133,7 +133,7 @@ def test_written_and_read_it_is_the_same(prepared, folder, tmp_path):
 
 def test_a_changed_library_is_refused_by_name(prepared, folder, heads, tmp_path):
     library = read_library(folder)
-    with pytest.raises(InputError, match="'atlas1' is gone"):
+    with pytest.raises(InputError, match="'atlas1' was removed"):
         prepared.check(library.without("atlas1"))
     with pytest.raises(InputError, match="'atlas1' is new"):
         replace(prepared, hashes={k: v for k, v in prepared.hashes.items() if k != "atlas1"}).check(library)
@@ -165,7 +165,7 @@ def test_a_mask_and_any_id_are_kept(tmp_path):
 def test_nothing_else_is_overwritten_and_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(InputError, match="no prepared library"):
+    with pytest.raises(InputError, match="expected a new folder or a prepared library"):
         write_prepared(tiny(), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
     write_prepared(tiny(), tmp_path / "p")
@@ -181,7 +181,7 @@ def test_nothing_else_is_overwritten_and_a_failure_leaves_what_was_there(tmp_pat
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(InputError, match="no prepared library here"):
+    with pytest.raises(InputError, match="expected a prepared library, got a folder without"):
         read_prepared(tmp_path)
     write_prepared(tiny(), tmp_path / "p")
     header = tmp_path / "p" / "preparation.json"

@@ -169,7 +169,7 @@ def test_bad_requests_are_refused():
         average([atlas], [Affine.identity()], GRID)
     with pytest.raises(InputError, match="0 mm or more, got -1"):
         average([atlas], [Affine.identity()], GRID, smoothing_mm=-1)
-    with pytest.raises(InputError, match="no label of the 1 atlases lands"):
+    with pytest.raises(InputError, match="no label of the 1 atlases is inside"):
         average([atlas], [Affine.translation((500, 0, 0))], GRID, smoothing_mm=1)
 
 
@@ -247,7 +247,7 @@ def test_an_averaged_library_is_replaced_and_other_folders_are_not(averaged):
         folder / "library", folder / "averaged", prepared=folder / "prepared", smoothing_mm=1.0
     )
     assert again.smoothing_mm == 1.0
-    with pytest.raises(InputError, match="is no averaged library"):
+    with pytest.raises(InputError, match="expected a new folder or an averaged library"):
         averaging.average_library(folder / "library", folder / "library", prepared=folder / "prepared")
     io.write_image(Image(np.random.default_rng(0).random((9, 8, 7)), np.eye(4)), folder / "library/images/h1.nii.gz")
     io.write_label_map(LabelMap(np.ones((9, 8, 7)), np.eye(4)), folder / "library/labels/h1.nii.gz")

@@ -192,7 +192,7 @@ def test_requests_that_cannot_be_met(place, monkeypatch):
     assert slow.exit_code == 2 and "and 0 GFLOP a step" in slow.output
     for given, said in (
         (("--gpu-memory", "much"), "expected an amount of memory such as 8GB, got 'much'"),
-        (("--freeze", "encoder"), "name it by --init"),
+        (("--freeze", "encoder"), "Give it with --init"),
         (("--init", place / "nowhere"), "expected a model of the refiner, got none"),
         (("--set", "training.optimiser=adm"), "'sgd', 'rmsprop', 'adam' or 'adamw'"),
         (("--set", "refiner.patch_voxels=[10,16,8]"), "multiples of 4"),
