@@ -710,7 +710,7 @@ def test_a_file_a_label_makes_the_same_map(tmp_path):
 
 def test_files_of_probabilities_on_different_grids_are_refused(tmp_path):
     paths = [nifti(tmp_path / f"{n}.nii.gz", np.ones((7, 9, n), np.float32)) for n in (5, 4)]
-    with pytest.raises(GeometryError, match=r"4\.nii\.gz: not on the grid of .*5\.nii\.gz"):
+    with pytest.raises(GeometryError, match=r"4\.nii\.gz: expected the grid of .*5\.nii\.gz"):
         io.read_probability_map(paths, labels=[1, 2])
 
 

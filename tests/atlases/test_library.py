@@ -354,7 +354,7 @@ def test_probabilities_on_another_grid_are_refused(template):
     moved[0, 3] += 3
     probabilities = ProbabilityMap.from_dense(fractions().dense(), [0, 1, 2], moved)
     io.write_probability_map(probabilities, template / "probabilities" / "a.nii.gz")
-    with pytest.raises(GeometryError, match=r"probabilities/a\.nii\.gz: not on the grid of its image"):
+    with pytest.raises(GeometryError, match=r"probabilities/a\.nii\.gz: expected the grid of its image"):
         read_library(template).read("a")
 
 
@@ -381,7 +381,7 @@ def test_targets_of_a_folder_have_what_lies_beside_them(folder):
     np.testing.assert_array_equal(mask.array, scan("c").array > 60)
     np.testing.assert_array_equal(found[2].read_labels(image).array, labels("c").array)
     assert found[1].read()[1] is None and found[1].read_labels(image) is None
-    with pytest.raises(GeometryError, match=r"labels/a\.nii\.gz: not on the grid of its image"):
+    with pytest.raises(GeometryError, match=r"labels/a\.nii\.gz: expected the grid of its image"):
         found[0].read_labels(image)
 
 
