@@ -175,7 +175,7 @@ def test_tied_firmly_cubes_are_one_field():
 
 def test_what_is_refused():
     values, inside, _ = scan()
-    with pytest.raises(InputError, match="mask empty"):
+    with pytest.raises(InputError, match="mask is empty"):
         locus.fit(values[:0], np.zeros(SHAPE, bool), EDGES)
     for wrong in (
         {"side_mm": 1.0}, {"side_mm": np.inf}, {"tie": 0.0}, {"tie": np.inf}, {"interpolation": "linear"},
