@@ -288,7 +288,7 @@ def test_a_slice_without_its_series_is_one_slice_and_told(tmp_path, write_slices
     scan = io.read_image(tmp_path / "alone.dcm")
     np.testing.assert_array_equal(scan.array, expected_values[..., 3:4])
     np.testing.assert_allclose(scan.spacing_mm, (1.2, 1.5, 2.0), rtol=1e-6)
-    assert "one slice of a DICOM series, without the others" in caplog.text
+    assert "a single slice of a DICOM series, without the others" in caplog.text
     assert "its thickness of 2 mm is taken as the voxel size" in caplog.text
 
 
