@@ -175,14 +175,17 @@ def in_contrast(target: Image, candidates: Sequence[Atlas], contrast: Contrast) 
 
 
 def measure_agreement(target: Image, candidates: Sequence[Atlas], where: Bool) -> Float64:
-    """Agreement in contrast of the target with each candidate, from -1 (inverted) to 1 (the same).
+    r"""Agreement in contrast of the target with each candidate, from -1 (inverted) to 1 (the same).
 
-    With r the correlation of target and candidate in a window around each of the voxels `where`,
+    With :math:`r_n` the correlation of target and candidate in a window around each of the voxels `where`, the
+    agreement is
 
-        agreement = sum of r |r| / sum of r^2,
+    .. math::
 
-    over the windows with r of at least `LEAST_CORRELATION`, so that noise and windows in which the images have little
-    to do with each other do not count. NaN where there is no such window.
+        \frac{\sum_n r_n |r_n|}{\sum_n r_n^2}
+
+    over the windows with :math:`|r_n|` of at least `LEAST_CORRELATION`, so that noise and windows in which the images
+    have little to do with each other do not count. NaN where there is no such window.
 
     Parameters
     ----------
