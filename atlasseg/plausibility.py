@@ -80,6 +80,9 @@ MOST_FOREGROUND = 3.0
 MOST_VOXEL = 12.0
 """Volumes of a voxel differ by less than this factor from those of the library."""
 
+SYMMETRIC = 0.995
+"""The same ratio among the atlases, above which an anatomy is too symmetric to tell left from right."""
+
 MIRROR_GAIN = 1.002
 """Mean ratio of the similarities, mirrored to plain, above which left and right are taken to be exchanged."""
 
@@ -250,6 +253,24 @@ def pair_similarity(fixed: Image, moving: Image, fixed_mask: Mask | None, moving
     return linear_similarity(fixed, moving, as_affine(found), fixed_mask=fixed_mask, moving_mask=moving_mask)
 
 
+def pair_mirror_similarities(
+    fixed: Image, moving: Image, fixed_mask: Mask | None, moving_mask: Mask | None
+) -> tuple[float, float]:
+    """`mirror_similarities` of two coarse scans after an affine registration; NaN where they cannot be registered."""
+    try:
+        (found,) = affine.register(
+            fixed,
+            [moving],
+            fixed_mask=_small_mask(fixed, fixed_mask),
+            moving_masks=[_small_mask(moving, moving_mask)],
+            finest_shrink=1,
+            device="cpu",
+        )
+    except (GeometryError, InputError):
+        return math.nan, math.nan
+    return mirror_similarities(fixed, moving, as_affine(found), target_mask=fixed_mask, atlas_mask=moving_mask)
+
+
 def as_affine(transform: Transform) -> Affine:
     """The transform of a linear registration."""
     assert isinstance(transform, Affine)
@@ -360,7 +381,8 @@ def check(
         Empty where nothing is implausible.
     """
     name = scan.name or "scan"
-    reference = describe_library(atlases if library is None else library, executor)
+    every = atlases if library is None else library
+    reference = describe_library(every, executor)
     findings = check_geometry(name, Geometry(*measure_geometry(scan)), reference)
     if extent_mm(scan.grid) / reference.spacing_mm > LARGEST_VOXELS:
         return tuple(findings)
@@ -389,7 +411,23 @@ def check(
         if number == first and _mirror_gain(pairs) < CLEAR_SIDES:
             break
         pairs.append(executor(mirror_similarities, small, images[n], linear[n], target_mask=mask, atlas_mask=masks[n]))
-    return (*findings, *check_sides(name, pairs))
+    exchanged = check_sides(name, pairs)
+    if exchanged and not _mirror_gain(list_mirror_similarities(every, reference.spacing_mm, executor)) < SYMMETRIC:
+        exchanged = []  # the anatomy does not show which side is which
+    return (*findings, *exchanged)
+
+
+def list_mirror_similarities(
+    atlases: Sequence[Atlas], spacing_mm: float, executor: Executor
+) -> list[tuple[float, float]]:
+    """Compare several pairs of atlases as they are, and with left and right of one of them exchanged."""
+    found = []
+    for one, other in pairs_of(len(atlases))[: MIRRORED_ATLASES[1]]:
+        a, b = atlases[one], atlases[other]
+        small = [executor(coarsen, atlas.image, spacing_mm=spacing_mm) for atlas in (a, b)]
+        if all(_comparable(each) for each in small):
+            found.append(executor(pair_mirror_similarities, *small, a.mask, b.mask))
+    return found
 
 
 def _comparable(image: Image) -> bool:
@@ -478,8 +516,8 @@ def check_transforms(name: str, transforms: Sequence[Affine], overlaps: Sequence
 
 
 def _mirror_gain(pairs: Sequence[tuple[float, float]]) -> float:
-    """Mean ratio of the similarities, mirrored to plain; NaN where one is not known."""
-    return float(np.mean([mirror / max(plain, 1e-9) for plain, mirror in pairs]))
+    """Mean ratio of the similarities, mirrored to plain; NaN where one is not known, or there is none."""
+    return float(np.mean([math.nan] if not pairs else [mirror / max(plain, 1e-9) for plain, mirror in pairs]))
 
 
 def check_sides(name: str, pairs: Sequence[tuple[float, float]]) -> list[Finding]:

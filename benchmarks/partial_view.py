@@ -139,7 +139,7 @@ _kept: dict[tuple[object, ...], tuple[object, object]] = {}
 def keep(function: Callable[..., object], /, *data: object, **given: object) -> object:
     """Call a function of the checks, once for the same volumes."""
     key = (function.__name__, *(id(each) for each in data), *given.items())
-    if function.__name__ not in ("coarsen", "measure_geometry", "pair_similarity"):
+    if function.__name__ not in ("coarsen", "measure_geometry", "pair_similarity", "pair_mirror_similarities"):
         return function(*data, **given)
     if key not in _kept:
         _kept[key] = (data, function(*data, **given))  # the data too, so that no other takes its id

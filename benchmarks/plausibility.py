@@ -113,7 +113,7 @@ def main() -> None:
     kept: dict[tuple[object, ...], tuple[object, object]] = {}
 
     def keep(function: Callable[..., object], /, *data: object, **parameters: object) -> object:
-        if function.__name__ not in ("coarsen", "measure_geometry", "pair_similarity"):
+        if function.__name__ not in ("coarsen", "measure_geometry", "pair_similarity", "pair_mirror_similarities"):
             return function(*data, **parameters)
         key = (function.__name__, *(id(each) for each in data), *parameters.items())
         if key not in kept:

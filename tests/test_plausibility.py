@@ -83,6 +83,18 @@ def test_left_and_right_are_compared_with_several_atlases() -> None:
     assert plausibility.check_sides("s", []) == []
 
 
+def test_symmetric_anatomies_have_no_sides(library: list[Atlas], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where mirrored atlases are as similar to each other as plain ones, a mirrored scan is not looked for."""
+    even = [
+        atlas(Image((one.image.array + anatomy(seed, mirror=True).array) / 2, one.image.affine, one.id))
+        for seed, one in enumerate(library)
+    ]
+    found = [plausibility.Finding("left-right", "s1: expected left and right as in the atlases, got them exchanged.")]
+    monkeypatch.setattr(plausibility, "check_sides", lambda name, pairs: found)
+    assert kinds(library[1].image, [library[0], *library[2:]]) == {"left-right"}
+    assert kinds(even[1].image, [even[0], *even[2:]]) == set()
+
+
 @pytest.mark.parametrize("motion", ["upside down", "far off"])
 def test_registrations_that_failed_all_alike(library: list[Atlas], motion: str) -> None:
     matrix = np.eye(4)

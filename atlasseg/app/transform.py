@@ -52,9 +52,9 @@ def transform_file(
     interpolation, inverse, convention
         As of :func:`atlasseg.apply_transform`.
     coordinates : {"ras", "lps"}, optional
-        Of points, see :func:`atlasseg.io.read_points`.
+        Of points, see ``atlasseg.io.read_points``.
     flirt_source, flirt_reference : sequence of paths
-        As of :func:`atlasseg.io.read_ants_transforms`.
+        As of ``atlasseg.io.read_ants_transforms``.
     spacing_from : {"sform", "pixdim"}
         As of :func:`atlasseg.io.read_image`.
 

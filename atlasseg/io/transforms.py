@@ -1,7 +1,7 @@
 """Transform files: those of ITK, ANTs and 3D Slicer are read and written, those of other programs are read.
 
 The format is recognised by file name and content. The conventions of each program are in
-:mod:`atlasseg.io._vector_fields`, :mod:`atlasseg.io._fsl` and :mod:`atlasseg.io._lta`.
+``_vector_fields.py``, ``_fsl.py`` and ``_lta.py`` of this folder.
 """
 
 from __future__ import annotations
