@@ -125,7 +125,7 @@ def test_tilted_grid(axes):
 def test_bad_requests():
     with pytest.raises(InputError, match="each of R/L, A/P and S/I once, got 'RLS'"):
         phantoms.tilted_grid((7, 9, 5), axes="RLS")
-    with pytest.raises(InputError, match="no sample 'atlas7'; there are atlas1, atlas2"):
+    with pytest.raises(InputError, match=r"no sample 'atlas7'. Choose from atlas1, atlas2"):
         phantoms.sample("atlas7")
 
 

@@ -109,7 +109,7 @@ def test_init_replaces_nothing_unasked(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, ["init"]).exit_code == 0
     whole = Path("recipe.toml").read_text()
     done = CliRunner().invoke(app, ["init", "quickstart"])
-    assert done.exit_code == 2 and "recipe.toml: expected a file that is not there yet" in done.output
+    assert done.exit_code == 2 and "recipe.toml: expected a new file, got an existing one" in done.output
     assert Path("recipe.toml").read_text() == whole
     assert CliRunner().invoke(app, ["init", "--brief", "--force"]).exit_code == 0
     assert len(Path("recipe.toml").read_text()) < len(whole) / 3

@@ -186,7 +186,7 @@ def _count_results(recipe: Recipe, atlases: int) -> Counter[str]:
         for n, step in enumerate(recipe.registration.steps):
             wanted[f"registration.{step.name}"] += used if n else first
     wanted["propagate"] += used
-    wanted["fit"] += used
+    wanted["measure_fit"] += used
     wanted[f"fusion.{recipe.fusion.method.name}"] += 1
     if recipe.refinement.method is not None:
         wanted[f"refinement.{recipe.refinement.method.name}"] += 1

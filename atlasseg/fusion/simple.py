@@ -104,12 +104,12 @@ def fuse(
             f"{margin}, {power} and {max_iterations}"
         )
     votes = Votes.gather(target, candidates, hard=True)
-    kept = np.ones(len(candidates), bool)
     weights = np.ones(len(candidates))
     fused = votes.cast(weights, name=target.name)
     if votes.voxels.size == 0:
         return fused
     overlap = _Overlap(votes, candidates)
+    kept = np.bincount(votes.entry_candidates, minlength=len(candidates)) > 0  # the others are seen nowhere they differ
     for _ in range(max_iterations):
         performance = overlap(fused.mode.reshape(-1)[votes.voxels])
         dropped = kept & (performance < _threshold(performance[kept], rule, alpha, margin) - ROUNDING)

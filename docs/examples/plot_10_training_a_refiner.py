@@ -54,8 +54,8 @@ patch_voxels = [32, 32, 32]
 [training]
 folds = 2
 n_models = 1
-steps = 30
-validate_every = 10
+steps = 18
+validate_every = 6
 learning_rate = 1e-2
 """)
 

@@ -82,9 +82,13 @@ def test_what_cannot_be_used_is_refused_by_the_name_of_the_argument(name, bad):
 def test_messages_say_what_was_got_and_what_to_do(tiny):
     cases = [
         (atlasseg.as_image, tiny["labels"], "got a LabelMap. If its numbers are intensities, give atlasseg.Image("),
-        (atlasseg.as_image, np.zeros((2, 3, 4)), "got a NumPy array of shape (2, 3, 4). An array has no place"),
+        (atlasseg.as_image, np.zeros((2, 3, 4)), "got a NumPy array of shape (2, 3, 4). An array has no position"),
         (atlasseg.as_label_map, tiny["image"], "got an Image. If its intensities are labels, give atlasseg.LabelMap("),
-        (atlasseg.as_mask, tiny["image"], "got an Image. Say which intensities are inside: atlasseg.Mask(image.array"),
+        (
+            atlasseg.as_mask,
+            tiny["image"],
+            "got an Image. Choose the intensities inside the mask: atlasseg.Mask(image.array",
+        ),
         (atlasseg.as_transform, np.eye(4), "got a NumPy array of shape (4, 4). If it is a (4, 4) matrix"),
         (atlasseg.as_transform, np.eye(4), "give atlasseg.Affine(matrix)"),
         (atlasseg.as_atlas, [tiny["image"], tiny["labels"]], "got a list of 2. A pair is a tuple"),

@@ -321,10 +321,10 @@ def test_segment_is_the_pipeline_for_every_form(dataset, heads):
     assert len(result) == 2 and result[0].mean()["dice"] > 0.3
     stages = []
     atlasseg.segment(scan, atlases, recipe, progress=stages.append)
-    assert stages == ["preprocess", "register", "propagate", "fuse"]
+    assert stages == ["preprocess", "register", "propagate", "check", "fuse"]
     with pytest.raises(InputError, match="progress: expected a function"):
         atlasseg.segment(scan, atlases, recipe, progress="yes")
-    with pytest.raises(InputError, match=r"\[tissue\] with atlasseg.tissue"):
+    with pytest.raises(InputError, match=r"expected no table \[tissue\], got one. Use it with atlasseg.tissue"):
         atlasseg.segment(scan, atlases, "tissue")
 
 

@@ -145,7 +145,7 @@ def test_with_and_without_refinement(dataset, caplog):
     said = r"weighted\+corrective.learning.*expected a model for this recipe and library.*fusion method: trained with"
     assert re.search(said, caplog.text)
     assert re.search(said, (dataset / "out/comparison.html").read_text("utf-8"))
-    with pytest.raises(InputError, match=r"fewer than two.*fusion method: trained with"):
+    with pytest.raises(InputError, match=r"expected at least two methods.*got fewer.*fusion method: trained with"):
         compare(recipe, ["local_weighted+corrective_learning", "global_weighted+corrective_learning"])
 
 

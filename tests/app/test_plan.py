@@ -58,7 +58,7 @@ def test_a_plan_before_in_the_middle_and_after(recipe, dataset):
         "preprocessing.intensity": (0, 8),
         "registration.affine": (0, 6),
         "propagate": (0, 6),
-        "fit": (0, 6),
+        "measure_fit": (0, 6),
         "fusion.majority": (0, 2),
     }
     assert (found.targets, found.finished, found.broken) == (2, 0, {}) and found.seconds > 0
@@ -119,7 +119,11 @@ def test_the_cache_by_command(recipe, dataset):
     assert command("run", recipe)[0] == 0
     out = dataset / "out"
     status, output = command("cache", "ls", out)
-    assert status == 0 and "registration.affine" in output and "27 results" in output
+    assert (
+        status == 0
+        and "registration.affine" in output
+        and f"{len(list((out / '.cache').glob('*/*')))} results" in output
+    )
     assert command("cache", "verify", out) == (0, "no damaged results")
     damaged = next((out / ".cache/propagate").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:-50])
@@ -129,5 +133,5 @@ def test_the_cache_by_command(recipe, dataset):
     assert command("cache", "clear", out, "--stage", "propagate") == (0, "removed 5 results")
     assert command("cache", "clear", out, "--limit", "0.0001")[0] == 0
     assert sum(path.stat().st_size for path in (out / ".cache").rglob("*.entry")) <= 100_000
-    assert command("cache", "clear", out)[0] == 0 and "nothing is kept" in command("cache", "ls", out)[1]
+    assert command("cache", "clear", out)[0] == 0 and "the cache is empty" in command("cache", "ls", out)[1]
     assert command("cache", "ls", dataset / "nowhere")[0] == 2

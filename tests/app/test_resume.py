@@ -69,7 +69,7 @@ def test_the_scheduler_is_lost_and_the_run_resumed(dataset, cluster, monkeypatch
 
     deadly(scheduler, "second")
     out = dataset / "lost"
-    with pytest.raises(ClusterError, match="the same command goes on from there"):
+    with pytest.raises(ClusterError, match="Run the same command again"):
         run(recipe(dataset, "lost"), workers=Workers(scheduler=address))
     assert not (out / "metrics.tsv").exists()
     monkeypatch.setattr(run_module, "process_targets", process_targets)

@@ -195,7 +195,7 @@ def test_headers_that_leave_the_place_in_doubt_are_warned_of(folder):
     nifti(folder / "images" / "b.nii.gz", scan("b"), place("b"), sform=0, qform=0)
     assert_found(folder, "warning", "images/b.nii.gz", "neither sform nor qform is set")
     nifti(folder / "images" / "c.nii.gz", scan("c"), place("c"), unit="meter")
-    assert_found(folder, "warning", "images/c.nii.gz", "lengths in meter")
+    assert_found(folder, "warning", "images/c.nii.gz", "lengths in the header are in meter")
 
 
 def test_two_voxel_sizes_in_one_header_are_an_error(folder):
@@ -267,7 +267,7 @@ def test_duplicates_are_found_by_content_under_any_name_and_header(folder):
 
 def test_empty_negative_and_unknown_labels_are_warned_of(folder):
     redraw(folder, "a", np.zeros(SHAPE, np.int32))
-    assert_found(folder, "warning", "labels/a.nii.gz", "all background")
+    assert_found(folder, "warning", "labels/a.nii.gz", "has only background")
     array = drawing("b")
     array[1:4, 1:3, 2:6] = -4
     redraw(folder, "b", array)
@@ -359,7 +359,7 @@ def test_probabilities_are_read_too(tmp_path):
     assert examine(tmp_path) == []
     moved = ProbabilityMap.from_dense(weights, [0, 3], place("b"))
     io.write_probability_map(moved, tmp_path / "probabilities" / "a.nii.gz")
-    assert_found(tmp_path, "error", "probabilities/a.nii.gz", "not on the grid")
+    assert_found(tmp_path, "error", "probabilities/a.nii.gz", "expected the grid of")
 
 
 def test_findings_come_worst_first(folder):

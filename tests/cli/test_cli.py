@@ -251,5 +251,5 @@ def test_evaluate_tells_its_notes_and_that_both_maps_are_empty(tmp_path):
     io.write_label_map(empty, tmp_path / "empty.nii.gz")
     status, told = call("evaluate", tmp_path / "empty.nii.gz", tmp_path / "empty.nii.gz")
     assert status == 0 and "foreground" in told
-    assert "note: neither the segmentation nor the reference has a label" in told and "every value is NaN" in told
+    assert "neither the segmentation nor the reference has a label: all measures are undefined (NaN)" in told
     assert "Where neither has any label (empty against empty), no measure is defined" in call("evaluate", "--help")[1]

@@ -54,5 +54,5 @@ def test_nobody_votes_and_other_grids():
     assert (disagreement([blind], fused) == 0).all()
     moved = AFFINE.copy()
     moved[0, 3] += 1
-    with pytest.raises(GeometryError, match="'blind' is not on the grid"):
+    with pytest.raises(GeometryError, match="'blind': expected the grid"):
         disagreement([blind], LabelMap(fused.array, moved))

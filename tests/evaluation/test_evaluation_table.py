@@ -119,7 +119,7 @@ def test_two_empty_maps_are_told_and_have_no_value():
     assert {(s.name, s.note) for s in result} == {(FOREGROUND, "empty in both")}
     assert all(math.isnan(s.value) for s in result) and result.mean() == mean_over_labels([]) == {}
     assert result.metrics == evaluate(REFERENCE, REFERENCE).metrics
-    assert "no measure is defined" in repr(result)
+    assert "all measures are undefined" in repr(result)
     one_empty = evaluate(empty, REFERENCE)
     assert one_empty["dice"].tolist() == [0, 0, 0] and one_empty["dice", FOREGROUND] == 0
 

@@ -47,7 +47,7 @@ def test_agreement_of_what_nobody_knows():
     with pytest.raises(InputError, match="at least one"):
         atlas_agreement([], made)
     elsewhere = LabelMap(made.array, np.eye(4))
-    with pytest.raises(GeometryError, match="'same' is not on the grid"):
+    with pytest.raises(GeometryError, match="'same': expected the grid"):
         atlas_agreement([atlas("same", made)], elsewhere)
 
 

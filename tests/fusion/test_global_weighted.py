@@ -29,7 +29,7 @@ def test_weights(problem, standardised, similarity):
 
 
 def test_channels_differ(problem):
-    with pytest.raises(InputError, match=r"'a0' has 1 channels.*'scan' has 2"):
+    with pytest.raises(InputError, match=r"'a0': expected 2 channels, as in the target 'scan', got 1"):
         fuse(problem(channels=2).target, problem().candidates)
 
 

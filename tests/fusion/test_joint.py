@@ -474,7 +474,7 @@ def test_a_wrong_parameter_is_named(wrong):
 def test_numbers_of_channels_must_agree():
     target, candidates, _ = scene(1)
     _, two, _ = scene(1, channels=2)
-    with pytest.raises(InputError, match="2 channels"):
+    with pytest.raises(InputError, match=r"expected 1 channels, as in the target .*got 2"):
         joint.fuse(target, [*candidates, Atlas("two", two[0].image, two[0].labels)])
 
 

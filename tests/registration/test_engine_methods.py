@@ -145,7 +145,7 @@ def test_principal_axes_find_a_turn_that_no_other_start_is_near() -> None:
     (found,) = rigid.register(fixed, [moving])
     assert error_mm(found, true, grid) < 0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "aligning_turns", lambda *_: [])
+        patch.setattr(linear, "list_axis_rotations", lambda *_: [])
         (lost,) = rigid.register(fixed, [moving])
     assert error_mm(lost, true, grid) > 5
 

@@ -116,7 +116,7 @@ def test_the_header_is_optimised_whatever_its_rank(whole_pair: tuple[Image, Imag
 
     monkeypatch.setattr(linear, "optimise", recorded)
     # every other start looks better before it is optimised
-    monkeypatch.setattr(linear, "score", lambda fit, matrix: fit.value - 10.0 * np.array_equal(matrix, np.eye(4)))
+    monkeypatch.setattr(linear, "score_start", lambda fit, matrix: fit.value - 10.0 * np.array_equal(matrix, np.eye(4)))
     linear.run_search(pair, linear.find_start(pair.fixed, pair.moving, (2, 2, 2)), create_metric("local_correlation"))
     assert any(np.array_equal(matrix, np.eye(4)) for matrix in begun)
 

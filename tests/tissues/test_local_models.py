@@ -137,7 +137,7 @@ def test_the_verb_and_the_function_agree(name, parameters, flat, prior):
 def test_what_is_refused(flat, prior):
     with pytest.raises(InputError, match="--prior"):
         nearest_neighbours.classify(flat.image, flat.mask)
-    with pytest.raises(InputError, match=r"reaches 0\.99 nowhere"):
+    with pytest.raises(InputError, match=r"expected a prior of 0\.99 at some voxel"):
         nearest_neighbours.classify(flat.image, flat.mask, prior, confidence=0.99)
     for wrong in ({"confidence": 0.0}, {"samples": 0}, {"smoothing_mm": (0.0,)}, {"position_weight": -1.0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
