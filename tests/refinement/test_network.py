@@ -250,6 +250,22 @@ def test_a_new_network_leaves_fusion_as_it_is(architecture):
     assert not network(torch.randn(2, 4, *patch)).any()
 
 
+@pytest.mark.parametrize("architecture", [name for name in FORMS if name != "swin_unetr"])
+def test_dropout_drops_in_training_and_only_there(architecture):
+    levels, width, patch = FORMS[architecture]
+    scan = torch.randn(1, 4, *patch, generator=torch.Generator().manual_seed(0))
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        network = build(Form(architecture, 4, 3, levels, width, dropout=dropout))
+        for module in network.modules():  # running means may differ from pass to pass
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.momentum = 0.0
+        with torch.no_grad():
+            passes = [network.train()(scan) for _ in range(2)]
+            still = [network.eval()(scan) for _ in range(2)]
+        assert torch.equal(*passes) == (dropout == 0) and torch.equal(*still)
+
+
 def test_swin_unetr_is_among_them():
     form = Form("swin_unetr", 2, 3, 4, 12)
     assert cost(form, (64, 64, 64)).parameters > 4e6

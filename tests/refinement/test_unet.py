@@ -252,6 +252,17 @@ def test_every_optimiser_goes_on_where_it_stopped(job, name, tmp_path):
     assert fit(short, checkpoint=tmp_path / name).curve == fit(short).curve
 
 
+def test_l1_makes_weights_smaller(job):
+    """The gradient of l1 times the sum of |w| is l1 towards 0: after a step of plain descent, rate times l1 less."""
+    sums = {}
+    for l1 in (0.0, 1e-2):
+        short = Training(steps=1, validate_every=1, batch=1, optimiser="sgd", learning_rate=1e-2, l1=l1, seed=1,
+                         warmup_fraction=0.0, weight_decay=0.0, grad_clip_norm=1e9, ema_decay=0.0)  # fmt: skip
+        found = fit(replace(job, training=short)).weights
+        sums[l1] = sum(float(tensor.abs().sum()) for tensor in found.values() if tensor.is_floating_point())
+    assert sums[1e-2] < sums[0.0] * (1 - 1e-5)
+
+
 def test_seeds_and_accumulation(job):
     short = replace(job, training=replace(QUICK, steps=2, validate_every=2, batch=2))
     other = replace(short, training=replace(short.training, seed=2))

@@ -22,7 +22,7 @@ from atlasseg.store import fingerprints as versions
 from atlasseg.store import serialisation as packing
 from atlasseg.store.cache import PARTIAL, Cache, clear, evict, find_damaged, list_entries
 from atlasseg.transforms import Affine, BSplineField, Chain, DisplacementField, Inverse
-from atlasseg.volume import Image, LabelMap, ProbabilityMap
+from atlasseg.volume import Image, LabelMap, Mask, ProbabilityMap
 
 TABLES = {
     "preprocessing": {"steps": ["intensity"]},
@@ -71,6 +71,30 @@ ALL = [
     *[("measure_fit", 1)] * 3,
     ("fusion.majority", 1),
 ]
+
+
+def test_a_mask_is_part_of_what_a_registration_depends_on(case):
+    """Another mask of the target, or of an atlas, and the registration is made anew; the same, and it is kept."""
+    scan, atlases, folder = case
+    tables = {**TABLES, "preprocessing": {"steps": ["intensity"], "mask": "given"}}
+
+    def registered(mask, own):
+        packing._known.clear()
+        kept = Counting(folder)
+        first = replace(atlases[0], mask=own)
+        segment(scan, [first, *atlases[1:]], parse_recipe(tables), mask=mask, executor=kept)
+        return dict(kept.made).get("registration.affine", 0)
+
+    full = np.ones(scan.shape, bool)
+    part = full.copy()
+    part[:2] = False
+    mine, own = Mask(full, scan.affine), Mask(np.ones(atlases[0].image.shape, bool), atlases[0].image.affine)
+    assert registered(mine, own) == 3 and registered(mine, own) == 0
+    assert registered(Mask(part, scan.affine), own) == 3
+    cut = own.array.copy()
+    cut[:, :2] = False
+    assert registered(mine, own.with_array(cut)) == 1
+    assert registered(mine, own) == 0
 
 
 def test_the_second_time_nothing_is_computed_and_the_bits_are_the_same(case):
