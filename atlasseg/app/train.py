@@ -130,7 +130,7 @@ def load_initial_weights(recipe: Recipe, init: Path | None, freeze_encoder: bool
             raise InputError(f"{init}: its {name} is {there}, but the recipe's [refiner] {name} is {wanted}")
     taken = replace(recipe.refiner, levels=model.form.levels, width=model.form.width)
     return replace(recipe, refiner=taken), Start(
-        best_of(model).weights, freeze_encoder, model.coding, model.channels, {**model.begun_from, **model.atlases}
+        best_of(model).weights, freeze_encoder, model.coding, model.channels, {**model.initial_atlases, **model.atlases}
     )
 
 

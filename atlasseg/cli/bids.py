@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from atlasseg.cli._options import (
     DEFAULT_LIMIT_GB,
+    Atlases,
     CacheLimit,
     Certificates,
     Cluster,
@@ -94,9 +95,7 @@ def bids(
             help="A recipe file (.toml), or a name. Without it, methods are chosen for --atlases.",
         ),
     ] = None,
-    atlases: Annotated[
-        list[Path] | None, typer.Option("--atlases", help="Folder of the atlas library; replaces that of the recipe.")
-    ] = None,
+    atlases: Atlases = None,
     participant_label: Annotated[
         list[str] | None,
         typer.Option("--participant-label", "--participant_label", help="Only these participants, e.g. 01 02."),

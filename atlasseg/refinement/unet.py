@@ -75,7 +75,7 @@ def check(
     stages = [{part: of for part, of in each.items() if part != "atlases"} for each in (trained.provenance, provenance)]
     found = differences(*stages)
     now = set(scan_digests(provenance).values())
-    for learned in () if allow_library_mismatch else (trained.atlases, trained.begun_from):
+    for learned in () if allow_library_mismatch else (trained.atlases, trained.initial_atlases):
         missing = [id_ for id_, digest in learned.items() if digest not in now]
         if missing and len(missing) < len(learned):
             found.append(

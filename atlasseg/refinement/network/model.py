@@ -80,8 +80,8 @@ class RefinerModel:
         return scan_digests(self.provenance)
 
     @property
-    def begun_from(self) -> dict[str, str]:
-        """The same of the atlases of all models that it was begun from."""
+    def initial_atlases(self) -> dict[str, str]:
+        """Digest of the scan of each atlas of the models that this one was initialised from, by its id."""
         return dict(self.record.get("begun_from", {}))
 
 
@@ -302,7 +302,7 @@ def _made(model: RefinerModel) -> str:
 
 def _data(model: RefinerModel) -> str:
     lines = [f"- `{id_}`: {digest}" for id_, digest in model.record.get("data", {}).items()]
-    others = model.begun_from
+    others = model.initial_atlases
     if others:
         lines.append(f"\nIt was begun from a model that had learned from {', '.join(f'`{id_}`' for id_ in others)}.")
     text = "\n".join(lines)
