@@ -9,7 +9,7 @@ Similarities are compared on coarse voxels and after the linear part of the tran
 any recipe, and a deformation that fits unlike anatomies to each other does not hide that they are unlike. It is the
 mean squared local correlation in the foreground, so that contrast and background matter little.
 
-The limits were set on scans that are not reported on; `benchmarks/results/partial_view.md` says how often they warn.
+How the limits were set, and how often they warn, is in `benchmarks/results/plausibility.md` and `partial_view.md`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ those of the atlas carried over by the nearest voxel. A pair has failed where it
 engine reaches on it; `flagged` is the number of these that `atlasseg.plausibility.check` warns of, `false alarms` that
 of the others it warns of. With `--out` each pair's transforms are kept, and a later call goes on from there.
 
-The starts, and the limits of the warnings, were chosen with `--brains` 1009,1010,1011,1012,1013,1014,1015,1017,1036.
+The starts, and the limit of similarity, were chosen with `--brains` 1009,1010,1011,1012,1013,1014,1015,1017,1036.
 """
 
 from __future__ import annotations
