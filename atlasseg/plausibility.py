@@ -237,38 +237,41 @@ def _small_mask(image: Image, mask: Mask | None) -> Mask | None:
     return small if small is not None and small.array.any() else None
 
 
-def pair_similarity(fixed: Image, moving: Image, fixed_mask: Mask | None, moving_mask: Mask | None) -> float:
-    """`linear_similarity` of two coarse scans after an affine registration; NaN where they cannot be registered."""
+def _align(
+    fixed: Image, moving: Image, fixed_mask: Mask | None, moving_mask: Mask | None, *, start: Affine | None = None
+) -> Affine | None:
+    """Register two coarse scans by an affine map, from `start` if given; None where they cannot be registered."""
     try:
         (found,) = affine.register(
             fixed,
             [moving],
+            initial=None if start is None else [start],
             fixed_mask=_small_mask(fixed, fixed_mask),
             moving_masks=[_small_mask(moving, moving_mask)],
             finest_shrink=1,
             device="cpu",
         )
     except (GeometryError, InputError):
+        return None
+    return as_affine(found)
+
+
+def pair_similarity(fixed: Image, moving: Image, fixed_mask: Mask | None, moving_mask: Mask | None) -> float:
+    """`linear_similarity` of two coarse scans after an affine registration; NaN where they cannot be registered."""
+    found = _align(fixed, moving, fixed_mask, moving_mask)
+    if found is None:
         return math.nan
-    return linear_similarity(fixed, moving, as_affine(found), fixed_mask=fixed_mask, moving_mask=moving_mask)
+    return linear_similarity(fixed, moving, found, fixed_mask=fixed_mask, moving_mask=moving_mask)
 
 
 def pair_mirror_similarities(
     fixed: Image, moving: Image, fixed_mask: Mask | None, moving_mask: Mask | None
 ) -> tuple[float, float]:
     """`mirror_similarities` of two coarse scans after an affine registration; NaN where they cannot be registered."""
-    try:
-        (found,) = affine.register(
-            fixed,
-            [moving],
-            fixed_mask=_small_mask(fixed, fixed_mask),
-            moving_masks=[_small_mask(moving, moving_mask)],
-            finest_shrink=1,
-            device="cpu",
-        )
-    except (GeometryError, InputError):
+    found = _align(fixed, moving, fixed_mask, moving_mask)
+    if found is None:
         return math.nan, math.nan
-    return mirror_similarities(fixed, moving, as_affine(found), target_mask=fixed_mask, atlas_mask=moving_mask)
+    return mirror_similarities(fixed, moving, found, target_mask=fixed_mask, atlas_mask=moving_mask)
 
 
 def as_affine(transform: Transform) -> Affine:
@@ -306,20 +309,12 @@ def mirror_similarities(
     out = []
     middle = np.argwhere(_region(target, target_mask)).mean(axis=0) @ target.affine[:3, :3].T + target.affine[:3, 3]
     for start in (transform, as_affine(mirrored(transform(middle[None])[0]) @ transform)):
-        try:
-            (found,) = affine.register(
-                target,
-                [atlas],
-                initial=[start],
-                fixed_mask=_small_mask(target, target_mask),
-                moving_masks=[_small_mask(atlas, atlas_mask)],
-                finest_shrink=1,
-                device="cpu",
-            )
-        except (GeometryError, InputError):
-            out.append(math.nan)
-            continue
-        out.append(linear_similarity(target, atlas, as_affine(found), fixed_mask=target_mask, moving_mask=atlas_mask))
+        found = _align(target, atlas, target_mask, atlas_mask, start=start)
+        out.append(
+            math.nan
+            if found is None
+            else linear_similarity(target, atlas, found, fixed_mask=target_mask, moving_mask=atlas_mask)
+        )
     return out[0], out[1]
 
 
@@ -340,12 +335,7 @@ def describe_library(atlases: Sequence[Atlas], executor: Executor) -> LibraryRef
     """Measure what a library knows of itself."""
     spacing_mm = coarse_spacing_mm([atlas.image for atlas in atlases])
     geometries = tuple(Geometry(*executor(measure_geometry, atlas.image)) for atlas in atlases)
-    found = []
-    for one, other in pairs_of(len(atlases)):
-        a, b = atlases[one], atlases[other]
-        small = [executor(coarsen, atlas.image, spacing_mm=spacing_mm) for atlas in (a, b)]
-        if all(_comparable(each) for each in small):
-            found.append(executor(pair_similarity, *small, a.mask, b.mask))
+    found = _compare_pairs(pair_similarity, atlases, spacing_mm, executor)
     return LibraryReference(geometries, spacing_mm, tuple(v for v in found if np.isfinite(v)))
 
 
@@ -412,21 +402,25 @@ def check(
             break
         pairs.append(executor(mirror_similarities, small, images[n], linear[n], target_mask=mask, atlas_mask=masks[n]))
     exchanged = check_sides(name, pairs)
-    if exchanged and not _mirror_gain(list_mirror_similarities(every, reference.spacing_mm, executor)) < SYMMETRIC:
-        exchanged = []  # the anatomy does not show which side is which
+    if exchanged:
+        among = _compare_pairs(
+            pair_mirror_similarities, every, reference.spacing_mm, executor, most=MIRRORED_ATLASES[1]
+        )
+        if not _mirror_gain([pair for pair in among if np.isfinite(pair).all()]) < SYMMETRIC:
+            exchanged = []  # the anatomy does not show which side is which
     return (*findings, *exchanged)
 
 
-def list_mirror_similarities(
-    atlases: Sequence[Atlas], spacing_mm: float, executor: Executor
-) -> list[tuple[float, float]]:
-    """Compare several pairs of atlases as they are, and with left and right of one of them exchanged."""
+def _compare_pairs(
+    compare: Callable[..., Any], atlases: Sequence[Atlas], spacing_mm: float, executor: Executor, *, most: int = PAIRS
+) -> list[Any]:
+    """Call `compare` with the coarse images and the masks of at most `most` pairs of atlases."""
     found = []
-    for one, other in pairs_of(len(atlases))[: MIRRORED_ATLASES[1]]:
+    for one, other in pairs_of(len(atlases))[:most]:
         a, b = atlases[one], atlases[other]
         small = [executor(coarsen, atlas.image, spacing_mm=spacing_mm) for atlas in (a, b)]
         if all(_comparable(each) for each in small):
-            found.append(executor(pair_mirror_similarities, *small, a.mask, b.mask))
+            found.append(executor(compare, *small, a.mask, b.mask))
     return found
 
 
