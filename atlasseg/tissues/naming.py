@@ -56,9 +56,9 @@ def name_classes(found: Tissues, names: Sequence[str], contrast: Contrast = "aut
     Parameters
     ----------
     found : Tissues
-        Classes ascending by intensity in the first modality.
+        Classes in any order; their means in the first modality say which is darker.
     names : sequence of str
-        One a class.
+        One name for each class.
     contrast : str
         ``"auto"``, ``"ascending"`` for names that are in the order of the intensities, or one of `ORDERS`.
 
@@ -74,7 +74,8 @@ def name_classes(found: Tissues, names: Sequence[str], contrast: Contrast = "aut
     InputError
         A contrast is stated that says nothing about the names.
     """
-    kinds = [SYNONYMS.get(" ".join(name.lower().replace("_", " ").split()), "") for name in names]
+    found = _reorder(found, np.argsort(found.means[:, 0], kind="stable").tolist())
+    kinds = _brain_tissues(names)
     of_brain = len(set(kinds)) == len(kinds) and all(kinds)
     if contrast == "ascending":
         return found, ""
@@ -112,6 +113,11 @@ def name_classes(found: Tissues, names: Sequence[str], contrast: Contrast = "aut
     return _reorder(found, [order.index(kind) for kind in kinds]), reason
 
 
+def _brain_tissues(names: Sequence[str]) -> list[str]:
+    """CSF, GM or WM for each name that means one of them, and an empty string for the others."""
+    return [SYNONYMS.get(" ".join(name.lower().replace("_", " ").split()), "") for name in names]
+
+
 def check_names(names: Sequence[str], classes: int) -> tuple[str, ...]:
     """The names, one a class.
 
@@ -147,7 +153,7 @@ def check_brain(found: Tissues, names: Sequence[str], *, whole_foreground: bool)
     whole_foreground : bool
         Whether the region is all that is brighter than the background of a scan from which nothing was removed.
     """
-    kinds = [SYNONYMS.get(" ".join(name.lower().replace("_", " ").split()), "") for name in names]
+    kinds = _brain_tissues(names)
     if not {"CSF", "GM", "WM"} <= set(kinds):
         return
     voxel_mm3 = abs(float(np.linalg.det(found.labels.affine[:3, :3])))

@@ -10,7 +10,7 @@ from atlasseg import io
 from atlasseg.errors import InputError
 from atlasseg.phantoms import tissue
 from atlasseg.tissues import mixture
-from atlasseg.tissues.naming import check_brain, name_classes
+from atlasseg.tissues.naming import _reorder, check_brain, name_classes
 from atlasseg.volume import Image, Mask
 
 NAMES = ("CSF", "GM", "WM")
@@ -53,6 +53,17 @@ def test_all_of_a_result_follows_the_names(brain):
     np.testing.assert_array_equal(named.probabilities.mode, named.labels.array)
     inside = named.probabilities.entries
     assert all(np.all(np.diff(each) > 0) for each in np.split(inside.labels, inside.offsets[1:-1]))
+
+
+def test_the_order_of_the_classes_does_not_matter(brain):
+    """A model may return its classes in any order: names go by means, not by place."""
+    contrast, _, found = brain
+    mixed = _reorder(found, [2, 0, 1])
+    for stated in ("auto", contrast, "ascending"):
+        expected, _ = name_classes(found, NAMES, stated)
+        named, _ = name_classes(mixed, NAMES, stated)
+        np.testing.assert_array_equal(named.labels.array, expected.labels.array)
+        np.testing.assert_array_equal(named.means, expected.means)
 
 
 def test_other_names_and_ascending_order_stay_as_they_are(brain, caplog):
