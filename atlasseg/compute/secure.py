@@ -7,6 +7,9 @@ authentication.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +63,29 @@ def read_certificates(folder: Path) -> Security:
             raise InputError(f"{path}: expected a PEM file of the cluster's certificates: {error}") from error
         if "-----BEGIN " not in texts[name]:
             raise InputError(f"{path}: expected a PEM file, got a text without '-----BEGIN'.")
-    roles = {f"tls_{role}_cert": texts[CERTIFICATE] for role in ("client", "scheduler", "worker")}
-    keys = {f"tls_{role}_key": texts[KEY] for role in ("client", "scheduler", "worker")}
-    return Security(require_encryption=True, tls_ca_file=texts[AUTHORITY], **roles, **keys)
+    return _security(texts)
+
+
+@contextmanager
+def temporary_certificates(parent: Path) -> Iterator[Security]:
+    """Write new certificates into a temporary folder, for processes that find them there; removed on exit.
+
+    Parameters
+    ----------
+    parent : path
+        Folder that every process of the cluster can read, such as the home directory. The certificates in it are
+        readable by your user only.
+    """
+    with tempfile.TemporaryDirectory(prefix=".atlasseg-certificates-", dir=parent) as name:
+        write_certificates(Path(name))
+        yield _security({file: str(Path(name, file)) for file in (AUTHORITY, CERTIFICATE, KEY)})
+
+
+def _security(parts: Mapping[str, str]) -> Security:
+    """One certificate for all roles, from the texts or the paths of its three files."""
+    roles = {f"tls_{role}_cert": parts[CERTIFICATE] for role in ("client", "scheduler", "worker")}
+    keys = {f"tls_{role}_key": parts[KEY] for role in ("client", "scheduler", "worker")}
+    return Security(require_encryption=True, tls_ca_file=parts[AUTHORITY], **roles, **keys)
 
 
 def write_certificates(folder: Path) -> None:

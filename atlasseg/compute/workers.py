@@ -9,7 +9,7 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -264,7 +264,8 @@ def _limit_threads(name: str, threads: int) -> int:
     return min(threads, int(given)) if given.isdecimal() and int(given) > 0 else threads
 
 
-def _batch_jobs(workers: Workers) -> Any:
+@contextmanager
+def _batch_jobs(workers: Workers) -> Iterator[Any]:
     """Start jobs of a batch system, each with one worker of one Dask thread that declares its memory as a resource."""
     assert workers.cluster is not None
     try:
@@ -273,14 +274,17 @@ def _batch_jobs(workers: Workers) -> Any:
         raise MissingLibraryError("--cluster needs dask-jobqueue: pip install 'atlasseg[cluster]'") from error
     from dask.utils import parse_bytes
 
-    from atlasseg.compute.secure import WORKER_CLASS, PagelessScheduler
+    from atlasseg.compute.secure import WORKER_CLASS, PagelessScheduler, temporary_certificates
 
     settings = _settings(workers.settings)
-    if settings.setdefault("security", True):
-        settings.setdefault("shared_temp_directory", "~")  # for the certificates of the jobs, readable by the user only
+    certificates: Any = nullcontext()
+    if settings.pop("security", True):
+        shared = Path(os.path.expandvars(settings.get("shared_temp_directory", "~"))).expanduser()
+        if not shared.is_dir():
+            raise InputError(f"{workers.settings}: shared_temp_directory: no folder {shared}. Create it.")
+        certificates = temporary_certificates(shared)
         settings.setdefault("protocol", "tls://")
     else:
-        settings["security"] = None
         log.warning("%s: without TLS, any process that reaches a port runs code as you", workers.settings)
     settings.setdefault("scheduler_cls", PagelessScheduler)
     cores, memory = settings.setdefault("cores", 1), settings.setdefault("memory", "4GB")
@@ -288,16 +292,19 @@ def _batch_jobs(workers: Workers) -> Any:
     extra += ["--no-dashboard", "--worker-class", WORKER_CLASS]
     prologue = [f"export {name}={cores}" for name in THREADS] + [f"export {n}={v}" for n, v in QUIET.items()]
     settings["job_script_prologue"] = [*prologue, *settings.get("job_script_prologue", ())]
-    try:
-        cluster = getattr(dask_jobqueue, CLUSTERS[workers.cluster])(
-            **{"processes": 1, **settings}, worker_extra_args=extra
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{workers.settings or workers.cluster}: dask-jobqueue refuses the settings: {error}"
-        ) from error
-    cluster.scale(jobs=workers.jobs)
-    return cluster
+    with ExitStack() as stack:
+        settings["security"] = stack.enter_context(certificates)
+        try:
+            cluster = getattr(dask_jobqueue, CLUSTERS[workers.cluster])(
+                **{"processes": 1, **settings}, worker_extra_args=extra
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{workers.settings or workers.cluster}: dask-jobqueue refuses the settings: {error}"
+            ) from error
+        stack.enter_context(cluster)
+        cluster.scale(jobs=workers.jobs)
+        yield cluster
 
 
 def _settings(path: Path | None) -> dict[str, Any]:

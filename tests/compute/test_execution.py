@@ -253,15 +253,20 @@ def test_jobs_of_a_batch_system(tmp_path, monkeypatch):
     settings = tmp_path / "settings.toml"
     settings.write_text(
         f'queue = "short"\ncores = 3\nmemory = "1GB"\nlocal_directory = "{tmp_path}"\n'
-        'scheduler_options = {host = "127.0.0.1", dashboard = false}\n'
+        f'shared_temp_directory = "{tmp_path}"\nscheduler_options = {{host = "127.0.0.1", dashboard = false}}\n'
     )
     done = process_targets(task, TARGETS, workers=Workers(1, cluster="slurm", settings=settings), memory_bytes=1e8)
     assert [o.result for o in done] == ["T0", None, None, "T3"]
     script = (tmp_path / "job.sh").read_text()
     assert "#SBATCH -p short" in script and "#SBATCH --cpus-per-task=3" in script and "memory=1000000000" in script
     assert "export NUMBA_NUM_THREADS=3" in script and script.index("--nthreads 3") < script.index("--nthreads 1")
+    assert f"--tls-ca-file {tmp_path}" in script
+    assert not list(tmp_path.glob(".*")), "the certificates go with the cluster"
     settings.write_text("quue = 'normal'\n")
     with pytest.raises(InputError, match=r"settings.toml: dask-jobqueue refuses the settings: .*quue"):
+        process_targets(task, TARGETS, workers=Workers(2, cluster="slurm", settings=settings))
+    settings.write_text(f"shared_temp_directory = '{tmp_path}/nowhere'\n")
+    with pytest.raises(InputError, match=r"settings.toml: shared_temp_directory: no folder .*nowhere"):
         process_targets(task, TARGETS, workers=Workers(2, cluster="slurm", settings=settings))
 
 
