@@ -1,4 +1,4 @@
-"""The page on a whole run: every target at a glance, and every structure across them."""
+"""HTML page of a run: a table of all targets, and the distribution of each structure over the targets."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MOST_REASONS = 3
-"""So many of the things by which a target stands out are told; the others are counted."""
+"""Maximum number of reasons listed for an outlying target. The other reasons are counted."""
 
 
 @dataclass(frozen=True, eq=False)
 class TargetSummary:
-    """How one target went.
+    """Result of one target, as shown on the page of the run.
 
     Parameters
     ----------
     target : str
-        Its id.
+        Id of the target.
     href : str
-        Path of its report, seen from the cohort's page; empty where there is none.
+        Path of its report, relative to the page of the run; empty if there is none.
     seconds : float
-        How long it took.
+        Duration of the segmentation, in seconds.
     error : str
-        Why it failed; empty where it did not.
+        Reason of the failure; empty if the target did not fail.
     warnings : int
-        How often was warned.
+        Number of warnings.
     picture : Markup
-        Its place on the contact sheet, as `figures.contact` makes it; empty where there is none.
+        Its picture for the contact sheet, from `figures.contact`; empty if there is none.
     volumes, metrics : DataFrame, optional
         As in `TargetReport`.
     predicted : mapping of int to float
-        Dice that each label is likely to have, made without a reference.
+        Predicted Dice of each label, computed without a reference.
     similarity : float
-        Mean over the atlases that voted, after registration.
+        Similarity of scan and atlases after registration, mean over the atlases that voted.
     entropy_bits : float
-        Mean over the labelled voxels.
+        Mean entropy over the labelled voxels, in bits.
     atlases, voted : int
-        How many atlases there were, and how many of them voted.
+        Number of atlases, and number of atlases that voted.
     findings : sequence of (str, str)
-        What is implausible about the scan or its registrations: what was compared, and a message.
+        Implausible properties of the scan or of its registrations: name of the check, and message.
     """
 
     target: str
@@ -71,26 +71,26 @@ class TargetSummary:
 
     @property
     def quality(self) -> str:
-        """What is to be checked, "ok" where nothing is, and nothing for a target that failed."""
+        """``check:`` and the names of the checks with findings, ``ok`` without findings, empty if the target failed."""
         if self.error:
             return ""
         return f"check: {', '.join(kind for kind, _ in self.findings)}" if self.findings else "ok"
 
     @property
     def predicted_mean(self) -> float:
-        """Mean of what is predicted over the labels; NaN where nothing is."""
+        """Mean predicted Dice over the labels; NaN if there is no prediction."""
         known = [value for value in self.predicted.values() if np.isfinite(value)]
         return float(np.mean(known)) if known else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
 class CohortReport:
-    """What is to be said of a run.
+    """Contents of the page of a run.
 
     Parameters
     ----------
     name : str
-        Of the recipe.
+        Name of the recipe.
     fusion : str
         Name of the fusion method.
     targets : sequence of TargetSummary
@@ -100,11 +100,11 @@ class CohortReport:
     atlases : int
         Number of atlases in the library.
     recipe : str
-        Its text.
+        Text of the recipe.
     versions : mapping
         Version of each piece of software.
     comparison : Markup
-        Sections that compare methods, as `comparison_sections` makes them, where several were tried.
+        Comparison of methods, from `comparison_sections`; empty if only one method was used.
     """
 
     name: str
@@ -118,7 +118,7 @@ class CohortReport:
 
 
 def render_cohort(report: CohortReport) -> str:
-    """The page, as HTML that needs no network; the same report gives the same text."""
+    """Render the page of a run as HTML that needs no network. Equal reports give equal text."""
     values = {int(v) for t in report.targets if t.volumes is not None for v in t.volumes["label"]} - {0}
     found = standouts(_measured(report))
     rows = [_row(target, found.get(target.target, ()), report.table) for target in report.targets]
@@ -168,7 +168,7 @@ def _mean(values: Collection[float]) -> float:
 
 
 def _row(target: TargetSummary, found: Sequence[Standout], table: LabelTable) -> dict[str, Any]:
-    """A target in the table."""
+    """Make the row of a target in the table."""
     dice = _of_labels(target, "dice")
     worst = min(dice, key=lambda v: (dice[v], v), default=None)
     mean, predicted = _mean(dice.values()), target.predicted_mean
@@ -202,7 +202,7 @@ def _facts(report: CohortReport, rows: Sequence[Mapping[str, Any]], mean_dice: f
 
 
 def _measured(report: CohortReport) -> list[Measured]:
-    """What can make a target stand out."""
+    """Collect the measurements in which a target can be an outlier."""
     volumes = {t.target: _volumes(t) for t in report.targets if t.volumes is not None}
     labels = sorted({v for of in volumes.values() for v in of})
     measured = []
@@ -233,7 +233,7 @@ def _reason(s: Standout) -> str:
 
 
 def _distributions(report: CohortReport) -> list[dict[str, Any]]:
-    """Each structure across the targets: Dice where there is a reference, predicted Dice, volume against the median."""
+    """Plot each structure over the targets: Dice, predicted Dice, and volume relative to the median."""
     dice = {t.target: _of_labels(t, "dice") for t in report.targets}
     volumes = {t.target: {v: mm3 for v, mm3 in _volumes(t).items() if mm3 > 0} for t in report.targets}
     medians = {
@@ -250,14 +250,14 @@ def _distributions(report: CohortReport) -> list[dict[str, Any]]:
         (
             "predicted",
             "Predicted Dice of each structure",
-            "What the agreement of the atlases lets expect.",
+            "Dice predicted from the agreement of the atlases, without a reference.",
             {t.target: t.predicted for t in report.targets},
             share,
         ),
         (
             "volumes",
             "Volume of each structure",
-            "How many times the cohort's median a structure measures. Stray dots are worth a look.",
+            "Volume of each structure relative to its median over the targets. Check the targets far from 1.",
             ratios if sum(map(bool, volumes.values())) > 1 else {},
             times,
         ),

@@ -1,4 +1,4 @@
-"""The page on a comparison of fusion methods: who did best, whether that holds, where, and at what cost."""
+"""HTML page of a comparison of fusion methods: ranks, paired tests, Dice of each structure, time and memory."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 LEVEL = 0.05
-"""A difference holds whose p-value, corrected by Holm, lies below this."""
+"""Significance level for p-values corrected by Holm's method."""
 
 FEWEST_FOR_BOXES = 5
-"""Of fewer targets quartiles say nothing, and only the dots are drawn."""
+"""Minimum number of targets for box plots. With fewer targets only the dots are drawn."""
 
 
 class Ranks(Protocol):
-    """What `evaluation.comparison.rank_methods` returns."""
+    """Type of the result of `evaluation.comparison.rank_methods`."""
 
     @property
     def mean_rank(self) -> pd.Series[float]:
-        """Method to mean rank over the targets, best first."""
+        """Mean rank of each method over the targets, best first."""
 
     @property
     def friedman_p(self) -> float:
-        """Probability of ranks this different where all methods are equal; NaN where not known."""
+        """p-value of Friedman's test; NaN if it cannot be computed."""
 
     @property
     def critical_difference(self) -> float:
-        """Methods whose mean ranks differ by less are not told apart."""
+        """Critical difference of mean ranks (Nemenyi)."""
 
 
 def render_comparison(
@@ -48,25 +48,25 @@ def render_comparison(
     versions: Mapping[str, str],
     left_out: Mapping[str, str] | None = None,
 ) -> str:
-    """The page, as HTML that needs no network; the same figures give the same text.
+    """Render the comparison as an HTML page that needs no network. Equal data give equal text.
 
     Parameters
     ----------
     metrics : DataFrame
-        Long form: target, method, label, name, metric, value, note. `label` is missing for groups and, where `name`
-        is ``all``, for what a method costs: ``seconds``, ``peak_memory_mb``, ``expected_calibration_error``.
+        Long form: target, method, label, name, metric, value, note. `label` is missing for groups and, if `name`
+        is ``all``, for ``seconds``, ``peak_memory_mb`` and ``expected_calibration_error``.
     scores : DataFrame
-        Mean Dice over the labels: one row a target, one column a method.
+        Mean Dice over the labels: one row per target, one column per method.
     tests : DataFrame
-        Every pair of methods: method_a, method_b, targets, mean_difference, a_better, p, p_holm.
+        One row per pair of methods: method_a, method_b, targets, mean_difference, a_better, p, p_holm.
     ranking : Ranks
         Mean ranks, best first, Friedman's p and the critical difference.
     recipe : str
-        Its text.
+        Text of the recipe.
     versions : mapping
         Version of each piece of software.
     left_out : mapping, optional
-        Why each method that was asked for and could not be used is not among them.
+        Methods that could not be used, each with the reason.
     """
     ranks, means = ranking.mean_rank, scores.mean()
     first = [m for m in ranks.index if ranks[m] <= ranks.iloc[0] + 1e-9]
@@ -86,7 +86,7 @@ def render_comparison(
         facts=[
             ("methods", str(len(ranks))),
             ("targets", str(len(scores))),
-            ("mean Dice of the first", f"{means[best]:.3f}"),
+            ("mean Dice of the best rank", f"{means[best]:.3f}"),
             ("critical difference of ranks", f"{ranking.critical_difference:.2f}"),
         ],
         sections=comparison_sections(metrics, scores, tests, ranking),
@@ -97,7 +97,7 @@ def render_comparison(
 
 
 def comparison_sections(metrics: pd.DataFrame, scores: pd.DataFrame, tests: pd.DataFrame, ranking: Ranks) -> Markup:
-    """What the page says between its head and its end, for the page of a cohort; parameters as above."""
+    """Render the sections of the comparison alone, for the page of a run. Parameters as of `render_comparison`."""
     return render_macro(
         "comparison_sections.html.j2",
         "sections",
@@ -113,7 +113,7 @@ def comparison_sections(metrics: pd.DataFrame, scores: pd.DataFrame, tests: pd.D
 
 
 def _against(tests: pd.DataFrame, method: object) -> dict[object, tuple[float, float]]:
-    """Of every other method: mean difference from it, positive where `method` is better, and corrected p."""
+    """Mean difference from each other method, positive where `method` is better, and corrected p."""
     found: dict[object, tuple[float, float]] = {}
     for row in tests.to_dict("records"):
         if row["method_a"] == method:
@@ -124,7 +124,7 @@ def _against(tests: pd.DataFrame, method: object) -> dict[object, tuple[float, f
 
 
 def _lead(best: object, scores: pd.DataFrame, tests: pd.DataFrame) -> dict[str, Any]:
-    """What the paired tests say of the method that ranks first."""
+    """Summarise the paired tests of the method that ranks first."""
     rivals = _against(tests, best)
     beaten = [m for m, (difference, p) in rivals.items() if p < LEVEL and difference > 0]
     return {
@@ -136,7 +136,7 @@ def _lead(best: object, scores: pd.DataFrame, tests: pd.DataFrame) -> dict[str, 
 
 
 def _per_target(metrics: pd.DataFrame, method: object, metric: str) -> pd.Series[float]:
-    """Mean over the labels (or the cost itself) for every target, those not known left out."""
+    """Mean over the labels (or the cost itself) of each target, without the targets where it is not known."""
     rows = metrics[(metrics["method"] == method) & (metrics["metric"] == metric)]
     rows = rows[rows["label"].notna() | (rows["name"] == "all")]
     return rows.groupby("target", sort=False)["value"].mean().dropna().astype(float)
@@ -194,7 +194,7 @@ def _boxes(scores: pd.DataFrame, ranking: Ranks) -> Markup:
     rows = []
     for n, method in enumerate(ranking.mean_rank.index):
         values, y = scores[method].to_numpy(float), top + row * (n + 0.5)
-        spread = 6.0 * ((np.arange(len(values)) * 0.618034) % 1.0 - 0.5)  # alike in every row, so that no dot is hidden
+        spread = 6.0 * ((np.arange(len(values)) * 0.618034) % 1.0 - 0.5)  # equal in every row; no dot hides another one
         rows.append(
             {
                 "y": y,
@@ -212,7 +212,7 @@ def _boxes(scores: pd.DataFrame, ranking: Ranks) -> Markup:
         "figures.html.j2",
         "strips",
         role="img",
-        described=f"Mean Dice of every target, a row a method: {medians}",
+        described=f"Mean Dice of every target, one row per method: {medians}",
         top=top,
         height=top + row * scores.shape[1] + 6,
         ticks=[(across(value), f"{value:.{decimals}f}") for value in ticks],
@@ -228,9 +228,9 @@ def _shown(method: object) -> str:
 
 
 def _not_told_apart(ranks: Sequence[float], critical: float) -> list[tuple[int, int]]:
-    """First and last of every largest run of ascending `ranks` in which all lie less than `critical` apart.
+    """First and last index of each maximal run of ascending `ranks` that differ by less than `critical`.
 
-    Runs that lie within another are left out, and so are those of a single method.
+    Runs within another run and runs of a single method are left out.
 
     Examples
     --------
@@ -246,7 +246,7 @@ def _not_told_apart(ranks: Sequence[float], critical: float) -> list[tuple[int, 
 
 
 def _ranks(scores: pd.DataFrame, ranking: Ranks) -> dict[str, Any]:
-    """The critical-difference diagram (Demsar 2006, figure 1), the best at the left, and what is said of it."""
+    """Critical-difference diagram (Demsar 2006, figure 1), best method on the left, and the figures of its text."""
     methods, ranks = list(ranking.mean_rank.index), [float(r) for r in ranking.mean_rank]
     critical, k = ranking.critical_difference, len(ranks)
     runs = _not_told_apart(ranks, critical)
@@ -295,7 +295,7 @@ def _ranks(scores: pd.DataFrame, ranking: Ranks) -> dict[str, Any]:
 
 
 def _heat(metrics: pd.DataFrame, ranking: Ranks) -> dict[str, Any]:
-    """Structures by methods: each cell says its Dice, and its colour how it stands to the others of its row."""
+    """Table of structures by methods: Dice of each cell, and its colour relative to the mean of the row."""
     dice = metrics[(metrics["metric"] == "dice") & metrics["label"].notna()]
     means = dice.pivot_table(index="label", columns="method", values="value", aggfunc="mean")[
         list(ranking.mean_rank.index)

@@ -1,9 +1,9 @@
 """Pictures of a segmentation: slices of the scan with the outlines of its labels, as SVG.
 
 A slice is a plane of the scan's own grid, named after the nearest anatomical plane: an oblique scan is not resampled,
-and the picture shows the voxels that were segmented. Sides are marked on every picture. The scan is an embedded PNG,
-the outlines are paths in voxels through a scale in mm, so that voxels have their true aspect at any size; the class
-of each path (``l17``) gives its colour, and what to show and to stress is left to the page's style.
+and the picture shows the voxels that were segmented. Each picture marks the sides. The scan is an embedded PNG,
+the outlines are paths in voxels, scaled to mm, so that voxels have their true aspect at any size. The class
+of each path (``l17``) gives its colour. The style sheet of the page decides what is shown and highlighted.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 Convention = Literal["radiological", "neurological"]
-"""Whose left is on the left of an axial or coronal picture: in radiological convention it is the patient's right."""
+"""Orientation of axial and coronal pictures. Radiological: the patient's right is on the left of the picture."""
 
 PLANES = ("axial", "coronal", "sagittal")
 WINDOW_PERCENTILES = (0.5, 99.5)
 """Intensities shown as black and as white."""
 MARGIN = 0.15
-"""How much of the scan is shown around the labels, as a part of their longest side."""
+"""Margin around the labels, as a fraction of their longest side."""
 MOST_ENTROPY_BITS = 1.0
-"""Uncertainty is shown fully opaque from here on: two labels are even."""
+"""Entropy that is shown fully opaque: that of two equally probable labels."""
 LARGE_COLUMNS = 3
-"""Fewer slices a plane are shown large, with smaller marks."""
+"""Up to this number of slices per plane, slices are shown large, with smaller marks."""
 CONTACT_PIXELS = 112
 """Height of a picture in a contact sheet."""
 CONTACT_TINT = 0.25
 UNCERTAIN_RGB = (255, 140, 0)
 STRAIGHT_DEGREES = 1.0
-"""A scan whose axes lean less than this from the anatomical ones is not called oblique."""
+"""Maximum angle between axes of the scan and anatomical axes for which the scan is not called oblique."""
 
 _NORMAL = {"axial": 2, "coronal": 1, "sagittal": 0}
 _SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -50,10 +50,10 @@ _SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
 
 @dataclass(frozen=True)
 class Panel:
-    """One slice: its plane, where it lies, and the picture.
+    """One slice: plane, position and picture.
 
-    `position_mm` is the place of its middle along the plane's normal axis (R, A or S), `place` the same in words, as
-    ``S 12 mm``; `svg` is an element for HTML, with its own description for those who do not see it.
+    `position_mm` is the position of its centre along the plane's normal axis (R, A or S); `place` is the same as text,
+    ``S 12 mm``; `svg` is an HTML element with a description for screen readers.
     """
 
     plane: str
@@ -74,7 +74,7 @@ class _View:
 
 
 def tilt_degrees(grid: Grid) -> float:
-    """The largest angle between an axis of the grid and the anatomical axis that it stands for."""
+    """Largest angle between an axis of the grid and its nearest anatomical axis, in degrees."""
     directions = _in_ras(grid).affine[:3, :3]
     cosines = np.diag(directions) / np.linalg.norm(directions, axis=0)
     return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
@@ -91,7 +91,7 @@ def mosaic(
     outlined: bool = True,
     convention: Convention = "radiological",
 ) -> list[Panel]:
-    """Slices of the three planes, spread evenly over what is labelled.
+    """Draw slices of the three planes, spread evenly over the labelled voxels.
 
     Parameters
     ----------
@@ -100,22 +100,22 @@ def mosaic(
     labels : LabelMap
         On the scan's grid.
     table : LabelTable
-        Names the structures in the pictures' tool tips.
+        Names of the structures, for the tool tips.
     entropy : (I, J, K), optional
-        Uncertainty in bits, as a veil over the scan (class ``entropy``).
+        Uncertainty in bits, as an overlay on the scan (class ``entropy``).
     reference : LabelMap, optional
         On the scan's grid; outlined as well (class ``reference``).
     columns : int
-        Slices a plane, at most: where the labels span fewer, all are shown.
+        Maximum number of slices per plane. If the labels span fewer slices, all are shown.
     outlined : bool
-        Whether the labels are drawn; otherwise they only say where the slices lie.
+        Draw the labels. Otherwise they are used for the positions of the slices only.
     convention : str
-        ``radiological`` or ``neurological``, for axial and coronal slices; sagittal ones look to the left.
+        ``radiological`` or ``neurological``, for axial and coronal slices. Sagittal slices face left.
 
     Returns
     -------
     list of Panel
-        Axial, then coronal, then sagittal; from inferior, posterior and left on.
+        Axial, then coronal, then sagittal; ordered from inferior, posterior and left.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def where_to_look(
     table: LabelTable,
     convention: Convention = "radiological",
 ) -> list[Panel]:
-    """In each of the three planes, the slice with the most uncertainty; empty where all is certain.
+    """Draw the most uncertain slice of each of the three planes. The list is empty if all voxels are certain.
 
     Parameters and errors as for `mosaic`.
     """
@@ -163,9 +163,9 @@ def where_to_look(
 
 
 def contact(image: Image, labels: LabelMap, *, table: LabelTable, convention: Convention = "radiological") -> Markup:
-    """A small picture of all three planes side by side, for a sheet of many targets: an ``<img>`` that holds its JPEG.
+    """Draw the three planes side by side as a small JPEG in an ``<img>`` element, for a contact sheet of many targets.
 
-    Each slice goes through the middle of what is labelled. Parameters and errors as for `mosaic`.
+    Each slice goes through the centre of the labelled voxels. Parameters and errors as for `mosaic`.
     """
     from PIL import Image as Picture
 
@@ -201,7 +201,7 @@ def contact(image: Image, labels: LabelMap, *, table: LabelTable, convention: Co
 
 
 def _painted(scan: NDArray[np.uint8], named: Int32, table: LabelTable) -> NDArray[np.uint8]:
-    """A grey picture with its labels tinted, and their edges in full colour."""
+    """Paint the labels of a grey picture: tinted areas, edges in full colour."""
     values = np.unique(named)
     colors = np.array([[int(drawn_color(table.color(int(v)))[i : i + 2], 16) for i in (1, 3, 5)] for v in values])
     color = colors[np.searchsorted(values, named)]
@@ -215,7 +215,7 @@ def _painted(scan: NDArray[np.uint8], named: Int32, table: LabelTable) -> NDArra
 
 
 def grey(scan: NDArray[Any]) -> NDArray[np.uint8]:
-    """A scan in 256 shades, black and white at `WINDOW_PERCENTILES`."""
+    """Map the intensities to 256 grey values, black and white at `WINDOW_PERCENTILES`."""
     low, high = np.percentile(scan, WINDOW_PERCENTILES)
     shades = np.clip((scan - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
     rounded: NDArray[np.uint8] = np.rint(shades).astype(np.uint8)
@@ -223,7 +223,7 @@ def grey(scan: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def drawn_color(color: tuple[int, int, int]) -> str:
-    """A label's colour as ``#rrggbb``, lightened as far as a line on a dark scan needs to be seen."""
+    """Colour of a label as ``#rrggbb``, lightened if it would be too dark to see on a scan."""
     rgb = np.array(color, float)
     light = float(rgb @ (0.2126, 0.7152, 0.0722)) / 255
     least = 0.38
@@ -246,10 +246,10 @@ def _in_ras(grid: Grid) -> Grid:
 
 
 def _to_ras(grid: Grid) -> tuple[list[int], list[bool]]:
-    """Which array axis lies nearest to R, to A and to S, and whether it runs the other way."""
+    """Array axis nearest to each of R, A and S, and whether its direction is opposite."""
     from nibabel.orientations import io_orientation
 
-    found = io_orientation(grid.affine)  # (3, 2): for each array axis its world axis, and its sense
+    found = io_orientation(grid.affine)  # (3, 2): for each array axis its world axis and its direction
     order = [int(np.flatnonzero(found[:, 0] == world)[0]) for world in range(3)]
     return order, [found[old, 1] < 0 for old in order]
 
@@ -259,9 +259,11 @@ def _view(
 ) -> _View:
     for what, volume in (("labels", labels), ("reference", reference)):
         if volume is not None and not image.grid.matches(volume.grid):
-            raise GeometryError(f"{what} of shape {volume.shape} are not on the grid of the scan, shape {image.shape}")
+            raise GeometryError(
+                f"{what}: expected the scan's grid, shape {image.shape}, got another grid, shape {volume.shape}"
+            )
     if entropy is not None and entropy.shape != image.shape:
-        raise GeometryError(f"entropy of shape {entropy.shape} is not on the grid of the scan, shape {image.shape}")
+        raise GeometryError(f"entropy: expected the scan's shape {image.shape}, got {entropy.shape}")
     order, flip = _to_ras(image.grid)
 
     def turned(array: NDArray[Any]) -> NDArray[Any]:
@@ -285,7 +287,7 @@ def _view(
 
 
 def box_around(labelled: NDArray[Any], spacing_mm: Float64) -> tuple[slice, slice, slice]:
-    """Around what is labelled, with a margin that is the same in mm on every side; all where nothing is."""
+    """Bounding box of the labelled voxels, with a margin equal in mm on every side; the whole grid without labels."""
     found = []
     for axis in range(3):
         present = np.flatnonzero(labelled.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -301,7 +303,7 @@ def box_around(labelled: NDArray[Any], spacing_mm: Float64) -> tuple[slice, slic
 
 
 def _spread(labelled: NDArray[np.bool_], axis: int, columns: int) -> list[int]:
-    """Up to `columns` slices along `axis`, at the middles of equal shares of the labelled voxels, ascending."""
+    """Up to `columns` slice indices along `axis`, at the centres of equal shares of the labelled voxels, ascending."""
     counts = labelled.sum(axis=tuple(a for a in range(3) if a != axis))
     if not counts.any():
         return [labelled.shape[axis] // 2]
@@ -311,7 +313,7 @@ def _spread(labelled: NDArray[np.bool_], axis: int, columns: int) -> list[int]:
 
 
 def _flat(array: NDArray[Any], axis: int, index: int, *, leftward: bool) -> NDArray[Any]:
-    """A slice as it is drawn: rows run downward, and columns leftward where that is asked for."""
+    """Orient a slice for drawing: rows downward, columns leftward if `leftward`."""
     picture: NDArray[Any] = np.moveaxis(array, axis, 0)[index, :, ::-1].T
     return np.flip(picture, 1) if leftward else picture
 
@@ -327,7 +329,7 @@ def _panel(
     key: str,
     large: bool = False,
 ) -> Panel:
-    """One picture; `key` is unique in its page; a `large` one has small marks."""
+    """Draw one slice. `key` is unique in the page; a `large` slice has small marks."""
     axis = _NORMAL[plane]
     across, up = (a for a in range(3) if a != axis)
     leftward = plane == "sagittal" or convention == "radiological"
@@ -389,7 +391,7 @@ def _marks(
     scale_bar: bool,
     size: float,
 ) -> dict[str, Any]:
-    """Letters at the four sides, and a bar of a round length; `size` of the letters is a part of the longer side."""
+    """Letters at the four sides, and a scale bar; `size` of the letters is a fraction of the longer side."""
     size *= max(width, height)
     low, high = (across[1], across[0]) if leftward else (across[0], across[1])
     letters = (
@@ -403,7 +405,7 @@ def _marks(
 
 
 def _outlines(picture: Int32) -> Iterator[tuple[int, str]]:
-    """Each label of a (rows, columns) picture, and its outline as SVG path data in half voxels."""
+    """Yield each label of a (rows, columns) picture with its outline as SVG path data in half voxels."""
     from contourpy import contour_generator
     from scipy.ndimage import find_objects
 
@@ -423,7 +425,7 @@ def _outlines(picture: Int32) -> Iterator[tuple[int, str]]:
 
 
 def _path(points: NDArray[np.int_]) -> str:
-    """A closed polygon as relative path data, runs along one direction joined."""
+    """Write a closed polygon as relative path data; steps in one direction are joined."""
     steps = np.diff(points, axis=0)
     steps = steps[(steps != 0).any(axis=1)]
     joined: list[tuple[int, int]] = []
@@ -439,7 +441,7 @@ def _path(points: NDArray[np.int_]) -> str:
 
 
 def _png(picture: NDArray[np.uint8], *, rgb: tuple[int, int, int] | None = None) -> str:
-    """A data URI: grey, or one colour whose opacity the picture is."""
+    """Encode a picture as a data URI: grey or, with `rgb`, one colour with the picture as its opacity."""
     from PIL import Image as Picture
 
     if rgb is None:

@@ -1,4 +1,4 @@
-"""Which targets of a cohort stand out, and by what."""
+"""Outlying targets of a run, by robust z-scores."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from numpy.typing import ArrayLike, NDArray
 Side = Literal["low", "high", "both"]
 
 FEWEST = 5
-"""Of fewer targets none can stand out."""
+"""Minimum number of targets for the detection of outliers."""
 LEAST_SCORE = 3.5
-"""A score of at least this stands out (Iglewicz and Hoaglin 1993); of very many values it takes more."""
+"""Minimum score of an outlier (Iglewicz and Hoaglin 1993). `limits` raises it for large numbers of values."""
 CHANCE = 0.05
-"""How likely, of normal values alone, any stands out."""
+"""Probability that any of the values is called an outlier if all are normally distributed."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Values of the targets that are judged together.
+    """Values of one measurement for all targets.
 
     Parameters
     ----------
     what : str
-        What is measured, as ``volume of Left Hippocampus``.
+        Name of the measurement, for example ``volume of Left Hippocampus``.
     values : mapping of str to float
-        Target to value; targets of which it is not known are absent or NaN.
+        Value of each target. Targets without a value are absent or NaN.
     side : str
-        Which values are suspicious: "low", "high" or "both".
+        Side on which a value can be an outlier: "low", "high" or "both".
     kind : str
-        Measurements of a kind share one limit.
+        Measurements of one kind share one limit.
     """
 
     what: str
@@ -43,7 +43,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Standout:
-    """A value that stands out: `score` is how many robust standard deviations it lies from the median."""
+    """An outlying value: `score` is its distance from the median in robust standard deviations."""
 
     what: str
     value: float
@@ -52,11 +52,11 @@ class Standout:
 
 
 def modified_scores(values: ArrayLike) -> NDArray[np.float64]:
-    """Distances from the median in robust standard deviations.
+    """Compute distances from the median in robust standard deviations.
 
-    ``0.6745 (x - median) / MAD`` with the median absolute deviation; where more than half of the values are the same
-    and it is 0, ``0.7979 (x - median) / (mean absolute deviation)``; 0 where all are the same (Iglewicz and Hoaglin,
-    How to Detect and Handle Outliers, 1993).
+    ``0.6745 (x - median) / MAD`` with the median absolute deviation (MAD). If more than half of the values are equal,
+    the MAD is 0, and the score is ``0.7979 (x - median) / (mean absolute deviation)``; 0 if all are equal (Iglewicz
+    and Hoaglin, How to Detect and Handle Outliers, 1993).
 
     Parameters
     ----------
@@ -78,10 +78,10 @@ def modified_scores(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def limits(measured: Sequence[Measured]) -> dict[str, float]:
-    """Of each kind, the score from which a value stands out.
+    """Compute the minimum score of an outlier for each kind of measurement.
 
-    At least `LEAST_SCORE`, and no less than what the largest of as many normal values exceeds with probability `CHANCE`
-    (Bonferroni): among 20 targets with 139 structures a volume 3.5 away is nothing to remark on.
+    The maximum of `LEAST_SCORE` and the score that the largest of as many normal values exceeds with probability
+    `CHANCE` (Bonferroni): in 20 targets with 139 structures, a volume with a score of 3.5 is no outlier.
     """
     from scipy.stats import norm
 
@@ -92,9 +92,9 @@ def limits(measured: Sequence[Measured]) -> dict[str, float]:
 
 
 def standouts(measured: Sequence[Measured]) -> dict[str, list[Standout]]:
-    """What stands out of every target, the farthest first; targets of which nothing does are absent.
+    """Find the outlying values of each target, largest score first. Targets without outliers are absent.
 
-    A measurement with fewer than `FEWEST` values is not judged.
+    Measurements with fewer than `FEWEST` values are left out.
     """
     found: dict[str, list[Standout]] = {}
     least = limits(measured)

@@ -1,4 +1,4 @@
-"""The report on one target: a page that shows what was made, how sure it is, and how it came about."""
+"""HTML page of one target: segmentation, uncertainty, quality, atlases and stages."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _HEADS = {
     "surface_dice": "Surface Dice",
     "volume_similarity": "Volume similarity",
 }
-"""Measures that the page shows, in this order, where they are there; the others are in the table on disk."""
+"""Metrics that the page shows if they are available, in this order. The table on disk has all metrics."""
 
 
 @dataclass(frozen=True, eq=False)
 class TargetReport:
-    """What is to be said of one target.
+    """Contents of the page of one target.
 
     Parameters
     ----------
     target : str
-        Its id.
+        Id of the target.
     image : Image
         The scan.
     labels : LabelMap
@@ -46,39 +46,39 @@ class TargetReport:
     table : LabelTable
         Names and colours.
     fusion : str
-        Name of the method that made it.
+        Name of the fusion method.
     entropy : (I, J, K) float, optional
         Uncertainty of each voxel, in bits.
     reference : LabelMap, optional
-        The true labels, on the scan's grid, where they are known: outlined beside the segmentation.
+        Reference labels on the scan's grid, outlined beside the segmentation.
     volumes : DataFrame, optional
-        Columns ``label``, ``name``, ``voxels``, ``volume_mm3``: one row a structure, those with no voxel included.
+        Columns ``label``, ``name``, ``voxels``, ``volume_mm3``: one row per structure, including those without voxels.
     metrics : DataFrame, optional
         Long form, columns ``label`` (missing for a group), ``name``, ``metric``, ``value``, ``note``.
     predicted : mapping of int to float
-        Dice that each label is likely to have, made without a reference.
+        Predicted Dice of each label, computed without a reference.
     atlases : DataFrame, optional
         Columns ``atlas``, ``similarity``, ``jacobian_min``, ``jacobian_max``, ``folded_percent``, ``sd_log_jacobian``,
-        ``voted`` (``yes`` or ``no``), ``reason``, perhaps ``weight``; a column that is absent is not shown.
+        ``voted`` (``yes`` or ``no``), ``reason``, ``weight``. A missing column is not shown.
     changes : DataFrame, optional
-        What regions changed: columns ``label``, ``voxels_before``, ``voxels_after``, ``parts_before``, ``parts_after``,
-        ``by_region``, ``islands``, ``holes``, ``restored``, one row a label, background included.
+        Changes by regions: columns ``label``, ``voxels_before``, ``voxels_after``, ``parts_before``, ``parts_after``,
+        ``by_region``, ``islands``, ``holes``, ``restored``; one row per label, background included.
     seconds : mapping
-        Time of each stage; ``total`` is shown apart.
+        Duration of each stage; ``total`` is shown separately.
     recipe : str
-        Its text.
+        Text of the recipe.
     warnings : sequence of str
-        What was warned of on the way.
+        Warnings of the run about this target.
     versions : mapping
         Version of each piece of software.
     home : str
-        Address of the cohort's page, empty where there is none.
+        Address of the page of the run; empty if there is none.
     convention : str
         ``radiological`` or ``neurological``.
     candidates : sequence of Candidate
-        Other labels that the viewer can step to, the most interesting first.
+        Other label maps that the viewer offers, in order of preference.
     viewer : bool
-        Whether the page holds the scan to look through.
+        Include the interactive viewer, which contains the scan.
     """
 
     target: str
@@ -104,14 +104,14 @@ class TargetReport:
 
 
 def render(report: TargetReport) -> str:
-    """The page, as HTML that holds its pictures and needs no network.
+    """Render the page as HTML that contains its pictures and needs no network.
 
-    The same report gives the same text. What is in it is escaped, whatever the names.
+    Equal reports give equal text. All names are escaped.
 
     Raises
     ------
     GeometryError
-        The labels, the entropy or the reference are not on the scan's grid.
+        Labels, entropy or reference are not on the scan's grid.
     """
     values = {*_values(report), *(int(v) for c in report.candidates for v in c.labels.values if v)}
     return templating.render(
@@ -140,7 +140,7 @@ def _values(report: TargetReport) -> list[int]:
 
 
 def _of_labels(report: TargetReport) -> dict[int, dict[str, float]]:
-    """Every measure of every label."""
+    """All metrics of each label."""
     out: dict[int, dict[str, float]] = {}
     if report.metrics is not None:
         rows = report.metrics[report.metrics["label"].notna()]
@@ -165,7 +165,7 @@ def _dropped(report: TargetReport) -> list[tuple[str, str]]:
 
 
 def _summary(report: TargetReport) -> dict[str, Any]:
-    """What the head of the page says, and the facts below it."""
+    """Data of the head of the page, and of the facts below it."""
     structures = len(set(report.labels.values.tolist()) - {0})
     scores = _of_labels(report)
     dice = [m["dice"] for m in scores.values() if "dice" in m]
@@ -181,7 +181,7 @@ def _summary(report: TargetReport) -> dict[str, Any]:
     if report.entropy is not None:
         labelled = report.labels.array != 0
         unsure = float((report.entropy[labelled] > 0.5).mean()) if labelled.any() else 0.0
-        facts.append(("of labelled voxels uncertain (over 0.5 bit)", f"{100 * unsure:.1f} %"))
+        facts.append(("uncertain labelled voxels (over 0.5 bit)", f"{100 * unsure:.1f} %"))
     if "total" in report.seconds:
         facts.append(("time", templating.duration(report.seconds["total"])))
     facts.append(("voxels of the scan, mm", voxel_size(report.image.spacing_mm)))
@@ -197,7 +197,7 @@ def _summary(report: TargetReport) -> dict[str, Any]:
 
 
 def _to_check(report: TargetReport) -> dict[str, Any]:
-    """What a person should look at before using the result."""
+    """Items that a person should check before using the result."""
     silent = [
         (atlas, reason)
         for atlas, reason in _dropped(report)
@@ -213,7 +213,7 @@ def _to_check(report: TargetReport) -> dict[str, Any]:
     ]
     if report.volumes is not None and report.metrics is None:
         empty = report.volumes[report.volumes["voxels"] == 0]
-        found.append(("of the atlases found nowhere", [str(name) for name in empty["name"]]))
+        found.append(("without a voxel in the segmentation", [str(name) for name in empty["name"]]))
     return {"warnings": report.warnings, "silent": silent, "found": [each for each in found if each[1]]}
 
 
@@ -291,7 +291,7 @@ def _structures(report: TargetReport) -> Markup:
 
 
 def _barred(part: float, decimals: int) -> Number:
-    """A number from 0 to 1 with a bar."""
+    """Make a number from 0 to 1 with a bar."""
     return Number(part, decimals, part)
 
 
@@ -306,7 +306,7 @@ def _mean_entropy(report: TargetReport) -> dict[int, float]:
 
 
 def _measures(scores: Collection[Mapping[str, float]]) -> dict[str, str]:
-    """The measures to show, and their heads."""
+    """The metrics to show, and their column heads."""
     there = sorted({metric for measured in scores for metric in measured})
     found = {}
     for known, head in _HEADS.items():
@@ -349,12 +349,12 @@ _CHANGE_COLUMNS = {
     "by_region": "Gained",
     "islands": "Islands lost",
     "holes": "Holes filled",
-    "restored": "Put back",
+    "restored": "Restored",
 }
 
 
 def _regions(report: TargetReport) -> Markup | str:
-    """What regions did to each label that they changed."""
+    """Table of the labels that regions changed."""
     if report.changes is None:
         return ""
     rows = []
@@ -371,7 +371,7 @@ def _regions(report: TargetReport) -> Markup | str:
 _ATLAS_COLUMNS = {
     "similarity": "Similarity",
     "weight": "Weight",
-    "jacobian_min": "Least Jacobian",
+    "jacobian_min": "Smallest Jacobian",
     "jacobian_max": "Largest Jacobian",
     "folded_percent": "Folded, %",
     "sd_log_jacobian": "SD of log Jacobian",
@@ -413,4 +413,4 @@ SECTIONS: list[Callable[[TargetReport], Markup | str]] = [
     _atlases,
     _stages,
 ]
-"""Sections of the page, in order. Each returns markup, empty where it has nothing to show; a plain str is escaped."""
+"""Sections of the page, in order. Each returns markup, empty if it has nothing to show. A plain str is escaped."""

@@ -40,17 +40,17 @@ def plot_slices(
 ) -> list[Axes]:
     """Plot slices of a scan, with outlines of labels and an overlay.
 
-    Slices are planes of the scan's own grid, named after the nearest anatomical plane, in radiological convention: the
-    patient's right is on the left of axial and coronal slices. Sides are marked.
+    Slices are planes of the scan's own grid, each named after the nearest anatomical plane. They are in radiological
+    convention: the patient's right is on the left of axial and coronal slices. The sides are marked.
 
     Parameters
     ----------
     image : Image
-        The scan. Of several channels the first is shown.
+        The scan. If it has several channels, the first is shown.
     labels : LabelMap, optional
         On the scan's grid; each label is outlined in its colour.
     overlay : (I, J, K), optional
-        Values on the scan's grid, in colour over it, with a colour bar: an entropy, a probability, a Jacobian. NaN is
+        Values on the scan's grid, for example entropy or probability, drawn in colour with a colour bar. NaN is
         not drawn.
     overlay_name : str
         Label of the colour bar.
@@ -95,7 +95,9 @@ def plot_slices(
     if unknown:
         raise InputError(f"planes: expected axial, coronal or sagittal, got {unknown[0]!r}")
     if labels is not None and not image.grid.matches(labels.grid):
-        raise GeometryError(f"labels: expected the scan's grid of shape {image.shape}, got shape {labels.shape}")
+        raise GeometryError(
+            f"labels: expected the scan's grid, shape {image.shape}, got another grid, shape {labels.shape}"
+        )
     if overlay is not None and overlay.shape != image.shape:
         raise GeometryError(f"overlay: expected the scan's shape {image.shape}, got {overlay.shape}")
     if axes is None:

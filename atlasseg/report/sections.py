@@ -1,4 +1,4 @@
-"""What a section of a page is made of."""
+"""Parts of the sections of a page: numbers, tables, colours of labels."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Number:
     Parameters
     ----------
     value : float
-        NaN, shown as a dash, where it is not known.
+        The number. NaN is shown as a dash.
     decimals : int, optional
-        How many are shown; by default, as many as three significant digits take.
+        Number of decimals; by default three significant digits are shown.
     part : float, optional
-        How much of the cell a bar fills, 0 to 1; by default there is none.
+        Length of the bar in the cell, 0 to 1; by default there is no bar.
     """
 
     value: float
@@ -36,20 +36,20 @@ class Number:
 def table_section(
     id_: str, title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Number]], *, text: str = ""
 ) -> Markup:
-    """Make a section of a heading, a text and a table whose columns sort.
+    """Make a section with a heading, a text and a table that can be sorted by its columns.
 
     Parameters
     ----------
     id_ : str
-        Its anchor, unique in the page.
+        Anchor, unique in the page.
     title : str
-        Its heading.
+        Heading.
     columns : sequence of str
         Heads of the columns.
     rows : iterable of sequence of str or Number
-        A value for every column; the first is the name of the row.
+        One value per column. The first is the name of the row.
     text : str
-        What the table shows.
+        Explanation above the table.
     """
     rows = list(rows)
     numeric = {n for row in rows for n, value in enumerate(row) if isinstance(value, Number)}

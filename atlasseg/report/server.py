@@ -1,4 +1,4 @@
-"""A web server for the reports of a run, for this machine and this user alone."""
+"""Web server for the reports of a run. Only this user on this machine can read them."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from atlasseg.errors import InputError
 
 LOCALHOST = "127.0.0.1"
 PAGES = ("index.html", "comparison.html")
-"""What a run's folder begins with, the first that is there."""
+"""Start pages of a run's folder. The first that exists is opened."""
 
 
 def first_page(out: Path) -> str:
-    """Address, within `out`, of the page to begin with.
+    """Find the start page: its address relative to `out`.
 
     Raises
     ------
     InputError
-        There is no such folder, or no page in it.
+        The folder does not exist, or has no page.
     """
     if not out.is_dir():
-        raise InputError(f"{out}: there is no such folder")
+        raise InputError(f"{out}: expected the output folder of a run, got no folder")
     pages = [name for name in PAGES if (out / name).is_file()] or sorted(p.name for p in out.glob("*.html"))
     if not pages:
-        raise InputError(f"{out}: there is no report in it; is it the output folder of a run?")
+        raise InputError(f"{out}: expected a report ({' or '.join(PAGES)}), got none. Give the output folder of a run.")
     return quote(pages[0])
 
 
 class Server(ThreadingHTTPServer):
-    """Serves what is in a folder, bound to 127.0.0.1, to whoever knows its token.
+    """HTTP server of one folder, bound to 127.0.0.1. Every request needs the server's token.
 
-    Other users of the machine reach the port too, so every request needs the token: in the address, as
-    ``?token=...``, which :meth:`url` gives, or afterwards in the cookie that the first answer sets.
+    Other users of the machine can reach the port too. The token is given in the address, as
+    ``?token=...`` (see :meth:`url`), or in the cookie that the first response sets.
 
-    Files and folders whose name begins with a dot, such as the cache, are not served, nor is anything outside the
-    folder, to which a link may lead. Requests under another name than this machine's are refused, so that no web page
-    can reach the server by a name of its own that leads here.
+    Files and folders whose name begins with a dot, such as the cache, are not served. Links that lead outside the
+    folder are not followed. Requests under another host name are refused, so that no web page
+    can reach the server through a name that resolves to 127.0.0.1.
 
     Parameters
     ----------
     out : path
         The folder.
     port : int
-        0 takes a free one.
+        Port; 0 takes a free port.
 
     Raises
     ------
     InputError
-        The port cannot be had.
+        The port is not available.
     """
 
     daemon_threads = True
@@ -67,15 +67,15 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((LOCALHOST, port), partial(_Handler, directory=str(out.resolve())))
         except OSError as error:
-            raise InputError(f"port {port} cannot be had: {error.strerror or error}") from error
+            raise InputError(f"port {port}: expected a free port, got: {error.strerror or error}") from error
 
     def server_bind(self) -> None:
-        """Bind without asking a name server who this is, as `HTTPServer` does."""
+        """Bind without the DNS query that `HTTPServer` makes."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = LOCALHOST, self.socket.getsockname()[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that went away; anything else is a fault of ours."""
+        """Ignore closed connections of browsers; report other errors."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -85,19 +85,19 @@ class Server(ThreadingHTTPServer):
 
     @property
     def cookie(self) -> str:
-        """Name of its cookie: cookies of a host are shared by its ports, so each has its own."""
+        """Name of the cookie. It contains the port, since the ports of a host share their cookies."""
         return f"atlasseg-{self.server_port}"
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Files of one folder, read alone."""
+    """Request handler that reads files of one folder."""
 
     server: Server
     timeout = 60
     _welcome = False
 
     def send_head(self) -> Any:
-        """What is asked for, where it may be had."""
+        """Send the head of the requested file if the request is allowed."""
         if not self._is_addressed_rightly() or not self._is_allowed():
             self.send_error(HTTPStatus.FORBIDDEN, explain="Open the address that atlasseg view printed.")
             return None
@@ -126,7 +126,7 @@ class _Handler(SimpleHTTPRequestHandler):
         return cookie is not None and _same(cookie.value, self.server.session)
 
     def _is_served(self) -> bool:
-        """Whether the path lies in the folder and no part of it is hidden."""
+        """Whether the path is in the folder and no part of it is hidden."""
         asked = [part for part in unquote(urlsplit(self.path).path).split("/") if part]
         try:
             inside = Path(self.translate_path(self.path)).resolve().is_relative_to(Path(self.directory))
@@ -135,12 +135,12 @@ class _Handler(SimpleHTTPRequestHandler):
         return inside and not any(part.startswith(".") for part in asked)
 
     def list_directory(self, path: Any) -> IO[bytes] | None:  # type: ignore[override]
-        """No folder is listed."""
+        """Refuse to list a folder."""
         self.send_error(HTTPStatus.NOT_FOUND)
         return None
 
     def end_headers(self) -> None:
-        """Pages change from run to run; no other page may hold them, or learn the address."""
+        """Forbid caching, framing by other pages, and sending the address to other pages."""
         if self._welcome:
             self._welcome = False
             attributes = "HttpOnly; SameSite=Strict; Path=/"
@@ -152,9 +152,9 @@ class _Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing of every file."""
+        """Do not log requests."""
 
 
 def _same(given: str, expected: str) -> bool:
-    """Compare in a time that does not tell how much of it is right."""
+    """Compare in constant time."""
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())

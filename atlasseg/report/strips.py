@@ -1,4 +1,4 @@
-"""Structures by targets, as strips of dots."""
+"""Strip plots: one row per structure, one dot per target."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MOST_STRIPS = 60
-"""Structures drawn one by one; of more, those that differ most between targets."""
+"""Maximum number of rows. Of more structures, those that differ most between targets are drawn."""
 MOST_DOTS = 100
-"""Of more targets the middle half is drawn as a box, and only those beyond its whiskers as dots."""
+"""Maximum number of dots per row. For more targets a box plot is drawn, with dots for values beyond its whiskers."""
 
 _LEFT, _RIGHT, _ROW, _TOP = 250, 970, 20, 24
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What a strip spans: values are cut to `low`..`high`; `ticks` are (value, its name), `said` puts one in words."""
+    """Axis of a strip: values are clipped to `low`..`high`; `ticks` are (value, text); `said` formats a value."""
 
     low: float
     high: float
@@ -33,14 +33,14 @@ class Axis:
     said: Callable[[float], str]
 
     def across(self, value: float) -> float:
-        """Where a value lies."""
+        """Horizontal position of a value in the drawing."""
         part = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return _LEFT + part * (_RIGHT - _LEFT)
 
 
 @dataclass(frozen=True)
 class Strips:
-    """A drawing, and how to read it."""
+    """A strip plot and its explanation."""
 
     svg: Markup
     about: str
@@ -48,7 +48,7 @@ class Strips:
 
 @dataclass(frozen=True)
 class Box:
-    """The middle half of some values, and whiskers to the farthest within 1.5 times its width of it."""
+    """Box plot: quartiles, and whiskers to the farthest values within 1.5 interquartile ranges of the box."""
 
     low: float
     q1: float
@@ -57,7 +57,7 @@ class Box:
 
     @classmethod
     def of(cls, values: ArrayLike) -> Box:
-        """The box of the values."""
+        """Compute the box plot of the values."""
         numbers = np.asarray(values, float)
         q1, q3 = np.percentile(numbers, (25, 75))
         reach = 1.5 * (q3 - q1)
@@ -65,7 +65,7 @@ class Box:
         return cls(float(within.min()), float(q1), float(q3), float(within.max()))
 
     def placed(self, across: Callable[[float], float]) -> Box:
-        """Where it is drawn."""
+        """Map the box to horizontal positions in the drawing."""
         return Box(across(self.low), across(self.q1), across(self.q3), across(self.high))
 
 
@@ -77,20 +77,20 @@ def strips(
     hrefs: Mapping[str, str],
     title: str,
 ) -> Strips | None:
-    """One row a structure, one dot a target; None where there is nothing to draw.
+    """Draw one row per structure and one dot per target. The result is None without finite values.
 
     Parameters
     ----------
     values : mapping of str to mapping of int to float
-        Target to its value of each label; NaN where not known.
+        Value of each label for each target; NaN if not known.
     table : LabelTable
         Names of the labels.
     axis : Axis
-        What the rows span.
+        Axis of the rows.
     hrefs : mapping of str to str
-        Target to the address of its page, empty where there is none.
+        Address of each target's page; empty if there is none.
     title : str
-        What the drawing is of, for those who do not see it.
+        Title, for screen readers.
     """
     by_label: dict[int, dict[str, float]] = {}
     for target, of in values.items():
@@ -101,7 +101,7 @@ def strips(
         return None
     labels, remark = sorted(by_label), ""
     if len(labels) > MOST_STRIPS:
-        remark = f" Shown are the {MOST_STRIPS} of {len(labels)} structures that differ most between targets."
+        remark = f" The plot shows the {MOST_STRIPS} of {len(labels)} structures that differ most between targets."
         labels = sorted(sorted(labels, key=lambda v: (-float(np.ptp([*by_label[v].values()])), v))[:MOST_STRIPS])
     boxed = max(len(of) for of in by_label.values()) > MOST_DOTS
     rows = []
@@ -126,7 +126,7 @@ def strips(
         "figures.html.j2",
         "strips",
         role="group",
-        described=f"{title}: one row a structure, {'a box' if boxed else 'a dot a target'} and their median",
+        described=f"{title}: one row per structure, {'a box plot' if boxed else 'one dot per target'} and the median",
         top=_TOP,
         height=_TOP + _ROW * len(labels) + 6,
         ticks=[(axis.across(value), text) for value, text in axis.ticks],
@@ -136,9 +136,9 @@ def strips(
         median_reach=7,
     )
     about = (
-        "A box holds the middle half of the targets, whiskers reach as far as 1.5 times its width, dots are targets "
-        "beyond them, the heavy line is the median."
+        "Boxes span the quartiles over the targets, whiskers reach to values within 1.5 interquartile ranges, dots are "
+        "targets beyond them, and the heavy line is the median."
         if boxed
-        else "A dot is a target, the heavy line their median."
+        else "Each dot is a target. The heavy line is the median."
     )
     return Strips(drawn, about + remark)

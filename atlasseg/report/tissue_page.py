@@ -1,4 +1,4 @@
-"""The report on the tissues of one scan: what was made of it, the field that was divided out, and the classes."""
+"""HTML page of the tissues of one scan: classes, bias field and histogram."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BINS = 120
-"""Of the histograms."""
+"""Number of bins of the histograms."""
 SHOWN_PERCENTILES = (0.2, 99.8)
-"""Intensities that the histograms span."""
+"""Percentiles of the intensities at which the histograms begin and end."""
 
 
 @dataclass(frozen=True, eq=False)
 class TissueReport:
-    """Contents of the report on the tissues of one scan.
+    """Contents of the page of the tissues of one scan.
 
-    `tissues` is a `tissues.Tissues`; `volumes` has a row a class, see `app.tissue.volume_rows`; `naming` is why the
-    names are where they are, see `tissues.naming`; the others are as in `report.page.TargetReport`.
+    `tissues` is a `tissues.Tissues`; `volumes` has one row per class, see `app.tissue.volume_rows`; `naming` tells how
+    the classes were named, see `tissues.naming`; the others are as in `report.page.TargetReport`.
     """
 
     target: str
@@ -46,7 +46,7 @@ class TissueReport:
 
 
 def render(report: TissueReport) -> str:
-    """The page, as HTML that holds its pictures and needs no network; the same report gives the same text."""
+    """Render the page as HTML that contains its pictures and needs no network. Equal reports give equal text."""
     tissues, channels = report.tissues, range(report.tissues.means.shape[1])
     bias = tissues.bias.channels[tissues.labels.array > 0]
     facts = [
@@ -84,14 +84,14 @@ def render(report: TissueReport) -> str:
 
 
 def _within(bias: Image, labels: LabelMap) -> Image:
-    """The field where it is known, and its least value elsewhere."""
+    """The bias field inside the labels, and its smallest value elsewhere."""
     inside = labels.array > 0
     first = bias.channels[..., 0]
     return replace(bias, array=np.where(inside, first, first[inside].min()))
 
 
 def _classes(report: TissueReport) -> list[dict[str, Any]]:
-    """Rows of the table."""
+    """Make the rows of the table of classes."""
     tissues, volumes = report.tissues, report.volumes
     columns = ("volume_mm3", "fraction_volume_mm3")
     largest = float(max(volumes[list(columns)].to_numpy().max(), 1e-9))
@@ -105,7 +105,7 @@ def _classes(report: TissueReport) -> list[dict[str, Any]]:
 
 
 def _histogram(report: TissueReport, channel: int) -> dict[str, Any]:
-    """Counts of the intensities without bias, and of each class's share in them, as points of an SVG."""
+    """Histogram of the bias-corrected intensities, and the share of each class, as points of an SVG."""
     labels = report.tissues.labels.array
     inside = labels > 0
     values = report.tissues.corrected.channels[..., channel][inside]

@@ -218,7 +218,7 @@
         said.hidden = true;
         section.dataset.state = "ready";
       } catch (error) {
-        said.textContent = `Nothing can be looked through here: ${error.message}. The pictures on this page are complete.`;
+        said.textContent = `The viewer does not work here: ${error.message}. The pictures on this page are complete.`;
         section.dataset.state = "failed";
       }
     }),

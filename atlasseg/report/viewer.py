@@ -1,6 +1,6 @@
-"""The three-plane viewer of a page: scan, labels, uncertainty and candidates, drawn by NiiVue in the reader's browser.
+"""Three-plane viewer of a page: scan, labels, uncertainty and candidates, drawn by NiiVue in the browser.
 
-The page holds all of it, gzipped and in base64, NiiVue included: it works from a file, and nothing is fetched.
+The page contains all data and NiiVue itself, gzipped and in base64. It works from a file and loads nothing.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MOST_VOXELS = 10_000_000
-"""A larger scan, cropped around its labels, is shown by every second voxel, or third, and so on."""
+"""Maximum number of voxels shown. A larger scan is cropped around its labels and subsampled by an integer factor."""
 CANDIDATE_BYTES = 6_000_000
-"""What the candidates may take of a page; those that do not fit are left out, the last first."""
+"""Maximum size of all candidates in a page. Candidates that exceed it are left out, the last ones first."""
 ENTROPY_STEP_BITS = 0.01
-"""Uncertainty is held in steps of this, up to 2.55 bits."""
+"""Step in which uncertainty is stored, up to 2.55 bits."""
 
 _LABEL_INTENT = 1002  # NIfTI's NIFTI_INTENT_LABEL: NiiVue then reads values as names, and does not blend them
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Other labels of the same scan to step to: an atlas carried over, a reference, another method's result.
+    """Another label map of the same scan: labels of a registered atlas, a reference, or the result of another method.
 
     Parameters
     ----------
     name : str
-        What it is called.
+        Name in the list of the viewer.
     labels : LabelMap
         On the scan's grid, or on a part of it.
     start : (3,) int
-        Voxel of the scan where that part begins.
+        First voxel of that part in the scan.
     note : str
-        What is to be said of it, as ``similarity 0.91``.
+        Remark shown after the name, for example ``similarity 0.91``.
     """
 
     name: str
@@ -64,11 +64,11 @@ class _Part:
     grid: Grid
 
     def of(self, array: NDArray[Any]) -> NDArray[Any]:
-        """An array on the scan's grid, as it is shown."""
+        """The shown part of an array on the scan's grid."""
         return array[self.box]
 
     def placed(self, array: NDArray[Any], start: Sequence[int], shape: tuple[int, int, int]) -> NDArray[Any]:
-        """An array that is a part of the scan's grid of `shape` from `start` on, as it is shown; 0 elsewhere."""
+        """The shown part of an array that begins at voxel `start` of the scan's grid of `shape`; 0 elsewhere."""
         if array.shape == shape:
             return self.of(array)
         whole = np.zeros(shape, array.dtype)
@@ -85,12 +85,12 @@ def viewer(
     candidates: Sequence[Candidate] = (),
     convention: figures.Convention = "radiological",
 ) -> Markup:
-    """A section of a page, and the volumes that it shows.
+    """Make the viewer section of a page, with the volumes that it shows.
 
     Parameters
     ----------
     image : Image
-        The scan; of several channels, the first is shown.
+        The scan. If it has several channels, the first is shown.
     labels : LabelMap
         On the scan's grid.
     table : LabelTable
@@ -98,14 +98,14 @@ def viewer(
     entropy : (I, J, K), optional
         Uncertainty in bits.
     candidates : sequence of Candidate
-        What can be stepped to, the most interesting first.
+        Other label maps, in order of preference.
     convention : str
         ``radiological`` or ``neurological``.
 
     Returns
     -------
     Markup
-        HTML, to be followed by `script` once in the page.
+        HTML. The page must contain `script` once, after it.
     """
     part = _shown_part(image, labels)
     values = np.unique(np.concatenate([labels.values, *(c.labels.values for c in candidates), [0]]))
@@ -151,13 +151,13 @@ def viewer(
 
 @cache
 def script() -> Markup:
-    """NiiVue, packed, and what shows the viewer with it: to be put at the end of a page."""
+    """Scripts of the viewer with NiiVue, compressed, for the end of a page."""
     bundle = (files("atlasseg.report") / "vendor" / "niivue" / "niivue.umd.js").read_bytes()
     return render_macro("viewer.html.j2", "scripts", niivue=_packed(bundle))
 
 
 def _shown_part(image: Image, labels: LabelMap) -> _Part:
-    """Around what is labelled, and no more voxels than a page can hold."""
+    """Choose the box around the labels and the subsampling so that at most `MOST_VOXELS` are shown."""
     box = figures.box_around(labels.array != 0, image.spacing_mm)
     size = np.array([b.stop - b.start for b in box])
     step = 1
@@ -171,7 +171,7 @@ def _shown_part(image: Image, labels: LabelMap) -> _Part:
 
 
 def _nifti(array: NDArray[Any], grid: Grid, *, intent: int = 0, slope: float = 1.0) -> str:
-    """A NIfTI file of the array, packed."""
+    """Compress the array as a NIfTI file."""
     import nibabel
 
     image = nibabel.Nifti1Image(array, grid.affine)
@@ -183,5 +183,5 @@ def _nifti(array: NDArray[Any], grid: Grid, *, intent: int = 0, slope: float = 1
 
 
 def _packed(raw: bytes) -> str:
-    """Gzipped, the same every time, as base64."""
+    """Compress by gzip, without a time stamp, and encode as base64."""
     return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode()

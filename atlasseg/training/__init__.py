@@ -1,4 +1,4 @@
-"""What can be learned from a library alone: every atlas segmented from the others, and what was wrong with it."""
+"""Training of refinements on a library: each atlas is segmented from the others, and the errors are learned."""
 
 from atlasseg.training.corrective import train_corrective
 from atlasseg.training.examples import leave_one_out, segment_example

@@ -1,4 +1,4 @@
-"""What a training may take, where nothing else is said."""
+"""Limits of memory and computation for a training step."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ GPU_SHARE, GPU_STEP_FLOPS = 0.8, 4e12
 
 
 def budget(device: str, memory_bytes: float | None = None, step_flops: float | None = None) -> tuple[float, float]:
-    """Bytes and operations that a step may take; by default what a core does in about two seconds, a GPU in less."""
+    """Limits of a training step: bytes and floating-point operations. Default: about two seconds of one core."""
     if device != "cuda":
         return memory_bytes or CPU_BYTES, step_flops or CPU_STEP_FLOPS
     import torch
 
-    whole = torch.cuda.get_device_properties(0).total_memory  # not what is free, so that a resumed training plans alike
+    whole = torch.cuda.get_device_properties(
+        0
+    ).total_memory  # not the free memory, so that a resumed training has the same plan
     return memory_bytes or GPU_SHARE * whole, step_flops or GPU_STEP_FLOPS
 
 
 def parse_bytes(text: str) -> float:
-    """Bytes of ``"8GB"``, ``"500 MB"`` or ``"7.5GiB"`` (of 1024 each).
+    """Convert ``"8GB"``, ``"500 MB"`` or ``"7.5GiB"`` to bytes; 1 KB is 1024 bytes.
 
     Raises
     ------
     InputError
-        It is not written so.
+        The text is no amount of memory.
 
     Examples
     --------
@@ -35,5 +37,5 @@ def parse_bytes(text: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", text, re.IGNORECASE)
     if match is None or float(match[1]) == 0:
-        raise InputError(f"expected an amount of memory such as 8GB, got {text!r}")
+        raise InputError(f"memory: expected an amount such as 8GB, got {text!r}")
     return float(match[1]) * 1024.0 ** ("KMGT".index(match[2].upper()) + 1)

@@ -1,4 +1,4 @@
-"""The memory of an optimiser as named tensors, and back."""
+"""State of an optimiser as named tensors, for checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's memory, flat: ``index/name`` to tensor."""
+    """Flatten the state of an optimiser: ``index/name`` to tensor."""
     state = optimiser.state_dict()["state"]
     return {
         f"{index}/{name}": torch.as_tensor(value)
@@ -20,7 +20,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser its memory back."""
+    """Restore the state of an optimiser from the tensors of `optimiser_state`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition("/")
@@ -29,5 +29,5 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors below `prefix`, without it."""
+    """Select the tensors whose names begin with `prefix`, and remove the prefix."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""What the refiner learns: to correct fused segmentations, on cases whose labels are known."""
+"""Training task of the refiner: correct fused segmentations of cases with known labels."""
 
 from __future__ import annotations
 
@@ -31,18 +31,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Weights of another training to begin from; with `freeze` those of the encoder stay as they are.
+    """Initial weights from another training.
 
     Parameters
     ----------
     weights : mapping of str to Tensor
+        Weights of its network.
     freeze : bool
+        Keep the weights of the encoder unchanged.
     coding : LabelEncoding, optional
-        How that training counted labels: where this one counts otherwise, its inputs mean something else.
+        Label encoding of that training. If it is another one, the first layers are copied for the scan's channels only.
     channels : int, optional
-        Of the scans that it saw.
+        Number of channels of its scans.
     seen : mapping of str to str
-        Digest of every scan whose labels it learned from, by its id.
+        Digest of each scan whose labels it was trained on, by id.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -54,9 +56,9 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One network of a refiner, a `fitting.Task`; `number` is the fold that it is validated on.
+    """Training of one network of a refiner, a `fitting.Task`. `number` is its validation fold.
 
-    `data` is a digest of what the cases were made of.
+    `data` is a digest of the inputs of the cases.
     """
 
     number: int
@@ -77,12 +79,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """As people count."""
+        """Name in messages, counted from 1."""
         return f"network {self.number + 1}"
 
     @property
     def key(self) -> str:
-        """Digest of all that the training depends on, but the device and how many others there are."""
+        """Digest of all that the training depends on, except the device and the number of other networks."""
         training = {k: v for k, v in asdict(self.training).items() if k != "n_models"}
         weights = hashlib.sha256()
         for name, tensor in sorted(self.start.weights.items()):
@@ -104,7 +106,7 @@ class Job:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def begin(self) -> nn.Module:
-        """A new network, which says what the fusion does, or one with the weights to begin from."""
+        """Create a network that returns the fused probabilities, or one with the initial weights."""
         form = self.plan.form
         network = build(form)
         if self.prior == "residual":
@@ -114,7 +116,7 @@ class Job:
             left = transfer_weights(
                 network, form, self.start.weights, scan_channels=scan, same_inputs=self.start.coding == self.coding
             )
-            log.info("begun from other weights, all but %s", ", ".join(left) or "none")
+            log.info("initial weights used for all layers except: %s", ", ".join(left) or "none")
         for name, parameter in network.named_parameters():
             parameter.requires_grad = not (self.start.freeze and is_encoder(form, name))
         return network
@@ -128,7 +130,7 @@ class Job:
         return torch.tensor(self.coding.groups, device=self.device)
 
     def loss(self, network: nn.Module, half: torch.dtype | None, *, step: int, turn: int, batch: int) -> Loss:
-        """Of patches drawn at random."""
+        """Loss of a batch of random patches."""
         begun = time.perf_counter()
         training = self.training
         drawn = draw(
@@ -151,7 +153,7 @@ class Job:
         return Loss(value, drawn.names, loading_s)
 
     def validate(self, network: nn.Module, half: torch.dtype | None) -> float:
-        """Mean Dice of the cases that it does not learn from."""
+        """Mean Dice of the validation cases."""
         predict = make_predictor([network], [1.0], (), half)
         found = [
             torch.cat([slab.argmax(0) for _, slab in slabs(case, self.coding, predict, **self._windows)]).cpu().numpy()
@@ -160,7 +162,7 @@ class Job:
         return mean_dice(found, self.held_out, self.coding)
 
     def finish(self, network: nn.Module, half: torch.dtype | None) -> tuple[float, dict[str, float]]:
-        """Its temperature, and how good the fusion is alone."""
+        """Temperature of the network, and mean Dice of the fusion without refinement."""
         predict = make_predictor([network], [1.0], (), half)
         spoken = (probabilities(case, self.coding, predict, **self._windows) for case in self.held_out)
         temperature = fit_temperature(*reliable_logits(spoken, self.held_out))

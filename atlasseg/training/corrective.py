@@ -1,4 +1,4 @@
-"""Corrective learning, trained on a library."""
+"""Training of corrective learning on a library."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def train_corrective(
 ) -> CorrectiveModel:
     """Train corrective learning for a recipe on a library.
 
-    The model remembers how the segmentations were made that it learned on: the recipe's stages with all parameters, and
-    the content of every atlas. It is refused where they are not the same, so that a model is never used on a scan that
-    it was trained on: such a scan does not vote for itself, and the atlases are then other ones.
+    The model stores how its training segmentations were made: the stages of the recipe with all parameters, and
+    digests of the atlases. It refuses other stages and atlases. Therefore a model is never used on a scan that
+    it was trained on, since the atlases without that scan are other atlases.
 
     Parameters
     ----------
     atlases : sequence of Atlas
-        Three at least.
+        At least three.
     cases : sequence of Atlas, optional
-        Further labelled scans, segmented from all atlases as a target is. They are to learn on, and do not vote.
+        Further labelled scans for training. They are segmented from all atlases, and do not vote.
     recipe, registrar, executor, progress
         As for `leave_one_out`.
     samples_per_label, seed : int
@@ -47,15 +47,15 @@ def train_corrective(
     Raises
     ------
     InputError
-        There are too few atlases, a case is an atlas too, or as for `leave_one_out`.
+        There are too few atlases, a case is also an atlas, or as for `leave_one_out`.
     """
     if len(atlases) < FEWEST_ATLASES:
-        raise InputError(f"corrective learning needs at least {FEWEST_ATLASES} atlases, got {len(atlases)}")
+        raise InputError(f"corrective learning: expected at least {FEWEST_ATLASES} atlases, got {len(atlases)}")
     library = {io.content_hash(atlas.image, place=False): atlas.id for atlas in atlases}
     for case in cases:
         same = library.get(io.content_hash(case.image, place=False))
         if same is not None:
-            raise InputError(f"case {case.id} is atlas {same} of the library: it would vote for itself")
+            raise InputError(f"case {case.id}: expected a scan that is no atlas, got atlas {same} of the library")
     examples = list(leave_one_out(atlases, recipe, registrar=registrar, executor=executor, progress=progress))
     for number, case in enumerate(cases, 1):
         progress(f"case {case.id} ({number} of {len(cases)})")

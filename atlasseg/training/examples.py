@@ -1,4 +1,4 @@
-"""Every atlas of a library segmented from the others: what there is to learn from."""
+"""Leave-one-out segmentations of a library: the training data of refinements."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from atlasseg.refinement.examples import Example
 from atlasseg.volume import Atlas, ProbabilityMap
 
 Progress = Callable[[str], None]
-"""Told what is being done, in a few words, as it begins."""
+"""Function that is called with a short text at the start of each step."""
 
 FEWEST_ATLASES = 3
-"""With fewer, an atlas segmented from the others is segmented from one at most."""
+"""Minimum number of atlases. With fewer, an atlas would be segmented from one other atlas at most."""
 
 
 def leave_one_out(
@@ -26,31 +26,31 @@ def leave_one_out(
     executor: Executor = call_directly,
     progress: Progress = lambda text: None,
 ) -> Iterator[Example]:
-    """Segment every atlas from the others, by the recipe's own registration and fusion.
+    """Segment each atlas from the others, with the registration and fusion of the recipe.
 
-    An atlas never votes for itself, and neither does a copy of its scan under another id. The results lie on the box
-    of the atlas's own grid that the recipe crops to.
+    An atlas never votes for itself, and neither does a copy of its scan under another id. The results are in the box
+    of the atlas's grid to which the recipe crops.
 
     Parameters
     ----------
     atlases : sequence of Atlas
     recipe : Recipe
-        Of its stages those up to fusion are run.
+        The stages up to fusion are run.
     registrar, executor
         As for `pipeline.align`.
     progress : callable, optional
-        Told the atlas's id as its turn comes.
+        Called with the id of each atlas before it is segmented.
 
     Raises
     ------
     InputError
-        An atlas has no other to be segmented from, or a stage cannot use what it was given.
+        There is no other atlas for an atlas, or the input of a stage is wrong.
     """
     contents = {atlas.id: io.content_hash(atlas.image, place=False) for atlas in atlases}
     for number, atlas in enumerate(atlases, 1):
         others = [other for other in atlases if contents[other.id] != contents[atlas.id]]
         if not others:
-            raise InputError(f"atlas {atlas.id}: the library holds no other atlas to segment it from")
+            raise InputError(f"atlas {atlas.id}: expected another atlas in the library to segment it from, got none")
         progress(f"{atlas.id} ({number} of {len(atlases)}) from {len(others)} others")
         yield segment_example(atlas, others, recipe, registrar=registrar, executor=executor)
 
@@ -63,7 +63,7 @@ def segment_example(
     registrar: Registrar | None = None,
     executor: Executor = call_directly,
 ) -> Example:
-    """An atlas segmented from others, which must not hold it, by a recipe up to fusion. The rest as `leave_one_out`."""
+    """Segment an atlas from the given others. Parameters and errors as for `leave_one_out`."""
     alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar, executor=executor)
     voters = [candidate.atlas for candidate in alignment.candidates if candidate.qc.keep]
     fused: ProbabilityMap = executor(recipe.fusion.method, alignment.target, voters, mask=alignment.target_mask)

@@ -1,4 +1,4 @@
-"""A network trained step by step; killed at any moment, it goes on as if it had not been."""
+"""Training loop of a network. An interrupted training resumes from its checkpoint with the same result."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from atlasseg.training.planning import Plan
 log = logging.getLogger(__name__)
 
 TELL_EVERY_S = 5.0
-"""Seconds after which the step that the training is at is told anew."""
+"""Interval of progress messages, in seconds."""
 
 KEEP_EVERY_STEPS = 100
-"""A checkpoint is written at the end of every round, and within a longer one every so many steps."""
+"""Maximum number of steps between two checkpoints. A checkpoint is also written after each validation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """Of a batch: its value, what the batch was made of, and the seconds that it took to load."""
+    """Loss of a batch: its value, the names of the patches, and the duration of loading in seconds."""
 
     value: Tensor
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ class Task(Protocol):
 
     @property
     def device(self) -> str:
-        """Where to compute: "cpu" or "cuda"."""
+        """Device: "cpu" or "cuda"."""
 
     @property
     def measure(self) -> str:
@@ -71,7 +71,7 @@ class Task(Protocol):
 
     @property
     def sign(self) -> int:
-        """1 where a higher score is better, -1 where a lower one is."""
+        """1 if a higher score is better, -1 if a lower score is better."""
 
     @property
     def replan(self) -> Callable[[float], str] | None:
@@ -79,26 +79,26 @@ class Task(Protocol):
 
     @property
     def key(self) -> str:
-        """Digest of all that the training depends on, but the device."""
+        """Digest of all that the training depends on, except the device."""
 
     def begin(self) -> nn.Module:
-        """A new network, on the CPU; parameters that ask for no gradient stay as they are."""
+        """Create the network, on the CPU. Parameters that require no gradient are not trained."""
 
     def loss(self, network: nn.Module, half: torch.dtype | None, *, step: int, turn: int, batch: int) -> Loss:
-        """Of the batch that belongs to a turn of a step."""
+        """Loss of the batch of one turn of a step."""
 
     def validate(self, network: nn.Module, half: torch.dtype | None) -> float:
-        """How well a network does on what it does not learn from."""
+        """Validation score of a network."""
 
     def finish(self, network: nn.Module, half: torch.dtype | None) -> tuple[float, dict[str, float]]:
-        """Temperature of the best network, and more scores of it."""
+        """Temperature of the best network, and further scores."""
 
 
 Stop = Callable[[], bool]
 
 
 class _State:
-    """Network, optimiser and running mean of the weights, and the numbers that go with them."""
+    """State of a training: network, optimiser, moving average of the weights, and counters."""
 
     def __init__(self, task: Task) -> None:
         torch.manual_seed(_seeds(task, 0))
@@ -134,8 +134,8 @@ class _State:
         tensors, state = read_tensors(path)
         if state.pop("key", None) != key:
             raise InputError(
-                f"{path}: the checkpoint of another training (recipe, atlases or torch have changed): remove it "
-                "to begin anew"
+                f"{path}: expected the checkpoint of this training, got that of another training (recipe, atlases or "
+                "torch changed). Remove it to start again."
             )
         load_weights(self.network, part(tensors, "weights/"), str(path))
         load_weights(self.mean.module, part(tensors, "mean/"), str(path))
@@ -154,24 +154,24 @@ def fit(
     progress: Callable[[str], None] = lambda text: None,
     stop: Stop = lambda: False,
 ) -> Member:
-    """Train a network, or go on with it where `checkpoint` left off.
+    """Train a network, or resume the training of `checkpoint`.
 
-    Every draw follows from the seed, the task and the number of the step, and the number of threads, which orders sums,
-    is kept, so that what is resumed has the same curve, to the last digit on the CPU.
+    All random numbers depend on the seed, the task and the step. The number of threads, which determines the order of
+    sums, is stored. A resumed training has the same training curve, on the CPU to the last digit.
 
     Raises
     ------
     TrainingError
-        The loss or its gradient is not finite: the message names the step and its patches.
+        The loss or its gradient is not finite. The message names the step and its patches.
     InputError
-        The checkpoint is of another training or damaged; the GPU's memory is too small even for one patch.
+        The checkpoint is damaged or belongs to another training, or the GPU's memory is too small for one patch.
     KeyboardInterrupt
-        `stop` said so; the checkpoint is written.
+        `stop` returned True. The checkpoint is written before.
     """
     state = _State(task)
     if checkpoint is not None and checkpoint.exists():
         state.read(checkpoint, task.key)
-        log.info("%s: going on at step %d", checkpoint, state.numbers["step"])
+        log.info("%s: resuming at step %d", checkpoint, state.numbers["step"])
     threads = torch.get_num_threads()
     torch.set_num_threads(state.numbers["threads"])  # set in any case: numba's threads may have changed OpenMP's
     try:
@@ -235,7 +235,7 @@ def _fit_loop(
 
 
 def _step(state: _State, task: Task, rate: float) -> tuple[float, float]:
-    """One step of the optimiser; a batch that does not fit a GPU's memory is halved, and taken in more turns."""
+    """Run one step of the optimiser. If a batch does not fit into GPU memory, halve it and accumulate more batches."""
     while True:
         try:
             return _attempt(state, task, rate)
@@ -245,7 +245,9 @@ def _step(state: _State, task: Task, rate: float) -> tuple[float, float]:
         if batch == 1:
             raise InputError(_too_large(task))
         state.numbers["batch"] = batch // 2
-        log.warning("out of memory: batches of %d in place of %d, and as many more of them", batch // 2, batch)
+        log.warning(
+            "out of GPU memory: batch size %d instead of %d, with twice as many batches per step", batch // 2, batch
+        )
 
 
 def _too_large(task: Task) -> str:
@@ -255,13 +257,13 @@ def _too_large(task: Task) -> str:
     except InputError as error:
         smaller = str(error)
     return (
-        f"the GPU has not enough memory for one patch of this network ({task.plan.text()}); --gpu-memory "
-        f"{half / 2**30:.2g}GB would choose {smaller or 'a smaller one'}"
+        f"GPU memory: expected enough for one patch of this network ({task.plan.text()}). Use --gpu-memory "
+        f"{half / 2**30:.2g}GB, which chooses {smaller or 'a smaller network'}."
     )
 
 
 def _attempt(state: _State, task: Task, rate: float) -> tuple[float, float]:
-    """Loss of a step, and the seconds that its patches took to load."""
+    """Loss of a step, and the duration of loading its patches in seconds."""
     training, step, batch = task.training, state.numbers["step"], state.numbers["batch"]
     turns = math.ceil(training.batch * training.accumulation / batch)
     torch.manual_seed(_seeds(task, 1, step))  # dropout
@@ -290,7 +292,7 @@ def _attempt(state: _State, task: Task, rate: float) -> tuple[float, float]:
 
 
 def _set_train_mode(network: nn.Module) -> None:
-    """Set a network to training, but for what is frozen: there running means stay as they are, too."""
+    """Set a network to training mode, except its frozen layers: their running means do not change either."""
     network.train()
     for module in network.modules():
         own = [p.requires_grad for p in module.parameters(recurse=False)]
@@ -299,7 +301,7 @@ def _set_train_mode(network: nn.Module) -> None:
 
 
 def _round(state: _State, task: Task, rate: float, progress: Callable[[str], None]) -> None:
-    """Validate the running mean of the weights, and keep it where it is the best so far."""
+    """Validate the moving average of the weights, and keep it if it is the best so far."""
     numbers = state.numbers
     value = task.validate(state.mean.module, state.half)
     row = {

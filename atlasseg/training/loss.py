@@ -1,4 +1,4 @@
-"""Cross-entropy and soft Dice, where labels may be unknown: marginal over what a voxel may be."""
+"""Cross-entropy and soft Dice loss, marginal over labels that were not annotated."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from atlasseg.refinement.network.cases import IGNORED
 
 
 def loss(logits: Tensor, truth: Tensor, unknown: Tensor, *, cross_entropy: float = 1.0, dice: float = 1.0) -> Tensor:
-    """Weighted sum of both losses of a batch.
+    """Compute the weighted sum of cross-entropy and soft Dice of a batch.
 
-    Where labels were not drawn in a case, its background may be any of them: their probabilities are added to that of
-    the background [1]_, and neither they nor the background count in the Dice of that case.
+    If labels were not annotated in a case, its background may contain them: their probabilities are added to that of
+    the background [1]_, and the Dice of that case excludes them and the background.
 
     Parameters
     ----------
     logits : (B, L, I, J, K)
     truth : (B, I, J, K) int64
-        Codes; `cases.IGNORED` where nothing is known.
+        Codes of the labels; `cases.IGNORED` where the label is unknown.
     unknown : (B, L) bool
-        Labels that were not drawn.
+        Labels that were not annotated.
     cross_entropy, dice : float
-        Weights. The Dice [2]_ is that of the whole batch, averaged over the labels but the background that occur in it.
+        Weights. The Dice [2]_ is computed for the whole batch and averaged over its labels without the background.
 
     References
     ----------
@@ -57,7 +57,7 @@ def loss(logits: Tensor, truth: Tensor, unknown: Tensor, *, cross_entropy: float
 
 
 def _merge_unknown(log_p: Tensor, unknown: Tensor) -> Tensor:
-    """The probability of the labels that were not drawn, added to the background's."""
+    """Add the probability of the labels that were not annotated to that of the background."""
     mask = unknown[:, :, None, None, None].clone()
     mask[:, 0] = True
     background = torch.logsumexp(log_p.masked_fill(~mask, -torch.inf), dim=1, keepdim=True)
@@ -68,7 +68,7 @@ def _merge_unknown(log_p: Tensor, unknown: Tensor) -> Tensor:
 def deep_supervision_loss(
     out: Tensor, log_prior: Tensor | None, truth: Tensor, unknown: Tensor, *, cross_entropy: float, dice: float
 ) -> Tensor:
-    """The loss of every resolution that a network speaks of, each coarser one with half the weight of the last."""
+    """Sum the loss over the output resolutions of a network; each coarser one has half the weight of the last."""
     heads = out.unbind(1) if out.ndim == 6 else (out,)
     total = out.new_zeros((), dtype=torch.float32)
     weights = [0.5**n for n in range(len(heads))]

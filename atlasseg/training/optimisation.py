@@ -1,7 +1,7 @@
 """Optimiser, learning rate, and the moving average of the weights.
 
-The learning rate is a function of the elapsed share of the training, not one of torch's schedulers: those count steps,
-and a training may be limited in minutes. A function has no state to keep either, where torch's schedulers compute each
+The learning rate is a function of the elapsed fraction of the training, not one of torch's schedulers: those count
+steps, and a training may be limited in minutes. A function has no state to save, and torch's schedulers compute each
 rate from the last one and drift from the formula (CONTRIBUTING gives the figures).
 """
 
@@ -35,7 +35,7 @@ def make_optimiser(parameters: list[nn.Parameter], training: Training) -> torch.
 
 
 def learning_rate(training: Training, t: float) -> float:
-    """The rate after a share `t` (0 to 1) of the training: see `recipe.training.Training`.
+    """Compute the learning rate after a fraction `t` (0 to 1) of the training: see `recipe.training.Training`.
 
     Examples
     --------
@@ -65,8 +65,8 @@ def learning_rate(training: Training, t: float) -> float:
 def average_weights(network: nn.Module, decay: float) -> AveragedModel:
     """Make the exponential moving average of a network's weights and buffers; `update_parameters` adds a step to it.
 
-    The weights at the start are its first. At step n, from 0, its decay is the smaller of `decay` and
-    (1 + n) / (10 + n), so that the start is soon forgotten; with `decay` 0 it is the network itself.
+    It starts with the initial weights. At step n, counted from 0, its decay is the smaller of `decay` and
+    (1 + n) / (10 + n), so that the initial weights lose their influence. With `decay` 0 it is the network itself.
     """
 
     def update(averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
@@ -84,5 +84,5 @@ def average_weights(network: nn.Module, decay: float) -> AveragedModel:
 
 
 def absolute_sum(parameters: list[nn.Parameter]) -> Tensor:
-    """Sum of absolute weights, biases and norms left out."""
+    """Sum the absolute weights, without biases and normalisation layers."""
     return torch.stack([p.abs().sum() for p in parameters if p.ndim > 1]).sum()

@@ -1,4 +1,4 @@
-"""Patches to learn from: where they are taken, and how they are varied, in one resampling."""
+"""Sampling and augmentation of training patches, with one resampling."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from atlasseg.refinement.network.cases import Case, LabelEncoding, foreground_or
 from atlasseg.refinement.network.inputs import dense
 
 REGIONS_OF_BACKGROUND = 4
-"""In a painted scan the background has so many intensities, by the quantiles of the scan's own."""
+"""Number of intensity classes of the background of a synthetic scan, by quantiles of the scan."""
 
 
 @dataclass(frozen=True, eq=False)
 class PatchSource:
-    """A case as tensors on the processor, with the voxels that patches are taken around."""
+    """A case as tensors on the CPU, with the candidate centres of patches."""
 
     case: Case
     scan: Tensor
@@ -35,7 +35,7 @@ class PatchSource:
 
     @classmethod
     def of(cls, case: Case, coding: LabelEncoding) -> PatchSource:
-        """A case with labels."""
+        """Make the source from a case with labels."""
         assert case.truth is not None
         unsure = np.flatnonzero(foreground_or_uncertain(case) & (case.doubt > 0.05))
         flat = case.truth.reshape(-1)
@@ -58,7 +58,7 @@ class PatchSource:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a step learns from.
+    """Batch of a training step.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def draw(
     batch: int,
     device: str = "cpu",
 ) -> Batch:
-    """A batch of patches on a device; all of it follows from `seed`, so that a training can go on where it stopped."""
+    """Draw a batch of patches on a device. It depends on `seed` alone, so that a training can resume."""
     source = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
     scans, priors, truths, unknown, names = [], [], [], [], []
     for _ in range(batch):
@@ -117,12 +117,12 @@ def _chance(source: torch.Generator, share: float) -> bool:
 
 
 def _spread(source: torch.Generator, most: float, count: int = 1) -> Tensor:
-    """(count,) even between minus and plus `most`."""
+    """(count,) uniform random numbers between minus and plus `most`."""
     return (2 * torch.rand(count, generator=source) - 1) * most
 
 
 def _centre(shown: PatchSource, training: Training, source: torch.Generator) -> Tensor:
-    """(3,) voxel: of a label, where the fusion is unsure, or anywhere."""
+    """(3,) random voxel: of a label, of the uncertain voxels, or of the whole case."""
     kind = float(torch.rand(1, generator=source))
     voxels = None
     if kind < training.foreground and shown.by_label:
@@ -143,10 +143,10 @@ def _crop(
     source: torch.Generator,
     device: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scan (C, ...), prior (L, ...) and truth (...) of a patch around a voxel, turned and bent at random.
+    """Scan (C, ...), prior (L, ...) and truth (...) of a patch around a voxel, randomly deformed.
 
-    A case that is smaller than the patch along an axis lies in its middle. Beyond the case the scan is 0, the prior
-    certain background and the truth not known.
+    A case that is smaller than the patch along an axis is centred in it. Beyond the case the scan is 0, the prior is
+    background with certainty, and the truth is unknown.
     """
     size, extent = torch.tensor(shown.truth.shape), torch.tensor(patch)
     low, high = (extent - 1) / 2, size - 1 - (extent - 1) / 2
@@ -201,7 +201,7 @@ def _random_affine(
 def _augment_intensity(
     scan: Tensor, truth: Tensor, coding: LabelEncoding, augmentation: Augmentation, source: torch.Generator
 ) -> Tensor:
-    """A scan (C, ...) with other intensities."""
+    """Augment the intensities of a scan (C, ...)."""
     noise = torch.Generator(scan.device).manual_seed(_whole(source, 2**62))
     if _chance(source, augmentation.synthesis):
         scan = _synthesise(scan, truth, coding, source, noise)
@@ -224,9 +224,9 @@ def _augment_intensity(
 def _synthesise(
     scan: Tensor, truth: Tensor, coding: LabelEncoding, source: torch.Generator, noise: torch.Generator
 ) -> Tensor:
-    """A scan painted from labels: every region gets an intensity and a texture of its own, then all is blurred [1]_.
+    """Synthesise a scan from labels: each region has a random intensity and texture, and the scan is blurred [1]_.
 
-    The regions are the labels, and the background cut into `REGIONS_OF_BACKGROUND` by the scan's intensities.
+    The regions are the labels and `REGIONS_OF_BACKGROUND` parts of the background, by the intensities of the scan.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""How large a network may be: depth, width and patch grow together until memory or time says stop."""
+"""Size of a network: depth, width and patch size grow together up to limits of memory and operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_PATCH = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """A network, its patch and batch, and what a training step of it takes."""
+    """A network with patch and batch size, and memory and operations of a training step."""
 
     form: Form
     patch_voxels: tuple[int, int, int]
@@ -31,13 +31,13 @@ class Plan:
     parameters: int
 
     def text(self) -> str:
-        """In one line."""
+        """Describe the plan in one line."""
         form = self.form
         patch = " x ".join(map(str, self.patch_voxels))
         return (
             f"{form.architecture}, {form.levels} levels of {form.width} channels and more, {self.parameters / 1e6:.2f} "
             f"million weights; {form.inputs} inputs, {form.outputs} outputs; patch {patch}, batch {self.batch}: about "
-            f"{self.step_bytes / 2**30:.2f} GB and {self.step_flops / 1e9:.0f} GFLOP a step"
+            f"{self.step_bytes / 2**30:.2f} GB and {self.step_flops / 1e9:.0f} GFLOP per step"
         )
 
 
@@ -51,26 +51,28 @@ def plan(
     memory_bytes: float,
     flops: float,
 ) -> Plan:
-    """The largest network within a budget: compound scaling of depth, width and patch [1]_.
+    """Choose the largest network within limits by compound scaling of depth, width and patch [1]_.
 
-    Starting from a small one, width grows by 1.2 and patch by 1.15 a step, the patch never beyond the median box, and
-    there are as many levels as leave four voxels of the patch at the coarsest. What `refiner` gives is kept.
+    From a small network, width grows by 1.2 and patch by 1.15 per step. The patch is at most the median box, and
+    the coarsest level has at least four voxels of the patch along each axis. Settings given in `refiner` are kept.
 
     Parameters
     ----------
     refiner : Refiner
+        Table [refiner] of the recipe.
     inputs, outputs : int
-        Channels.
+        Numbers of channels.
     sizes : sequence of (3,) int
-        Boxes of the cases, along the patient's axes.
+        Boxes of the cases in voxels, along the patient's axes.
     batch : int
+        Number of patches per batch.
     memory_bytes, flops : float
-        Of a training step at most.
+        Maximum of a training step.
 
     Raises
     ------
     InputError
-        Even the smallest is too large, or what the recipe gives does not go together; the message says what would.
+        The smallest network exceeds the limits, or the settings of the recipe contradict each other.
 
     References
     ----------
@@ -88,8 +90,8 @@ def plan(
             break
     if best is None and smallest is not None:
         raise InputError(
-            f"no network fits {memory_bytes / 2**30:.2f} GB and {flops / 1e9:.0f} GFLOP a step; the smallest that this "
-            f"recipe allows is {smallest.text()}"
+            f"expected a network within {memory_bytes / 2**30:.2f} GB and {flops / 1e9:.0f} GFLOP per step; the "
+            f"smallest of this recipe is {smallest.text()}"
         )
     assert best is not None
     return best

@@ -1,4 +1,4 @@
-"""Self-supervision: a network that fills in what was hidden from it has learned how scans look, without any label."""
+"""Self-supervised pre-training by masked reconstruction, on scans without labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from atlasseg.training.planning import Plan
 from atlasseg.volume import Float32
 
 HIDDEN = 0.6
-"""Share of the blocks of a patch that are hidden."""
+"""Fraction of the blocks of a patch that are masked."""
 
 
 def fit_reconstruction(
@@ -36,16 +36,16 @@ def fit_reconstruction(
     progress: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Member:
-    """Train a network to fill in hidden blocks: masked reconstruction [1]_, of mean squared error where hidden.
+    """Train a network by masked reconstruction [1]_: mean squared error in the masked blocks.
 
     Parameters
     ----------
     scans : sequence of (C, I, J, K) float32
-        Each of mean 0 and standard deviation 1, two at least: every fifth, or the last, is validated on.
+        At least two, each with mean 0 and standard deviation 1. Every fifth, or the last, is used for validation.
     plan : Plan
-        A network of C inputs and C outputs.
+        A network with C inputs and C outputs.
     training : Training
-        All settings apply but folds and n_models, and those about labels: cross_entropy, dice, foreground, uncertainty.
+        All settings apply except folds, n_models, cross_entropy, dice, foreground and uncertainty.
     device, checkpoint, progress, stop
         As for `fitting.fit`, and so are the errors.
 
@@ -60,7 +60,7 @@ def fit_reconstruction(
        16000-16009.
     """
     if len(scans) < 2:
-        raise InputError(f"pre-training needs at least two scans, one of them to validate on, got {len(scans)}")
+        raise InputError(f"pre-training: expected at least two scans, one of them for validation, got {len(scans)}")
     kept = tuple(torch.from_numpy(scan) for scan in scans)
     validate = kept[4::5] or kept[-1:]
     learn = tuple(scan for scan in kept if not any(scan is other for other in validate))
@@ -70,7 +70,7 @@ def fit_reconstruction(
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """A `fitting.Task`: what is hidden is to be filled in."""
+    """Training task of masked reconstruction, a `fitting.Task`."""
 
     plan: Plan
     training: Training
@@ -86,27 +86,27 @@ class Reconstruction:
 
     @property
     def key(self) -> str:
-        """Digest of all that the training depends on, but the device."""
+        """Digest of all that the training depends on, except the device."""
         digest = hashlib.sha256()
         for scan in (*self.training_set, *self.held_out):
             digest.update(repr(tuple(scan.shape)).encode() + scan.numpy().tobytes())
         return json.dumps([asdict(self.plan), asdict(self.training), digest.hexdigest(), torch.__version__])
 
     def begin(self) -> nn.Module:
-        """A new network, which says the mean."""
+        """Create a network that returns the mean, 0."""
         network = build(self.plan.form)
         zero_init_head(network, self.plan.form)
         return network
 
     def loss(self, network: nn.Module, half: torch.dtype | None, *, step: int, turn: int, batch: int) -> Loss:
-        """Of patches at random."""
+        """Loss of a batch of random patches."""
         begun = time.perf_counter()
         drawn = self._drawn(self.training_set, batch, (self.training.seed, 1, step, turn))
         loading_s = time.perf_counter() - begun
         return Loss(_error(network, half, *drawn[:3]), drawn[3], loading_s)
 
     def validate(self, network: nn.Module, half: torch.dtype | None) -> float:
-        """Mean error on scans that it does not learn from."""
+        """Mean squared error on the validation scans."""
         errors = []
         for number, scan in enumerate(self.held_out):
             drawn = self._drawn((scan,), 2, (self.training.seed, 2, number))
@@ -115,7 +115,7 @@ class Reconstruction:
         return float(np.mean(errors))
 
     def finish(self, network: nn.Module, half: torch.dtype | None) -> tuple[float, dict[str, float]]:
-        """Nothing more: there are no probabilities to calibrate."""
+        """Temperature 1 and no further scores, since there are no probabilities to calibrate."""
         return 1.0, {}
 
     def _drawn(
@@ -128,7 +128,7 @@ class Reconstruction:
 def _mask_blocks(
     scans: Sequence[Tensor], patch: tuple[int, int, int], batch: int, seed: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-    """Patches (B, C, ...), the same with blocks set to 0, where (B, 1, ...) those lie, and what they are of."""
+    """Patches (B, C, ...), the same with masked blocks set to 0, the mask (B, 1, ...), and names of the patches."""
     source = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0]))
     block = max(2, min(patch) // 8)
     whole, known, names = [], [], []

@@ -1,4 +1,4 @@
-"""The refiner, trained on a library: out-of-fold fusion, then a network a fold."""
+"""Training of the refiner on a library: leave-one-out fusion, then one network per fold."""
 
 from __future__ import annotations
 
@@ -43,41 +43,41 @@ def train_refiner(
     progress: Progress = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> RefinerModel:
-    """Train the refiner for a recipe on a library: out-of-fold fusion, then a network a fold.
+    """Train the refiner for a recipe on a library: leave-one-out fusion, then one network per fold.
 
-    No atlas votes for itself. The atlases are dealt out to folds, copies of one scan to the same one; each network
-    learns from all folds but its own, which decides when it stops and calibrates it.
+    No atlas votes for itself. The atlases are split into folds; copies of one scan are in the same fold. Each network
+    is trained on all folds except its own, which is used to select its weights and to calibrate it.
 
     Parameters
     ----------
     atlases : sequence of Atlas
-        Three at least. Their order does not matter.
+        At least three. The result does not depend on their order.
     recipe : Recipe
-        Of its stages those up to fusion are run; its tables [refiner], [training] and [augmentation] say the rest.
+        The stages up to fusion are run. Its tables [refiner], [training] and [augmentation] are the settings.
     examples : sequence of Example, optional
-        Of all atlases, where they were fused before.
+        Leave-one-out segmentations of all atlases, if they were computed before.
     device : str
         "cpu" or "cuda".
     memory_bytes : float, optional
-        What a training step may take.
+        Maximum memory of a training step.
     step_flops : float, optional
-        Floating point operations of a training step at most.
+        Maximum number of floating-point operations of a training step.
     start : Start, optional
-        Weights of another model to begin from.
+        Initial weights from another model.
     versions : mapping, optional
-        Version of each piece of software, for the record.
+        Version of each piece of software, stored with the model.
     checkpoints : path, optional
-        Folder where trainings are kept while they run, and found again.
+        Folder of checkpoints, from which an interrupted training resumes.
     registrar, executor, progress
-        As for `leave_one_out`; `progress` is also told of the plan and of every round of the training.
+        As for `leave_one_out`; `progress` is also called with the plan and after each validation.
     stop : callable, optional
-        Asked after every atlas and every step; where it says so, what was made is kept and KeyboardInterrupt raised.
+        Called after each atlas and each step. If it returns True, the state is saved and KeyboardInterrupt is raised.
 
     Raises
     ------
     InputError
-        There are too few atlases, or they differ in channels among each other or from what is begun from; no network
-        fits the budget; or as for `leave_one_out`.
+        There are too few atlases, their numbers of channels differ among each other or from the initial weights, no
+        network is within the limits, or as for `leave_one_out`.
     TrainingError
         The loss is not finite.
     """
@@ -92,16 +92,18 @@ def train_refiner(
     from atlasseg.training.planning import plan
 
     if len(atlases) < FEWEST_ATLASES:
-        raise InputError(f"the refiner needs at least {FEWEST_ATLASES} atlases to learn from, got {len(atlases)}")
+        raise InputError(f"refiner: expected at least {FEWEST_ATLASES} atlases for training, got {len(atlases)}")
     count = count_channels({atlas.id: atlas.image for atlas in atlases})
     start = start or Start()
     if start.channels not in (None, count):
-        raise InputError(f"the model to begin from was trained on {start.channels} channels, the scans have {count}")
+        raise InputError(
+            f"initial weights: expected those of scans with {count} channels, got {start.channels} channels"
+        )
     settings, training = recipe.refiner, recipe.training
     contents = {atlas.id: io.content_hash(atlas.image, place=False) for atlas in atlases}
     folds = split_folds(contents, training.folds, training.seed)
     if training.n_models > len(folds):
-        log.info("%d networks, one a fold, in place of %d", len(folds), training.n_models)
+        log.info("%d networks, one per fold, instead of %d", len(folds), training.n_models)
     if examples is None:
         fused = leave_one_out(atlases, recipe, registrar=registrar, executor=executor, progress=progress)
         examples = collect_until(stop, fused)
@@ -170,7 +172,7 @@ def train_refiner(
 
 
 def collect_until(stop: Callable[[], bool], examples: Iterable[Example]) -> list[Example]:
-    """All examples; KeyboardInterrupt after the first one at which `stop` says so."""
+    """Collect all examples. KeyboardInterrupt is raised if `stop` returns True after one of them."""
     found = []
     for example in examples:
         found.append(example)
@@ -180,26 +182,34 @@ def collect_until(stop: Callable[[], bool], examples: Iterable[Example]) -> list
 
 
 def _warn_of_known_scans(number: int, fold: frozenset[str], scans: Mapping[str, str], start: Start) -> None:
-    """Warn where the validation fold of a network holds scans that the initial weights were trained on."""
+    """Warn if the validation fold of a network contains scans that the initial weights were trained on."""
     known = set(start.seen.values())
     met = sorted(id_ for id_ in fold if scans[id_] in known)
     if met:
         log.warning(
-            "network %d is validated on scans that the model it begins from has learned from (%s): its validation "
-            "looks better than it is",
+            "network %d is validated on scans that its initial weights were trained on (%s): its validation score is "
+            "too optimistic",
             number + 1,
             ", ".join(met),
         )
 
 
 def split_folds(contents: Mapping[str, str], folds: int, seed: int) -> list[frozenset[str]]:
-    """Deal atlases out to folds at random, copies of one scan to the same one; fewer folds where there are fewer scans.
+    """Split atlases into random folds, with copies of one scan in one fold. There are at most as many folds as scans.
 
     Parameters
     ----------
     contents : mapping of str to str
         Digest of the scan of each atlas.
-    folds, seed : int
+    folds : int
+        Number of folds.
+    seed : int
+        Seed of the random numbers.
+
+    Returns
+    -------
+    list of frozenset of str
+        Ids of the atlases of each fold.
 
     Raises
     ------
@@ -208,7 +218,9 @@ def split_folds(contents: Mapping[str, str], folds: int, seed: int) -> list[froz
     """
     scans = sorted(set(contents.values()))
     if len(scans) < 2:
-        raise InputError("all atlases are copies of one scan: there is nothing to validate on")
+        raise InputError(
+            "atlases: expected at least two different scans, got copies of one scan. Validation needs another scan."
+        )
     order = np.random.default_rng(seed).permutation(len(scans))
     number = min(folds, len(scans))
     fold_of = {scans[index]: place % number for place, index in enumerate(order)}

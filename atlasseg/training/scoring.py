@@ -1,4 +1,4 @@
-"""How good a network is on cases that it did not learn from, and how far its probabilities can be trusted."""
+"""Validation of a network: mean Dice, and calibration by temperature scaling."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from atlasseg.refinement.network.cases import Case, LabelEncoding, foreground_or
 from atlasseg.volume import Float32, Int64
 
 MOST_SAMPLES = 200_000
-"""So many voxels a temperature is fitted on, at most."""
+"""Maximum number of voxels for the fit of the temperature."""
 
 
 def mean_dice(found: Sequence[NDArray[np.integer]], cases: Sequence[Case], coding: LabelEncoding) -> float:
-    """Mean over cases of the mean Dice of the labels, the background left out, that are in the case or found in it.
+    """Compute the mean over cases of the mean Dice of the labels without background.
 
-    Voxels of a label outside the box that the network works on count as missed; labels that nobody drew do not count.
+    A label counts if it is in the truth or in the result. Voxels outside the network's box count as missed. Labels
+    that were not annotated do not count.
     """
     scores = []
     for codes, case in zip(found, cases, strict=True):
@@ -36,9 +37,9 @@ def mean_dice(found: Sequence[NDArray[np.integer]], cases: Sequence[Case], codin
 
 
 def reliable_logits(found: Iterable[Float32], cases: Sequence[Case]) -> tuple[Float32, Int64]:
-    """Log-probabilities (n, L) and codes (n,) of the voxels that the fusion is not certain are background.
+    """Collect log-probabilities (n, L) and codes (n,) of the voxels that the fusion does not call certain background.
 
-    One after the other of the (L, I, J, K) maps `found` is looked at, so that they need not all be there at once.
+    `found` yields the (L, I, J, K) maps one after the other, so that they need not all be in memory.
     """
     share = max(1, MOST_SAMPLES // max(len(cases), 1))
     logits, codes = [], []
@@ -52,7 +53,7 @@ def reliable_logits(found: Iterable[Float32], cases: Sequence[Case]) -> tuple[Fl
 
 
 def fit_temperature(logits: Float32, codes: Int64) -> float:
-    """Temperature T at which softmax(logits / T) says the codes best [1]_: the least mean negative logarithm.
+    """Fit the temperature T that minimises the negative log-likelihood of the codes under softmax(logits / T) [1]_.
 
     References
     ----------

@@ -219,7 +219,7 @@ def test_view_serves_the_reports_of_a_run(tmp_path, monkeypatch):
     )
     assert call("view", tmp_path, "--no-browser")[0] == 0 and len(opened) == 1
     status, output = call("view", tmp_path / "none")
-    assert status == 2 and "there is no such folder" in output
+    assert status == 2 and "expected the output folder of a run, got no folder" in output
 
 
 def test_a_run_without_a_recipe_chooses_the_methods_by_the_atlases_and_says_which(dataset, monkeypatch):

@@ -291,7 +291,7 @@ def test_a_larger_budget_gives_a_larger_network():
     assert (fixed.form.levels, fixed.form.width, fixed.patch_voxels) == (3, 6, (8, 12, 16))
     with pytest.raises(InputError, match=r"multiples of 4, at least 8, .*, got \[10, 12, 16\]\. Use \[12, 12, 16\]"):
         plan(Refiner(levels=3, patch_voxels=(10, 12, 16)), memory_bytes=1e9, flops=1e12, **given)
-    with pytest.raises(InputError, match=r"no network fits 0.00 GB and .* smallest that this recipe allows is dynunet"):
+    with pytest.raises(InputError, match=r"a network within 0\.00 GB and .* smallest of this recipe is dynunet"):
         plan(Refiner(), memory_bytes=2**20, flops=1e12, **given)
 
 

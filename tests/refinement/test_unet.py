@@ -236,7 +236,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_last_digit(job, member, tmp_
     assert found.curve == member.curve and found.temperature == member.temperature
     assert all(torch.equal(tensor, found.weights[name]) for name, tensor in member.weights.items())
     assert fit(job, checkpoint=file).curve == member.curve  # done: nothing is trained again
-    with pytest.raises(InputError, match="checkpoint of another training"):
+    with pytest.raises(InputError, match="expected the checkpoint of this training"):
         fit(replace(job, training=replace(QUICK, learning_rate=2e-2)), checkpoint=file)
     tensors, state = read_tensors(file)
     write_tensors(file, {k: v for k, v in tensors.items() if not k.startswith("weights/input")}, state)
@@ -312,9 +312,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_then_told(job, monkeypatch, cap
         fit(short)
     assert "batches of 1 in place of 2" in caplog.text
     most = 0
-    said = (
-        r"not enough memory for one patch .*dynunet, 3 levels.*--gpu-memory 0\.\d+GB would choose one for \d{6} bytes"
-    )
+    said = r"enough for one patch .*dynunet, 3 levels.*--gpu-memory 0\.\d+GB, which chooses one for \d{6} bytes"
     with pytest.raises(InputError, match=said):
         fit(replace(short, replan=lambda most: f"one for {most:.0f} bytes"))
 

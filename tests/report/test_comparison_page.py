@@ -91,24 +91,25 @@ def test_page_is_whole_and_the_same_every_time(targets, methods):
     assert "left &lt;a&gt;" in page and "right &amp; b" in page and "left <a>" not in page and "<i>" not in page
 
 
-def test_cover_says_whether_the_lead_holds():
+def test_cover_says_whether_the_difference_is_significant():
     seen = words(rendered(graded(12, 3)))
-    assert "m 0 did best on 12 targets" in seen and "mean rank 1.00 of 3" in seen
-    assert "The difference from every other method holds" in seen
+    assert "m 0 has the best mean rank on 12 targets" in seen and "mean rank 1.00 of 3" in seen
+    assert "The difference from every other method is significant" in seen
 
     seen = words(rendered(graded(3, 3)))
-    assert "No difference can hold with so few targets: of 3 pairs on 3 targets" in seen
-    assert "the least corrected p that there can be is 0.75" in seen
+    assert "No difference can be significant with so few targets: for 3 pairs of methods on 3 targets" in seen
+    assert "the smallest possible corrected p is 0.75" in seen
 
     seen = words(rendered(graded(12, 3, step=0.0, noise=0.01)))
-    assert "Its lead does not hold" in seen
+    assert "Its difference from the other methods is not significant" in seen
 
     one = graded(12, 3)
     wiggle = np.where(np.arange(12) % 3 == 0, 0.02, -0.001)
     one["m_1"] = one["m_0"] + wiggle
     seen = words(rendered(one))
-    assert "m 0 did best" in seen and "Its lead over m 2 holds" in seen and "from m 1 it is not told apart" in seen
-    assert f"The highest mean Dice, {one['m_1'].mean():.3f}, is that of m 1." in seen
+    assert "m 0 has the best mean rank" in seen and "Its difference from m 2 is significant" in seen
+    assert "its difference from m 1 is not significant" in seen
+    assert f"m 1 has the highest mean Dice, {one['m_1'].mean():.3f}." in seen
 
     even = of(4, a=[0.5, 0.6, 0.7, 0.8], b=[0.5, 0.6, 0.7, 0.8])
     assert "a and b share the first rank on 4 targets." in words(rendered(even))

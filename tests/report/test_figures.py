@@ -208,9 +208,9 @@ def test_colours_can_be_seen_on_a_dark_scan():
 def test_volumes_must_share_the_grid():
     image, labels = scene("RAS")
     elsewhere = LabelMap(labels.array, labels.affine + np.eye(4)[:, 3:] @ np.zeros((1, 4)) + np.diag([1, 0, 0, 0]))
-    with pytest.raises(GeometryError, match="labels of shape"):
+    with pytest.raises(GeometryError, match="labels: expected the scan's grid"):
         figures.mosaic(image, elsewhere, table=TABLE)
-    with pytest.raises(GeometryError, match="reference of shape"):
+    with pytest.raises(GeometryError, match="reference: expected the scan's grid"):
         figures.mosaic(image, labels, table=TABLE, reference=elsewhere)
-    with pytest.raises(GeometryError, match=r"entropy of shape \(3, 3, 3\)"):
+    with pytest.raises(GeometryError, match=r"entropy: expected the scan's shape .*, got \(3, 3, 3\)"):
         figures.mosaic(image, labels, table=TABLE, entropy=np.zeros((3, 3, 3)))

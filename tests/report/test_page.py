@@ -137,7 +137,7 @@ def test_page_says_what_was_done_and_what_to_check(full):
     seen = words(render(full))
     assert "segmented from 2 atlases, of which 1 voted, by local weighted fusion." in seen
     assert "1.23 ml in all" in seen
-    assert "Dice is 0.406 on average, 0.000 at the least" in seen
+    assert "Dice is 0.406 on average and 0.000 for the worst structure" in seen
     assert "NaN in &lt;scan&gt;" in seen
     assert "a&lt;2&gt; did not vote: far below the others" in seen
     assert "1 structure in the reference but not found: Right &amp; Thalamus" in seen
@@ -160,7 +160,7 @@ def test_figures_of_the_tables_are_those_given(full):
     assert "missed" in rows["49"] and "0.000" in rows["49"] and "88.25" in rows["49"]
     inside = full.labels.array == 10
     assert f"{full.entropy[inside].mean():.2f}" in rows["10"]
-    groups = page[page.index("Groups of structures, each judged") :]
+    groups = page[page.index("Groups of structures, each evaluated") :]
     assert "deep" in groups[:1500] and "0.406" in groups[:1500]
     for label, color in ((10, TABLE.color(10)), (99, TABLE.color(99))):
         assert f".l{label}{{--c:{figures.drawn_color(color)}}}" in page
@@ -198,7 +198,7 @@ def test_least_that_there_can_be(full):
 
 def test_structures_found_nowhere_are_said_where_there_is_no_reference(full):
     seen = words(render(dataclasses.replace(full, metrics=None, reference=None)))
-    assert "2 structures of the atlases found nowhere" in seen
+    assert "2 structures without a voxel in the segmentation" in seen
 
 
 def test_nothing_labelled(full):
@@ -210,7 +210,10 @@ def test_nothing_labelled(full):
 
 def test_neurological_convention(full):
     seen = words(render(dataclasses.replace(full, convention="neurological")))
-    assert "Neurological convention: the body&#x27;s left" in seen or "Neurological convention: the body's left" in seen
+    assert (
+        "Neurological convention: the patient&#x27;s left" in seen
+        or "Neurological convention: the patient's left" in seen
+    )
 
 
 @pytest.mark.parametrize("case", ["hippocampus/targets", "mouse_brain/atlases"])
@@ -251,7 +254,7 @@ def test_cohort_page(full):
     assert {x for x in parsed.links if not x.startswith("data:image/jpeg")} == {"s1/s1.html", "s2/s2.html"}
     seen = words(page)
     assert "2 targets segmented from 15 atlases by joint fusion." in seen
-    assert "Mean Dice 0.603; of single targets, 0.406 to 0.800." in seen
+    assert "Mean Dice 0.603 (targets: 0.406 to 0.800)." in seen
     assert "1 target failed." in seen and "s&lt;3&gt; : images/s3.nii.gz: truncated" in seen
     assert "Right &amp; Thalamus 0.000" in seen  # the worst of s1
     assert page.count("<circle") == 4 + 3 and "s2: 0.900" in page  # of Dice, and of volumes that are not 0

@@ -62,7 +62,7 @@ def test_slices_go_through_the_middle_of_the_labels():
 def test_wrong_input_is_named():
     image, _ = marked_image()
     other = LabelMap(np.ones((2, 2, 2), np.int32), np.eye(4))
-    with pytest.raises(GeometryError, match=r"labels: expected the scan's grid of shape \(6, 8, 10\), got"):
+    with pytest.raises(GeometryError, match=r"labels: expected the scan's grid, shape \(6, 8, 10\), got"):
         plot_slices(image, other)
     with pytest.raises(GeometryError, match="overlay: expected the scan's shape"):
         plot_slices(image, overlay=np.ones((2, 2, 2)))

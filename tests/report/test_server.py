@@ -98,14 +98,14 @@ def test_only_this_machine_by_its_own_name_may_ask(out):
 def test_where_to_begin(out, tmp_path):
     assert first_page(out) == "index.html"
     assert first_page(out / "t 1") == "t%201.html"
-    with pytest.raises(InputError, match="no report"):
+    with pytest.raises(InputError, match="got none"):
         first_page(out / ".cache")
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="expected the output folder of a run, got no folder"):
         first_page(tmp_path / "none")
 
 
 def test_a_port_that_is_taken(out):
-    with running(out) as (_, port), pytest.raises(InputError, match=f"port {port} cannot be had"):
+    with running(out) as (_, port), pytest.raises(InputError, match=f"port {port}: expected a free port"):
         Server(out, port=port)
 
 

@@ -101,7 +101,7 @@ def test_a_page_stays_small(scan, monkeypatch):
     monkeypatch.setattr(module, "MOST_VOXELS", 500)
     html = viewer(image, labels, table=TABLE)
     shown = volume(html, "labels")
-    assert np.prod(shown.shape) <= 500 and re.search("holds every (second|third|4th) voxel", html)
+    assert np.prod(shown.shape) <= 500 and re.search("contains every (second|third|4th) voxel", html)
     values = np.array(facts(html)["values"])[np.asarray(shown.dataobj)]
     where = np.rint(np.argwhere(values == 7) @ (np.linalg.inv(labels.affine) @ shown.affine)[:3, :3].T).astype(int)
     where += np.rint((np.linalg.inv(labels.affine) @ shown.affine)[:3, 3]).astype(int)

@@ -136,7 +136,7 @@ def test_killed_and_resumed_to_the_last_digit_then_used(place):
     assert tuned.exit_code == 0, tuned.output
     seen = json.loads((place / "tuned/model.json").read_text())["record"]["begun_from"]
     assert set(seen) == {"head0", "head1", "head2"}
-    assert "validated on scans that the model it begins from has learned from (head" in " ".join(tuned.output.split())
+    assert "validated on scans that its initial weights were trained on (head" in " ".join(tuned.output.split())
     wrong = called("train", recipe, "--out", place / "x", "--init", out, "--set", "refiner.width=8")
     assert wrong.exit_code == 2 and "its width is 4, but the recipe's [refiner] width is 8" in wrong.output
 
@@ -185,13 +185,13 @@ def test_copies_of_a_scan_share_a_fold():
 def test_requests_that_cannot_be_met(place, monkeypatch):
     recipe, out = place / "recipe.toml", place / "model"
     few = called("train", recipe, "--out", out, "--without", "head0", "--without", "head1")
-    assert few.exit_code == 2 and "at least 3 atlases to learn from, got 1" in few.output
+    assert few.exit_code == 2 and "at least 3 atlases for training, got 1" in few.output
     small = called("train", recipe, "--out", out, "--gpu-memory", "100KB")
-    assert small.exit_code == 2 and "no network fits 0.00 GB" in small.output
+    assert small.exit_code == 2 and "expected a network within 0.00 GB" in small.output
     slow = called("train", recipe, "--out", out, "--gflop", "0.002", "--cache", place / "cache")
-    assert slow.exit_code == 2 and "and 0 GFLOP a step" in slow.output
+    assert slow.exit_code == 2 and "and 0 GFLOP per step" in slow.output
     for given, said in (
-        (("--gpu-memory", "much"), "expected an amount of memory such as 8GB, got 'much'"),
+        (("--gpu-memory", "much"), "memory: expected an amount such as 8GB, got 'much'"),
         (("--freeze", "encoder"), "Give it with --init"),
         (("--init", place / "nowhere"), "expected a model of the refiner, got none"),
         (("--set", "training.optimiser=adm"), "'sgd', 'rmsprop', 'adam' or 'adamw'"),
@@ -255,7 +255,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_model(place, monkeypatch):
     assert not (place / "model").exists()
     monkeypatch.setattr(fitting, "_attempt", real)
     other = called("train", place / "recipe.toml", "--out", place / "model", "--set", "fusion.method=global_weighted")
-    assert other.exit_code == 2 and "checkpoint of another training" in other.output  # of other segmentations
+    assert other.exit_code == 2 and "expected the checkpoint of this training" in " ".join(
+        other.output.split()
+    )  # of other segmentations
 
 
 def test_pretrained_on_scans_without_labels(place):
