@@ -20,18 +20,19 @@ import argparse
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from common import Kept, coarsened
 
 from atlasseg import io
 from atlasseg.plausibility import check
 from atlasseg.registration import affine, syn
 from atlasseg.resampling import resample
 from atlasseg.transforms import Affine
-from atlasseg.volume import Atlas, Grid, Image, LabelMap
+from atlasseg.volume import Atlas, Image, LabelMap
 
 BRAINS = ("1000", "1001", "1002", "1006", "1007", "1008")
 """Those that are reported on; the other nine of the set served to choose starts and limits."""
@@ -48,15 +49,8 @@ def read(data: Path, id_: str, spacing_mm: float) -> Volume:
     folder = data / "human_brain" / "atlases"
     image = io.read_image(folder / "images" / f"{id_}.nii.gz")
     labels = io.read_label_map(folder / "labels" / f"{id_}.nii.gz")
-    if spacing_mm == 1:
-        return image, labels
-    factors = spacing_mm / image.spacing_mm
-    wide = image.affine.copy()
-    wide[:3, :3] = image.affine[:3, :3] * factors
-    wide[:3, 3] += image.affine[:3, :3] @ ((factors - 1) / 2)
-    i, j, k = (int(n) for n in np.floor(np.array(image.shape) / factors))
-    grid = Grid((i, j, k), wide)
-    return resample(image, grid, antialias=True), resample(labels, grid, interpolation="nearest")
+    coarse = coarsened(Atlas(id_, image, labels), spacing_mm)
+    return coarse.image, coarse.segmentation
 
 
 def half(volume: Volume, name: str) -> Volume:
@@ -133,17 +127,7 @@ def is_flagged(
     return bool(check(fixed, used, [transform], library=library, executor=keep))
 
 
-_kept: dict[tuple[object, ...], tuple[object, object]] = {}
-
-
-def keep(function: Callable[..., object], /, *data: object, **given: object) -> object:
-    """Call a function of the checks, once for the same volumes."""
-    key = (function.__name__, *(id(each) for each in data), *given.items())
-    if function.__name__ not in ("coarsen", "measure_geometry", "pair_similarity", "pair_mirror_similarities"):
-        return function(*data, **given)
-    if key not in _kept:
-        _kept[key] = (data, function(*data, **given))  # the data too, so that no other takes its id
-    return _kept[key][1]
+keep = Kept()
 
 
 def report(rows: list[tuple[str, float, str, str, str, float, float, bool]], engines: list[str]) -> None:

@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from common import Kept, coarsened
 
 from atlasseg import io
 from atlasseg.errors import AtlasSegError
 from atlasseg.plausibility import check
 from atlasseg.registration import affine
-from atlasseg.resampling import resample
 from atlasseg.transforms import Affine
-from atlasseg.volume import Atlas, Grid, Image
+from atlasseg.volume import Atlas, Image
 
 FOLDERS = {
     "brain": ("human_brain/atlases", 3.0),
@@ -45,16 +45,8 @@ def read_set(folder: Path, spacing_mm: float | None) -> list[Atlas]:
     out = []
     for path in sorted((folder / "images").iterdir()):
         image, labels = io.read_image(path), io.read_label_map(folder / "labels" / path.name)
-        if spacing_mm:
-            factors = spacing_mm / image.spacing_mm
-            wide = image.affine.copy()
-            wide[:3, :3] = image.affine[:3, :3] * factors
-            wide[:3, 3] += image.affine[:3, :3] @ ((factors - 1) / 2)
-            i, j, k = (int(n) for n in np.floor(np.array(image.shape) / factors))
-            grid = Grid((i, j, k), wide)
-            image = resample(image, grid, antialias=True)
-            labels = resample(labels, grid, interpolation="nearest")
-        out.append(Atlas(path.name.split(".")[0], image, labels))
+        atlas = Atlas(path.name.split(".")[0], image, labels)
+        out.append(coarsened(atlas, spacing_mm) if spacing_mm else atlas)
     return out
 
 
@@ -110,16 +102,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=100, help="most targets of each set")
     given = parser.parse_args()
     sets = {name: read_set(given.data / FOLDERS[name][0], FOLDERS[name][1]) for name in given.sets.split(",")}
-    kept: dict[tuple[object, ...], tuple[object, object]] = {}
-
-    def keep(function: Callable[..., object], /, *data: object, **parameters: object) -> object:
-        if function.__name__ not in ("coarsen", "measure_geometry", "pair_similarity", "pair_mirror_similarities"):
-            return function(*data, **parameters)
-        key = (function.__name__, *(id(each) for each in data), *parameters.items())
-        if key not in kept:
-            kept[key] = (data, function(*data, **parameters))
-        return kept[key][1]
-
+    keep = Kept()
     found: dict[tuple[str, str], list[Counter[str]]] = {}
     for name, fault, target, used, library in cases(sets, given.targets, given.faults.split(",")):
         kinds: Counter[str] = Counter()
