@@ -35,6 +35,9 @@ FOLDERS = {
     "hippocampus": ("hippocampus/atlases", None),
     "mouse": ("mouse_brain/atlases", None),
     "heads": ("whole_head/targets", 3.0),
+    "other_heads": ("whole_head/atlases", 3.0),
+    "more_hippocampi": ("hippocampus/more_atlases", None),
+    "further_hippocampi": ("hippocampus/further_atlases", None),
 }
 ATLASES = 8
 """Atlases that each target is registered with, spread over the others."""

@@ -246,6 +246,14 @@ def test_a_run_without_recipe_and_atlases_says_what_to_do():
     assert "expected a recipe or --atlases DIR, got neither. Try: atlasseg run quickstart" in output
 
 
+def test_the_cases_of_metrics(cases):
+    folder = cases.parent / "methods" / "metrics"
+    result = atlasseg.evaluate(folder / "ref_flipstore.nii.gz", folder / "ref.nii.gz")
+    assert list(result["dice"][:2]) == [1, 1]
+    status, told = call("evaluate", folder / "empty.nii.gz", folder / "empty.nii.gz")
+    assert status == 0 and "neither the segmentation nor the reference has a label: all measures are undefined" in told
+
+
 def test_evaluate_tells_its_notes_and_that_both_maps_are_empty(tmp_path):
     empty = LabelMap(np.zeros((3, 4, 5), np.int32), np.eye(4))
     io.write_label_map(empty, tmp_path / "empty.nii.gz")
