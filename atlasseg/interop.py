@@ -8,6 +8,7 @@ functions from their ``to_*`` and ``from_*`` methods. A library is imported when
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,11 +22,18 @@ from atlasseg.errors import InputError, MissingLibraryError
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+log = logging.getLogger(__name__)
+
 Float64 = NDArray[np.float64]
 Library = Literal["nibabel", "SimpleITK", "ANTs"]
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ mm to LPS+ mm, and back."""
+
+UNIT_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+"""Length of each unit of a NIfTI header, in mm."""
+SPACING_TOLERANCE = 0.01
+"""Relative difference of two voxel sizes that are the same: headers round, and store rotations as float32."""
 
 _WHOLE_IN_FLOAT32 = 2**24
 _LARGEST_NIFTI1_AXIS = 32767
@@ -263,7 +271,9 @@ def array_from_nibabel(image: Any) -> NDArray[Any]:
 
 
 def affine_from_nibabel(image: Any) -> Float64:
-    """(4, 4) voxel to RAS+ mm of an image of nibabel.
+    """(4, 4) voxel to RAS+ mm of an image of nibabel, converted from the unit of its header.
+
+    A warning tells of another unit than mm, and of a header whose two voxel sizes, of affine and pixdim, differ.
 
     Raises
     ------
@@ -272,7 +282,23 @@ def affine_from_nibabel(image: Any) -> Float64:
     """
     if image.affine is None:
         raise InputError("nibabel image: expected an affine, got None. Give the image its affine.")
-    return np.array(image.affine, np.float64)
+    affine = np.array(image.affine, np.float64)
+    header = getattr(image, "header", None)
+    if not hasattr(header, "get_xyzt_units"):
+        return affine
+    name = name_from_nibabel(image) or "nibabel image"
+    sizes, pixdim = np.linalg.norm(affine[:3, :3], axis=0), np.array(header.get_zooms()[:3], np.float64)
+    if pixdim.all() and (np.abs(sizes / pixdim - 1) > SPACING_TOLERANCE).any():
+        log.warning(
+            "%s: the image has two voxel sizes: %s in its affine and %s in its pixdim. The affine is used.",
+            *(name, sizes.round(4).tolist(), pixdim.round(4).tolist()),
+        )
+    with suppress(KeyError):  # a code that nibabel does not know
+        unit = header.get_xyzt_units()[0]
+        if UNIT_MM.get(unit, 1) != 1:
+            log.warning("%s: lengths in %s are converted to mm", name, unit)
+            affine[:3] *= UNIT_MM[unit]
+    return affine
 
 
 def name_from_nibabel(image: Any) -> str:

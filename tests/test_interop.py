@@ -115,6 +115,25 @@ def test_from_nibabel_scales_as_the_header_says_and_takes_the_name_of_the_file(t
     assert found.name == "some.scan"
 
 
+@pytest.mark.parametrize(("unit", "to_mm"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1.0), ("unknown", 1.0)])
+def test_from_nibabel_converts_lengths_to_mm(caplog, unit, to_mm):
+    given = AFFINES["PSR"].copy()
+    given[:3] /= to_mm
+    image = nibabel.Nifti1Image(np.ones(SHAPE, np.int16), given)
+    image.header.set_xyzt_units(unit)
+    for kind in (Image, LabelMap, Mask):
+        np.testing.assert_allclose(kind.from_nibabel(image).affine, AFFINES["PSR"], rtol=1e-6)
+    assert (f"lengths in {unit} are converted to mm" in caplog.text) is (to_mm != 1)
+
+
+def test_from_nibabel_tells_of_two_voxel_sizes(tmp_path, caplog):
+    image = nibabel.Nifti1Image(np.ones(SHAPE, np.int16), np.diag([2.0, 3, 4, 1]))
+    assert Image.from_nibabel(image).spacing_mm.tolist() == [2, 3, 4] and not caplog.text
+    image.header["pixdim"][1:4] = 0.5, 3, 4
+    assert Image.from_nibabel(image).spacing_mm.tolist() == [2, 3, 4]
+    assert "two voxel sizes: [2.0, 3.0, 4.0] in its affine and [0.5, 3.0, 4.0] in its pixdim" in caplog.text
+
+
 def test_from_nibabel_takes_a_fourth_axis_of_length_one_away():
     image = nibabel.Nifti1Image(np.ones((*SHAPE, 1), np.float32), np.eye(4))
     assert Image.from_nibabel(image).array.shape == SHAPE

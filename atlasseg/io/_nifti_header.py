@@ -12,14 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from atlasseg.errors import GeometryError
+from atlasseg.interop import SPACING_TOLERANCE, UNIT_MM
 from atlasseg.io._source import format_sizes, log, name_file
 from atlasseg.volume import Float64, Grid, SourceHeader
 
 SpacingSource = Literal["sform", "pixdim"]
 """Source of the voxel size in a NIfTI header whose sform and pixdim differ."""
 
-_UNIT_MM = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
-_SPACING_TOLERANCE = 0.01  # relative; headers round sizes, and rotations are stored as float32
 _LARGEST_NIFTI1_AXIS = 32767
 
 
@@ -48,7 +47,7 @@ def read_geometry(path: Path, header: Any, spacing_from: SpacingSource = "sform"
         The header has no valid affine.
     """
     unit, dtype = _unit(header), np.dtype(header.get_data_dtype()).name
-    to_mm = np.diag([_UNIT_MM[unit]] * 3 + [1.0])
+    to_mm = np.diag([UNIT_MM[unit]] * 3 + [1.0])
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     sform, sform_flaw = _form(header.get_sform) if sform_code > 0 else (None, "")
     qform, qform_flaw = _form(header.get_qform) if qform_code > 0 else (None, "")
@@ -86,7 +85,7 @@ def read_geometry(path: Path, header: Any, spacing_from: SpacingSource = "sform"
             path,
             format_sizes(np.abs(np.diagonal(affine)[:3])),
         )
-    if _UNIT_MM[unit] != 1:
+    if UNIT_MM[unit] != 1:
         log.warning(
             "%s: the lengths in the header are in %s; they are converted to mm: voxels of %s mm",
             path,
@@ -109,7 +108,7 @@ def make_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: Float64, s
     header.set_data_shape(shape)
     header.set_xyzt_units(source.unit)
     header.set_slope_inter(1, 0)
-    from_mm = np.diag([1 / _UNIT_MM[source.unit]] * 3 + [1.0])
+    from_mm = np.diag([1 / UNIT_MM[source.unit]] * 3 + [1.0])
     affine = from_mm @ affine
     grid = Grid((shape[0], shape[1], shape[2]), affine)
     header.set_zooms((*grid.spacing_mm, *(1.0 for _ in shape[3:])))
@@ -147,7 +146,7 @@ def _unit(header: Any) -> str:
         unit = str(header.get_xyzt_units()[0])
     except KeyError:
         return "unknown"
-    return unit if unit in _UNIT_MM else "unknown"
+    return unit if unit in UNIT_MM else "unknown"
 
 
 def _check_spacing(
@@ -165,7 +164,7 @@ def _check_spacing(
                 "Read the file with --spacing-from sform."
             )
         return affine, None
-    if (np.abs(sizes / pixdim - 1) <= _SPACING_TOLERANCE).all():
+    if (np.abs(sizes / pixdim - 1) <= SPACING_TOLERANCE).all():
         return affine, None
     used, other = ("pixdim", "sform") if spacing_from == "pixdim" else ("sform", "pixdim")
     log.warning(
