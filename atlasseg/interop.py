@@ -283,7 +283,7 @@ def affine_from_nibabel(image: Any) -> Float64:
     if image.affine is None:
         raise InputError("nibabel image: expected an affine, got None. Give the image its affine.")
     affine = np.array(image.affine, np.float64)
-    header = getattr(image, "header", None)
+    header: Any = getattr(image, "header", None)
     if not hasattr(header, "get_xyzt_units"):
         return affine
     name = name_from_nibabel(image) or "nibabel image"
