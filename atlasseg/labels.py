@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from typing import Literal
 
 from atlasseg.errors import InputError
+from atlasseg.terminology import ANATOMICAL_STRUCTURE, Code, Terminology
 
 log = logging.getLogger("atlasseg.io")
 
@@ -37,6 +38,13 @@ _SHADES = (0.0, -0.35, 0.45, -0.55, 0.65)  # toward black below 0, toward white 
 _VALUE_COLUMNS = ("index", "value", "id", "labelvalue", "label")
 _NAME_COLUMNS = ("name", "structure", "label")
 _COLOR_COLUMNS = ("color", "colour")
+_CODE_COLUMNS = {
+    "category_code": "category",
+    "type_code": "type",
+    "type_modifier_code": "type_modifier",
+    "region_code": "region",
+    "region_modifier_code": "region_modifier",
+}
 _NOTHING = ("", "n/a")
 _NO_LABEL = "Clear Label"  # background in ITK-SNAP
 
@@ -86,6 +94,8 @@ class Label:
         Value of the same structure in a standard numbering (BIDS).
     not_annotated_in : frozenset of str
         Ids of the atlases in which this label is not annotated.
+    terminology : Terminology, optional
+        Coded terms of the structure, for DICOM and 3D Slicer.
 
     Raises
     ------
@@ -100,6 +110,7 @@ class Label:
     abbreviation: str | None = None
     mapping: int | None = None
     not_annotated_in: frozenset[str] = frozenset()
+    terminology: Terminology | None = None
 
     def __post_init__(self) -> None:
         for text in (self.name, self.group, self.abbreviation):
@@ -386,7 +397,17 @@ def _from_row(row: dict[str, str]) -> Label:
         row.get("abbreviation"),
         None if mapping is None else _whole(mapping, "mapping"),
         frozenset(part.strip() for part in re.split("[,;]", row.get("not_annotated_in", "")) if part.strip()),
+        _terminology(row),
     )
+
+
+def _terminology(row: dict[str, str]) -> Terminology | None:
+    codes = {field: Code.parse(row[column]) for column, field in _CODE_COLUMNS.items() if column in row}
+    if not codes:
+        return None
+    if "type" not in codes:
+        raise InputError(f"expected a type_code beside {', '.join(c for c in _CODE_COLUMNS if c in row)}, got none")
+    return Terminology(**{"category": ANATOMICAL_STRUCTURE, **codes})
 
 
 def _whole(text: str, column: str) -> int:
@@ -422,6 +443,11 @@ def _delimited(table: LabelTable, delimiter: str) -> str:
         column for column in ("abbreviation", "mapping", "group") if any(getattr(x, column) is not None for x in table)
     ]
     columns += ["not_annotated_in"] if any(label.not_annotated_in for label in table) else []
+    columns += [
+        column
+        for column, field in _CODE_COLUMNS.items()
+        if any(getattr(label.terminology, field, None) is not None for label in table)
+    ]
     writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
     writer.writerow(columns)
     for label in table:
@@ -434,6 +460,7 @@ def _delimited(table: LabelTable, delimiter: str) -> str:
             "mapping": label.mapping,
             "group": label.group,
             "not_annotated_in": ";".join(sorted(label.not_annotated_in)) or None,
+            **{column: getattr(label.terminology, field, None) for column, field in _CODE_COLUMNS.items()},
         }
         writer.writerow(["n/a" if cells[column] is None else cells[column] for column in columns])
     return out.getvalue()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from atlasseg.api.coercion import LABELS, as_label_map, as_label_table, as_list, describe_value, refuse, repeat_or_check
+from atlasseg.api.coercion import LABELS, as_label_table, as_list, describe_value, refuse, repeat_or_check
+from atlasseg.api.pairs import read_pair
 from atlasseg.atlases.library import AtlasLibrary
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate as evaluate_label_map
@@ -34,7 +35,8 @@ def evaluate(
     segmentation : label map or list of these
         A path, a `LabelMap`, an image of nibabel, SimpleITK or ANTs, or a result of `segment` or `fuse`.
     reference : label map or list of these
-        On the same grid (the axes may be stored in another order), one per segmentation.
+        On the same grid (the axes may be stored in another order), one per segmentation. An RTSTRUCT or DICOM-SEG is
+        read on the grid of the segmentation, its structures matched by their names in `table`.
     table : LabelTable, path or AtlasLibrary, optional
         Names of labels, and groups.
     groups : mapping of name to labels, optional
@@ -79,15 +81,16 @@ def evaluate(
         raise refuse(groups, "groups", 'a dictionary like {"cortex": [3, 42]}')
     if isinstance(surface_tolerance_mm, bool) or not isinstance(surface_tolerance_mm, int | float):
         raise InputError(f"surface_tolerance_mm: expected a number of mm, got {describe_value(surface_tolerance_mm)}.")
+    pairs = (read_pair(s, r, table=named) for s, r in zip(found, known, strict=True))
     results = [
         evaluate_label_map(
-            as_label_map(s, what="segmentation"),
-            as_label_map(r, what="reference"),
-            table=named,
+            pair.segmentation,
+            pair.reference,
+            table=pair.table,
             groups=groups,
-            not_annotated=not_annotated,
+            not_annotated={*not_annotated, *pair.not_annotated},
             surface_tolerance_mm=surface_tolerance_mm,
         )
-        for s, r in zip(found, known, strict=True)
+        for pair in pairs
     ]
     return results if many else results[0]

@@ -47,6 +47,54 @@ OptionalRecipe = Annotated[
         help="A recipe file (.toml), or a name from `atlasseg recipes`. Without it, methods are chosen for --atlases.",
     ),
 ]
+
+
+class FormatName(StrEnum):
+    """Format of a segmentation."""
+
+    nifti = "nifti"
+    seg_nrrd = "seg.nrrd"
+    rtstruct = "rtstruct"
+    dicomseg = "dicomseg"
+
+
+class OverlapName(StrEnum):
+    """What to do where structures of a file overlap."""
+
+    refuse = "refuse"
+    first = "first"
+
+
+class BetweenSlicesName(StrEnum):
+    """What to do with contours between the slices."""
+
+    refuse = "refuse"
+    nearest = "nearest"
+    interpolate = "interpolate"
+
+
+StructureNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--structures",
+        metavar="NAME",
+        help="Structure to read of an RTSTRUCT, DICOM-SEG or .seg.nrrd, by its name or number; repeatable, the first "
+        "has priority. [default: all]",
+        show_default=False,
+    ),
+]
+StructureOverlap = Annotated[
+    OverlapName,
+    typer.Option("--overlap", help="Where structures overlap: an error, or the voxel goes to the first structure."),
+]
+BetweenSlicesOption = Annotated[
+    BetweenSlicesName,
+    typer.Option(
+        "--between-slices",
+        help="Contours of an RTSTRUCT between the slices of the reference: an error, the nearest slice, or "
+        "shape-based interpolation (also across slices without contours).",
+    ),
+]
 Targets = Annotated[
     list[Path] | None, typer.Option("--targets", help="Scan, or folder with images/ (and labels/); repeatable.")
 ]

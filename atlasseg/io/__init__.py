@@ -9,6 +9,8 @@ and
 from atlasseg.io._nifti_header import SpacingSource as SpacingSource
 from atlasseg.io._source import Like as Like
 from atlasseg.io._source import Volume as Volume
+from atlasseg.io._structure_set import Overlap as Overlap
+from atlasseg.io._structure_set import Structures as Structures
 from atlasseg.io._suffixes import VOLUME_SUFFIXES as VOLUME_SUFFIXES
 from atlasseg.io._suffixes import is_dicom_name as is_dicom_name
 from atlasseg.io._suffixes import is_volume as is_volume
@@ -18,6 +20,9 @@ from atlasseg.io.content import content_hash as content_hash
 from atlasseg.io.dicom_series import DicomSeries as DicomSeries
 from atlasseg.io.dicom_series import list_series as list_series
 from atlasseg.io.dicom_series import split_series as split_series
+from atlasseg.io.images import FORMAT_SUFFIXES as FORMAT_SUFFIXES
+from atlasseg.io.images import LabelFormat as LabelFormat
+from atlasseg.io.images import label_format as label_format
 from atlasseg.io.images import read_image as read_image
 from atlasseg.io.images import read_label_map as read_label_map
 from atlasseg.io.images import read_mask as read_mask
@@ -33,7 +38,11 @@ from atlasseg.io.points import read_points as read_points
 from atlasseg.io.points import write_points as write_points
 from atlasseg.io.probabilities import read_probability_map as read_probability_map
 from atlasseg.io.probabilities import write_probability_map as write_probability_map
+from atlasseg.io.rtstruct import BetweenSlices as BetweenSlices
 from atlasseg.io.segmentations import is_segmentation as is_segmentation
+from atlasseg.io.structures import Reference as Reference
+from atlasseg.io.structures import has_structures as has_structures
+from atlasseg.io.structures import read_structures as read_structures
 from atlasseg.io.tables import read_json as read_json
 from atlasseg.io.tables import read_label_table as read_label_table
 from atlasseg.io.tables import write_json as write_json

@@ -60,6 +60,20 @@ def stack_planes(path: Path, frames: Sequence[NDArray[Any]], planes: Sequence[Pl
     GeometryError
         The position of a slice is missing, sizes or orientations differ, or the slices are not evenly spaced.
     """
+    order, affine = order_planes(path, planes)
+    return np.stack([np.asarray(frames[n]).T for n in order], axis=-1), affine
+
+
+def order_planes(path: Path, planes: Sequence[Plane]) -> tuple[list[int], Float64]:
+    """Order of the slices along their normal, and the affine of their stack; parameters and errors of `stack_planes`.
+
+    Returns
+    -------
+    order : list of int
+        Indices of the planes, in the order of the third axis.
+    affine : (4, 4) float64
+        Voxel to RAS+ mm.
+    """
     along_row, along_column, spacing = _one_orientation(path, planes)
     positions = np.stack([plane.position_mm for plane in planes if plane.position_mm is not None])
     normal = np.cross(along_row, along_column)
@@ -69,13 +83,12 @@ def stack_planes(path: Path, frames: Sequence[NDArray[Any]], planes: Sequence[Pl
     lps = np.eye(4)
     lps[:3, 0], lps[:3, 1], lps[:3, 2] = along_row * spacing[1], along_column * spacing[0], step
     lps[:3, 3] = positions[0]
-    array = np.stack([np.asarray(frames[n]).T for n in order], axis=-1)
     affine: Float64 = LPS @ lps
     aside = np.linalg.norm(step - (step @ normal) * normal)
     if aside > _STRAIGHT * np.linalg.norm(step):
         degrees = shear_degrees(Grid((1, 1, 1), affine))
         log.warning("%s: the slices are not stacked along their normal: sheared by %.3g degrees", path, degrees)
-    return array, affine
+    return [int(n) for n in order], affine
 
 
 def _one_orientation(path: Path, planes: Sequence[Plane]) -> tuple[Float64, Float64, Float64]:

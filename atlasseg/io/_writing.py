@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Content:
         Source of sform, qform, unit and version, for formats that have them.
     labels : sequence of int, optional
         Labels of a probability map, one for each array.
+    fields : mapping of str to str, optional
+        Further keys of the header, for NRRD.
     """
 
     volume: Volume
@@ -45,6 +47,7 @@ class Content:
     dtype: np.dtype[Any]
     source_header: SourceHeader
     labels: Sequence[int] | None
+    fields: Mapping[str, str] | None = None
 
 
 def _write_nifti(path: Path, content: Content) -> None:
@@ -55,7 +58,7 @@ def _write_nifti(path: Path, content: Content) -> None:
 
 def _write_by_itk(path: Path, content: Content) -> None:
     assert not isinstance(content.volume, ProbabilityMap)
-    write_with_itk(path, replace(content.volume, affine=content.affine), content.dtype)
+    write_with_itk(path, replace(content.volume, affine=content.affine), content.dtype, content.fields)
 
 
 WRITERS: dict[str, Callable[[Path, Content], None]] = {
@@ -75,6 +78,7 @@ def write_volume(
     like: Like,
     *,
     labels: Sequence[int] | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> None:
     suffix = max((known for known in WRITERS if path.name.lower().endswith(known)), key=len, default="")
     if not suffix:
@@ -101,4 +105,4 @@ def write_volume(
             path,
         )
     with atomic_write(path) as temporary:
-        WRITERS[suffix](temporary, Content(volume, affine, volumes, dtype, source, labels))
+        WRITERS[suffix](temporary, Content(volume, affine, volumes, dtype, source, labels, fields))

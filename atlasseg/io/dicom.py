@@ -55,7 +55,7 @@ def read_dicom(path: Path, series: str | int | None = None) -> Source:
             _check_alone(path, first)
         frames, planes = _read_slices(path, files)
     array, affine = stack_planes(path, frames, planes)
-    return Source(array, affine, SourceHeader(path, array.dtype.name))
+    return Source(array, affine, SourceHeader(path if series is None else Path(f"{path}#{series}"), array.dtype.name))
 
 
 def _read(file: Path, path: Path) -> Any:
@@ -105,7 +105,7 @@ def _read_slices(path: Path, files: Sequence[Path]) -> tuple[list[NDArray[Any]],
     compressed: list[Path] = []
     for file in files:
         header = _read(file, path)
-        planes.append(_plane_of_slice(file, header))
+        planes.append(plane_of_slice(file, header))
         if frames and frames[0].shape != (header.Rows, header.Columns):
             raise GeometryError(
                 f"{file}: expected slices of one size, got {header.Columns} x {header.Rows} pixels, where "
@@ -170,7 +170,8 @@ def _decode_by_gdcm(files: Sequence[Path]) -> list[NDArray[Any]]:
     return [found[str(n)] for n in range(len(files))]
 
 
-def _plane_of_slice(file: Path, header: Any) -> Plane:
+def plane_of_slice(file: Path, header: Any) -> Plane:
+    """Position of a slice by the header of its file."""
     return Plane(
         str(file.name),
         _numbers(header.get("ImagePositionPatient"), 3),
@@ -193,7 +194,7 @@ def _read_frames(file: Path, header: Any) -> tuple[list[NDArray[Any]], list[Plan
             f"found {'none' if per_frame is None else len(per_frame)}. Convert the file with dcm2niix."
         )
     shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
-    planes = [_plane_of_frame(f"frame {n}", group, shared) for n, group in enumerate(per_frame, start=1)]
+    planes = [plane_of_frame(f"frame {n}", group, shared) for n, group in enumerate(per_frame, start=1)]
     promised = count * header.Rows * header.Columns * (int(header.get("BitsAllocated") or 16) // 8)
     if promised > max(_ALWAYS_ALLOWED, _MOST_COMPRESSED * file.stat().st_size):
         raise InputError(
@@ -216,7 +217,9 @@ def _read_frames(file: Path, header: Any) -> tuple[list[NDArray[Any]], list[Plan
     return list(frames), planes
 
 
-def _plane_of_frame(name: str, group: Any, shared: Any) -> Plane:
+def plane_of_frame(name: str, group: Any, shared: Any) -> Plane:
+    """Position of a frame by its own functional groups and the shared ones."""
+
     def macro(keyword: str) -> Any:
         found = group.get(keyword) or (shared.get(keyword) if shared is not None else None)
         return found[0] if found else {}

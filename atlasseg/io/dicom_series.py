@@ -114,7 +114,7 @@ def list_series(folder: str | Path) -> tuple[DicomSeries, ...]:
         if header is None:
             continue
         uid = str(header.get("SeriesInstanceUID", ""))
-        alone = int(header.get("NumberOfFrames") or 1) > 1 or _kind(header) != "scan"
+        alone = int(header.get("NumberOfFrames") or 1) > 1 or kind_of(header) != "scan"
         groups.setdefault((uid, str(path) if alone else ""), []).append((path, header))
 
     def order(key: tuple[str, str]) -> tuple[int, str, str, str]:
@@ -170,7 +170,7 @@ def check_scan(path: Path, header: Any) -> None:
     ------
     InputError
     """
-    kind = _kind(header)
+    kind = kind_of(header)
     if kind != "scan":
         raise InputError(f"{path}: expected a scan, found {kind}. {_refusal(kind)}")
 
@@ -228,13 +228,14 @@ def _series(number: int, uid: str, held: list[tuple[Path, Any]]) -> DicomSeries:
         uid,
         str(header.get("SeriesDescription") or "").strip(),
         str(header.get("Modality") or ""),
-        _kind(header),
+        kind_of(header),
         tuple(sorted(path for path, _ in held)),
         (int(header.get("Columns") or 0), int(header.get("Rows") or 0), frames if header.get("Rows") else 0),
     )
 
 
-def _kind(header: Any) -> str:
+def kind_of(header: Any) -> str:
+    """Kind of a DICOM file by its SOP class: ``scan``, or as in `DicomSeries`."""
     uid = header.SOPClassUID
     if str(uid) in _OTHER_KINDS:
         return _OTHER_KINDS[str(uid)]
@@ -243,5 +244,5 @@ def _kind(header: Any) -> str:
 
 def _refusal(kind: str) -> str:
     if kind in (SEGMENTATION, STRUCTURES):
-        return "This format is not supported. Convert it to NIfTI or NRRD, for instance in 3D Slicer."
+        return "It holds labels. Read it with atlasseg.read_label_map, or: atlasseg convert FILE OUT.nii.gz --labels"
     return "Give the folder of the scan's own series."

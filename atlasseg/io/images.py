@@ -9,16 +9,32 @@ from typing import Any, Literal
 import numpy as np
 
 from atlasseg.errors import InputError
-from atlasseg.files import checked_content, checked_path
+from atlasseg.files import atomic_write, checked_content, checked_path
+from atlasseg.io._dicom_writing import Algorithm, make_dicomseg, make_rtstruct
 from atlasseg.io._nifti_header import SpacingSource
 from atlasseg.io._opening import read_3d
 from atlasseg.io._source import Like, log, name_file
+from atlasseg.io._structure_set import Overlap, Structures, merge_structures
 from atlasseg.io._suffixes import volume_id
 from atlasseg.io._writing import write_volume
-from atlasseg.io.segmentations import is_segmentation, merge_layers
+from atlasseg.io.dicom_series import quiet_pydicom
+from atlasseg.io.rtstruct import BetweenSlices
+from atlasseg.io.segmentations import is_segmentation, merge_layers, segment_fields
+from atlasseg.io.structures import Reference, find_structure_file, open_structures, scan_of
+from atlasseg.labels import LabelTable
 from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
 
 _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
+LabelFormat = Literal["nifti", "seg.nrrd", "rtstruct", "dicomseg"]
+"""Formats of label maps to write."""
+FORMAT_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "nifti": (".nii.gz", ".nii"),
+    "seg.nrrd": (".seg.nrrd",),
+    "rtstruct": (".dcm",),
+    "dicomseg": (".dcm",),
+}
+"""File name suffixes of each format of label maps."""
+
 _WHOLE_IN_FLOAT32 = 2**24
 _ROUNDED_LABELS = 1e-3  # rounding error of 16-bit labels that are scaled by scl_slope
 
@@ -91,28 +107,60 @@ def read_scan(
     return name_file(path, lambda: Image(array, raw.affine, volume_id(path), raw.source_header)), mask
 
 
-def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -> LabelMap:
+def read_label_map(
+    path: str | Path,
+    *,
+    spacing_from: SpacingSource = "sform",
+    reference: Reference = None,
+    structures: Structures = None,
+    overlap: Overlap = "refuse",
+    between_slices: BetweenSlices = "refuse",
+) -> LabelMap:
     """Read a label map. Labels are read exactly from any data type.
 
-    The layers of a 3D Slicer segmentation (``.seg.nrrd``) become one label map; :func:`read_label_table` reads the
-    names of its segments. Values within 0.001 of a whole number, a rounding error of ``scl_slope``, are rounded with a
+    The structures of an RTSTRUCT, a DICOM-SEG or a 3D Slicer segmentation (``.seg.nrrd``) become one label map with the
+    numbers of the file as labels; :func:`read_label_table` reads their names and colours, and :func:`read_structures`
+    keeps structures that overlap apart. A voxel is inside a contour where its centre is inside an odd number of the
+    contours of its plane. Values within 0.001 of a whole number, a rounding error of ``scl_slope``, are rounded with a
     warning.
 
     Parameters
     ----------
     path : path
-        Volume file.
+        Volume file, RTSTRUCT or DICOM-SEG; or a folder with one RTSTRUCT or DICOM-SEG, perhaps beside its scan.
     spacing_from : {"sform", "pixdim"}
         As for :func:`read_image`.
+    reference : path, volume or Grid, optional
+        Scan on whose grid an RTSTRUCT or DICOM-SEG is read. By default the series that it refers to, in the same
+        folder, below it, or in a folder beside it. Other formats have their own grid.
+    structures : sequence of str or LabelTable, optional
+        Names (or numbers) of the structures to read, in order of priority; a table also gives their values. Only for
+        files with named structures.
+    overlap : {"refuse", "first"}
+        Handling of structures that overlap: raise an error, or give a voxel to the structure that comes first.
+    between_slices : {"refuse", "nearest", "interpolate"}
+        Handling of contours between the slices of `reference`, as for :func:`read_structures`.
 
     Raises
     ------
     InputError
-        As for :func:`read_image`; also if a value is not a whole number of 32 bits, or segments overlap. The message
+        As for :func:`read_image`; also if a value is not a whole number of 32 bits, or structures overlap. The message
         names the file.
+    GeometryError
+        An RTSTRUCT or DICOM-SEG belongs to another scan than `reference`.
     """
     path = checked_path(path)
     layered = is_segmentation(path)
+    named = find_structure_file(path)
+    if named is not None and (not layered or structures is not None or overlap != "refuse"):
+        opened = open_structures(named, reference=reference, structures=structures, between_slices=between_slices)
+        merged = merge_structures(path, opened.grid, opened.structures, overlap)
+        return LabelMap(merged, opened.grid.affine, volume_id(path), SourceHeader(path))
+    if structures is not None:
+        raise InputError(
+            f"{path}: expected a file with named structures (RTSTRUCT, DICOM-SEG or .seg.nrrd) to choose from, got "
+            "another format."
+        )
     raw = read_3d(path, spacing_from=spacing_from, channels=layered)
     array = merge_layers(path, raw.array) if layered else raw.array
     if array.dtype.kind == "f":
@@ -145,15 +193,17 @@ def read_label_map(path: str | Path, *, spacing_from: SpacingSource = "sform") -
     return name_file(path, lambda: LabelMap(array, raw.affine, volume_id(path), raw.source_header))
 
 
-def read_mask(path: str | Path, *, spacing_from: SpacingSource = "sform") -> Mask:
-    """Read a mask; voxels with values other than 0 are inside.
+def read_mask(path: str | Path, *, spacing_from: SpacingSource = "sform", reference: Reference = None) -> Mask:
+    """Read a mask; voxels with values other than 0 are inside, or those inside any structure of an RTSTRUCT or SEG.
 
     Parameters
     ----------
     path : path
-        Volume file.
+        Volume file, RTSTRUCT or DICOM-SEG.
     spacing_from : {"sform", "pixdim"}
         As for :func:`read_image`.
+    reference : path, volume or Grid, optional
+        As for :func:`read_label_map`.
 
     Raises
     ------
@@ -161,6 +211,15 @@ def read_mask(path: str | Path, *, spacing_from: SpacingSource = "sform") -> Mas
         As for :func:`read_image`; also if a value is not finite, or no voxel is inside.
     """
     path = checked_path(path)
+    named = find_structure_file(path)
+    if named is not None and not is_segmentation(path):
+        opened = open_structures(named, reference=reference)
+        union = np.zeros(opened.grid.shape, bool)
+        for structure in opened.structures:
+            union |= structure.voxels()
+        if not union.any():
+            raise InputError(f"{path}: the mask is empty: its structures have no voxels")
+        return Mask(union, opened.grid.affine, volume_id(path), SourceHeader(path))
     raw = read_3d(path, spacing_from=spacing_from)
     if not np.isfinite(raw.array).all():
         raise InputError(f"{path}: expected a mask of finite values, got NaN or infinity")
@@ -197,29 +256,79 @@ def write_image(image: Image, path: str | Path, *, like: Like = None) -> None:
     write_volume(checked_path(path), list(np.moveaxis(image.channels, -1, 0)), np.dtype(np.float32), image, like)
 
 
-def write_label_map(labels: LabelMap, path: str | Path, *, like: Like = None) -> None:
-    """Write a label map as integers.
+def write_label_map(
+    labels: LabelMap,
+    path: str | Path,
+    *,
+    like: Like | str | Path = None,
+    format: LabelFormat | None = None,
+    table: LabelTable | None = None,
+    algorithm: Algorithm = "automatic",
+) -> None:
+    """Write a label map as a volume of integers, a 3D Slicer segmentation, an RTSTRUCT or a DICOM-SEG.
 
-    The data type is that of the file of `labels`, or else of `like`, or else the smallest one that fits.
+    The data type of a volume is that of the file of `labels`, or else of `like`, or else the smallest one that fits.
 
     Parameters
     ----------
     labels : LabelMap
         The labels to write.
     path : path
-        As for :func:`write_image`.
-    like : volume or SourceHeader, optional
-        As for :func:`write_image`.
+        As for :func:`write_image`; ``.seg.nrrd`` for 3D Slicer, ``.dcm`` for an RTSTRUCT or a DICOM-SEG.
+    like : volume, SourceHeader or path, optional
+        As for :func:`write_image`. For an RTSTRUCT or DICOM-SEG: the DICOM scan that it refers to, as its folder or as
+        an image that was read from it; by default the source header of `labels`.
+    format : {"nifti", "seg.nrrd", "rtstruct", "dicomseg"}, optional
+        By default that of the suffix; needed for ``.dcm``.
+    table : LabelTable, optional
+        Names, colours and codes of the labels, for the formats that hold them.
+    algorithm : {"automatic", "semiautomatic", "manual"}
+        How the labels were made, for an RTSTRUCT or DICOM-SEG.
 
     Raises
     ------
     OutputError, GeometryError, InputError
-        As for :func:`write_image`.
+        As for :func:`write_image`; also if an RTSTRUCT or DICOM-SEG has no DICOM scan as `like`, or its scan lacks the
+        study or frame of reference.
     """
     checked_content(labels, LabelMap, path)
-    place = like if isinstance(like, SourceHeader) else like.source_header if like is not None else SourceHeader()
+    path = checked_path(path)
+    chosen = label_format(path, format)
+    table = LabelTable() if table is None else table
+    if chosen in ("rtstruct", "dicomseg"):
+        reference = scan_of(like if like is not None else labels.source_header, path)
+        make = make_rtstruct if chosen == "rtstruct" else make_dicomseg
+        dataset = make(labels, path, reference, table, algorithm)
+        with atomic_write(path) as temporary, quiet_pydicom():
+            dataset.save_as(temporary, enforce_file_format=True)
+        return
+    template = read_image(like) if isinstance(like, str | Path) else like
+    place = template if isinstance(template, SourceHeader) else template.source_header if template else SourceHeader()
     dtype = _label_type(labels, (labels.source_header.dtype, place.dtype))
-    write_volume(checked_path(path), [labels.array], dtype, labels, like)
+    fields = name_file(path, lambda: segment_fields(labels, table)) if chosen == "seg.nrrd" else None
+    write_volume(path, [labels.array], dtype, labels, template, fields=fields)
+
+
+def label_format(path: Path, format: LabelFormat | None) -> str:
+    """Format of a label map to write: the given one, or that of the suffix ("" for other volumes).
+
+    Raises
+    ------
+    InputError
+        The format is unknown, does not fit the suffix, or is missing for ``.dcm``.
+    """
+    name = path.name.lower()
+    if format is None:
+        if name.endswith(".dcm"):
+            raise InputError(f"{path}: expected a format for a .dcm file. Choose 'rtstruct' or 'dicomseg' (--format).")
+        return "seg.nrrd" if name.endswith(".seg.nrrd") else ""
+    if format not in FORMAT_SUFFIXES:
+        raise InputError(f"format: expected one of {', '.join(FORMAT_SUFFIXES)}, got {format!r}.")
+    if not name.endswith(FORMAT_SUFFIXES[format]):
+        raise InputError(
+            f"{path}: expected a name that ends in {' or '.join(FORMAT_SUFFIXES[format])} for the format {format}."
+        )
+    return format
 
 
 def write_mask(mask: Mask, path: str | Path, *, like: Like = None) -> None:

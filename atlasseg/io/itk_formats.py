@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,17 @@ def _source_from_itk(path: Path, image: Any) -> Source:
     return Source(array, LPS @ affine, SourceHeader(path, array.dtype.name))
 
 
-def write_with_itk(path: Path, volume: Image | LabelMap | Mask, dtype: np.dtype[Any]) -> None:
-    """Write a compressed file in the format of the suffix; labels as `dtype`."""
+def write_with_itk(
+    path: Path, volume: Image | LabelMap | Mask, dtype: np.dtype[Any], fields: Mapping[str, str] | None = None
+) -> None:
+    """Write a compressed file in the format of the suffix; labels as `dtype`, `fields` as keys of a NRRD header."""
     import SimpleITK as sitk
 
     image = image_to_sitk(volume)
     if isinstance(volume, LabelMap):
         image = sitk.Cast(image, getattr(sitk, f"sitk{dtype.name.capitalize().replace('Ui', 'UI')}"))
+    for key, value in (fields or {}).items():
+        image.SetMetaData(key, value)
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from atlasseg.errors import InputError
 from atlasseg.files import atomic_write, checked_content, checked_path
 from atlasseg.io.segmentations import is_segmentation, table_of_segments
+from atlasseg.io.structures import find_structure_file, table_of_structures
 from atlasseg.labels import LabelTable, TableFormat, format_label_table, parse_label_table
 
 _MAX_TABLE = 1 << 24
@@ -48,7 +49,7 @@ def read_label_table(path: str | Path) -> LabelTable:
     ----------
     path : path
         BIDS TSV, CSV (also that of 3D Slicer), ITK-SNAP or FreeSurfer, recognised by its content; or a 3D Slicer
-        segmentation (``.seg.nrrd``), whose header names its segments.
+        segmentation (``.seg.nrrd``), an RTSTRUCT or a DICOM-SEG (or a folder with one), which name their structures.
 
     Raises
     ------
@@ -59,6 +60,9 @@ def read_label_table(path: str | Path) -> LabelTable:
     path = checked_path(path)
     if is_segmentation(path):
         return table_of_segments(path)
+    named = find_structure_file(path) if path.suffix.lower() in ("", ".dcm", ".ima") else None
+    if named is not None:
+        return table_of_structures(named)
     try:
         size = path.stat().st_size
         if size > _MAX_TABLE:

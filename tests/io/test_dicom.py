@@ -411,14 +411,23 @@ def test_without_highdicom_the_extra_is_named(tmp_path, write_frames, monkeypatc
 # ---------------------------------------------------------------------------------------------- what is not a picture
 
 
-@pytest.mark.parametrize("read", [io.read_image, io.read_label_map, io.read_mask, io.read_probability_map])
+@pytest.mark.parametrize("read", [io.read_image, io.read_probability_map])
 @pytest.mark.parametrize(
     ("kind", "name"), [(SegmentationStorage, r"DICOM segmentation \(SEG\)"), (RTStructureSetStorage, "RTSTRUCT")]
 )
 def test_segmentations_and_structures_are_never_pictures(tmp_path, write_slices, read, kind, name):
     (file,) = write_slices(tmp_path / "s", values=np.ones((1, 4, 5), np.uint16), kind=kind)
     for path in (file, file.parent):
-        with pytest.raises(InputError, match=rf"expected .*scan, found .*{name}.*format is not supported"):
+        with pytest.raises(InputError, match=rf"expected .*scan, found .*{name}.*It holds labels\. Read it with"):
+            read(path)
+
+
+@pytest.mark.parametrize("read", [io.read_label_map, io.read_mask, io.read_label_table])
+@pytest.mark.parametrize(("kind", "parts"), [(SegmentationStorage, "segments"), (RTStructureSetStorage, "structures")])
+def test_files_without_structures_are_refused(tmp_path, write_slices, read, kind, parts):
+    (file,) = write_slices(tmp_path / "s", values=np.ones((1, 4, 5), np.uint16), kind=kind)
+    for path in (file, file.parent):
+        with pytest.raises(InputError, match=rf"T100\.dcm: expected {parts} in the .*, got none"):
             read(path)
 
 
@@ -486,18 +495,23 @@ def test_the_case_of_a_tilted_gantry(cases, caplog):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "truth", "labels"),
     [
-        "one_segment_all_slices.dcm",
-        "one_segment_binary.dcm",
-        "two_segments_binary.dcm",
-        "two_segments_labelmap.dcm",
-        "rtstruct.dcm",
+        ("one_segment_all_slices.dcm", "all_slices_truth.nii.gz", [1]),
+        ("one_segment_binary.dcm", "truth.nii.gz", [1]),
+        ("two_segments_binary.dcm", "truth.nii.gz", [1, 2]),
+        ("two_segments_labelmap.dcm", "truth.nii.gz", [1, 2]),
     ],
 )
-def test_the_cases_of_segmentations(cases, name):
-    with pytest.raises(InputError, match=r"(SEG|RTSTRUCT)\)\. This format is not supported"):
-        io.read_label_map(cases / "dicomseg" / name)
+def test_the_cases_of_segmentations(cases, name, truth, labels):
+    expected = io.read_label_map(cases / "dicomseg" / truth)
+    for reference in (None, expected):
+        found = io.read_label_map(cases / "dicomseg" / name, reference=reference)
+        assert found.grid.matches(expected.grid)
+        np.testing.assert_array_equal(found.array, np.where(np.isin(expected.array, labels), expected.array, 0))
+    table = io.read_label_table(cases / "dicomseg" / name)
+    assert [(label.value, label.name) for label in table] == [(1, "liver"), (2, "spleen")][: len(labels)]
+    assert str(table[1].terminology.type) == "SCT^10200004^Liver"
 
 
 def test_the_case_of_a_scan_with_structures(cases):
