@@ -159,9 +159,9 @@ def test_linear_registrations_share_all_but_the_transform():
 def test_unknown_names_are_answered_with_those_that_exist():
     with pytest.raises(InputError, match=r"did you mean 'majority'\?.*local_weighted"):
         methods.get("fusion", "majorty")
-    with pytest.raises(InputError, match=r"no stage 'fusing'.*fusion"):
+    with pytest.raises(InputError, match=r"a stage with methods, got 'fusing'.*fusion"):
         methods.names("fusing")
-    with pytest.raises(InputError, match=r"no stage 'fusing'.*fusion"):
+    with pytest.raises(InputError, match=r"a stage with methods, got 'fusing'.*fusion"):
         methods.method("fusing", name="x")(vote)
 
 
@@ -323,11 +323,11 @@ def incomplete_swapped(candidates, target):
     ("function", "told"),
     [
         (incomplete_without_candidates, r"expected the data arguments \(target, candidates\) first, got \(target\)"),
-        (incomplete_type, r"the parameter 'power' has no type"),
+        (incomplete_type, r"parameter 'power': expected a type"),
         (incomplete_description, r"the docstring does not describe power"),
         (incomplete_docstring, r"expected a docstring"),
-        (incomplete_keywords, r"expected parameters with names, got \*\*settings"),
-        (incomplete_data, r"the stage gives no data argument 'prior'. Besides the first it gives: mask"),
+        (incomplete_keywords, r"expected named parameters, got \*\*settings"),
+        (incomplete_data, r"data argument 'prior': expected one that the stage passes \(mask"),
         (incomplete_swapped, r"expected the data arguments \(target, candidates\) first, got \(candidates, target\)"),
         ("fuse", r"expected a function, got str"),
     ],
@@ -342,7 +342,7 @@ def test_a_registration_without_its_starts_is_incomplete():
     def register(fixed, moving, *, fixed_mask: methods.Data[object] = None, moving_masks: methods.Data[object] = None):
         """Register."""
 
-    with pytest.raises(InputError, match=r"registration method 'lacking'.*the data argument 'initial' is missing"):
+    with pytest.raises(InputError, match=r"registration method 'lacking'.*expected the data argument 'initial'"):
         methods.register_method("registration", register, name="lacking")
 
 

@@ -2,7 +2,7 @@
 
 A *slot* is a label together with the group of candidates it comes from, a group being the candidates in which the
 same labels were not annotated. A *code* below the number of slots is that slot with certainty; a larger one points to a
-list of slots with fractions. Where a candidate's field of view does not reach, its code is -1: no vote.
+list of slots with fractions. Outside a candidate's field of view its code is -1: no vote.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class EncodedVotes:
     codes : (N, i, j, k) int32
         Code of each candidate at each voxel of the box.
     start : (3,) int64
-        Where the box begins in the target's grid; may be negative.
+        First voxel of the box in the target's grid; may be negative.
     lists : LabelWeights
-        Place u is the list of code ``slots + u``: slots (int32), and the fraction of the vote for each (float32).
+        Row u is the list of code ``slots + u``: slots (int32), and the fraction of the vote for each (float32).
     label_values : (L,) int32
         Every label, ascending; 0 among them.
     unknown : (G, L) bool
@@ -91,10 +91,10 @@ def _missing_labels(atlas: Atlas, every: set[int]) -> tuple[int, ...]:
 
 
 def find_disagreement(candidates: Sequence[Atlas]) -> tuple[Int32, Bool]:
-    """(I, J, K) the label on which all candidates agree, and where they do not.
+    """Find the label (I, J, K) on which all candidates agree, and the voxels (I, J, K) where they disagree.
 
-    A candidate has no say outside its field of view; where none has, the label is background (0). A voxel at which a
-    candidate is not certain counts as disagreement.
+    A candidate does not vote outside its field of view. Where no candidate votes, the label is background (0). A voxel
+    where a candidate is not certain counts as disagreement.
     """
     shape = candidates[0].image.shape
     certain = np.zeros(shape, np.int32)

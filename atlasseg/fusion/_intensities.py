@@ -1,8 +1,8 @@
 """Standardised intensities of target and candidates around the voxels where the candidates disagree.
 
-Scans come on any scale (0 to 112, 0 to 1.7e6), so every fusion that compares intensities does it on these: each
-channel clipped to its 1st and 99th percentile, then shifted and scaled to mean 0 and standard deviation 1, over the
-box and the part of it that the candidate covers. A constant channel becomes 0.
+Scans may have any intensity scale (0 to 112, 0 to 1.7e6). Every fusion that compares intensities uses these: each
+channel is clipped to its 1st and 99th percentile, then shifted and scaled to mean 0 and standard deviation 1, over the
+part of the box that the candidate covers. A constant channel becomes 0.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int64, check_c
 
 CLIP_PERCENTILES = (1.0, 99.0)
 FLAT_WINDOW = 1e-5
-"""A window whose variance is below this share of the whole box's is flat: it correlates with nothing."""
+"""A window whose variance is below this fraction of the variance of the box is flat: its correlation is 0."""
 WINDOW_REACH = 4.0
-"""Standard deviations of a Gaussian window that are computed."""
+"""Radius of a Gaussian window, in standard deviations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class Standardised:
     target : (I', J', K', C) float32
         The target in the box.
     candidates : sequence of Atlas
-        The candidates, whole.
+        The candidates, not cropped.
     box : tuple of 3 slices
-        Where the box lies in the target's grid.
+        Position of the box in the target's grid.
     inside : (M,) int64
         Flat indices, in the box, of the given voxels.
     """
@@ -45,12 +45,12 @@ class Standardised:
 
     @classmethod
     def around(cls, target: Image, candidates: Sequence[Atlas], voxels: Int64, *, margin_voxels: float) -> Standardised:
-        """The box that holds `voxels` (flat indices, at least one) and `margin_voxels` around them.
+        """Make the box that contains `voxels` (flat indices, at least one) and `margin_voxels` around them.
 
         Raises
         ------
         InputError
-            A candidate has not as many channels as the target.
+            A candidate has another number of channels than the target.
         """
         check_channels(target, candidates)
         index = np.stack(np.unravel_index(voxels, target.shape))
@@ -81,7 +81,7 @@ class Standardised:
 
 
 def standardise(channels: Float32, mask: Bool | None) -> Float32:
-    """Channels (..., C) with mean 0 and standard deviation 1 after clipping, over `mask`; 0 outside it."""
+    """Clip and scale channels (..., C) to mean 0 and standard deviation 1 over `mask`; 0 outside it."""
     out = np.zeros(channels.shape, np.float32)
     for c in range(channels.shape[-1]):
         chosen = channels[..., c] if mask is None else channels[..., c][mask]
@@ -101,7 +101,7 @@ def standardise(channels: Float32, mask: Bool | None) -> Float32:
 
 
 def gaussian_mean(values: Float64, sigma_voxels: float) -> Float64:
-    """Gaussian means over the first three axes; beyond the border counts as 0."""
+    """Compute Gaussian means over the first three axes. Values beyond the border count as 0."""
     for axis in range(3):
         if sigma_voxels > 0:
             values = gaussian_filter1d(values, sigma_voxels, axis=axis, mode="constant", truncate=WINDOW_REACH)
@@ -109,21 +109,21 @@ def gaussian_mean(values: Float64, sigma_voxels: float) -> Float64:
 
 
 def box_mean(values: Float64, radius_voxels: int) -> Float64:
-    """Box means over the first three axes; beyond the border counts as 0."""
+    """Compute box means over the first three axes. Values beyond the border count as 0."""
     for axis in range(3):
         values = uniform_filter1d(values, 2 * radius_voxels + 1, axis=axis, mode="constant")
     return values
 
 
 def correlate_locally(images: Standardised, *, sigma_voxels: float) -> Float32:
-    """Correlation of target and candidate in a Gaussian window around each of the given voxels.
+    """Compute the correlation of target and candidate in a Gaussian window around each of the given voxels.
 
-    Windows are cut at the border of the box and of the candidate's mask. Flat windows correlate with nothing (0).
+    Windows are cut at the border of the box and of the candidate's mask. The correlation of a flat window is 0.
 
     Parameters
     ----------
     images : Standardised
-        Target, candidates and voxels; several channels: the mean of their correlations.
+        Target, candidates and voxels. For several channels, the result is the mean of their correlations.
     sigma_voxels : float
         Standard deviation of the window, in voxels along each axis.
 

@@ -1,7 +1,7 @@
 """Joint label fusion on the CPU: the weights of every voxel, and the votes of whole patches.
 
-Tiles and chunks run on as many threads as numba may use, each result depends on its own voxel alone, and all are put
-together in order, so that the number of threads changes nothing.
+Tiles and chunks run on as many threads as numba may use. Each result depends on its own voxel alone, and the results
+are joined in order, so that they do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from atlasseg.fusion._patches import Box, PatchSearch, map_tiles, split_into_til
 from atlasseg.volume import Bool, Float32, Float64, Int32, Int64
 
 CHUNK = 4096
-"""Voxels whose votes are counted in one go."""
+"""Number of voxels whose votes are counted together."""
 
 
 def joint_weights(
@@ -28,7 +28,7 @@ def joint_weights(
     beta: float,
     nonnegative: bool,
 ) -> tuple[Int32, Float32]:
-    """Best offset and weight of each of N candidates at each of the V voxels of a search.
+    """Compute the best offset and the weight of each of N candidates at each of the V voxels of a search.
 
     Parameters
     ----------
@@ -44,9 +44,9 @@ def joint_weights(
     Returns
     -------
     chosen : (V, N) int32
-        Row of ``search.offsets``; -1 where a candidate's field of view is out of reach.
+        Row of ``search.offsets``; -1 if a candidate covers no voxel of the search window.
     weights : (V, N) float32
-        0 or more; their sum is 1, or 0 where no candidate is in reach.
+        0 or more. Their sum is 1, or 0 if no candidate covers a voxel of the window.
     """
     chosen = np.full((search.voxels.size, len(candidates)), -1, np.int32)
     weights = np.zeros((search.voxels.size, len(candidates)), np.float32)
@@ -173,8 +173,8 @@ def _dot(a: Float64, b: Float64) -> float:
 def minimise(matrix: Float64, size: int, nonnegative: bool, factor: Float64, weights: Float64) -> None:
     """Weights of sum 1 that minimise w' M w, M the leading `size` x `size` part of a positive definite `matrix`.
 
-    Nothing below 0 comes out: `nonnegative` finds the minimum under that constraint, by an active set that starts at
-    the clipped solution; otherwise the solution is clipped. `factor` is room to work in.
+    No weight is below 0: with `nonnegative` the minimum is found under that constraint, by an active set that starts at
+    the clipped solution; otherwise the solution is clipped. `factor` is a work array.
     """
     if size == 0:
         return
@@ -263,7 +263,7 @@ def _solve(matrix: Float64, rows: Int64, size: int, factor: Float64, out: Float6
 def count_votes(
     search: PatchSearch, chosen: Int32, weights: Float32, encoded: EncodedVotes, voxels: Int64
 ) -> tuple[Int64, Int32, Float32]:
-    """Votes at each of the M `voxels`, from all patches that hold it.
+    """Count the votes at each of the M `voxels`, from all patches that contain it.
 
     Returns
     -------
@@ -272,7 +272,7 @@ def count_votes(
     labels : (E,) int32
         Indices into ``encoded.label_values``, ascending within a voxel.
     values : (E,) float32
-        Their share of the votes, above 0; the sum within a voxel is 1.
+        Their fraction of the votes, above 0; the sum within a voxel is 1.
     """
     shape = np.array(search.where.shape)
     number = np.pad(search.number, [(p, p) for p in search.patch], constant_values=-1).astype(np.int32)
@@ -391,10 +391,10 @@ def _count_votes(
 
 @njit(cache=True, nogil=True)
 def _share_out(votes: Float64, touched: Int64, seen: int, unknown: Bool, background: int) -> int:
-    """Bring the votes of all groups together in the slots of the first; background that may be more is shared out.
+    """Add the votes of all groups in the slots of the first group, and distribute uncertain background votes.
 
-    The background votes of a group that does not know some labels follow, in proportion, the votes for background and
-    for these labels of the groups that know them all; they stay background where there are none.
+    If some labels were not annotated in a group, its background votes are distributed in proportion to the votes for
+    background and for these labels of the groups with all labels. They stay background if there are none.
     """
     labels = unknown.shape[1]
     shared = np.zeros(labels)

@@ -1,4 +1,4 @@
-"""Joint label fusion by torch, for a CUDA GPU: what `_joint_numba` computes, in array operations over slabs."""
+"""Joint label fusion by torch, for a CUDA GPU: the computations of `_joint_numba` as array operations over slabs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from atlasseg.fusion._patches import CONSTANT, TIE, PatchSearch
 from atlasseg.volume import Bool, Float32, Int32, Int64
 
 SEARCHED = 1 << 22
-"""Voxels times candidates that are searched in one go."""
+"""Maximum of voxels times candidates of one search."""
 
 HELD = 1 << 26
-"""Numbers in the largest array of the later steps."""
+"""Maximum number of elements of the largest array after the search."""
 
 
 def joint_weights(
@@ -50,7 +50,7 @@ def joint_weights(
 
 
 def _slabs(where: Bool, size: int) -> Iterator[tuple[Int64, Int64]]:
-    """Boxes of about `size` voxels that hold all of `where`: layers along the first axis."""
+    """Yield boxes of about `size` voxels that contain all of `where`: layers along the first axis."""
     held = [np.flatnonzero(where.any(axis=rest)) for rest in ((1, 2), (0, 2), (0, 1))]
     start, stop = np.array([h[0] for h in held]), np.array([h[-1] + 1 for h in held])
     thickness = max(1, size // int(np.prod((stop - start)[1:])))
@@ -279,7 +279,7 @@ def _cast(
 
 
 def _share_out(votes: torch.Tensor, encoded: EncodedVotes) -> torch.Tensor:
-    """(V, L) votes of all groups, background that may be more shared out: see the CPU's `_share_out`."""
+    """(V, L) votes of all groups, with uncertain background votes distributed: see `_joint_numba._share_out`."""
     groups, labels = encoded.unknown.shape
     background = int(np.searchsorted(encoded.label_values, 0))
     of_group = votes.reshape(-1, groups, labels)

@@ -23,28 +23,28 @@ def run_patch_match(
     iterations: int,
     seed: int,
 ) -> NearestPatches:
-    """Find `count` patches that are like the target's at each voxel, by as many independent runs of PatchMatch.
+    """Find `count` similar patches for the target's patch at each voxel, by `count` independent runs of PatchMatch.
 
-    Every run begins with a random candidate and offset, and in each iteration tries what its six neighbours had found
-    before (propagation), an offset anywhere in the window of a random candidate, and offsets of its own candidate in
-    boxes of halving size around the best so far (random search). All voxels step at once, from the iteration before,
-    so the result does not depend on the number of threads.
+    Every run begins with a random candidate and offset. Each iteration tries the matches of its six neighbours from the
+    iteration before (propagation), a random offset in the window of a random candidate, and random offsets of its own
+    candidate in boxes of halving size around the best match (random search). All voxels are updated together from the
+    iteration before, so the result does not depend on the number of threads.
 
     Parameters
     ----------
     target, candidates, where, count, inside
-        As for `nearest_patches`, whose squared differences these are.
+        As for `find_nearest_patches` with squared differences.
     patch_radius_voxels, search_radius_voxels : int
-        Of patches and of the window.
+        Radius of a patch, and of the search window.
     iterations : int
-        Sweeps.
+        Number of sweeps.
     seed : int
-        Of the random numbers, which are functions of it, voxel, run, iteration and number of the draw.
+        Seed. The random numbers are functions of seed, voxel, run, iteration and number of the draw.
 
     Returns
     -------
     NearestPatches
-        Nearest first; the same patch may be there several times.
+        Nearest first. The same patch may occur several times.
     """
     radius = patch_radius_voxels
     offsets = list_offsets(search_radius_voxels)

@@ -1,10 +1,10 @@
 """Exhaustive patch search by box sums.
 
-For one offset of the search window, the product of the target and the shifted candidate is summed over every patch at
-once, axis after axis, so that a patch costs a few operations per axis and not one for each of its voxels. With the
-sums of the candidate and of its square, taken once, this gives each patch's correlation or squared difference exactly
-(in double precision, and without differences of long sums, so that an outlier disturbs only the patches that hold
-it). The work goes tile by tile, each tile small enough for the cache, only around the voxels that are asked for.
+For one offset of the search window, the product of target and shifted candidate is summed over all patches at
+once, axis after axis, so that a patch costs a few operations per axis and not one per voxel. With the
+sums of the candidate and of its square, computed once, this gives the correlation or squared difference of each patch
+exactly (in double precision and without differences of long sums, so that an outlier affects only the patches that
+contain it). The volume is processed in tiles that fit into the cache, only around the requested voxels.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_TILE = np.array([24, 12, 48])
-"""Voxels of a tile at most: the planes that are worked on stay in the first cache, a tile in the second."""
+"""Maximum size of a tile in voxels: its planes fit into the first-level cache, the tile into the second-level cache."""
 
 TILE_MARGIN = np.array([4, 4, 8])
-"""Overhead of a tile along each axis, in voxels: the margin of the usual patch and window."""
+"""Overhead of a tile along each axis, in voxels: the margin of the default patch and window."""
 
 TILE_STEP = 4
-"""Voxels between two places at which a tile may be cut."""
+"""Distance in voxels of the positions at which a tile may be cut."""
 
 TIE = 1e-6
-"""A patch is better than an earlier one only by more than this, in units of correlation: rounding must not choose."""
+"""Minimum advantage of a patch over an earlier one, in units of correlation, so that rounding does not decide."""
 
 CONSTANT = 1e-5
-"""A patch is constant where its standard deviation is below this part of its root mean square."""
+"""A patch is constant if its standard deviation is below this fraction of its root mean square."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +52,13 @@ class NearestPatches:
     voxels : (V,) int64
         Ascending flat (C order) indices of the voxels.
     offsets : (O, 3) int64
-        The search window, by growing distance.
+        The search window, by increasing distance.
     candidate : (V, k) int32
-        Which candidate each patch comes from; -1 where there are fewer than `k`.
+        Candidate of each patch; -1 if there are fewer than `k`.
     chosen : (V, k) int32
-        Row of `offsets` of each patch; -1 where there are fewer.
+        Row of `offsets` of each patch; -1 if there are fewer.
     scores : (V, k) float64
-        Correlation summed over channels, or ``-SSD``; -inf where there are fewer.
+        Correlation summed over channels, or ``-SSD``; -inf if there are fewer.
     """
 
     voxels: Int64
@@ -79,7 +79,7 @@ def find_nearest_patches(
     measure: Measure = "ssd",
     inside: Sequence[Bool | None] | None = None,
 ) -> NearestPatches:
-    """Find, for each voxel, the `count` patches of all candidates and offsets that are most like the target's.
+    """Find, for each voxel, the `count` patches of all candidates and offsets that are most similar to the target's.
 
     Parameters
     ----------
@@ -92,18 +92,18 @@ def find_nearest_patches(
     count : int
         Number of patches, at least 1.
     patch_radius_voxels, search_radius_voxels : int or three ints
-        In voxels: a patch has ``2 r + 1`` voxels along an axis. Beyond the grid, intensities are the nearest voxel's;
+        In voxels: a patch has ``2 r + 1`` voxels along an axis. Beyond the grid, the nearest voxel's intensity is used;
         the centre of a patch stays on the grid.
     measure : {'correlation', 'ssd'}
-        Pearson correlation (the squared difference of patches of mean 0 and standard deviation 1, upside down; 0 where
-        a patch is constant), or the plain sum of squared differences. Channels add up.
+        Pearson correlation (equivalent to the squared difference of patches of mean 0 and standard deviation 1; 0 if
+        a patch is constant), or the sum of squared differences. The values of the channels are added.
     inside : N arrays (I, J, K) bool or None
-        Where a patch of each candidate may be centred; None is everywhere.
+        Allowed centres of patches of each candidate; None: all voxels.
 
     Returns
     -------
     NearestPatches
-        Equally good patches come in the order of the candidates, then of the offsets' length.
+        Equally similar patches are in the order of the candidates, then of the length of the offsets.
     """
     if count < 1:
         raise InputError(f"count: expected at least 1 patch, got {count}")
@@ -130,7 +130,7 @@ def find_nearest_patches(
 
 
 def dilate(where: Bool, patch: Int64) -> Bool:
-    """(I, J, K) the voxels whose patch, of radius `patch` (3,) along the axes, holds one of `where`."""
+    """Dilate `where` (I, J, K) by a box of radius `patch` (3,)."""
     out: Bool = maximum_filter(where.view(np.uint8), tuple(2 * patch + 1), mode="constant").astype(bool)
     return out
 
@@ -154,7 +154,7 @@ class PatchSearch:
     patch, window : (3,) int64
         Radii in voxels.
     offsets : (O, 3) int64
-        The window, by growing distance.
+        The window, by increasing distance.
     """
 
     def __init__(
@@ -183,19 +183,19 @@ class PatchSearch:
         return self.where[inside], self.number[inside][self.where[inside]]
 
     def target_tile(self, box: Box) -> Tile:
-        """Intensities and statistics of the target, which every candidate is compared with."""
+        """Intensities and statistics of the target around a tile."""
         values = load_tile(self.target, box[0] - self.patch, box[1] + self.patch + [0, 0, 2 * self.window[2]])
         return values, *compute_statistics(values, self.patch, self.correlation, True)
 
     def empty(self, box: Box, count: int) -> tuple[Float64, Int64]:
-        """Scores and codes of a tile that nothing was found for yet, (count, i, j, w)."""
+        """Initial scores and codes of a tile, (count, i, j, w)."""
         shape = (count, *(box[1] - box[0] + [0, 0, 2 * (self.patch[2] + self.window[2])]))
         return np.full(shape, -np.inf), np.full(shape, -1, np.int64)
 
     def run(
         self, box: Box, tile: Tile, candidate: Float32, covered: Bool, code: int, score: Float64, codes: Int64
     ) -> Tile:
-        """Search one candidate around a tile, keeping the best in `score` and `codes` as `search_tile` does."""
+        """Search one candidate around a tile, and keep the best patches in `score` and `codes`, see `search_tile`."""
         margin = self.patch + self.window
         values = load_tile(np.ascontiguousarray(candidate, np.float32), box[0] - margin, box[1] + margin)
         centre, scale = compute_statistics(values, self.patch, self.correlation, False)
@@ -204,7 +204,7 @@ class PatchSearch:
         return values, centre, scale
 
     def unscale(self, tile: Tile, score: Float64) -> Float64:
-        """From the kernel's scale, in which ties are judged, to correlation or ``-SSD``."""
+        """Convert from the scale of the kernel, in which ties are tested, to correlation or ``-SSD``."""
         if self.correlation:
             return score
         energy = np.sum([sum_boxes(channel**2, self.patch) for channel in tile[0]], axis=0)
@@ -212,12 +212,12 @@ class PatchSearch:
 
 
 def as_radius(radius: Radius, name: str) -> Int64:
-    """(3,) a radius in voxels, given as one number or three.
+    """Convert a radius in voxels, given as one number or three, to (3,).
 
     Raises
     ------
     InputError
-        It is not one or three whole numbers, 0 or more.
+        The radius is not one or three integers of at least 0.
     """
     given = np.asarray(radius)
     if given.dtype.kind not in "iu" or given.shape not in ((), (3,)) or given.min() < 0:
@@ -226,16 +226,16 @@ def as_radius(radius: Radius, name: str) -> Int64:
 
 
 def list_offsets(radius: Radius) -> Int64:
-    """(O, 3) every offset within a radius along each axis, by growing length, then in lexicographic order."""
+    """List all offsets (O, 3) within a radius along each axis, by increasing length, then in lexicographic order."""
     reach = as_radius(radius, "search_radius_voxels")
     window = np.stack(np.meshgrid(*[np.arange(-r, r + 1) for r in reach], indexing="ij"), -1).reshape(-1, 3)
     return window[np.argsort((window**2).sum(axis=1), kind="stable")]
 
 
 def split_into_tiles(where: Bool) -> list[Box]:
-    """Boxes that hold every voxel of `where` once, small enough for the cache, with few other voxels inside.
+    """Cover each voxel of `where` once by boxes that fit into the cache and contain few other voxels.
 
-    A box is cut in two where that saves work, the margin that each part needs counted in.
+    A box is cut in two if that saves work, including the work for the margin of each part.
     """
     boxes: list[Box] = []
     waiting = [(np.zeros(3, np.int64), np.array(where.shape))] if where.any() else []
@@ -260,18 +260,18 @@ def split_into_tiles(where: Bool) -> list[Box]:
 
 
 def _list_cuts(size: int, largest: int) -> range | list[int]:
-    """Where a box may be cut: in the middle while it is far too large, else every few voxels."""
+    """List the positions where a box may be cut: the middle of a much too large box, otherwise every few voxels."""
     return [size // 2] if size > 2 * largest else range(TILE_STEP, size - TILE_STEP + 1, TILE_STEP)
 
 
 def _estimate_work(size: Int64) -> float:
-    """Numbers to go through for a box of voxels with the usual margins."""
+    """Estimate the number of elements to process for a box of voxels with the default margins."""
     return float(np.prod(size + TILE_MARGIN)) if (size > 0).all() else 0.0
 
 
 @njit(cache=True, nogil=True)
 def shrink_box(where: Bool, start: Int64, stop: Int64) -> tuple[Int64, Int64]:
-    """The smallest box that holds what a box of `where` holds; empty if that is nothing."""
+    """Shrink a box to the bounding box of the True voxels of `where` in it; empty if there are none."""
     first, last = stop.copy(), start.copy()
     for i in range(start[0], stop[0]):
         for j in range(start[1], stop[1]):
@@ -284,13 +284,13 @@ def shrink_box(where: Bool, start: Int64, stop: Int64) -> tuple[Int64, Int64]:
 
 
 def map_tiles(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Run a task that releases the interpreter's lock on every item, on as many threads as numba may use, in order."""
+    """Map a task that releases the interpreter's lock over items, on as many threads as numba may use."""
     with ThreadPoolExecutor(max_workers=numba.get_num_threads()) as pool:
         return list(pool.map(task, items))
 
 
 def expand_masks(inside: Sequence[Bool | None] | None, count: int, shape: tuple[int, ...]) -> list[Bool]:
-    """N arrays (I, J, K) bool: where the patches of each candidate may be centred."""
+    """Make N arrays (I, J, K) bool: the allowed centres of patches of each candidate."""
     everywhere = np.ones(shape, bool)
     given = [None] * count if inside is None else inside
     return [everywhere if each is None else np.ascontiguousarray(each) for each in given]
@@ -298,7 +298,7 @@ def expand_masks(inside: Sequence[Bool | None] | None, count: int, shape: tuple[
 
 @njit(cache=True, nogil=True)
 def load_tile(volume: Float32, start: Int64, stop: Int64) -> Float64:
-    """(C, i, j, k) the box from `start` to `stop` of a (C, I, J, K) volume; beyond its edge, the nearest voxel."""
+    """Crop a (C, I, J, K) volume to the box from `start` to `stop`; beyond the edge the nearest voxel is repeated."""
     channels, n0, n1, n2 = volume.shape
     out = np.empty((channels, stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]))
     for c in range(channels):
@@ -314,7 +314,7 @@ def load_tile(volume: Float32, start: Int64, stop: Int64) -> Float64:
 
 @njit(cache=True, nogil=True)
 def forbid_outside(scale: Float64, inside: Bool, start: Int64) -> None:
-    """Make a score NaN, which never wins, for patches that are centred outside the grid or outside `inside`."""
+    """Set the score of patches centred outside the grid or outside `inside` to NaN, so that they are never chosen."""
     n0, n1, n2 = inside.shape
     for i in range(scale.shape[1]):
         x = i + start[0]
@@ -328,7 +328,7 @@ def forbid_outside(scale: Float64, inside: Bool, start: Int64) -> None:
 
 @njit(cache=True, nogil=True)
 def sum_boxes(values: Float64, patch: Int64) -> Float64:
-    """(i, j, k) sums of a (i + 2 p0, j + 2 p1, k) array over boxes of radius p; along k, each box begins at k."""
+    """Sum a (i + 2 p0, j + 2 p1, k) array over boxes of radius p, (i, j, k); along k, each box begins at k."""
     n0, n1, width = values.shape[0] - 2 * patch[0], values.shape[1] - 2 * patch[1], values.shape[2]
     n2 = width - 2 * patch[2]
     first = np.zeros((n0, values.shape[1], width))
@@ -349,7 +349,7 @@ def sum_boxes(values: Float64, patch: Int64) -> Float64:
 
 @njit(cache=True, nogil=True)
 def compute_statistics(values: Float64, patch: Int64, correlation: bool, of_target: bool) -> tuple[Float64, Float64]:
-    """The two arrays (C, i, j, k) by which `search_tile` turns a sum of products into a score.
+    """Compute the two arrays (C, i, j, k) by which `search_tile` converts a sum of products to a score.
 
     With products summed to s, the score is ``(s - centre_T centre_A) scale_T scale_A``. For a correlation, centre_T is
     the target's mean, centre_A the candidate's sum, and the scales are 1 over the root of the summed squared
@@ -400,21 +400,21 @@ def search_tile(
     score: Float64,
     codes: Int64,
 ) -> None:
-    """Go through the offsets and keep the best M patches of every voxel of a tile, best first.
+    """Search all offsets and keep the best M patches of each voxel of a tile, best first.
 
-    Every array has the same width w along its last axis, that of the candidate, so that a plane can be shifted by an
-    offset as one run of numbers; what lies beyond the tile in a row is computed and means nothing.
+    All arrays have the candidate's width w along the last axis, so that a plane can be shifted by an
+    offset as one contiguous block. Values beyond the tile in a row are computed but not used.
 
     Parameters
     ----------
     target, target_centre, target_scale : (C, n0 + 2 p0, n1 + 2 p1, w) and twice (C, n0, n1, w)
         The target's tile, of n0 x n1 x n2 voxels, and its statistics.
     values, centre, scale : (C, n0 + 2 p0 + 2 s0, n1 + 2 p1 + 2 s1, w) and twice (C, n0 + 2 s0, n1 + 2 s1, w)
-        The candidate's, ``w = n2 + 2 p2 + 2 s2``.
+        The candidate's tile and statistics, ``w = n2 + 2 p2 + 2 s2``.
     shifts : (O, 3) int64
-        Offsets plus the window's radius s.
+        Offsets plus the radius s of the window.
     patch : (3,) int64
-        The patch's radius p.
+        Radius p of the patch.
     code : int
         Code of the first offset.
     score, codes : (M, n0, n1, w)
@@ -486,7 +486,7 @@ def search_tile(
 
 @njit(cache=True, nogil=True)
 def sum_windows(values: Float64, step: int, count: int, out: Float64) -> None:
-    """Sums of `count` numbers that lie `step` apart, from every position on."""
+    """Sum `count` elements at distances `step`, beginning at every position."""
     n = out.size
     if count == 5:  # the usual patch, in one pass
         a, b, c = values[:n], values[step : step + n], values[2 * step : 2 * step + n]

@@ -1,8 +1,8 @@
 """Expectation maximisation of rater performances for STAPLE, STEPS and non-local STAPLE.
 
 Raters (candidates) are described by confusion matrices theta[i, l', l] = p(rater i says l' | the truth is l). Voxels
-with the same votes have the same posterior, so they are counted together as one *row*; and only labels that a row can
-have at all (a prior and every rater's theta above 0) are ever looked at.
+with the same votes have the same posterior, so they are counted together as one *row*. Only the possible labels of a
+row (those with a prior and with every rater's theta above 0) are stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atlasseg.volume import Atlas, Bool, Float64, Int32, Int64, LabelWeights, ta
 
 BUFFER_BYTES = 1 << 26
 MAX_BUFFERS = 16
-"""Confusion counts are summed in up to this many parts, in order: the same for any number of threads."""
+"""Maximum number of parts in which confusion counts are summed, in order, for any number of threads."""
 NEGLIGIBLE = 1e-7
 """Probabilities below this are left out of the result."""
 
@@ -33,12 +33,12 @@ class RaterVotes:
     Parameters
     ----------
     counts : (R,) float64
-        Voxels that each row stands for.
+        Number of voxels of each row.
     entry_offsets : (R + 1,) int64
     entry_raters, entry_labels : (E,) int32
         Entries of one rater are adjacent; labels are indices.
     entry_fractions : (E,) float32
-        How much of the rater's vote; they sum to 1 for a rater at a row.
+        Fraction of the rater's vote; the sum for a rater at a row is 1.
     possible : LabelWeights
         Index of each possible label of each row (int32), and its prior weight (float64).
     """
@@ -53,18 +53,18 @@ class RaterVotes:
 
 @dataclass(frozen=True, eq=False)
 class NeighbourRows:
-    """Which rows are next to each other, for the Markov random field.
+    """Neighbouring rows, for the Markov random field.
 
     Parameters
     ----------
     rows : (R, 6) int64
-        Row of each neighbour; -1 - l for a neighbour that is certainly label index l; `OUTSIDE` beyond the grid.
+        Row of each neighbour; -1 - l for a neighbour with certain label index l; `OUTSIDE` beyond the grid.
     weights : (6,) float64
-        Their weights.
+        Weight of each neighbour.
     odd : (R,) bool
-        Checkerboard colour: neighbours differ.
+        Checkerboard colour; it differs between neighbours.
     beta : float
-        Strength.
+        Strength of the field.
     """
 
     rows: Int64
@@ -77,9 +77,9 @@ OUTSIDE = np.iinfo(np.int64).min
 
 
 def estimate_confusion(rows: RaterVotes, weights: Float64, raters: int, labels: int) -> Float64:
-    """(N, L, L) confusion matrices theta[i, said, true] that maximise the likelihood given `weights` (P,): the M step.
+    """Estimate the confusion matrices theta[i, vote, truth] (N, L, L) from the posterior `weights` (P,): the M step.
 
-    A rater that never meets a true label says nothing about it: its column is 0.
+    The column of a true label that a rater never meets is 0.
     """
     parts = int(np.clip(BUFFER_BYTES // max(raters * labels**2 * 8, 1), 1, MAX_BUFFERS))
     counts = _count(
@@ -99,27 +99,27 @@ def run_em(
     tolerance: float,
     neighbours: NeighbourRows | None = None,
 ) -> tuple[Float64, Float64]:
-    """Iterate E and M steps until no confusion probability moves by more than `tolerance`.
+    """Iterate E and M steps until no confusion probability changes by more than `tolerance`.
 
     Parameters
     ----------
     rows : RaterVotes
         The votes.
     confusion : (N, L, L) float64
-        Where to start.
+        Initial confusion matrices.
     max_iterations : int
         Maximum number of iterations.
     tolerance : float
-        When to stop.
+        Largest change of a confusion probability at which the iteration stops.
     neighbours : NeighbourRows, optional
-        Adds exp(beta sum of the neighbours' posteriors) to the prior: one mean field sweep an iteration.
+        Multiplies the prior by exp(beta sum of the neighbours' posteriors): one mean field sweep per iteration.
 
     Returns
     -------
     weights : (P,) float64
         Posterior of each possible label of each row.
     confusion : (N, L, L) float64
-        What it is estimated with.
+        Confusion matrices with which the posterior was computed.
     """
     raters, labels = confusion.shape[:2]
     weights = _run_e_step(rows, confusion, rows.possible.values.copy(), neighbours)
@@ -134,7 +134,7 @@ def run_em(
 
 
 def list_possible_labels(rows: RaterVotes, confusion: Float64, prior: Float64) -> RaterVotes:
-    """The rows with every label that no rater's `confusion` rules out, and its global `prior` (L,)."""
+    """Give each row all labels with `confusion` above 0 for every rater, and their global `prior` (L,)."""
     allowed = (confusion > 0) & (prior > 0)
     some = allowed.reshape(-1, allowed.shape[-1])
     list_offsets = np.concatenate(([0], np.cumsum(some.sum(axis=1))))
@@ -150,14 +150,14 @@ def list_possible_labels(rows: RaterVotes, confusion: Float64, prior: Float64) -
 
 
 def group_by_votes(votes: Votes) -> tuple[Int64, Int64, Int64]:
-    """Active voxels grouped by their votes: first voxel of each group, group of each voxel, size of each group."""
+    """Group active voxels by their votes: first voxel of each group, group of each voxel, size of each group."""
     keys = _hash(votes.entry_offsets, votes.entry_candidates, votes.entry_labels)
     _, first, group, size = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     return first, group, size
 
 
 def group_unanimous(votes: Votes, candidates: Sequence[Atlas]) -> tuple[Float64, Int64, Int32, Int32]:
-    """The voxels on which all that see them agree, grouped by label and by who sees them.
+    """Group the voxels on which all covering candidates agree, by label and by the candidates that cover them.
 
     Returns
     -------
@@ -183,13 +183,13 @@ def group_unanimous(votes: Votes, candidates: Sequence[Atlas]) -> tuple[Float64,
 
 
 def expand_to_voxels(rows: RaterVotes, weights: Float64, group: Int64) -> tuple[Float64, Int64, Int32]:
-    """Weights, offsets and labels for each of many voxels, `group` (M,) being their rows; negligible ones left out."""
+    """Expand weights of rows to voxels with rows `group` (M,): weights, offsets and labels without negligible ones."""
     found = rows.possible.with_values(weights).keep(weights >= NEGLIGIBLE).take(group)
     return found.values, found.offsets, found.labels
 
 
 def tabulate_votes(votes: Votes, first: Int64, counts: Float64) -> RaterVotes:
-    """Rater votes at the active voxels `first`. A label is possible if it has a vote; its prior is its share."""
+    """Tabulate the votes at the active voxels `first`. Labels with votes are possible; their fraction is the prior."""
     entry_offsets, entries = take_entries(votes.entry_offsets, first)
     offsets, slots = take_entries(votes.slot_offsets, first)
     tally = votes.tally()[slots]
@@ -202,7 +202,7 @@ def tabulate_votes(votes: Votes, first: Int64, counts: Float64) -> RaterVotes:
 
 
 def select_winners(rows: RaterVotes) -> Float64:
-    """(P,) 1 for the possible label of highest prior in each row, on a tie the smallest, 0 for the others."""
+    """Choose the label of highest prior in each row, in a tie the smallest: (P,) 1 for it, 0 for the others."""
     possible = rows.possible
     highest = np.repeat(np.maximum.reduceat(possible.values, possible.offsets[:-1]), possible.sizes)
     best = np.flatnonzero(possible.values == highest)
@@ -213,7 +213,7 @@ def select_winners(rows: RaterVotes) -> Float64:
 
 
 def append_unanimous(rows: RaterVotes, votes: Votes, candidates: Sequence[Atlas]) -> RaterVotes:
-    """The rows, and further ones for the voxels on which all agree, of prior 1 for the label they agree on."""
+    """Append rows for the voxels on which all candidates agree, with prior 1 for the common label."""
     counts, entry_offsets, raters, labels = group_unanimous(votes, candidates)
     return RaterVotes(
         np.concatenate((rows.counts, counts)),
@@ -230,7 +230,7 @@ def append_unanimous(rows: RaterVotes, votes: Votes, candidates: Sequence[Atlas]
 
 
 def smooth_prior(votes: Votes, sigma_voxels: float) -> Float64:
-    """(S,) share of each slot's label in the votes around its voxel, by a Gaussian window cut at the grid's border."""
+    """(S,) fraction of votes of each slot's label around its voxel, by a Gaussian window cut at the grid's border."""
     map_ = votes.cast()
     slot_voxels = np.repeat(votes.voxels, np.diff(votes.slot_offsets))
     out = np.zeros(slot_voxels.size)
@@ -252,7 +252,7 @@ def smooth_prior(votes: Votes, sigma_voxels: float) -> Float64:
 
 
 def find_neighbours(votes: Votes, beta: float) -> NeighbourRows:
-    """The six neighbours of every active voxel, weighted by 1 / distance relative to the nearest one's."""
+    """Find the six neighbours of each active voxel, with weights 1 / distance relative to the shortest distance."""
     shape = votes.grid.shape
     row = np.full(votes.certain.size, OUTSIDE, np.int64)
     row[:] = -1 - np.searchsorted(votes.label_values, votes.certain.reshape(-1))
@@ -330,7 +330,7 @@ def _posterior(  # type: ignore[no-untyped-def]
         if total > 0:
             for p in range(first, last):
                 out[p] /= total
-        else:  # no label can explain these votes: nothing is learned beyond the prior
+        else:  # no label explains these votes: the posterior is the prior
             for p in range(first, last):
                 total += prior[p]
             for p in range(first, last):

@@ -1,8 +1,8 @@
-"""The votes of the candidates, held only where they are not of one mind.
+"""Votes of the candidates at the voxels where they disagree.
 
-Most voxels of most atlases agree, so a fusion has to think about a few percent of the volume. `Votes.gather` finds
-these *active* voxels once; `Votes.cast` turns weights there into a :class:`~atlasseg.volume.ProbabilityMap`. Memory
-grows with active voxels times candidates, never with voxels times labels.
+Most atlases agree at most voxels, so a fusion needs a few percent of the volume only. `Votes.gather` finds
+these *active* voxels; `Votes.cast` converts weights there to a :class:`~atlasseg.volume.ProbabilityMap`. Memory
+grows with active voxels times candidates, not with voxels times labels.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MAX_CANDIDATES = 1 << 16
 
 
 def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
-    """Refuse candidates that no fusion can use.
+    """Check the number and the grids of the candidates.
 
     Raises
     ------
     InputError
         There is no candidate.
     GeometryError
-        A candidate is not on the target's grid: the message names it.
+        A candidate is not on the target's grid. The message names it.
     """
     if not candidates:
         raise InputError("candidates: expected at least one, got none")
@@ -39,7 +39,7 @@ def check_candidates(target: Image, candidates: Sequence[Atlas]) -> None:
             raise GeometryError(
                 f"atlas {atlas.id!r} is not on the grid of the target {target.name!r}: expected shape {target.shape} "
                 f"and affine {target.affine.tolist()}, got {atlas.image.shape} and {atlas.image.affine.tolist()}. "
-                "Propagate it to the target first"
+                "Propagate it to the target first."
             )
 
 
@@ -53,18 +53,18 @@ class Votes:
     Parameters
     ----------
     grid : Grid
-        The target's.
+        The grid of the target.
     certain : (I, J, K) int32
-        The label on which all agree; meaningless at the active voxels. Background (0) where no candidate's field of
+        The label on which all agree; undefined at the active voxels. Background (0) where no candidate's field of
         view reaches.
     voxels : (M,) int64
         Ascending flat (C order) indices of the active voxels.
     entry_offsets : (M + 1,) int64
         Where each active voxel's entries begin and end.
     entry_candidates, entry_slots : (E,) int32
-        Who votes, and for which slot (counted from the voxel's first).
+        Candidate of each entry, and its slot (counted from the voxel's first slot).
     entry_fractions : (E,) float32
-        How much of the vote, in (0, 1].
+        Fraction of the candidate's vote, in (0, 1].
     slot_offsets : (M + 1,) int64
         Where each active voxel's slots begin and end.
     slot_labels : (S,) int32
@@ -159,7 +159,7 @@ class Votes:
         )  # fmt: skip
 
     def restrict(self, chosen: Bool) -> Votes:
-        """The votes of the `chosen` (N, M) candidates at each active voxel, which may now be of one mind."""
+        """Keep the votes of the `chosen` (N, M) candidates at each active voxel; they may agree there."""
         row = np.repeat(np.arange(self.voxels.size), np.diff(self.entry_offsets))
         keep = chosen[self.entry_candidates, row]
         offsets = np.concatenate(([0], np.cumsum(np.bincount(row[keep], minlength=self.voxels.size))))
@@ -177,21 +177,21 @@ class Votes:
         )
 
     def cast(self, weights: NDArray[np.floating] | None = None, *, name: str = "") -> ProbabilityMap:
-        """The map that the candidates' votes make, see `tally`."""
+        """Make the probability map of the votes, weighted as in `tally`."""
         return self.to_map(self.tally(weights), name=name)
 
     def tally(self, weights: NDArray[np.floating] | None = None) -> Float64:
-        """Count the votes.
+        """Sum the weighted votes of each slot.
 
-        The background votes of a candidate in which some labels were not annotated may be any of these labels: they
-        are shared out in proportion to the votes, at this voxel, of the candidates that know all of them, and stay
-        background where none does.
+        The background votes of a candidate in which some labels were not annotated may be any of these labels. They
+        are distributed in proportion to the votes, at this voxel, of the candidates with all of these labels, and stay
+        background if there are none.
 
         Parameters
         ----------
         weights : (N,) or (N, M) floating, optional
-            Weight of each candidate, 0 or more, everywhere or at each active voxel; equal where absent. Where all the
-            weights of a voxel's voters are 0, they count equally.
+            Weight of each candidate, 0 or more, for all active voxels or for each one; equal weights by default. If all
+            weights at a voxel are 0, all votes there count equally.
 
         Returns
         -------
@@ -219,14 +219,14 @@ class Votes:
         *,
         name: str = "",
     ) -> ProbabilityMap:
-        """The map whose label weights (0 or more, any scale) at the active voxels are given.
+        """Make the map from label weights (0 or more, any scale) at the active voxels.
 
         Parameters
         ----------
         weights : (S,) floating
             One for each slot; or for each of `labels`.
         offsets : (M + 1,) int64, optional
-            Where each active voxel's weights begin and end, if they are not those of the slots.
+            Begin and end of each active voxel's weights, if they are not those of the slots.
         labels : (S,) int, optional
             With `offsets`: index into `label_values` of each weight, ascending within a voxel.
         name : str
@@ -254,7 +254,7 @@ class Votes:
 def _find_disagreement(
     volumes: Sequence[LabelMap | ProbabilityMap], modes: Sequence[Int32], masks: Sequence[Bool | None], size: int
 ) -> tuple[Int32, Bool, Bool]:
-    """Flat volumes: the label of the first candidate that votes, where any votes, and where they may disagree."""
+    """Flat arrays: label of the first candidate that votes, whether any votes, and whether they may disagree."""
     certain = np.zeros(size, np.int32)
     covered = np.zeros(size, np.bool_)
     active = np.zeros(size, np.bool_)

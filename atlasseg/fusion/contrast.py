@@ -1,9 +1,9 @@
-"""Contrast of target and atlases: detect where it differs, and map the atlases' intensities to the target's contrast.
+"""Contrast of target and atlases: detect a difference, and map the atlases' intensities to the target's contrast.
 
-Fusions that compare intensities assume that a tissue looks the same in the target and in the atlases. With T1 atlases
-and a T2 target this fails, and the weights become worse than none. `match_contrast` finds such atlases and replaces
-their images by what they would look like in the target's contrast. Atlases whose contrast agrees are returned
-unchanged, as the same objects.
+Fusions that compare intensities assume that a tissue has equal intensities in target and atlases. With T1 atlases
+and a T2 target this is wrong, and the result is worse than without weights. `match_contrast` finds such atlases and
+replaces their images by estimates in the target's contrast. Atlases with the same contrast are returned unchanged, as
+the same objects.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, 
 log = logging.getLogger(__name__)
 
 Contrast = Literal["auto", "same", "different"]
-"""Whether candidates have the target's contrast: found from the images, taken for granted, or ruled out."""
+"""Whether candidates have the target's contrast: tested, assumed, or assumed to be different."""
 
 BY_INTENSITY, BY_LABEL, IGNORED = "intensity", "label and intensity", "ignored"
 
 MAX_WINDOWS = 8000
-"""Windows in which correlations with the target are measured, spread over the voxels of disagreement."""
+"""Maximum number of windows in which correlations with the target are measured, spread over the disagreement."""
 PAIR_WINDOWS = 1000
-"""The same, for the correlations of candidates with each other."""
+"""Maximum number of windows for the correlations of candidates with each other."""
 WINDOW_RADIUS = 2
-"""In voxels: a window has 5 voxels a side."""
+"""Radius of a window in voxels: a window has 5 voxels per axis."""
 FLAT_WINDOW = 1e-3
-"""A window whose variance is below this share of the mean variance of all windows is flat: it tells nothing."""
+"""A window whose variance is below this fraction of the mean variance of all windows is flat, and is not used."""
 LEAST_CORRELATION = 0.3
-"""A window with a smaller correlation tells nothing either: noise has 0.09 in a window of 125 voxels."""
+"""Minimum absolute correlation of a window that is used: noise has about 0.09 in a window of 125 voxels."""
 AGREEMENT_RATIO = 0.9
-"""A candidate differs in contrast if its agreement with the target is below this share of its best with a candidate."""
+"""A candidate differs if its agreement with the target is below this fraction of its best with a candidate."""
 RIM_VOXELS = 4
-"""Intensities are learned on the voxels of disagreement and on those up to this near."""
+"""Maps are estimated on the voxels of disagreement and on those up to this distance."""
 BINS = 24
 """Intensity bins of a candidate, between which the map is linear."""
 SHRINKAGE_VOXELS = 10.0
 """Weight of a label's mean in each of its bins, in voxels."""
 LABEL_GAIN = 0.8
-"""Labels enter the map if they leave less than this share of the variance that intensities alone leave unexplained."""
+"""Labels are used if the unexplained variance with labels is below this fraction of that without labels."""
 LEAST_EXPLAINED = 0.05
-"""Share of the target's variance that a map must explain; below, the candidate's intensities are ignored."""
+"""Fraction of the target's variance that a map must explain; otherwise the candidate's intensities are ignored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +60,11 @@ class ContrastMatch:
     Parameters
     ----------
     candidates : tuple of Atlas
-        In the order given. One of the same contrast is the same object; the others have mapped images.
+        In the given order. A candidate of the same contrast is the same object; the others have mapped images.
     agreement : (N, C) float64
         Result of `measure_agreement` for each candidate and channel; NaN if not measured.
     maps : tuple of N tuples of C str
-        How each channel was mapped: "" (unchanged), `BY_INTENSITY`, `BY_LABEL`, or `IGNORED` where neither its
+        How each channel was mapped: "" (unchanged), `BY_INTENSITY`, `BY_LABEL`, or `IGNORED` if neither its
         intensities nor its labels explain the target: it is then constant.
     """
 
@@ -79,7 +79,7 @@ class ContrastMatch:
 
     @property
     def message(self) -> str:
-        """One sentence for the log and the page; empty where every candidate is unchanged."""
+        """Summary for log and report; empty if all candidates are unchanged."""
         if not self.changed:
             return ""
         every = [kind for kinds in self.maps for kind in kinds]
@@ -92,28 +92,28 @@ class ContrastMatch:
         if ways:
             text += f"; atlas intensities were mapped to the scan's contrast: {ways}"
         if IGNORED in every:
-            text += f"; intensities that nothing relates to the scan's are ignored: {every.count(IGNORED)}"
+            text += f"; channels ignored, since their intensities are unrelated to the scan's: {every.count(IGNORED)}"
         return text
 
 
 def match_contrast(target: Image, candidates: Sequence[Atlas], *, contrast: Contrast = "auto") -> ContrastMatch:
-    """Bring the candidates' intensities to the target's contrast, where they differ from it.
+    """Map the intensities of candidates with another contrast to the target's contrast.
 
     A candidate differs if its agreement with the target, `measure_agreement`, is below `AGREEMENT_RATIO` of its largest
     agreement with another candidate: a candidate that is only badly registered agrees with none. Its image A then
-    becomes the conditional expectation of the target T at the label of each voxel,
+    is replaced by the conditional expectation of the target T given the label of each voxel,
 
         A'(x) = sum over l of p_i(l | x) E[T | A(x), l],
 
     or E[T | A(x)] where labels add little. The expectations are learned on the voxels where candidates disagree and
     those near them, l being the label of most candidates and a voxel's weight the fourth power of its share of votes.
-    They are piecewise linear in A, each label's bins shrunk to the label's mean. It is the joint histogram's regression
-    that [1]_ uses as a similarity (the correlation ratio), label by label.
+    They are piecewise linear in A; the bins of each label are shrunk to the label's mean. This is the regression of the
+    joint histogram that the correlation ratio [1]_ is based on, for each label separately.
 
     Parameters
     ----------
     target : Image
-        The scan, of one or several channels; each is matched by the same channel of a candidate.
+        The scan, of one or several channels. Each is matched to the same channel of a candidate.
     candidates : sequence of Atlas
         On the target's grid, with as many channels.
     contrast : {"auto", "same", "different"}
@@ -126,7 +126,7 @@ def match_contrast(target: Image, candidates: Sequence[Atlas], *, contrast: Cont
     Raises
     ------
     InputError
-        There is no candidate, the numbers of channels differ, or `contrast` is none of the three.
+        There is no candidate, the numbers of channels differ, or `contrast` is unknown.
     GeometryError
         A candidate is not on the target's grid.
 
@@ -167,7 +167,7 @@ def match_contrast(target: Image, candidates: Sequence[Atlas], *, contrast: Cont
 
 
 def in_contrast(target: Image, candidates: Sequence[Atlas], contrast: Contrast) -> tuple[Atlas, ...]:
-    """The candidates of `match_contrast`; what was changed is logged as a warning."""
+    """Return the candidates of `match_contrast`, and log changes as a warning."""
     match = match_contrast(target, candidates, contrast=contrast)
     if match.message:
         log.warning("%s: %s", target.name or "scan", match.message)
@@ -175,7 +175,7 @@ def in_contrast(target: Image, candidates: Sequence[Atlas], contrast: Contrast) 
 
 
 def measure_agreement(target: Image, candidates: Sequence[Atlas], where: Bool) -> Float64:
-    r"""Agreement in contrast of the target with each candidate, from -1 (inverted) to 1 (the same).
+    r"""Measure the agreement in contrast of target and each candidate, from -1 (inverted) to 1 (the same).
 
     With :math:`r_n` the correlation of target and candidate in a window around each of the voxels `where`, the
     agreement is
@@ -184,8 +184,8 @@ def measure_agreement(target: Image, candidates: Sequence[Atlas], where: Bool) -
 
         \frac{\sum_n r_n |r_n|}{\sum_n r_n^2}
 
-    over the windows with :math:`|r_n|` of at least `LEAST_CORRELATION`, so that noise and windows in which the images
-    have little to do with each other do not count. NaN where there is no such window.
+    over the windows with :math:`|r_n|` of at least `LEAST_CORRELATION`, so that noise and windows with unrelated images
+    do not count. NaN without such a window.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def measure_agreement(target: Image, candidates: Sequence[Atlas], where: Bool) -
 
 
 def _find_differing(agreement: Float64, candidates: Sequence[Atlas], where: Bool) -> Bool:
-    """(N, C) whether each candidate's contrast is another than the target's."""
+    """(N, C) whether the contrast of each candidate differs from the target's."""
     voxels = _spread(np.flatnonzero(where), PAIR_WINDOWS)
     best = np.ones(agreement.shape)
     for n in np.flatnonzero((agreement < AGREEMENT_RATIO).any(axis=1)):

@@ -21,7 +21,7 @@ from atlasseg.volume import Atlas, Float64, Image, Int64, LabelWeights, Probabil
 FLOOR = 1e-2
 """Minimum variance of a label, as a fraction of the variance of all intensities, for labels with few voxels."""
 TOLERANCE = 1e-5
-"""Change of the log-likelihood, in parts of itself, at which the iterations stop."""
+"""Relative change of the log-likelihood at which the iterations stop."""
 
 
 @method("fusion", compares_intensities=False)

@@ -20,7 +20,7 @@ MARGIN_VOXELS = 2
 TOLERANCE = 1e-3
 """Largest change of a membership probability at which the iterations stop."""
 REACH = 4.0
-"""Distances to voxels across a label's border are exact up to here, in voxels; beyond, they are taken to be this."""
+"""Maximum distance to voxels across a label's border, in voxels. Larger distances are set to it."""
 
 
 @method("fusion")
@@ -160,7 +160,7 @@ def fuse(
 
 
 def compute_log_likelihood(images: Standardised, sigma: float) -> Float64:
-    """(N, M) log of p(T(x) | A_i) but for a constant, -inf where a candidate does not cover the voxel."""
+    """Compute log p(T(x) | A_i) (N, M) up to a constant; -inf where a candidate does not cover the voxel."""
     target = images.target.reshape(-1, images.target.shape[-1])[images.inside].astype(np.float64)
     out = np.empty((len(images.candidates), images.inside.size))
     for i, (candidate, _) in enumerate(images):
@@ -170,10 +170,10 @@ def compute_log_likelihood(images: Standardised, sigma: float) -> Float64:
 
 
 def compute_label_probabilities(votes: Votes, candidates: Sequence[Atlas], covered: Bool, rho: float) -> Float64:
-    """(N, S) p(l | L_i) of every slot's label, by its signed distance transform in each candidate's field of view.
+    """Compute p(l | L_i) (N, S) of each slot's label from its signed distance transform in each candidate.
 
-    The background of a candidate in which some labels were not annotated is shared out between it and these labels as
-    the candidates that know them all, and whose field of view reaches the voxel (`covered`, (N, M)), have it.
+    If some labels were not annotated in a candidate, its background is distributed between background and these labels
+    as in the candidates with all labels whose field of view covers the voxel (`covered`, (N, M)).
     """
     spacing = votes.grid.spacing_mm / votes.grid.spacing_mm.prod() ** (1 / 3)
     offsets, distances = _list_ball_offsets(spacing)
@@ -204,7 +204,7 @@ def _share_missing_labels(given: Float64, votes: Votes, covered: Bool) -> Float6
 
 
 def _list_ball_offsets(spacing: Float64) -> tuple[Int64, Float64]:
-    """Offsets (O, 3) within `REACH`, but for 0, by growing distance; and the distances."""
+    """List the offsets (O, 3) within `REACH` except 0 by increasing distance, and the distances."""
     most = np.floor(REACH / spacing).astype(int)
     grid = np.stack(np.meshgrid(*[np.arange(-n, n + 1) for n in most], indexing="ij"), -1).reshape(-1, 3)
     length = np.linalg.norm(grid * spacing, axis=1)

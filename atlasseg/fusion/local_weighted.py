@@ -27,7 +27,7 @@ Similarity = Literal[
 
 POWER = 6.0
 POWERS = {"inverse_difference": 1.0}
-"""Default exponent of the weights that have another than `POWER`."""
+"""Default exponents that differ from `POWER`."""
 
 
 @method("fusion")
@@ -125,7 +125,7 @@ def fuse(
     .. [4] Yushkevich et al. (2010), Nearly automatic segmentation of hippocampal subfields, NeuroImage 53(4):1208-1224.
     """
     if similarity not in _WEIGHTS:
-        raise InputError(f"local_weighted has no similarity {similarity!r}: there are {', '.join(_WEIGHTS)}")
+        raise InputError(f"local_weighted: similarity: expected one of {', '.join(_WEIGHTS)}, got {similarity!r}")
     power = POWERS.get(similarity, POWER) if power is None else power
     if not (power > 0 and sigma_voxels > 0 and radius_voxels >= 1 and top >= 1 and epsilon > 0 and bins >= 2):
         raise InputError(
@@ -151,7 +151,7 @@ def fuse(
 
 
 def select_top(scores: Float32, top: int) -> Float32:
-    """Weight 1 for the `top` highest scores (N, M) of each column, 0 for the others; -inf never counts.
+    """Give weight 1 to the `top` highest scores (N, M) of each column, 0 to the others; -inf gets 0.
 
     Candidates that tie for the last places share them equally, so the order of the candidates does not matter.
     """

@@ -21,7 +21,7 @@ from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, ProbabilityMap, take_entries
 
 SMALLEST_DISTANCE = 1e-6
-"""On standardised intensities, per voxel: keeps the weights finite where a patch is found again exactly."""
+"""Minimum distance per voxel on standardised intensities: keeps the weights finite for identical patches."""
 
 
 @method("fusion")
@@ -68,11 +68,11 @@ def fuse(
     count : int
         Number k of patches that vote.
     patch_radius_voxels : int
-        A patch has 2 r + 1 voxels a side.
+        A patch has 2 r + 1 voxels along each axis.
     search_radius_voxels : int
         Largest offset of a patch along each axis.
     whole_patch : bool
-        Whether patches vote for all their voxels or for their centre alone.
+        Patches vote for all their voxels; otherwise for their centre only.
     bandwidth : float
         Factor of h^2, above 0: the smaller, the more the nearest patches decide.
     iterations : int
@@ -142,7 +142,7 @@ def fuse(
     counts, labels, values = _vote(found, weights, where, images.box, candidates, votes, radius)
     voxels = np.repeat(votes.voxels, counts)
     silent = votes.voxels[counts == 0]
-    if silent.size:  # no patch could be found near enough: the candidates vote where they are
+    if silent.size:  # no patch in the search window: the candidates vote without search
         there = np.isin(votes.voxels, silent)
         offsets, slots = take_entries(votes.slot_offsets, np.flatnonzero(there))
         voxels = np.concatenate((voxels, np.repeat(silent, np.diff(offsets))))
@@ -171,7 +171,7 @@ def _vote(
     votes: Votes,
     radius: int,
 ) -> tuple[Int64, Int32, Float32]:
-    """Labels with a vote at each active voxel (how many, which values, what share); patches vote up to `radius`."""
+    """Labels with a vote at each active voxel (number, values, fractions); patches vote up to `radius`."""
     number = np.full(where.shape, -1, np.int32)
     number.reshape(-1)[found.voxels] = np.arange(found.voxels.size)
     number = np.pad(number, radius, constant_values=-1)
@@ -183,7 +183,7 @@ def _vote(
     encoded = EncodedVotes.gather(candidates, corner - window, corner + where.shape + window)
     size = encoded.codes[0].size
     code_strides = _strides(encoded.codes[0])
-    # one flat library of codes, in which a patch is where its candidate begins and its offset leads
+    # one flat array of codes: a patch is at the first code of its candidate plus its offset
     moves = (np.arange(len(candidates))[:, None] * size + found.offsets @ code_strides).reshape(-1)
     patches = np.where(found.candidate >= 0, found.candidate * len(found.offsets) + found.chosen, 0)
     codes = np.broadcast_to(encoded.codes.reshape(1, -1), (patches.shape[1], encoded.codes.size))

@@ -25,10 +25,10 @@ from atlasseg.methods import method
 from atlasseg.volume import Atlas, Bool, Float32, Image, Int32, Int64, LabelWeights, ProbabilityMap
 
 SMALLEST_FRACTION = 1e-3
-"""Labels that get a smaller part of a candidate's vote are left out of it."""
+"""Minimum fraction of a candidate's vote for a label; smaller fractions are dropped."""
 
 Found = tuple[Int64, Int32, Float32]
-"""Of one candidate in one tile: number of labels at each wanted voxel, the labels' indices, and their fractions."""
+"""Votes of one candidate in one tile: number of labels at each requested voxel, their indices and fractions."""
 
 
 @method("fusion")
@@ -78,7 +78,7 @@ def fuse(
         On the target's grid, with as many channels; fractions count as their most probable label. Patches are
         centred inside a candidate's mask.
     patch_radius_voxels : int
-        A patch has 2 r + 1 voxels a side.
+        A patch has 2 r + 1 voxels along each axis.
     search_radius_voxels : int
         Radius of the search window, which has 2 r + 1 voxels along each axis; 0 gives STAPLE.
     sigma_intensity : float
@@ -86,7 +86,7 @@ def fuse(
     sigma_voxels : float
         sigma_d, in voxels along each axis, above 0.
     prior : str
-        `local`, the mean of a_i(x, l) over the candidates, or `global`, its mean over all x as well.
+        `local`: mean of a_i(x, l) over the candidates; `global`: mean over the candidates and all x.
     max_iterations : int
         Maximum number of iterations.
     tolerance : float
@@ -161,7 +161,7 @@ def gather_nonlocal_votes(
     sigma_intensity: float,
     sigma_voxels: float,
 ) -> Votes:
-    """The votes a_i(x, l) at the active voxels instead of those of the candidates' voxels themselves."""
+    """Replace the votes at the active voxels by the non-local votes a_i(x, l)."""
     where = np.zeros(images.target.shape[:3], bool)
     where.reshape(-1)[images.inside] = True
     row_of = np.full(where.shape, -1, np.int64)

@@ -16,9 +16,9 @@ from atlasseg.volume import Atlas, Bool, Float64, Image, Int32, ProbabilityMap
 log = logging.getLogger(__name__)
 
 ROUNDING = 1e-9
-"""Performances closer than this are equal: identical atlases stay or go together."""
+"""Performances closer than this are equal, so that identical atlases are kept or dropped together."""
 NORMAL = 1.482602218505602
-"""Standard deviation of a normal variable over the median of its distances from its median."""
+"""Ratio of standard deviation and median absolute deviation of a normal distribution."""
 DEVIATIONS = {"median": 3.0, "mean": 2.0}
 """Default of `alpha` for each rule."""
 
@@ -38,9 +38,9 @@ def fuse(
 
     Start from all candidates with equal weights, and repeat ([1]_, section II):
 
-    1. Compute :math:`L`, the vote of the candidates that are left, each weighted by :math:`f_i^{\,p}`.
+    1. Compute :math:`L`, the vote of the remaining candidates, each weighted by :math:`f_i^{\,p}`.
     2. Compute the performance :math:`f_i` of each candidate: the overlap of :math:`L_i` and :math:`L`.
-    3. Drop the candidates whose performance is low, by one of two rules over the candidates that are left:
+    3. Drop the candidates whose performance is low, by one of two rules over the remaining candidates:
 
     .. math::
 
@@ -67,12 +67,12 @@ def fuse(
     rule : str
         `median` or `mean`, see above.
     alpha : float, optional
-        How many deviations below the median or mean a candidate may be, 0 or more; by default 3 for `median` and 2 for
+        Maximum number of deviations below the median or mean, 0 or more; by default 3 for `median` and 2 for
         `mean`.
     margin : float
-        For `median`: candidates whose performance (Dice) is this close to the median stay, 0 or more.
+        For `median`: candidates whose performance (Dice) is within this distance of the median are kept, 0 or more.
     power : float
-        The exponent p, 0 or more; 0 only selects.
+        The exponent p, 0 or more; with 0 the candidates that are kept have equal weights.
     max_iterations : int
         Maximum number of iterations.
 
@@ -109,7 +109,7 @@ def fuse(
     if votes.voxels.size == 0:
         return fused
     overlap = _Overlap(votes, candidates)
-    kept = np.bincount(votes.entry_candidates, minlength=len(candidates)) > 0  # the others are seen nowhere they differ
+    kept = np.bincount(votes.entry_candidates, minlength=len(candidates)) > 0  # the others cover no active voxel
     for _ in range(max_iterations):
         performance = overlap(fused.mode.reshape(-1)[votes.voxels])
         dropped = kept & (performance < _threshold(performance[kept], rule, alpha, margin) - ROUNDING)
@@ -133,7 +133,7 @@ def _threshold(performance: Float64, rule: str, alpha: float, margin: float) -> 
 
 
 class _Overlap:
-    """Mean Dice of every candidate with an estimate that differs from vote to vote only at the active voxels."""
+    """Mean Dice of each candidate and an estimate that changes at the active voxels only."""
 
     def __init__(self, votes: Votes, candidates: Sequence[Atlas]) -> None:
         n, labels = votes.unknown.shape

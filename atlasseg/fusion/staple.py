@@ -41,7 +41,7 @@ def fuse(
     r"""Fuse by simultaneous truth and performance level estimation (STAPLE).
 
     The performance of candidate :math:`i` is its confusion matrix :math:`\theta_i(l', l)`, the probability that it
-    says :math:`l'` where the true label is :math:`l`. Expectation maximisation estimates it together with the
+    votes for :math:`l'` where the true label is :math:`l`. Expectation maximisation estimates it together with the
     probability :math:`W_l(x)` of each true label ([1]_ for two labels, [2]_ for many):
 
     .. math::
@@ -68,13 +68,13 @@ def fuse(
     target : Image
         The scan; only its grid is used.
     candidates : sequence of Atlas
-        On the target's grid; fractions count as their most probable label. Outside its mask a candidate says nothing.
-        In which labels one was not annotated shows in its confusion matrix.
+        On the target's grid; fractions count as their most probable label. Outside its mask a candidate does not vote.
+        Labels that were not annotated in a candidate are handled by its confusion matrix.
     region : str
-        Voxels that the performances are estimated from: `disagreement`, where candidates differ ([3]), or the `whole`
-        volume as in [1], where a large background makes the sensitivities alike and the prior lopsided.
+        Voxels from which the performances are estimated: `disagreement`, where candidates differ ([3]), or the `whole`
+        volume as in [1], where a large background makes the sensitivities similar and dominates the prior.
     prior : str
-        `global`, or `local`, which only allows labels that someone votes for at the voxel.
+        `global`, or `local`, which allows only labels with a vote at the voxel.
     prior_sigma_voxels : float
         Standard deviation of the local prior's Gaussian, in voxels along each axis; 0 is the vote share itself.
     mrf_beta : float

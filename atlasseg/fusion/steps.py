@@ -64,13 +64,13 @@ def fuse(
         The scan, of one or several channels.
     candidates : sequence of Atlas
         On the target's grid, with as many channels; fractions count as their most probable label. Outside its mask a
-        candidate says nothing.
+        candidate does not vote.
     top : int
         Number of candidates that take part at a voxel.
     sigma_voxels : float
         Standard deviation of the correlation's Gaussian window, in voxels along each axis.
     prior : str
-        `local`, the Gaussian-smoothed share of the votes, which only allows labels that someone votes for at the voxel,
+        `local`, the Gaussian-smoothed share of the votes, which allows only labels with a vote at the voxel,
         or `global`, the share of each label in all votes.
     prior_sigma_voxels : float
         Standard deviation of the local prior's Gaussian, in voxels along each axis; 0 is the vote share itself.

@@ -1,4 +1,4 @@
-"""Methods of the stages: functions that are registered where they stand.
+"""Methods of the stages: functions that are registered by a decorator.
 
 ::
 
@@ -7,8 +7,8 @@
     @method("fusion")
     def fuse(target, candidates, *, power: float = 2.0): ...
 
-The function is then in the command line, in recipes, in the documentation and in the contract tests. Its parameters,
-their defaults and descriptions are read from its signature and its docstring alone.
+The function is then available in the command line, in recipes, in the documentation and in the contract tests. Its
+parameters, their defaults and descriptions are read from its signature and its docstring.
 """
 
 from atlasseg.methods.choices import OneOf

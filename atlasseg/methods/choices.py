@@ -1,4 +1,4 @@
-"""Choices of a parameter that are looked up when they are needed, as the type of the parameter."""
+"""Type of a parameter whose choices are the names of a registry, read when they are needed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class OneOf:
     Attributes
     ----------
     names : tuple of str or callable
-        The names, or what returns them.
+        The names, or a function that returns them.
     renamed : mapping of str to str
         Mapping of former names to present ones; the error for a former name gives the present one.
     chosen : callable, optional
-        Takes a name and returns what it stands for, a class or a function: kept results depend on its code.
+        Function that returns the class or function of a name. The keys of cached results include its code.
     """
 
     names: tuple[str, ...] | Callable[[], Iterable[str]]
@@ -33,12 +33,24 @@ class OneOf:
         return tuple(self.names() if callable(self.names) else self.names)
 
     def check(self, name: str, what: str = "") -> str:
-        """The name, where it is one of them.
+        """Check a name.
+
+        Parameters
+        ----------
+        name : str
+            Name to check.
+        what : str
+            Begin of the error message, for example the key of a recipe.
+
+        Returns
+        -------
+        str
+            The name.
 
         Raises
         ------
         InputError
-            It is not. The message begins with `what`, and gives the present name of a former one, or those that exist.
+            The name is unknown. The message gives the new name of a former one, or the known names.
         """
         problem = self.problem(name)
         if problem:
@@ -46,11 +58,22 @@ class OneOf:
         return name
 
     def problem(self, name: str) -> str:
-        """Describe what was expected in place of an unknown name; empty for a known one."""
+        """Describe the expected names for an unknown name.
+
+        Parameters
+        ----------
+        name : str
+            Name to check.
+
+        Returns
+        -------
+        str
+            Text for an error message; empty for a known name.
+        """
         if name in self.known:
             return ""
         if self.renamed.get(name) in self.known:
-            return f"expected {self.renamed[name]!r}, the present name of {name!r}"
+            return f"expected {self.renamed[name]!r}, the new name of {name!r}"
         return f"expected one of {', '.join(self.known)}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A method as its function describes it: signature and docstring, checked for completeness."""
+"""Description of a method, read from the signature and docstring of its function and checked for completeness."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from atlasseg.methods.choices import OneOf
 from atlasseg.methods.stages import DATA, stage_of
 
 Channels = Literal["all", "first", "one"]
-"""How a method treats several channels: it uses all, uses the first alone, or refuses more than one."""
+"""Use of several channels by a method: all, only the first, or an error for more than one."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a method: what a recipe may set.
+    """One parameter of a method, which a recipe may set.
 
-    `annotation` keeps its constraints (``Annotated[float, Gt(0)]``); recipes check values against it.
+    `annotation` includes constraints (``Annotated[float, Gt(0)]``); recipes check values against it.
     """
 
     name: str
@@ -34,16 +34,16 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether it has no default, so that a recipe must give it."""
+        """Whether it has no default, so that a recipe must set it."""
         return self.default is inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Size of one call of a method, for its estimate of memory.
+    """Size of one call of a method, for the estimate of its memory.
 
-    `voxels` are those of the target's grid, `atlases` the number of moving images or candidates, `labels` the number
-    of labels, background included.
+    `voxels` is the number of voxels of the target's grid, `atlases` the number of moving images or candidates, `labels`
+    the number of labels, background included.
     """
 
     voxels: int
@@ -59,25 +59,25 @@ class Needs:
     Attributes
     ----------
     libraries : tuple of str
-        Optional libraries, by the names they are imported by.
+        Import names of optional libraries.
     install : str
         Argument of ``pip install`` for them: ``"atlasseg[syn]"``.
     model : str, optional
-        Parameter that names the folder of a trained model; None where the method needs no training.
+        Parameter with the folder of a trained model; None if the method needs no training.
     channels : {"all", "first", "one"}
-        Whether the method uses all channels, only the first, or refuses more than one.
+        "all": the method uses all channels; "first": only the first; "one": error for more than one.
     compares_intensities : bool
-        For fusion methods: whether they compare the intensities of target and candidates, so that they depend on a like
+        For fusion methods: whether they compare the intensities of target and candidates, so that both must have one
         contrast.
     memory : callable, optional
-        Takes a `Workload` and returns bytes: what the method needs beyond what its stage always needs.
+        Function of a `Workload` that returns the memory of the method in bytes, without that of its stage.
     check : callable, optional
-        Takes the recipe's parameters, and `provenance` where the stage knows it, and raises `InputError` where the
-        method cannot be used so. It is called before anything is computed.
+        Function of the recipe's parameters, and of `provenance` if the stage has it, that raises `InputError` if the
+        method cannot be used with them. It is called before anything is computed.
     renamed : mapping of str to str
-        Mapping of former names of parameters to present ones; the error for a former name gives the present one.
+        Former names of parameters to new ones. The error for a former name gives the new one.
     companions : mapping of str to callable
-        Functions of the same parameters that return more than the method, by name: ``{"hierarchy": ...}``.
+        Functions with the same parameters and further results, by name: ``{"hierarchy": ...}``.
     """
 
     libraries: tuple[str, ...] = ()
@@ -99,16 +99,16 @@ class Method:
     ----------
     stage, name : str
     function : callable
-        Takes the data of the stage, then the parameters by keyword.
+        Function of the data of the stage, and of the parameters by keyword.
     parameters : tuple of Parameter
         Parameters that a recipe may set.
     data : frozenset of str
         Names of the data arguments that the function takes.
     summary : str
-        One paragraph.
+        One paragraph about the method.
     references : tuple of str
     module : str
-        Where the method was registered.
+        Module in which the method was registered.
     needs : Needs
     """
 
@@ -126,15 +126,46 @@ class Method:
         return f"<{self.stage} method {self.name!r}: {self.summary}>"
 
     def takes(self, name: str) -> bool:
-        """Whether the function takes the data argument `name`."""
+        """Test whether the function takes a data argument.
+
+        Parameters
+        ----------
+        name : str
+            Name of the data argument.
+
+        Returns
+        -------
+        bool
+        """
         return name in self.data
 
     def has_parameter(self, name: str) -> bool:
-        """Whether a recipe may set the parameter `name`."""
+        """Test whether the method has a parameter.
+
+        Parameters
+        ----------
+        name : str
+            Name of the parameter.
+
+        Returns
+        -------
+        bool
+        """
         return any(parameter.name == name for parameter in self.parameters)
 
     def chosen(self, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What the parameters that name entries of a registry stand for, such as the class of a similarity metric."""
+        """Look up the parameters that are names of a registry, for example a similarity metric.
+
+        Parameters
+        ----------
+        arguments : mapping
+            Values of the parameters by name.
+
+        Returns
+        -------
+        tuple
+            Their classes or functions.
+        """
         found = []
         for parameter in self.parameters:
             for mark in get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ():
@@ -144,21 +175,32 @@ class Method:
 
     @property
     def has_device(self) -> bool:
-        """Whether it has a parameter ``device: Device``, and so computes on a GPU where there is one."""
+        """Whether it has a parameter ``device: Device``, and can use a GPU."""
         return any(p.name == "device" and p.annotation == Device for p in self.parameters)
 
     @property
     def missing_libraries(self) -> tuple[str, ...]:
-        """Optional libraries that it needs and that are not installed."""
+        """Required optional libraries that are not installed."""
         return tuple(name for name in self.needs.libraries if importlib.util.find_spec(name) is None)
 
     def memory_bytes(self, work: Workload) -> float:
-        """What it needs beyond what its stage always needs, in bytes; 0 where it declares nothing."""
+        """Estimate the memory of the method, without that of its stage.
+
+        Parameters
+        ----------
+        work : Workload
+            Size of the call.
+
+        Returns
+        -------
+        float
+            Bytes; 0 if the method declares none.
+        """
         return 0.0 if self.needs.memory is None else float(self.needs.memory(work))
 
 
 def describe(stage: str, name: str, function: Callable[..., Any], *, module: str, summary: str, needs: Needs) -> Method:
-    """The method that a function is, checked.
+    """Describe the method of a function, and check that it is complete.
 
     Raises
     ------
@@ -177,7 +219,7 @@ def describe(stage: str, name: str, function: Callable[..., Any], *, module: str
     missing = [p.name for p in parameters if not described.get(p.name)]
     if missing and has_docstrings:
         raise InputError(
-            f"{where}: the docstring does not describe {', '.join(missing)}. Add a numpydoc section Parameters"
+            f"{where}: the docstring does not describe {', '.join(missing)}. Add a numpydoc section Parameters."
         )
     summary = summary or first_paragraph(text)
     if not summary and has_docstrings:
@@ -204,10 +246,10 @@ def _signature(function: Callable[..., Any], where: str) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: its signature cannot be read: {error}") from error
+        raise InputError(f"{where}: expected a readable signature, got: {error}") from error
     except NameError as error:
         raise InputError(
-            f"{where}: unknown type in the signature: {error}. Import it outside TYPE_CHECKING, above the function"
+            f"{where}: unknown type in the signature: {error}. Import it outside TYPE_CHECKING, above the function."
         ) from error
 
 
@@ -224,16 +266,16 @@ def _split_signature(
     if len(given) < len(known.positional) or wrong:
         raise InputError(
             f"{where}: expected the data arguments ({', '.join(known.positional)}) first, got "
-            f"({', '.join(a.name for a in given)}). Name them so, or mark others by Data[...]"
+            f"({', '.join(a.name for a in given)}). Use these names, or mark other arguments by Data[...]."
         )
     data, parameters = {*known.positional}, []
     for argument in arguments:
         if argument in given:
             continue
         if argument.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD, kinds.POSITIONAL_ONLY):
-            raise InputError(f"{where}: expected parameters with names, got {argument}. Write each of them out")
+            raise InputError(f"{where}: expected named parameters, got {argument}. Declare each of them.")
         if argument.annotation is kinds.empty:
-            raise InputError(f"{where}: the parameter {argument.name!r} has no type. Annotate it")
+            raise InputError(f"{where}: parameter {argument.name!r}: expected a type, got none. Annotate it.")
         if not is_data(argument):
             parameters.append(argument)
         elif argument.name in (*known.required, *known.optional):
@@ -241,12 +283,12 @@ def _split_signature(
         else:
             offered = ", ".join((*known.required, *known.optional)) or "none"
             raise InputError(
-                f"{where}: the stage gives no data argument {argument.name!r}. Besides the first it gives: {offered}"
+                f"{where}: data argument {argument.name!r}: expected one that the stage passes ({offered})"
             )
     missing = [name for name in known.required if name not in data]
     if missing:
         raise InputError(
-            f"{where}: the data argument {missing[0]!r} is missing. Take it as a keyword, marked by Data[...]"
+            f"{where}: expected the data argument {missing[0]!r}, got none. Add it as a keyword, marked by Data[...]."
         )
     return frozenset(data), parameters
 
@@ -258,7 +300,7 @@ def is_data(argument: inspect.Parameter) -> bool:
 
 
 def docstring(function: Callable[..., Any]) -> str:
-    """The docstring of a function, of what a partial calls, or of an object's class."""
+    """Get the docstring of a function, of the function of a partial, or of an object's class."""
     if isinstance(function, functools.partial):
         return docstring(function.func)
     if inspect.isroutine(function) or inspect.isclass(function):
@@ -267,19 +309,30 @@ def docstring(function: Callable[..., Any]) -> str:
 
 
 def first_paragraph(text: str) -> str:
-    """The first paragraph of a docstring on one line."""
+    """Get the first paragraph of a docstring on one line."""
     return re.sub(r"\s+", " ", text.split("\n\n")[0]).strip()
 
 
 def references(text: str) -> tuple[str, ...]:
-    """The references of a docstring, one string each."""
+    """List the references of a docstring, one string each."""
     section = _section(text, "References")
     parts = re.split(r"(?m)^\s*\.\. \[\w+\]\s*", section)
     return tuple(re.sub(r"\s+", " ", part).strip() for part in parts if part.strip())
 
 
 def described_parameters(text: str) -> dict[str, str]:
-    """Parameter name to its description, from the `Parameters` section."""
+    """Read the descriptions of parameters from a numpydoc docstring.
+
+    Parameters
+    ----------
+    text : str
+        The docstring.
+
+    Returns
+    -------
+    dict of str to str
+        Description of each name in the `Parameters` section.
+    """
     described: dict[str, str] = {}
     for entry in re.split(r"(?m)^(?=\S)", _section(text, "Parameters")):
         head, _, body = entry.partition("\n")

@@ -1,8 +1,8 @@
-"""Registers methods where they stand, and finds them by stage and name.
+"""Registry of methods by stage and name.
 
-A method of the package is a public file of the stage's subpackage, imported when it is asked for. Others come from
-entry points of the group ``atlasseg.<stage>``, each naming a module that registers methods or a function
-(``package.module:function``), or from a script that registers its own.
+A method of the package is a public file of the stage's subpackage, imported when it is needed. Others come from
+entry points of the group ``atlasseg.<stage>``, each with a module that registers methods or a function
+(``package.module:function``), or from a script that registers them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class _Entry:
-    """A registered method, and the execution of a module's code that registered it."""
+    """A registered method, and the module code that registered it."""
 
     method: Method
     made_by: CodeType | None
@@ -39,26 +39,31 @@ _registered: dict[str, dict[str, _Entry]] = {stage: {} for stage in STAGES}
 
 
 def method(stage: str, *, name: str = "", summary: str = "", **needs: Any) -> Callable[[Function], Function]:
-    """Register the function below as a method of a stage.
+    """Decorate a function to register it as a method of a stage.
 
-    The function is returned as it is. Its parameters, their defaults and their descriptions are read from its signature
-    and its docstring; data arguments are those that the stage gives first, and those marked by `Data`.
+    The function is returned unchanged. Its parameters, their defaults and their descriptions are read from its
+    signature and its docstring. Data arguments are the first ones of the stage, and those marked by `Data`.
 
     Parameters
     ----------
     stage : str
         "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue".
     name : str
-        By default the name of the file that the decorator stands in.
+        Name of the method. Default: the name of the file.
     summary : str
-        One paragraph; by default the first one of that file's docstring or, with a name of its own, of the function's.
+        One paragraph. Default: the first paragraph of the file's docstring or, if `name` is given, of the function's.
     **needs
         Requirements and costs of the method: the fields of `Needs`.
+
+    Returns
+    -------
+    callable
+        Decorator.
 
     Raises
     ------
     InputError
-        There is no such stage, the method is incomplete, or its name is taken.
+        The stage is unknown, the method is incomplete, or its name is used already.
 
     Examples
     --------
@@ -80,17 +85,36 @@ def method(stage: str, *, name: str = "", summary: str = "", **needs: Any) -> Ca
 def register_method(
     stage: str, function: Callable[..., Any], *, name: str = "", summary: str = "", **needs: Any
 ) -> Method:
-    """Register any callable as a method of a stage, and return the method. Parameters and errors as for `method`."""
+    """Register any callable as a method of a stage.
+
+    Parameters
+    ----------
+    stage : str
+        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue".
+    function : callable
+        The method.
+    name, summary, **needs
+        As for `method`.
+
+    Returns
+    -------
+    Method
+
+    Raises
+    ------
+    InputError
+        As for `method`.
+    """
     return _register(stage, function, name, summary, needs, sys._getframe(1))
 
 
 def list_methods(stage: str | None = None) -> tuple[Method, ...]:
-    """The methods of one stage, or of all, in alphabetical order.
+    """List the methods of one stage, or of all, in alphabetical order.
 
     Parameters
     ----------
     stage : str, optional
-        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue"; all where None.
+        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue". None: all stages.
 
     Returns
     -------
@@ -100,7 +124,7 @@ def list_methods(stage: str | None = None) -> tuple[Method, ...]:
     Raises
     ------
     InputError
-        There is no such stage.
+        The stage is unknown.
 
     Examples
     --------
@@ -111,12 +135,21 @@ def list_methods(stage: str | None = None) -> tuple[Method, ...]:
 
 
 def names(stage: str) -> tuple[str, ...]:
-    """Names of the methods of `stage`, in alphabetical order. It imports the modules that they are in.
+    """List the names of the methods of a stage, in alphabetical order. Their modules are imported.
+
+    Parameters
+    ----------
+    stage : str
+        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue".
+
+    Returns
+    -------
+    tuple of str
 
     Raises
     ------
     InputError
-        There is no such stage, a method is incomplete, or two have one name.
+        The stage is unknown, a method is incomplete, or two methods have one name.
 
     Examples
     --------
@@ -132,12 +165,23 @@ def names(stage: str) -> tuple[str, ...]:
 
 
 def get(stage: str, name: str) -> Method:
-    """The method `name` of `stage`; of the package's own methods only its file is imported.
+    """Get a method by stage and name. For a method of the package, only its file is imported.
+
+    Parameters
+    ----------
+    stage : str
+        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue".
+    name : str
+        Name of the method.
+
+    Returns
+    -------
+    Method
 
     Raises
     ------
     InputError
-        There is no such stage or method; the message names those that exist. Or as for `names`.
+        The stage or the method is unknown (the message lists the known ones), or as for `names`.
     """
     stage_of(stage)
     if name in _files(stage):
@@ -172,7 +216,7 @@ def _make_needs(stage: str, name: str, declared: dict[str, Any]) -> Needs:
 
 
 def _file_name(caller: FrameType) -> str:
-    """The name of the file that registers, without folder and suffix; empty in a notebook or at a prompt."""
+    """Name of the file that registers, without folder and suffix; empty in a notebook or an interactive session."""
     file = caller.f_globals.get("__file__")
     return Path(file).stem if file else ""
 
@@ -187,12 +231,12 @@ def _add(
     if (
         before is not None
         and before.method.function is not function
-        # a module that is run once more (reload, a cell of a notebook) replaces its own methods
+        # a module that runs again (reload, a cell of a notebook) replaces its own methods
         and (before.method.module != module or before.made_by is made_by)
     ):
         raise InputError(
             f"{stage} method {name!r}: two functions have this name, in {before.method.module} and in {module}. "
-            "Give one of them another name"
+            "Give one of them another name."
         )
     _registered[stage][name] = _Entry(found, made_by)
     return found
@@ -224,8 +268,8 @@ def _load(stage: str, entry: EntryPoint) -> None:
         loaded = entry.load()
     except InputError:
         raise
-    except Exception as error:  # whatever the code of others raises
-        raise InputError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+    except Exception as error:  # code of others may raise anything
+        raise InputError(f"{where}: expected a loadable module, got {type(error).__name__}: {error}") from error
     if entry.attr:
         names_of_it = [name for name, known in _registered[stage].items() if known.method.function is loaded]
         if names_of_it and entry.name not in names_of_it:

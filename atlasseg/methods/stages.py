@@ -1,4 +1,4 @@
-"""The stages whose methods can be chosen, and the data that each of them gives its methods."""
+"""Stages with selectable methods, and the data that each stage passes to its methods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DataMark:
 DATA = DataMark()
 
 Data = Annotated[T, DATA]
-"""``mask: Data[Mask | None] = None``: a keyword argument that the pipeline gives, and a recipe therefore cannot."""
+"""``mask: Data[Mask | None] = None``: a keyword argument that the pipeline passes and a recipe cannot set."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Stage:
     Attributes
     ----------
     positional : tuple of str
-        Arguments that every method takes first, in this order.
+        First arguments of every method, in this order.
     required : tuple of str
-        Keyword arguments that every method takes as well, marked by `Data`.
+        Keyword arguments of every method, marked by `Data`.
     optional : tuple of str
-        Keyword arguments that a method may take, marked by `Data`.
+        Optional keyword arguments of a method, marked by `Data`.
     package : str
-        Subpackage of atlasseg that holds the methods, where it has not the stage's name.
+        Subpackage of atlasseg with the methods, if its name is not that of the stage.
     default : tuple of str
-        Methods used where none is chosen, in order: in the command line, in Python and in the default recipe.
+        Default methods, in order, of the command line, of Python functions and of the default recipe.
     """
 
     positional: tuple[str, ...]
@@ -67,24 +67,36 @@ STAGES: dict[str, Stage] = {
     "regions": Stage(("image",), optional=("seeds", "markers", "inside", "noise_sd"), default=("split_and_merge",)),
     "tissue": Stage(("image", "inside", "prior"), package="tissues", default=("field",)),
 }
-"""Name of the stage to the data of its methods, in the order in which the stages run."""
+"""Stages by name, in the order in which they run."""
 
 
 def stage_of(name: str) -> Stage:
-    """The stage `name`.
+    """Get a stage by name.
 
     Raises
     ------
     InputError
-        There is no such stage.
+        The stage is unknown.
     """
     if not isinstance(name, str) or name not in STAGES:
-        raise InputError(f"there is no stage {name!r} with methods{suggestion(str(name), STAGES)}")
+        raise InputError(f"expected a stage with methods, got {name!r}{suggestion(str(name), STAGES)}")
     return STAGES[name]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'? There are: ..."`` for a name that is not among `known`."""
+    """Make the end of an error message for an unknown name: ``"; did you mean 'x'? There are: ..."``.
+
+    Parameters
+    ----------
+    name : str
+        The unknown name.
+    known : iterable of str
+        The known names.
+
+    Returns
+    -------
+    str
+    """
     every = sorted(known)
     close = difflib.get_close_matches(name, every, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else "."

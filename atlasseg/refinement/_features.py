@@ -1,7 +1,7 @@
 """Features of a voxel for the classifiers: intensities and probabilities around it, and its position in the structure.
 
-Patches are taken in the order of the patient's axes (right, anterior, superior), whatever the order and direction of
-the array's, so that scans stored in different orientations give the same features.
+Patches are read in the order of the patient's axes (right, anterior, superior), for any order and direction of
+the array axes, so that scans stored in different orientations give the same features.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from scipy import ndimage
 from atlasseg.volume import Bool, Float32, Float64, Image, Int64, ProbabilityMap
 
 SMOOTHING_REACH = 4 / 3
-"""How far a Gaussian of a third of a scale is felt, in scales."""
+"""Radius of the Gaussian filter (standard deviation: a third of a scale), in scales."""
 
 CERTAIN = 0.999
-"""A voxel of at least this probability is certain."""
+"""Minimum probability of a certain voxel."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """How far a classifier sees, and where it is asked, in voxels.
+    """Field of view of a classifier, and the region in which it is applied, in voxels.
 
-    Beyond the patches it sees, coarsely, the voxels at each of `scales_voxels` to either side along each axis.
+    Beyond the patches, its features include smoothed values at distances `scales_voxels` on both sides along each axis.
     """
 
     intensity_radius_voxels: int = 2
@@ -44,7 +44,7 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Where one label may have to be corrected.
+    """Region in which one label may be corrected.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ class Region:
     voxels : (n,) int64
         Flat (C order) indices, ascending.
     probability : (I, J, K) float32
-        Of the label, as fused.
+        Fused probability of the label.
     centre_mm, extent_mm : (3,) float64
-        Mean and standard deviation of the RAS+ mm points of the voxels that the fusion gives the label.
+        Mean and standard deviation of the positions (RAS+ mm) of the label's voxels in the fused segmentation.
     """
 
     label: int
@@ -66,7 +66,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A scan, its fused segmentation on the same grid, and how far a classifier sees in them."""
+    """A scan, its fused segmentation on the same grid, and the field of view of the classifiers."""
 
     target: Image
     fused: ProbabilityMap
@@ -79,13 +79,13 @@ class Scene:
 
     @cached_property
     def coarse(self) -> tuple[Float32, ...]:
-        """For each scale (I, J, K, C + 1): the channels and the background, smoothed to it."""
+        """For each scale (I, J, K, C + 1): the smoothed channels and background."""
         both = np.concatenate([self.target.channels, self.background[..., None]], axis=3)
         return tuple(_smooth(both, scale) for scale in self.window.scales_voxels)
 
     @cached_property
     def around_labels(self) -> Bool:
-        """(I, J, K) the regions of all labels but the background, together."""
+        """(I, J, K) the union of the regions of all labels except the background."""
         out = np.zeros(self.fused.shape, bool)
         for label in self.fused.label_values[self.fused.label_values != 0].tolist():
             region = self.region(label)
@@ -94,9 +94,9 @@ class Scene:
         return out
 
     def region(self, label: int) -> Region | None:
-        """The label, dilated, but for voxels certain of it all around; None where the label is nowhere.
+        """Region of a label: its dilation, without voxels in certain surroundings; None if the label does not occur.
 
-        The background's is what of that lies in the region of another label.
+        The region of the background is limited to the regions of the other labels.
         """
         fused, size = self.fused, 2 * self.window.dilation_voxels + 1
         own = fused.mode == label
@@ -116,12 +116,12 @@ class Scene:
         return Region(label, np.flatnonzero(asked).astype(np.int64), probability, own_mm.mean(axis=0), extent_mm)
 
     def features(self, region: Region, voxels: Int64) -> Float32:
-        """(n, F) features of some of a region's voxels, given by their flat indices.
+        """Compute the features (n, F) of voxels of a region, given by their flat indices.
 
-        They are a patch of intensities; patches of the probabilities of the label and of the background; for each scale
-        intensities, background and label, smoothed by a Gaussian of a third of it, at the voxel and so many voxels to
-        either side along each axis; and the position relative to the label's centre and extent. Intensities are scaled
-        to mean 0 and standard deviation 1 over the region, channel by channel.
+        The features are a patch of intensities; patches of the probabilities of the label and of the background; for
+        each scale intensities, background and label, smoothed by a Gaussian of a third of the scale, at the voxel and
+        at the distance of the scale on both sides along each axis; and the position relative to the label's centre and
+        extent. Intensities are scaled to mean 0 and standard deviation 1 over the region, channel by channel.
         """
         affine, window = self.target.affine, self.window
         if not voxels.size:
@@ -149,7 +149,7 @@ class Scene:
             cross = list_oriented_offsets(affine, 1)
             cross = step * cross[np.abs(cross).sum(axis=1) <= 1]
             gather(coarse, index, cross, np.append(mean, 0), np.append(scale, 1))
-            # far from the region the label is not looked at, so it is smoothed in a box that holds all of that alone
+            # the label is needed near the region only, so it is smoothed in a box around it
             reach = step + int(SMOOTHING_REACH * step) + 1
             low = np.maximum(index.min(axis=0) - reach, 0)
             box = tuple(slice(a, b + reach + 1) for a, b in zip(low, index.max(axis=0), strict=True))
@@ -160,7 +160,7 @@ class Scene:
 
 
 def _smooth(volumes: Float32, scale_voxels: int) -> Float32:
-    """(I, J, K, C) each smoothed by a Gaussian whose standard deviation is a third of the scale."""
+    """Smooth (I, J, K, C) volumes by a Gaussian whose standard deviation is a third of the scale."""
     out = np.empty_like(volumes)
     for c in range(volumes.shape[3]):
         ndimage.gaussian_filter(volumes[..., c], scale_voxels / 3, output=out[..., c], mode="nearest", truncate=4.0)
@@ -168,7 +168,7 @@ def _smooth(volumes: Float32, scale_voxels: int) -> Float32:
 
 
 def list_oriented_offsets(affine: Float64, radius: int) -> Int64:
-    """(n, 3) steps along the array's axes to the voxels of a cube, listed along the patient's axes (R, A, S)."""
+    """List the array offsets (n, 3) of the voxels of a cube, in the order of the patient's axes (R, A, S)."""
     from nibabel.orientations import io_orientation
 
     orientation = io_orientation(affine)
@@ -189,7 +189,7 @@ def _box_around(mask: Bool, margin: int) -> tuple[slice, ...]:
 
 @njit(cache=True, parallel=True)
 def _gather(volume: Float32, index: Int64, offsets: Int64, mean: Float64, scale: Float64, out: Float32) -> None:
-    """Values of (I, J, K, C) at all offsets from each voxel, scaled; beyond the grid the outermost voxels repeat."""
+    """Scaled values of (I, J, K, C) at all offsets from each voxel; the outermost voxels are repeated."""
     last_i, last_j, last_k = volume.shape[0] - 1, volume.shape[1] - 1, volume.shape[2] - 1
     count = volume.shape[3]
     for row in prange(index.shape[0]):

@@ -1,6 +1,6 @@
-"""Boosted trees as plain arrays: taken from scikit-learn once they are grown, kept in files, evaluated here.
+"""Boosted trees as plain arrays: copied from scikit-learn after training, stored in files, and evaluated here.
 
-A file of arrays can be checked and cannot run anything when it is read, as a pickled model can.
+Unlike a pickled model, a file of arrays can be checked and runs no code when it is read.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ LEAF = -1
 
 @dataclass(frozen=True, eq=False)
 class Trees:
-    """A sum of binary trees, whose logistic is a probability.
+    """Sum of binary trees; its logistic function is a probability.
 
     Parameters
     ----------
     baseline : (1,) float64
-        What the sum begins with, in log-odds.
+        Initial value of the sum, in log-odds.
     roots : (T,) int64
-        Node at which each tree begins.
+        Root node of each tree.
     feature : (N,) int32
-        Column that a node looks at, `LEAF` for a leaf.
+        Column that a node tests, `LEAF` for a leaf.
     threshold : (N,) float64
-        A value at most this large goes to the left.
+        Values up to the threshold go to the left.
     left, right : (N,) int32
-        Nodes below it, each behind it in the same tree.
+        Child nodes; they follow their parent in the same tree.
     value : (N,) float64
-        What a leaf adds, in log-odds.
+        Value of a leaf, in log-odds.
     """
 
     baseline: Float64
@@ -47,7 +47,7 @@ class Trees:
 
     @classmethod
     def of(cls, grown: Any) -> Trees:
-        """The trees of a fitted binary scikit-learn HistGradientBoostingClassifier without categories."""
+        """Copy the trees of a fitted binary HistGradientBoostingClassifier of scikit-learn without categories."""
         grown_trees = [each.nodes for (each,) in grown._predictors]
         sizes = np.array([nodes.size for nodes in grown_trees])
         roots = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
@@ -65,7 +65,7 @@ class Trees:
         )
 
     def probability(self, features: Float32) -> Float64:
-        """(n,) float64 probability for each row of (n, F) features, the same for any number of threads."""
+        """Compute the probability (n,) of each row of (n, F) features, the same for any number of threads."""
         from scipy.special import expit
 
         out: Float64 = expit(_sums(features, *(getattr(self, field.name) for field in fields(self))))
@@ -77,7 +77,7 @@ class Trees:
         Raises
         ------
         InputError
-            It is not so: the arrays were damaged or belong to another model.
+            The arrays are damaged or belong to another model.
         """
         count = self.feature.size
         inner = self.feature != LEAF
@@ -95,7 +95,7 @@ class Trees:
             and all(bool(np.isfinite(a).all()) for a in (self.baseline, self.threshold, self.value))
         )
         if not sound:
-            raise InputError(f"{where}: the trees are damaged. Train the model again")
+            raise InputError(f"{where}: expected valid trees, got damaged ones. Train the model again.")
 
 
 @njit(cache=True, parallel=True)
@@ -123,7 +123,7 @@ def _sums(
 
 
 def join_trees(parts: list[Trees]) -> tuple[dict[str, Any], Int64, Int64]:
-    """All trees of many classifiers as one set of arrays, with how many trees and nodes each has."""
+    """Join the trees of several classifiers to one set of arrays, with the numbers of trees and nodes of each."""
     arrays = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Trees)}
     trees = np.array([part.roots.size for part in parts], np.int64)
     nodes = np.array([part.feature.size for part in parts], np.int64)

@@ -1,8 +1,8 @@
 """Corrective learning: classifiers, trained on the library, that correct the errors of registration and fusion.
 
-Every atlas is segmented from the others, by the same registration and fusion as a target will be, and compared with
+Each atlas is segmented from the others, by the registration and fusion that are used for targets, and compared with
 its own labels. Around each label a classifier then learns from intensities, fused probabilities and position where
-the fusion tends to be wrong. See :mod:`atlasseg.training` for how the examples are made.
+the fusion is wrong. :mod:`atlasseg.training` makes the examples.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ FEWEST_OF_A_CLASS = 30
 """Minimum number of samples of a label, and of other labels, to train its classifier."""
 
 ROWS_AT_ONCE = 65536
-"""Voxels whose features are held in memory together when a model is applied."""
+"""Number of voxels whose features are in memory together when a model is applied."""
 
 SPACING_RATIO = 1.5
-"""Voxels that differ from those of training by more than this factor are warned of."""
+"""Maximum ratio of the voxel sizes of scan and training without a warning."""
 
 
 @dataclass(frozen=True, eq=False)
 class CorrectiveModel:
-    """Classifiers of the labels, and all that must be the same where they are used.
+    """Classifiers of the labels, and the properties that a scan and a recipe must share with the training.
 
     Parameters
     ----------
     classifiers : mapping of int to Trees
-        Of each label that had enough samples, background (0) included.
+        Trees of each label with enough samples, background (0) included.
     labels : tuple of int
-        Every label of the training library.
+        All labels of the training library.
     channels : int
-        Of its scans.
+        Number of channels of its scans.
     spacing_mm : tuple of three floats
         Mean voxel size of its scans along their right, anterior and superior axes.
     window : Window
         Features of the classifiers.
     provenance : mapping
-        How the segmentations were made that it learned on: see `pipeline.provenance`.
+        How the training segmentations were made: see `pipeline.provenance`.
     record : mapping
-        For the reader: versions, recipe, numbers of samples, parameters of the training.
+        For information: versions, recipe, numbers of samples, parameters of the training.
     """
 
     classifiers: Mapping[int, Trees]
@@ -96,8 +96,8 @@ def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
     found = differences(trained.provenance, provenance)
     if found:
         raise InputError(
-            f"{model}: expected a model for this recipe and library, got one that differs: {'; '.join(found)}. "
-            "Train one for this recipe and library with atlasseg atlases correct"
+            f"{model}: expected a model for this recipe and library, got another one: {'; '.join(found)}. "
+            "Train one for this recipe and library with atlasseg atlases correct."
         )
 
 
@@ -105,21 +105,21 @@ def check(*, model: Path, provenance: Mapping[str, Any] | None = None) -> None:
 def refine(
     target: Image, fused: ProbabilityMap, *, model: Path, provenance: Data[Mapping[str, Any] | None] = None
 ) -> ProbabilityMap:
-    r"""Correct a fused segmentation by classifiers that were trained on the errors of such segmentations.
+    r"""Correct a fused segmentation by classifiers that were trained on the errors of the fusion.
 
     Each label :math:`l` has a classifier for the voxels in and near it (dilated by a few voxels). From a patch of
     intensities, a patch of fused probabilities, a coarse view of both around them, and the position relative to the
     label's centre and extent, it gives the probability :math:`q_l(x)` that voxel :math:`x` is of label :math:`l`.
-    This is corrective learning [1]_, with gradient boosting [2]_ in place of AdaBoost, and probabilities in place of
+    This is corrective learning [1]_, with gradient boosting [2]_ instead of AdaBoost, and probabilities instead of
     labels. The refined probability is
 
     .. math::
 
         p_l(x) = \frac{q_l(x)}{\sum_m q_m(x)}
 
-    Where a label has no classifier at :math:`x` (because :math:`x` is too far from it, or the label was too rare in
-    training), its fused probability takes the place of :math:`q`. Where the fusion is certain all around, nothing
-    changes.
+    If a label has no classifier at :math:`x` (because :math:`x` is too far from it, or the label was too rare in
+    training), its fused probability replaces :math:`q`. Voxels in certain surroundings do not
+    change.
 
     Parameters
     ----------
@@ -128,9 +128,9 @@ def refine(
     fused : ProbabilityMap
         Fused label probabilities.
     model : Path
-        Folder that ``atlasseg atlases correct`` wrote.
+        Folder written by ``atlasseg atlases correct``.
     provenance : mapping, optional
-        How `fused` was made; it must be as in training. The pipeline gives it.
+        How `fused` was made; it must be the same as in training. The pipeline passes it.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def refine(
     Raises
     ------
     InputError
-        There is no such model, it is damaged, or it does not match: the message names what differs.
+        The model does not exist, is damaged, or does not match. The message names the difference.
 
     References
     ----------
@@ -159,7 +159,7 @@ def correct(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> Pro
     Raises
     ------
     InputError
-        The scan has other channels or `fused` other labels than the training library.
+        The number of channels or a label of `fused` differs from the training library.
     GeometryError
         They are on different grids.
     """
@@ -178,7 +178,7 @@ def correct(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> Pro
         raise InputError(f"{name}: expected labels of the training, got others: {', '.join(map(str, unknown))}")
     ratio = np.asarray(patient_spacing_mm(target.affine)) / model.spacing_mm
     if max(ratio.max(), 1 / ratio.min()) > SPACING_RATIO:
-        log.warning("%s: the voxels are %s times as large as in the training of the model", name, ratio.round(2))
+        log.warning("%s: expected voxels of the model's training, got %s times their size", name, ratio.round(2))
 
     scene = Scene(target, fused, model.window)
     labels, values, at = [fused.labels], [fused.values.copy()], [fused.entry_voxels]
@@ -186,8 +186,8 @@ def correct(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> Pro
     mode = fused.mode.reshape(-1)
     certain = np.ones(mode.size, bool)
     certain[fused.voxels] = False
-    alone = np.zeros(mode.size, bool)  # certain voxels that a classifier of another label speaks on
-    spoken = np.zeros(mode.size, bool)  # voxels on whose fused label its own classifier speaks
+    alone = np.zeros(mode.size, bool)  # certain voxels in the region of another label's classifier
+    spoken = np.zeros(mode.size, bool)  # voxels in the region of their fused label's classifier
     for label, trees in model.classifiers.items():
         region = scene.region(label)
         if region is None:
@@ -232,42 +232,46 @@ def train(
     provenance: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> CorrectiveModel:
-    """Train a classifier for each label on the errors of examples.
+    """Train one classifier per label on the errors of examples.
 
-    Memory: the examples, and what is seen of each far from a voxel (with the defaults and one channel 21 bytes a
-    voxel); for one label at a time its samples, 17 bytes for each feature of each while the trees grow (with the
-    defaults and one channel 224 features: 380 MB for 100 000 samples).
+    Memory: the examples with their smoothed volumes (21 bytes per voxel with the defaults and one channel), and the
+    samples of one label, 17 bytes per feature during training (224 features with the defaults and one channel: 380 MB
+    for 100 000 samples).
 
     Parameters
     ----------
     examples : sequence of Example
-        Atlases, each segmented from the others. Their order does not matter.
+        Atlases, each segmented from the others. The result does not depend on their order.
     intensity_radius_voxels, probability_radius_voxels : int
-        A patch has ``2 r + 1`` voxels along each axis.
+        Radii r of the patches, which have ``2 r + 1`` voxels along each axis.
     dilation_voxels : int
-        How far from where the fusion sees a label its classifier is asked, at least 1.
+        Dilation of the fused label to the region of its classifier, at least 1.
     scales_voxels : tuple of int
-        How far it sees beyond the patches: see `Scene.features`.
+        Distances of the smoothed features beyond the patches: see `Scene.features`.
     samples_per_label : int
-        Voxels of all examples together that a classifier is trained on at most, drawn at random, from every example
-        alike.
+        Maximum number of training voxels of a classifier, drawn at random, the same number from each example.
     iterations : int
-        Trees of a classifier.
+        Number of trees of a classifier.
     learning_rate : float
-        How much of each tree counts.
+        Factor of the values of each tree.
     leaves : int
-        Leaves of a tree at most.
+        Maximum number of leaves of a tree.
     features_share : float
-        Above 0 to 1: share of the features that each split is chosen from, drawn at random.
+        Fraction of the features, drawn at random, from which each split is chosen; above 0 to 1.
     seed : int
-        Of the draw.
+        Seed of the random draws.
     provenance, record : mapping, optional
         See `CorrectiveModel`.
+
+    Returns
+    -------
+    CorrectiveModel
 
     Raises
     ------
     InputError
-        There is no example, or they differ in channels; a parameter is out of range; no label has enough samples.
+        There are no examples, their numbers of channels differ, a parameter is out of range, or no label has enough
+        samples.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -333,11 +337,11 @@ def train(
 def _draw_samples(
     examples: Sequence[Example], scenes: Sequence[Scene], label: int, share: int, seed: int
 ) -> tuple[Float32, Bool]:
-    """(n, F) features and (n,) whether it is of the label, of `share` voxels at most of each example."""
+    """Features (n, F), and whether each voxel has the label (n,), of at most `share` voxels of each example."""
     rows, answers = [], []
     for number, (example, scene) in enumerate(zip(examples, scenes, strict=True)):
         if label in example.not_annotated or (label == 0 and example.not_annotated):
-            continue  # what its labels say of this one is not known
+            continue  # this label was not annotated here
         region = scene.region(label)
         if region is None:
             continue
@@ -354,12 +358,12 @@ def _draw_samples(
 
 
 def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable | None = None) -> None:
-    """Write a model into a folder: ``model.json``, ``trees.npz`` and ``labels.tsv``; no file of it runs when read.
+    """Write a model into a folder: ``model.json``, ``trees.npz`` and ``labels.tsv``. Reading them runs no code.
 
     Raises
     ------
     OutputError
-        It cannot be written.
+        The folder cannot be written.
     """
     folder = Path(folder)
     arrays, trees, nodes = join_trees(list(model.classifiers.values()))
@@ -383,26 +387,26 @@ def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable
 
 
 def read_model(folder: str | Path) -> CorrectiveModel:
-    """Read a model that `write_model` wrote.
+    """Read a model written by `write_model`.
 
     Raises
     ------
     InputError
-        There is none, it is of another format, or a file of it is damaged; the message names the file.
+        There is no model, it has another format, or a file is damaged. The message names the file.
     """
     folder = Path(folder)
     try:
         stamp = tuple((folder / name).stat().st_mtime_ns for name in (HEADER, TREES))
     except OSError:
         raise InputError(
-            f"{folder}: expected a model of corrective learning, got none. Train one with atlasseg atlases correct"
+            f"{folder}: expected a model of corrective learning, got none. Train one with atlasseg atlases correct."
         ) from None
     return _read(folder, stamp)
 
 
 @lru_cache(maxsize=2)
 def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
-    """The model in a folder whose files were last changed at `stamp`: read once for many targets."""
+    """Read the model of a folder whose files were last changed at `stamp`; cached for many targets."""
     check_seal(folder, [HEADER, TABLE, TREES], remedy="train the model again")
     header = io.read_json(folder / HEADER)
     if (header.get("method"), header.get("format")) != (METHOD, FORMAT):
@@ -426,14 +430,14 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> CorrectiveModel:
             {name: header[name] for name in ("versions", "recipe", "cases", "training", "samples") if name in header},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise InputError(f"{folder}: the model is damaged ({error!r}). Train it again") from error
+        raise InputError(f"{folder}: expected a model, got a damaged one ({error!r}). Train it again.") from error
     for trees in model.classifiers.values():
         trees.check(window.columns(model.channels), str(folder / TREES))
     return model
 
 
 def _split_trees(arrays: Mapping[str, Any]) -> dict[int, Trees]:
-    """Label to its trees, from the arrays of all."""
+    """Split the arrays of all classifiers: label to its trees."""
     parts: dict[int, Trees] = {}
     tree = node = 0
     counts = zip(arrays["labels"].tolist(), arrays["trees"].tolist(), arrays["nodes"].tolist(), strict=True)

@@ -12,7 +12,7 @@ from atlasseg.volume import Float64, Image, LabelMap, ProbabilityMap
 
 
 class Example(NamedTuple):
-    """Atlas segmented from the others: `truth` are its own labels, `not_annotated` its labels without annotation."""
+    """Atlas segmented from the others: `truth` are its own labels, `not_annotated` the labels not annotated in it."""
 
     id: str
     target: Image
@@ -22,7 +22,7 @@ class Example(NamedTuple):
 
 
 def differences(trained: Mapping[str, Any], used: Mapping[str, Any]) -> list[str]:
-    """List the differences between two records of provenance, in words: see `pipeline.provenance`."""
+    """List the differences between two records of provenance as text: see `pipeline.provenance`."""
     found = []
     for part in sorted({*trained, *used}):
         was, now = trained.get(part, {}), used.get(part, {})
@@ -42,12 +42,12 @@ def differences(trained: Mapping[str, Any], used: Mapping[str, Any]) -> list[str
 
 
 def scan_digests(made: Mapping[str, Any]) -> dict[str, str]:
-    """Digest of the scan of each atlas, by its id, by a record of how segmentations were made (`differences`)."""
+    """Digest of the scan of each atlas, by id, from a record of provenance."""
     return {id_: content[0] for id_, content in made.get("atlases", {}).items()}
 
 
 def patient_spacing_mm(affine: Float64) -> tuple[float, float, float]:
-    """Voxel size along the axes nearest to right, anterior and superior."""
+    """Compute the voxel size along the axes nearest to right, anterior and superior."""
     from nibabel.orientations import io_orientation
 
     out = np.empty(3)
@@ -56,18 +56,18 @@ def patient_spacing_mm(affine: Float64) -> tuple[float, float, float]:
 
 
 def mean_spacing_mm(affines: Iterable[Float64]) -> tuple[float, float, float]:
-    """Mean of `patient_spacing_mm`."""
+    """Compute the mean of `patient_spacing_mm` over affines."""
     mean = np.mean([patient_spacing_mm(affine) for affine in affines], axis=0)
     return float(mean[0]), float(mean[1]), float(mean[2])
 
 
 def count_channels(scans: Mapping[str, Image]) -> int:
-    """Number of channels of the scans, by their id.
+    """Count the channels of scans, given by id.
 
     Raises
     ------
     InputError
-        They differ.
+        The numbers differ.
     """
     counts = {id_: int(scan.channels.shape[3]) for id_, scan in scans.items()}
     if len(set(counts.values())) > 1:

@@ -1,4 +1,4 @@
-"""3-D U-Net that corrects the fused probabilities, given them and the scan; trained on the library."""
+"""3-D U-Net that corrects the fused probabilities from scan and probabilities; trained on the library."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPACING_RATIO = 1.5
-"""Voxels that differ from those of training by more than this factor are warned of."""
+"""Maximum ratio of the voxel sizes of scan and training without a warning."""
 
 LEAST_PROBABILITY = 1e-3
-"""Probabilities below this are left out of the map."""
+"""Minimum probability in the result."""
 
 MOST_LABELS = 8
-"""So many labels of a voxel are kept at most, the most probable ones, so that memory does not grow with all of them."""
+"""Maximum number of labels per voxel in the result, the most probable ones, so that memory is limited."""
 
 
 NETWORK_BYTES, VOXEL_BYTES = 400e6, 800
-"""Of memory: torch with a network, and a voxel of the target while that refines it, of 139 labels."""
+"""Memory of torch with a network, and of a voxel of the target during refinement with 139 labels."""
 
 
 def memory_bytes(work: Workload) -> float:
-    """Bytes that `refine` needs; see `atlasseg.methods.Needs`."""
+    """Estimate the memory of `refine` in bytes; see `atlasseg.methods.Needs`."""
     return NETWORK_BYTES + work.voxels * VOXEL_BYTES
 
 
@@ -79,12 +79,12 @@ def check(
         missing = [id_ for id_, digest in learned.items() if digest not in now]
         if missing and len(missing) < len(learned):
             found.append(
-                f"it learned from atlases that are missing here ({', '.join(missing)}), and may know the target"
+                f"it was trained on atlases that are missing here ({', '.join(missing)}), perhaps on the target itself"
             )
     if found:
         raise InputError(
-            f"{model}: expected a model for this recipe and library, got one that differs: {'; '.join(found)}. "
-            "Train one for this recipe and library with atlasseg train"
+            f"{model}: expected a model for this recipe and library, got another one: {'; '.join(found)}. "
+            "Train one for this recipe and library with atlasseg train."
         )
     if set(trained.atlases.values()) != now:
         log.warning("%s: the model was trained on other atlases", model)
@@ -111,22 +111,22 @@ def refine(
     device: Device = "auto",
     provenance: Data[Mapping[str, Any] | None] = None,
 ) -> ProbabilityMap:
-    r"""Correct a fused segmentation by 3-D U-Nets [1]_ that were trained on the errors of such segmentations.
+    r"""Correct a fused segmentation by 3-D U-Nets [1]_ that were trained on the errors of the fusion.
 
-    The networks see the scan and the fused probabilities :math:`p_l(x)` in overlapping windows along the patient's
-    axes. Their output :math:`f_l(x)` is added to the logarithms of the probabilities:
+    The inputs of the networks are the scan and the fused probabilities :math:`p_l(x)` in overlapping windows along the
+    patient's axes. Their output :math:`f_l(x)` is added to the log probabilities:
 
     .. math::
 
         q_l(x) = \operatorname*{softmax}_l \frac{\log \max\left(p_l(x),\, 0.02 / (L - 1)\right) + f_l(x)}{T}
 
     :math:`L` is the number of labels. :math:`T` is the temperature, fitted on scans that the network was not trained
-    on. Windows are blended by Gaussian weights. The results of several networks (one a fold [2]_) and of mirrored
+    on. Windows are blended by Gaussian weights. The results of several networks (one per fold [2]_) and of flipped
     inputs are averaged.
 
     The networks work in the box around all voxels that the fusion does not call certain background, extended by 8
-    voxels on each side. Outside it nothing changes. Where the model was trained for other labels, nothing changes at
-    all, and a warning says so.
+    voxels on each side. Outside it nothing changes. If the model was trained for other labels, the result is the fused
+    segmentation, with a warning.
 
     Parameters
     ----------
@@ -135,14 +135,14 @@ def refine(
     fused : ProbabilityMap
         Fused label probabilities.
     model : Path
-        Folder that ``atlasseg train`` wrote.
+        Folder written by ``atlasseg train``.
     overlap : float
-        Overlap of neighbouring windows, as a share of their width.
+        Overlap of adjacent windows, as a fraction of their width.
     test_time_flips : bool
         Average the output over flips of the axes that were flipped in training.
     mixed_precision : bool
-        Compute convolutions in 16 bits on a GPU, and on processors where that is faster. Probabilities change by some
-        thousandths; without it, processors agree to rounding.
+        Compute convolutions in 16 bits on a GPU, and on CPUs where that is faster. Probabilities change by some
+        thousandths. Without it, results of different CPUs differ by rounding only.
     allow_library_mismatch : bool
         Also use the model if only some of the atlases that it was trained on are in the library. It is then not checked
         whether the target is one of the others. (A library that shares no atlas with the training gives only a
@@ -150,7 +150,7 @@ def refine(
     device : str
         "auto", "cpu" or "cuda".
     provenance : mapping, optional
-        How `fused` was made; it must be as in training. The pipeline gives it.
+        How `fused` was made; it must be the same as in training. The pipeline passes it.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def refine(
     Raises
     ------
     InputError
-        There is no such model, it is damaged or foreign, or it does not match: the message names what differs.
+        The model does not exist, is damaged or of another kind, or does not match. The message names the difference.
     GeometryError
         Scan and map lie on different grids.
 
@@ -196,7 +196,7 @@ def refined(
 ) -> ProbabilityMap:
     """Refine by a model in memory; see `refine`.
 
-    Memory: L labels times a window's thickness times the other two axes of the box, and about four windows of L
+    Memory: L labels times the thickness of a window times the other two axes of the box, and about four windows of L
     labels; not L times the scan.
     """
     from atlasseg.refinement.network.cases import case_of
@@ -225,7 +225,7 @@ def refined(
         return fused
     ratio = np.asarray(patient_spacing_mm(target.affine)) / model.spacing_mm
     if max(ratio.max(), 1 / ratio.min()) > SPACING_RATIO:
-        log.warning("%s: the voxels are %s times as large as in the training of the model", name, ratio.round(2))
+        log.warning("%s: expected voxels of the model's training, got %s times their size", name, ratio.round(2))
 
     where = resolve_device(device)
     case = case_of(target, fused, model.coding, candidates=model.candidates)
@@ -254,7 +254,7 @@ def refined(
 
 
 def _load_networks(model: RefinerModel, device: str) -> list[torch.nn.Module]:
-    """The networks of a model on the device, ready to predict."""
+    """Load the networks of a model on the device, in evaluation mode."""
     import torch
 
     from atlasseg.refinement.network.networks import build, load_weights

@@ -1,4 +1,4 @@
-"""Homogeneous regions of a volume, the graph of what touches what, and label maps made consistent with both."""
+"""Homogeneous regions of a volume, their adjacency graph, and label maps made consistent with the regions."""
 
 import lazy_loader as _lazy
 

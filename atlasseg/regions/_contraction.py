@@ -1,17 +1,18 @@
 """Contract the edges of a graph, cheapest first: the kernel of `merging`.
 
-At every step the edge of least cost is contracted, and the costs around the new region change. Measuring all its edges
-at every step would be quadratic for a region with very many neighbours, such as the background. So the heap holds lower
-bounds: a key allows for how far the means of both ends may yet move, and sizes only grow. An edge that comes to the top
-is measured before it is contracted, so the order of the merges is that of measuring every edge anew after every merge.
+Each step contracts the edge of lowest cost, which changes the costs around the new region. Computing all its edges
+at each step would be quadratic for a region with very many neighbours, such as the background. Therefore the heap
+contains lower bounds: a key allows for a bounded change of the means of both ends, and sizes only grow. The cost of an
+edge at the top is computed before it is contracted, so the order of the merges is the same as if all costs were
+computed after each merge.
 
-How far a mean may move depends on the edge: much where its cost is far above that of the merges now done, little where
-it is near. A region with many neighbours sorts its edges into levels; level k has a ball of radius r_k, four times that
-of level k - 1, around an anchor. While the mean stays in the ball nothing of the level is looked at; when it leaves,
-the level's edges are measured, sorted anew, and the ball is laid around the mean. Level 0 has no ball: its edges are
-measured whenever the region changes, and a region with few neighbours has no other.
+The allowed change of a mean depends on the edge: large if its cost is far above that of the current merges, small if
+it is near. A region with many neighbours sorts its edges into levels. Level k has a ball of radius r_k, four times that
+of level k - 1, around an anchor. While the mean is in the ball, the edges of the level are not visited. When it leaves,
+their costs are computed, they are sorted again, and the ball is centred on the mean. Level 0 has no ball: its costs are
+computed whenever the region changes. A region with few neighbours has level 0 only.
 
-One record an edge keeps what is used together in one line of the cache: both ends, both lists, place, and hash chain.
+The record of an edge is one cache line: both ends, both lists, position in the heap, and hash chain.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from atlasseg.volume import Float64, Int32
 MEAN_DIFFERENCE, WARD, MUMFORD_SHAH = range(3)
 
 # Columns of an edge's record. Column s is end s; half-edge 2 e + s is edge e in a list of the region at its end s, with
-# the half-edges after it (-1: none) and before it (-1 - level where it is the first of its list).
+# the half-edges after it (-1: none) and before it (-1 - level if it is the first of its list).
 _AFTER, _BEFORE, _PLACE, _CHAIN = 2, 4, 6, 7
 
 _MANY = 64  # neighbours from which on a region has levels
@@ -123,7 +124,7 @@ def _strike(buckets, records, edge):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _edge_between(buckets, records, a, b):  # type: ignore[no-untyped-def]
-    """The edge between a and b, -1 where there is none."""
+    """The edge between a and b, -1 if there is none."""
     edge = buckets[_bucket(a, b, buckets.size)]
     while edge >= 0:
         if (records[edge, 0] == a and records[edge, 1] == b) or (records[edge, 0] == b and records[edge, 1] == a):
@@ -184,7 +185,7 @@ def _distance(nodes, weights, a, b):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always")
 def _factor(kind, n_a, n_b, areas, edge):  # type: ignore[no-untyped-def]
-    """What the squared distance is multiplied with; not for the mean difference."""
+    """Factor of the squared distance; not for the mean difference."""
     ward = n_a * n_b / (n_a + n_b)
     return ward / areas[edge] if kind == MUMFORD_SHAH else ward
 
@@ -200,7 +201,7 @@ def _cost(edge, records, areas, nodes, weights, kind):  # type: ignore[no-untype
 
 @njit(cache=True)
 def _level(records, head, hubs, heads, anchors, nodes, weights, radii, edge, side, slack):  # type: ignore[no-untyped-def]
-    """Put a half-edge on the highest level that lets the mean move by no more than `slack`; returns what it lets."""
+    """Put a half-edge on the highest level whose ball allows a change of at most `slack`; return the allowed change."""
     level = _LEVELS - 1
     while 2 * radii[level] > slack:
         level -= 1
@@ -215,7 +216,7 @@ def _level(records, head, hubs, heads, anchors, nodes, weights, radii, edge, sid
 
 @njit(cache=True)
 def _settle(edge, front, records, areas, nodes, weights, kind, head, hubs, heads, anchors, radii, keys, heap, size):  # type: ignore[no-untyped-def]
-    """Measure an edge, and give it a key that lets the means move by half of what parts its cost from `front`."""
+    """Compute the cost of an edge, and a key that allows the means to change by half of the difference to `front`."""
     a, b = records[edge, 0], records[edge, 1]
     n_a, n_b = nodes[a, 0], nodes[b, 0]
     apart = _distance(nodes, weights, a, b)
@@ -246,7 +247,7 @@ def _has_left(row, level, hub, anchors, nodes, weights, radii):  # type: ignore[
 
 @njit(cache=True)
 def _longer(values):  # type: ignore[no-untyped-def]
-    out = np.empty((2 * len(values), *values.shape[1:]), values.dtype)  # what is not used yet takes no memory
+    out = np.empty((2 * len(values), *values.shape[1:]), values.dtype)  # unused pages take no memory
     out[: len(values)] = values
     return out
 
@@ -260,19 +261,19 @@ def contract(
     Parameters
     ----------
     records : (E, 8) int32
-        The ends of each edge in the first two columns; the others are for use here.
+        The ends of each edge in the first two columns; the others are work space.
     areas : (E,) float64
-        Shared area, for Mumford-Shah; else empty.
+        Shared area, for Mumford-Shah; otherwise empty.
     nodes : (R, 1 + C) float64
-        Size and sums of the channels of each region. Overwritten: of a region that was absorbed, the first two are what
-        that cost and the row that absorbed it.
+        Size and sums of the channels of each region. Overwritten: for an absorbed region, the first two become the cost
+        and the row that absorbed it.
     weights : (C,) float64
-        What differences of means are multiplied with.
+        Factors of the differences of means.
 
     Returns
     -------
     (M,) int32
-        The rows that were absorbed, in order.
+        The absorbed rows, in order.
     """
     count, channels = len(nodes), weights.size
     total = len(records)
@@ -286,7 +287,7 @@ def contract(
     free = np.empty(0, np.int32)  # rows of `heads` to be used again; the first `spare` of them
     spare = 0
 
-    widest = 1e-150  # more than nothing, so that radii are
+    widest = 1e-150  # above 0, so that radii are above 0
     for c in range(channels):
         low, high = np.inf, -np.inf
         for row in range(count):
@@ -313,7 +314,7 @@ def contract(
 
     left = total
     done = 0
-    born = 0  # before the first merge, regions that have many neighbours from the start get their levels
+    born = 0  # before the first merge, regions with many neighbours get their levels
     while left > 0 and count - done > fewest:
         kept = gone = -1
         cost = 0.0
@@ -373,7 +374,7 @@ def contract(
                 made += 1
             heads[hubs[kept]] = -1
 
-        # what kept has is measured, but for the levels in whose balls its mean still is
+        # compute the edges of `kept`, except the levels whose balls still contain its mean
         hub = hubs[kept]
         for level in range(_LEVELS - 1 if hub >= 0 else 0, -1, -1):
             half = _first(head, hubs, heads, kept, level)
@@ -414,7 +415,7 @@ def contract(
                 _strike(buckets, records, edge)
                 _unlink(records, head, hubs, heads, edge, side)
                 twin = _edge_between(buckets, records, kept, neighbour)
-                if twin >= 0:  # both touched the same neighbour: one edge stays
+                if twin >= 0:  # both had the same neighbour: keep one edge
                     _take_out(keys, heap, records, edge, left)
                     left -= 1
                     _unlink(records, head, hubs, heads, edge, 1 - side)

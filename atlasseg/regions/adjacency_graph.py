@@ -1,4 +1,4 @@
-"""The region adjacency graph: which regions touch, over how much area, and with what contrast."""
+"""Region adjacency graph: adjacent regions, area of their common boundary, and contrast across it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AdjacencyGraph:
     labels : (R,) int32
         Value of each region in its label map, ascending.
     sizes : (R,) int64
-        Voxels of each.
+        Number of voxels of each region.
     means, sds : (R, C) float64
         Mean and standard deviation (over the population) of each channel.
     edges : (E, 2) int32
@@ -49,12 +49,12 @@ class AdjacencyGraph:
         return np.bincount(self.edges.reshape(-1), minlength=self.labels.size).astype(np.int64)
 
     def neighbours(self, label: int) -> Int32:
-        """Labels of the regions that touch region `label`, ascending.
+        """List the labels of the regions adjacent to region `label`, ascending.
 
         Raises
         ------
         InputError
-            There is no such region.
+            The label is no region.
         """
         row = int(np.searchsorted(self.labels, label))
         if row == self.labels.size or self.labels[row] != label:
@@ -63,7 +63,7 @@ class AdjacencyGraph:
         return np.sort(self.labels[np.concatenate([right[left == row], left[right == row]])])
 
     def to_networkx(self) -> networkx.Graph[int]:
-        """As a networkx graph: nodes are labels with `size`, `mean`, `sd`; edges have `area_mm2` and `contrast`.
+        """Convert to a networkx graph: nodes are labels with `size`, `mean`, `sd`; edges with `area_mm2`, `contrast`.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class AdjacencyGraph:
         except ImportError as error:
             from atlasseg.errors import MissingLibraryError
 
-            raise MissingLibraryError("networkx is not installed: pip install networkx") from error
+            raise MissingLibraryError("networkx: expected the library, got none. pip install networkx") from error
         graph: networkx.Graph[int] = networkx.Graph()
         for label, size, mean, sd in zip(self.labels.tolist(), self.sizes.tolist(), self.means, self.sds, strict=True):
             graph.add_node(label, size=size, mean=mean.copy(), sd=sd.copy())
@@ -85,7 +85,7 @@ class AdjacencyGraph:
         return graph
 
     def table(self) -> pd.DataFrame:
-        """One row a region: label, voxels, mean and sd of each channel, number of neighbours and who they are."""
+        """Make a table with one row per region: label, voxels, mean and sd of each channel, and neighbours."""
         import pandas as pd
 
         columns: dict[str, Any] = {"region": self.labels, "voxels": self.sizes}
@@ -107,11 +107,11 @@ def adjacency_graph(image: Image, labels: LabelMap, *, background: bool = False)
     Parameters
     ----------
     image : Image
-        Gives means, deviations and contrast.
+        Image of which means, standard deviations and contrasts are computed.
     labels : LabelMap
         Regions, on the image's grid; their values need not be contiguous, nor the regions connected.
     background : bool
-        Whether label 0 is a region as well; else its voxels belong to none.
+        Label 0 is a region too. Otherwise its voxels belong to no region.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def adjacency_graph(image: Image, labels: LabelMap, *, background: bool = False)
     pairs += edges[:count, 1]
     order = np.argsort(pairs)
     del pairs
-    edges = edges[order]  # array by array, so that not all of them are held twice
+    edges = edges[order]  # one array after the other, to save memory
     sums = sums[order]
     del order
     areas = sums[:, 0].copy()
@@ -155,13 +155,13 @@ def adjacency_graph(image: Image, labels: LabelMap, *, background: bool = False)
 
 
 def face_areas_mm2(affine: Float64) -> Float64:
-    """(3,) area of a voxel's face across each axis, the axes oblique or sheared as they may be."""
+    """Compute the area (3,) of a voxel's face across each axis, for any affine."""
     steps = affine[:3, :3].T
     return np.array([float(np.linalg.norm(np.cross(steps[(a + 1) % 3], steps[(a + 2) % 3]))) for a in range(3)])
 
 
 def _are_contiguous(rows: Int32, high: int) -> bool:
-    """Whether the values, 0 aside, are 1..high."""
+    """Whether the values other than 0 are 1..high."""
     if high > rows.size:
         return False
     return bool(_seen(rows.reshape(-1), high)[1:].all())
@@ -177,7 +177,7 @@ def _seen(flat: Int32, high: int):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _statistics(x: Float32, rows: Int32, count: int) -> tuple[Int64, Float64, Float64]:
-    """Sizes, means and standard deviations, in two passes so that nothing cancels; runs of one region are summed up."""
+    """Sizes, means and standard deviations, in two passes to avoid cancellation; runs of one region are summed."""
     shape0, shape1, shape2, channels = x.shape
     sizes = np.zeros(count, np.int64)
     means = np.zeros((count, channels))
@@ -218,7 +218,7 @@ def _statistics(x: Float32, rows: Int32, count: int) -> tuple[Int64, Float64, Fl
 
 @njit(cache=True, inline="always")
 def _slot(a, b, mask):  # type: ignore[no-untyped-def]
-    """Where to look for a pair first: multiplicative hashing of both ends."""
+    """First slot of a pair: multiplicative hashing of both ends."""
     h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
     h ^= h >> np.uint64(32)
     return np.int64(h & np.uint64(mask))
@@ -226,7 +226,7 @@ def _slot(a, b, mask):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _find(ends, table, a, b):  # type: ignore[no-untyped-def]
-    """The slot of `table` that holds the edge a-b, or where it belongs."""
+    """The slot of `table` that contains the edge a-b, or the free slot for it."""
     mask = table.size - 1
     slot = _slot(a, b, mask)
     while table[slot] >= 0 and (ends[table[slot], 0] != a or ends[table[slot], 1] != b):
@@ -245,14 +245,14 @@ def _longer(values, capacity):  # type: ignore[no-untyped-def]
 def _edges(x, rows, face_mm2, capacity):  # type: ignore[no-untyped-def]
     """All pairs that share a face, with area and area times contrast, and their count; a hash table that grows."""
     shape0, shape1, _, channels = x.shape
-    ends = np.empty((capacity, 2), np.int32)  # what is not used yet takes no memory
+    ends = np.empty((capacity, 2), np.int32)  # unused pages take no memory
     sums = np.empty((capacity, 2))  # area, area times contrast
     length = 4
     while 2 * length < 3 * capacity:
         length *= 2
     table = np.full(length, -1, np.int32)
     count = 0
-    # along a row the same two regions often meet again: the last edge across each axis is tried first
+    # along a row the same two regions are often adjacent again: try the last edge across each axis first
     last = np.zeros(3, np.int64)
     for i in range(shape0):
         for j in range(shape1):
@@ -275,7 +275,7 @@ def _edges(x, rows, face_mm2, capacity):  # type: ignore[no-untyped-def]
                                 capacity *= 2
                                 ends, sums = _longer(ends, capacity), _longer(sums, capacity)
                                 length *= 2
-                                table = np.empty(0, np.int32)  # set free before the longer one is made
+                                table = np.empty(0, np.int32)  # free the memory before the longer one is made
                                 table = np.full(length, -1, np.int32)
                                 for e in range(count):
                                     table[_find(ends, table, ends[e, 0], ends[e, 1])] = e

@@ -1,13 +1,14 @@
-"""Make a segmentation consistent with the regions of its scan: the last stage of the pipeline.
+"""Consistency of a segmentation with the homogeneous regions of its scan: the last stage of the pipeline.
 
-1. The fused probabilities take up what intensity says where they are uncertain (`evidence.with_intensity`).
-2. Intensity and posterior become channels of one image, in units of the noise; a method of this stage cuts it into
+1. Uncertain fused probabilities are updated by the likelihood of the intensities (`evidence.with_intensity`).
+2. Intensity and posterior are the channels of one image, in units of the noise. A method of this stage partitions it
+into
    regions.
-3. Each region takes the label of its summed posterior, neighbours across which intensity is even counting as well
-   (`label_field.decide`).
-4. Islands, parts of a label much smaller than its largest part, go to the neighbour that explains them best.
-5. Optional topology: only the largest component of a label stays, and its holes are filled.
-6. A label that was there and is no longer is put back, unless it may vanish.
+3. Each region takes the label of its summed posterior; neighbours without an intensity edge count as well
+   (`label_field.random_walk_labels`).
+4. Islands, parts of a label much smaller than its largest part, are given to the neighbour of highest probability.
+5. Optional topology: only the largest component of a label is kept, and its holes are filled.
+6. A label that disappeared is restored, unless it is removable.
 
 The changes are reported for each label.
 """
@@ -30,19 +31,19 @@ from atlasseg.regions.noise import noise_sd
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
 
 Partition = Callable[..., LabelMap]
-"""A method of this stage: cuts an Image into regions 1..R (0: no region), given `noise_sd` by keyword."""
+"""A method of this stage: partitions an Image into regions 1..R (0: no region); it takes the keyword `noise_sd`."""
 
 LabelChoice = tuple[int, ...] | Literal["all"]
-"""Some labels, or all of them but background."""
+"""Some labels, or all labels except background."""
 
 VOTING_THRESHOLD = 3.0
-"""Merge threshold of regions that vote, where none is given: far below that of regions that stand alone, since a
-region that straddles two structures takes one of them whole."""
+"""Default merge threshold of regions that vote. It is far below that of a partition without labels, since a region that
+covers parts of two structures gives both parts one label."""
 
 MARGIN_VOXELS = 4
-"""How far beyond the labels regions are looked for."""
+"""Margin around the labels in which regions are computed."""
 
-_AHEAD = np.float32(1 + 1e-5)  # by this much a label that was decided for leads in its voxel, so that a tie is none
+_AHEAD = np.float32(1 + 1e-5)  # lead of the chosen label of a voxel over the others, so that there are no ties
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,17 @@ class Change:
     label : int
         0 is background.
     voxels_before, voxels_after : int
-        Its size.
+        Number of voxels of the label.
     parts_before, parts_after : int
-        Its connected parts (by faces, edges or corners).
+        Number of connected parts of the label (by faces, edges or corners).
     by_region : int
-        Voxels that it gained by intensity and the votes of regions.
+        Voxels that the label gained by intensity and the votes of regions.
     islands : int
-        Parts of it that went to a neighbour.
+        Number of parts that were given to a neighbour.
     holes : int
-        Voxels of background that filled its holes.
+        Number of background voxels in filled holes.
     restored : int
-        Voxels that were put back because it had vanished.
+        Number of restored voxels of a label that had disappeared.
     """
 
     label: int
@@ -80,17 +81,17 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Consistent:
-    """A segmentation made consistent.
+    """Segmentation that is consistent with the regions, and its changes.
 
     Parameters
     ----------
     probabilities : ProbabilityMap
-        With the evidence of intensity; where a region, topology or restoration chose another label than the most
-        probable one, the two have exchanged their probabilities.
+        Probabilities with the likelihood of the intensities. Where a region, topology or restoration chose another
+        label than the most probable one, both labels have exchanged their probabilities.
     changes : tuple of Change
-        One a label, ascending, background included.
+        One change per label, ascending, background included.
     voxels_changed : int
-        Voxels whose label changed.
+        Number of voxels with another label.
     """
 
     probabilities: ProbabilityMap
@@ -99,7 +100,7 @@ class Consistent:
 
     @property
     def labels(self) -> LabelMap:
-        """One label a voxel."""
+        """The most probable label of each voxel."""
         return self.probabilities.label_map()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -127,37 +128,37 @@ def make_consistent(
     Parameters
     ----------
     image : Image
-        The scan, with one channel or several.
+        The scan, with one or several channels.
     segmentation : ProbabilityMap or LabelMap
-        Fused labels, on the scan's grid; a LabelMap is taken as certain.
+        Fused labels on the scan's grid. A LabelMap is certain everywhere.
     method : callable, optional
-        Cuts the channels of `region_channels` into regions, given `noise_sd` by keyword, such as
-        `split_and_merge.partition` with parameters of its own bound to it. Where None no region votes, and only islands
-        and topology are seen to.
+        Partitions the channels of `region_channels` into regions, with the keyword `noise_sd`: for example
+        `split_and_merge.partition`, or a partial of it with other parameters. None: no regions, only islands and
+        topology are corrected.
     intensity_exponent, window_voxels : float
-        How much intensity counts where the labels are uncertain, and over which window their intensities are measured:
-        `exponent` and `sigma_voxels` of `evidence.with_intensity`; an exponent of 0 leaves the probabilities alone.
+        Weight of the intensities where the labels are uncertain, and window in which their distributions are estimated:
+        `exponent` and `sigma_voxels` of `evidence.with_intensity`. With an exponent of 0 probabilities do not change.
     posterior_weight : float
-        What a difference in probability of 1 counts when regions are cut, in noise standard deviations; 0 or more.
+        Contrast of a probability difference of 1 in the partition, in noise standard deviations; 0 or more.
     field_weight, edge_contrast : float
-        How much the neighbours of a region count when it decides on its label, and the contrast, in noise standard
-        deviations, that parts them: `weight` and `edge_contrast` of `label_field.decide`. At a weight of 0 each region
-        decides alone, which is best for structures of few voxels' thickness: the field shrinks them. 0.3 serves those
-        of ten and more, such as hippocampi at 1 mm.
+        Weight of the neighbours of a region in the choice of its label, and the contrast of an edge in noise standard
+        deviations: `weight` and `edge_contrast` of `label_field.random_walk_labels`. With a weight of 0 each region is
+        labelled independently, which is best for structures that are few voxels thick: the field shrinks them. 0.3 is
+        suitable for structures of ten voxels and more, such as hippocampi at 1 mm.
     min_component_fraction : float
         Smallest size of a connected component, as a fraction of its label's largest component; 0 to 1. Smaller ones,
-        of background too, go to the neighbouring label that explains them best. 0 keeps all components.
+        also of background, are given to the neighbouring label of highest probability. 0 keeps all components.
     largest_part : tuple of int, or "all"
-        Labels of which only the largest part stays, whatever the size of the others.
+        Labels of which only the largest part is kept.
     fill_holes : tuple of int, or "all"
-        Labels whose holes, background that they enclose, become theirs.
+        Labels whose holes (enclosed background) are filled.
     removable_labels : tuple of int, or "all"
-        Labels that the votes may remove. Every other label that they remove is put back.
+        Labels that may disappear. Other labels that disappear are restored.
 
     Returns
     -------
     Consistent
-        The segmentation and what changed.
+        The segmentation and its changes.
 
     Raises
     ------
@@ -168,7 +169,7 @@ def make_consistent(
     """
     if not image.grid.matches(segmentation.grid):
         raise GeometryError(
-            f"image {image.name!r} and segmentation {segmentation.name!r} must lie on one grid: shapes {image.shape} "
+            f"image {image.name!r} and segmentation {segmentation.name!r}: expected one grid, got shapes {image.shape} "
             f"and {segmentation.shape}, affines {image.affine.tolist()} and {segmentation.affine.tolist()}"
         )
     if not posterior_weight >= 0:
@@ -237,7 +238,7 @@ def _list_changes(
 
 
 def voting_step(step: Step) -> Step:
-    """Set `VOTING_THRESHOLD` for a region method that merges and has no stopping criterion."""
+    """Set `VOTING_THRESHOLD` for a region method that merges and has no stopping criterion in the recipe."""
     if not step.method.has_parameter("merge_threshold") or {"merge_threshold", "regions"} & step.arguments.keys():
         return step
     return replace(step, arguments={**step.arguments, "merge_threshold": VOTING_THRESHOLD})
@@ -246,24 +247,24 @@ def voting_step(step: Step) -> Step:
 def region_channels(
     image: Image, probabilities: ProbabilityMap, *, posterior_weight: float = Regions.posterior_weight
 ) -> Image:
-    """Intensity and posterior as the channels of one image, in units of the intensities' noise.
+    """Combine intensity and posterior as the channels of one image, in units of the noise of the intensities.
 
-    Labels that meet, in one uncertain voxel or across a face, get different channels; labels that never meet may share
-    one, so that a brain of a hundred labels takes a handful of channels and not a hundred.
+    Labels that meet, in one uncertain voxel or across a face, get different channels. Labels that never meet may share
+    a channel, so that a brain with a hundred labels needs only a few channels.
 
     Parameters
     ----------
     image : Image
         The scan.
     probabilities : ProbabilityMap
-        On its grid.
+        Probabilities on the grid of the image.
     posterior_weight : float
-        What a difference in probability of 1 counts, in noise standard deviations. At 0 only intensity is left.
+        Contrast of a probability difference of 1, in noise standard deviations. With 0 only intensity is used.
 
     Returns
     -------
     Image
-        (I, J, K, C + colors).
+        Image with (I, J, K, C + colors) values.
     """
     scaled = _scale_to_noise(image, noise_sd(image))
     if posterior_weight == 0:
@@ -277,19 +278,19 @@ def region_channels(
     flat[probabilities.voxels] = 0
     at = (probabilities.entry_voxels, color[np.searchsorted(labels, probabilities.labels)])
     np.add.at(flat, at, probabilities.values)
-    # a switch from one label to another moves two channels, so 1 / sqrt(2) makes it count once
+    # a change of label changes two channels; the factor 1 / sqrt(2) makes the distance that of one
     flat *= np.float32(posterior_weight / np.sqrt(2))
     return Image(np.concatenate([scaled, colored], axis=-1), image.affine, image.name)
 
 
 def _scale_to_noise(image: Image, sd: Float64) -> Float32:
-    """(I, J, K, C) the channels in units of their noise."""
+    """Scale the channels (I, J, K, C) to units of their noise."""
     out: Float32 = np.divide(image.channels, np.where(sd > 0, sd, 1.0), dtype=np.float32)
     return out
 
 
 def _colors(probabilities: ProbabilityMap, labels: Int32) -> Int64:
-    """(L,) a color for each label, different for any two that meet: greedy, the one with most neighbours first."""
+    """Greedy graph colouring (L,) of the labels: different for labels that meet, most neighbours first."""
     count = labels.size
     meet = np.zeros((count, count), bool)
     rows = np.searchsorted(labels, probabilities.mode)
@@ -315,7 +316,7 @@ def _resolve_labels(choice: LabelChoice, known: Sequence[int], name: str) -> tup
         return tuple(known)
     unknown = sorted({int(label) for label in choice} - {*known})
     if unknown:
-        raise InputError(f"{name}: the segmentation has no label {unknown[0]}; it has {', '.join(map(str, known))}")
+        raise InputError(f"{name}: expected labels among {', '.join(map(str, known))}, got {unknown[0]}")
     return tuple(int(label) for label in choice)
 
 
@@ -327,7 +328,7 @@ def _vote(
     field_weight: float,
     edge_contrast: float,
 ) -> Int32:
-    """(I, J, K) labels after the regions have decided on theirs; ties go to the smaller label."""
+    """Label (I, J, K) by the choice of each region; in a tie the smaller label."""
     from scipy.sparse import coo_array
 
     concerned = given.mode != 0
@@ -372,7 +373,7 @@ def _vote(
 
 
 def _parts(labels: Int32) -> Int32:
-    """(I, J, K) the connected parts (by corners) of equal labels, numbered from 1, background's among them."""
+    """Number the connected parts (by corners) of equal labels (I, J, K) from 1, background included."""
     from skimage.measure import label
 
     return np.asarray(label(labels.astype(np.int64), background=int(labels.min()) - 1, connectivity=3), np.int32)
@@ -381,7 +382,7 @@ def _parts(labels: Int32) -> Int32:
 def _remove_islands(
     image: Image, given: ProbabilityMap, labels: Int32, share: float, only: Sequence[int]
 ) -> tuple[Int32, dict[int, int]]:
-    """Give islands to the neighbours that explain them best; returns the labels and the number of islands by label."""
+    """Give islands to the neighbours of highest probability; return the labels and the number of islands per label."""
     parts = _parts(labels)
     graph = adjacency_graph(image, LabelMap(parts, image.affine))
     label_of = np.zeros(graph.labels.size, np.int32)
@@ -397,7 +398,7 @@ def _remove_islands(
     posterior = _summed_posterior(given, parts, is_island)
     before = label_of.copy()
     neighbours = _neighbour_lists(graph.edges, is_island)
-    for _ in range(int(is_island.sum())):  # an island may go to one that itself goes on
+    for _ in range(int(is_island.sum())):  # an island may be given to another island
         moved = False
         for row in np.flatnonzero(is_island)[np.argsort(graph.sizes[is_island], kind="stable")]:
             candidates = [n for n in neighbours[row] if label_of[n] != before[row]]
@@ -422,7 +423,7 @@ def _remove_islands(
 
 
 def _neighbour_lists(edges: Int32, wanted: NDArray[np.bool_]) -> dict[int, list[int]]:
-    """Neighbours of each wanted row."""
+    """Neighbours of each requested row."""
     out: dict[int, list[int]] = {int(row): [] for row in np.flatnonzero(wanted)}
     for a, b in edges[wanted[edges].any(axis=1)].tolist():
         if wanted[a]:
@@ -433,7 +434,7 @@ def _neighbour_lists(edges: Int32, wanted: NDArray[np.bool_]) -> dict[int, list[
 
 
 def _summed_posterior(given: ProbabilityMap, parts: Int32, wanted: NDArray[np.bool_]) -> dict[tuple[int, int], float]:
-    """(row of part, label) -> probability summed over the part, for the wanted parts."""
+    """Sum the probability over each requested part: (row of part, label) to sum."""
     rows = parts.reshape(-1) - 1
     certain = np.ones(rows.size, bool)
     certain[given.voxels] = False
@@ -449,7 +450,7 @@ def _summed_posterior(given: ProbabilityMap, parts: Int32, wanted: NDArray[np.bo
 
 
 def _fill_holes(labels: Int32, label: int) -> tuple[Int32, int]:
-    """Background that `label` encloses becomes its own; along an axis of one voxel nothing is open."""
+    """Fill background enclosed by `label`; an axis of one voxel does not open a hole."""
     from scipy.ndimage import binary_fill_holes
 
     mask = labels == label
@@ -464,7 +465,7 @@ def _fill_holes(labels: Int32, label: int) -> tuple[Int32, int]:
 
 
 def _restore_vanished(before: Int32, labels: Int32, removable: Sequence[int]) -> tuple[Int32, dict[int, int]]:
-    """Put back every label that vanished, where it was largest; returns the labels and the voxels by label."""
+    """Restore each label that disappeared at its largest part; return the labels and the voxels per label."""
     restored: dict[int, int] = {}
     out = labels
     while True:
@@ -491,7 +492,7 @@ def _part_counts(labels: Int32, every: Int32) -> Int64:
 
 
 def _with_labels(given: ProbabilityMap, labels: Int32) -> ProbabilityMap:
-    """The map with other most probable labels: where one changed, the two exchange their probabilities."""
+    """Change the most probable labels of a map: where it changes, both labels exchange their probabilities."""
     voxels = given.entry_voxels
     old, new = given.mode.reshape(-1)[voxels], labels.reshape(-1)[voxels]
     entries = given.labels.copy()

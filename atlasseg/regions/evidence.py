@@ -8,8 +8,8 @@ from atlasseg.errors import InputError
 from atlasseg.recipe.tables import Regions
 from atlasseg.volume import Float64, Image, ProbabilityMap
 
-_LEAST_VARIANCE = 1e-3  # of the image's own: a label of one flat intensity does not rule out all others
-_LEAST_PROBABILITY = 1e-6  # below this an entry is dropped
+_LEAST_VARIANCE = 1e-3  # fraction of the image's variance: a label with constant intensity does not exclude all others
+_LEAST_PROBABILITY = 1e-6  # entries below are dropped
 
 
 def with_intensity(
@@ -19,9 +19,9 @@ def with_intensity(
     exponent: float = Regions.intensity_exponent,
     sigma_voxels: float = Regions.window_voxels,
 ) -> ProbabilityMap:
-    r"""Update each label's probability by how well the intensities nearby explain the voxel.
+    r"""Update each label's probability by the local likelihood of the intensities.
 
-    Around every uncertain voxel each label has a normal distribution of intensities. It is estimated from the voxels
+    Around each uncertain voxel each label has a normal distribution of intensities. It is estimated from the voxels
     nearby, weighted by a Gaussian window and by the probability of the label. With :math:`m` the most probable label
     of the voxel, the new probability of label :math:`l` is
 
@@ -32,24 +32,24 @@ def with_intensity(
 
     This is one step of expectation maximisation with local parameters [1]_. It is tempered by `exponent`, because the
     intensities of neighbouring voxels are not independent, and the fusion has used them already. :math:`B` is the
-    Bhattacharyya distance [2]_ of the two distributions, so :math:`r` is near 0 for labels that intensity does not
-    tell apart. What is certain or impossible does not change.
+    Bhattacharyya distance [2]_ of the two distributions, so :math:`r` is near 0 for labels of similar
+    intensity. Probabilities of 0 and 1 do not change.
 
     Parameters
     ----------
     image : Image
-        The scan; the log likelihoods of several channels are averaged.
+        The scan. The log likelihoods of several channels are averaged.
     probabilities : ProbabilityMap
-        Fused labels on its grid.
+        Fused labels on the grid of the image.
     exponent : float
-        How much intensity counts; 0 or more, 0 changes nothing.
+        Weight of the intensities, 0 or more; 0: no change.
     sigma_voxels : float
         Standard deviation of the window, above 0.
 
     Returns
     -------
     ProbabilityMap
-        Of the same labels.
+        Updated probabilities of the same labels.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def with_intensity(
     if exponent == 0 or probabilities.voxels.size == 0:
         return probabilities
     channels = image.channels.astype(np.float64)
-    channels -= channels.mean(axis=(0, 1, 2))  # squares of small numbers do not cancel
+    channels -= channels.mean(axis=(0, 1, 2))  # avoids cancellation in the squares
     voxels = probabilities.entry_voxels
     means, variances = _estimate_local_gaussians(channels, probabilities, sigma_voxels)
     starts, counts = probabilities.offsets[:-1], np.diff(probabilities.offsets)

@@ -1,4 +1,4 @@
-"""Pictures of regions: their borders over the scan, and the tree of their merges."""
+"""Figures of regions: their borders over the scan, and the dendrogram of their merges."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 BORDER = "#e69f00"
 MOST_LEAVES = 40
-"""Leaves that a dendrogram shows."""
+"""Default number of leaves of a dendrogram."""
 
 
 def borders(image: Image, regions: LabelMap, *, title: str = "Regions") -> Figure:
-    """Borders of regions over the middle slices of a scan.
+    """Plot borders of regions over slices of a scan.
 
     Parameters
     ----------
     image : Image
-        The scan; its first channel is shown.
+        The scan. Its first channel is shown.
     regions : LabelMap
-        On its grid: regions, or the blocks of an octree.
+        Regions or blocks of an octree, on the grid of the image.
     title : str
-        Of the figure; the number of regions is added.
+        Title of the figure; the number of regions is added.
 
     Returns
     -------
     Figure
-        One panel for each axis that has a slice of at least two voxels either way.
+        One panel for each axis across which a slice has at least two voxels in both directions.
     """
     from matplotlib.figure import Figure
 
     shape, spacing_mm = image.shape, image.spacing_mm
     thick = [a for a in range(3) if shape[a] > 1]
     axes = [a for a in range(3) if len([b for b in thick if b != a]) == 2] if len(thick) == 3 else []
-    if not axes:  # a slice or a line is shown as it is
+    if not axes:  # a line of voxels
         axes = [next((a for a in (2, 1, 0) if shape[a] == 1), 2)]
     figure = Figure(figsize=(4.2 * len(axes), 4.6), layout="constrained")
     low, high = np.percentile(image.channels[..., 0], (0.5, 99.5))
@@ -72,14 +72,14 @@ def borders(image: Image, regions: LabelMap, *, title: str = "Regions") -> Figur
 
 
 def _busiest(regions: LabelMap, axis: int) -> int:
-    """The slice across `axis` with most voxels in regions; of equals the one nearest to the middle."""
+    """The slice across `axis` with most voxels in regions; in a tie the one nearest to the centre."""
     counts = (regions.array != 0).sum(axis=tuple(a for a in range(3) if a != axis))
     middle = np.abs(np.arange(counts.size) - (counts.size - 1) / 2)
     return int(np.lexsort((middle, -counts))[0])
 
 
 def _segments(labels: np.ndarray) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Lines between pixels of different regions, as long as they run straight; x across, y up."""
+    """Maximal straight lines between pixels of different regions; x across, y up."""
     lines = []
     for flipped, edges in ((False, labels[:, 1:] != labels[:, :-1]), (True, (labels[1:] != labels[:-1]).T)):
         for n in range(edges.shape[1]):
@@ -90,23 +90,27 @@ def _segments(labels: np.ndarray) -> list[tuple[tuple[float, float], tuple[float
 
 
 def _runs(on: Bool) -> list[tuple[int, int]]:
-    """Half-open ranges in which `on` holds."""
+    """Half-open ranges in which `on` is True."""
     steps = np.diff(np.concatenate([[0], on.astype(np.int8), [0]]))
     return list(zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True))
 
 
 def dendrogram(merges: Merges, *, most_leaves: int = MOST_LEAVES) -> Figure:
-    """The last merges as a tree, the cost of each as its height.
+    """Plot the last merges as a tree; the height of a merge is its cost.
 
-    Merging may have stopped with several regions left; then the tree is that of the last merges done, and what was not
-    merged has no common stem. Leaves are numbered by their first voxels.
+    If merging ended with several regions, the figure shows the last merges, and regions without a common merge have no
+    common stem. Leaves are numbered by their first voxels.
 
     Parameters
     ----------
     merges : Merges
         From `merging.merge`, with at least one merge.
     most_leaves : int
-        Leaves to show at most.
+        Maximum number of leaves.
+
+    Returns
+    -------
+    Figure
     """
     from matplotlib.figure import Figure
 
@@ -118,7 +122,7 @@ def dendrogram(merges: Merges, *, most_leaves: int = MOST_LEAVES) -> Figure:
     where: dict[int, tuple[float, float]] = {}
     order = _leaf_order(linkage, leaves)
     shown = set(linkage[:, :2].astype(int).reshape(-1).tolist())
-    order = [leaf for leaf in order if leaf in shown]  # a leaf that was never merged has no branch to draw
+    order = [leaf for leaf in order if leaf in shown]  # a leaf without a merge has no branch
     for x, leaf in enumerate(order):
         where[leaf] = (float(x), 0.0)
     for n, (a, b, height, _) in enumerate(linkage):
@@ -138,7 +142,7 @@ def dendrogram(merges: Merges, *, most_leaves: int = MOST_LEAVES) -> Figure:
 
 
 def _leaf_order(linkage: np.ndarray, leaves: int) -> list[int]:
-    """Leaves from left to right, so that no branches cross."""
+    """Order of the leaves from left to right without crossing branches."""
     children = {leaves + n: (int(row[0]), int(row[1])) for n, row in enumerate(linkage)}
     below = {child for pair in children.values() for child in pair}
     stack = [node for node in range(leaves + len(linkage) - 1, -1, -1) if node not in below]

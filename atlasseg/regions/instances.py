@@ -21,9 +21,9 @@ class Instances:
     Parameters
     ----------
     semantic : LabelMap
-        The label of each voxel.
+        Label of each voxel.
     instance : LabelMap
-        Number of its instance, from 1 over all labels, by label and then by first voxel; 0 for background.
+        Number of the instance, from 1 over all labels, by label and then by first voxel; 0 for background.
     labels : (N,) int32
         Label of instances 1..N.
     """
@@ -33,13 +33,13 @@ class Instances:
     labels: Int32
 
     def masks(self) -> Iterator[tuple[int, Mask]]:
-        """One binary mask a label, ascending."""
+        """Yield one mask per label, ascending."""
         for label in self.semantic.values:
             if label != 0:
                 yield int(label), Mask(self.semantic.array == label, self.semantic.affine, f"label {label}")
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row an instance: number, label, voxels, volume in mm^3 and centre in RAS+ mm."""
+        """List one row per instance: number, label, voxels, volume in mm^3 and centre in RAS+ mm."""
         flat = self.instance.array.reshape(-1)
         sizes = np.bincount(flat, minlength=self.labels.size + 1)
         affine = self.instance.affine
@@ -72,21 +72,21 @@ def instances(
     smallest_voxels: int = 1,
     stuff: tuple[int, ...] = (),
 ) -> Instances:
-    """Number the instances of every label.
+    """Number the instances of each label.
 
     Parameters
     ----------
     labels : LabelMap
         Segmentation; 0 is background.
     split : {"components", "watershed"}
-        "components": parts that share no face are instances. "watershed": a part is cut further where it is thin: the
-        distance to its surface is flooded from its maxima that rise `depth_mm` above the saddle to a higher one.
+        "components": connected parts (by faces) are instances. "watershed": parts are also divided at thin places: the
+        distance to the surface is flooded from its maxima that are `depth_mm` above the saddle to a higher maximum.
     depth_mm : float
-        See above; 0 or more.
+        Minimum height of a maximum above its saddle, in mm, for "watershed"; 0 or more.
     smallest_voxels : int
-        A part with fewer voxels is no instance; it keeps its label and gets number 0.
+        Minimum size of an instance. A smaller part keeps its label and gets number 0.
     stuff : tuple of int
-        Labels that are one instance each, however many parts they have.
+        Labels that are one instance each, with any number of parts.
 
     Returns
     -------
@@ -140,12 +140,12 @@ def _cut_where_thin(mask: Bool, parts: Int32, affine: Float64, depth_mm: float) 
     from skimage.segmentation import watershed
 
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    padded = np.pad(mask, [(1, 1) if n > 1 else (0, 0) for n in mask.shape])  # beyond the box is no label
+    padded = np.pad(mask, [(1, 1) if n > 1 else (0, 0) for n in mask.shape])  # no label beyond the box
     inner = tuple(slice(1, -1) if n > 1 else slice(None) for n in mask.shape)
     distance = distance_transform_edt(padded, sampling=spacing_mm)[inner].astype(np.float32)
     lowered = reconstruction(np.maximum(distance - np.float32(depth_mm), 0), distance, method="dilation")
     markers = _peaks(lowered.astype(np.float32), mask)
-    for number in np.setdiff1d(parts[mask], parts[markers > 0]):  # too thin to have a peak: one instance
+    for number in np.setdiff1d(parts[mask], parts[markers > 0]):  # too thin for a peak: one instance
         markers[parts == number] = markers.max() + 1
     cut = watershed(-distance, markers, connectivity=1, mask=mask)
     numbers, first = np.unique(cut[mask], return_index=True)
@@ -155,7 +155,7 @@ def _cut_where_thin(mask: Bool, parts: Int32, affine: Float64, depth_mm: float) 
 
 
 def _peaks(height: Float32, mask: Bool) -> Int32:
-    """Plateaus of `mask` that no face neighbour in it rises above, numbered."""
+    """Number the plateaus of `mask` without a higher face neighbour in it."""
     from scipy.ndimage import generate_binary_structure, maximum_filter
     from skimage.measure import label
 

@@ -1,4 +1,4 @@
-"""Let regions decide on their labels together: neighbours that intensity does not part count as evidence too."""
+"""Labelling of regions by a random walk with priors: neighbours without an intensity edge count as evidence too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlasseg.volume import Float64, Int64
 if TYPE_CHECKING:
     from scipy.sparse import csc_array, csr_array
 
-_REACH = 4  # edges of the graph beyond which a label is not looked for
+_REACH = 4  # maximum number of edges from a region with a label to the regions that may get it
 _TOLERANCE = 1e-3  # relative residual of the solution
 _MOST_ITERATIONS = 200
 
@@ -32,28 +32,28 @@ def random_walk_labels(
         \exp\left( -\left( \frac{d_{rs}}{\textit{edge_contrast}} \right)^2 \right) (p_r - p_s)^2
 
     :math:`n_r` is the size of region :math:`r` in voxels, :math:`q_r` its mean posterior, :math:`A_{rs}` the number
-    of faces that two regions share, and :math:`d_{rs}` the contrast between them. The posterior spreads where
-    intensity is even and stops at edges. Each region takes the label of largest :math:`p`. At a weight of 0 that is
-    the label of its summed posterior. A label is considered within four regions of where it has any probability; the
-    label of most mass gets what the others leave.
+    of faces that two regions share, and :math:`d_{rs}` the contrast between them. The posterior spreads where the
+    intensity is uniform, and stops at edges. Each region takes the label of largest :math:`p`. With a weight of 0 that
+    is the label of its summed posterior. A label is considered up to four regions away from regions where its
+    probability is above 0; the probability of the label of largest mass is 1 minus the others.
 
     Parameters
     ----------
     graph : AdjacencyGraph
-        R regions.
+        Adjacency graph of R regions.
     posterior : (R, L) csc_array
         Probability of each label, summed over the voxels of each region.
     weight : float
-        How much neighbours count; 0 or more.
+        Weight of the neighbours, 0 or more.
     edge_contrast : float
-        Contrast, in the units of the graph's, that lowers it to 1/e; above 0.
+        Contrast at which the weight of a neighbour is 1/e, in units of the contrasts of the graph; above 0.
     face_mm2 : float
         Area of one face of a voxel.
 
     Returns
     -------
     (R,) int64
-        Column of each region's label; on a tie the smaller.
+        Column of each region's label; in a tie the smaller.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def random_walk_labels(
 
 
 def check(*, weight: float, edge_contrast: float) -> None:
-    """Refuse parameters that are out of range."""
+    """Check the ranges of the parameters."""
     if not 0 <= weight < np.inf:
         raise InputError(f"field_weight: expected 0 or more, got {weight}")
     if not edge_contrast > 0:
@@ -104,7 +104,7 @@ def check(*, weight: float, edge_contrast: float) -> None:
 
 
 def _around(links: csr_array, seen: NDArray[np.bool_]) -> Int64:
-    """Rows within `_REACH` edges of the seen ones."""
+    """Rows within `_REACH` edges of the given ones."""
     for _ in range(_REACH):
         seen = seen | (links[:, np.flatnonzero(seen)].sum(axis=1) > 0)
     return np.flatnonzero(seen)

@@ -1,4 +1,4 @@
-"""Region merging: merge adjacent regions, the most similar first, by a heap over the edges of the adjacency graph."""
+"""Region merging: merge adjacent regions, most similar first, by a heap over the edges of the adjacency graph."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _KINDS = {"mean_difference": MEAN_DIFFERENCE, "ward": WARD, "mumford_shah": MUMF
 
 @dataclass(frozen=True, eq=False)
 class Merges:
-    """The hierarchy that merging makes: cut it anywhere without merging again.
+    """Hierarchy of merges. It can be cut at any number of regions.
 
     Parameters
     ----------
     count : int
-        Number R of regions at the start.
+        Initial number R of regions.
     kept, absorbed : (M,) int32
-        Of each merge, in order, the rows (0..R - 1) under which the two were known; the union is known as `kept`.
+        Rows (0..R - 1) of the two regions of each merge, in order. The union has the row `kept`.
     costs : (M,) float64
-        What each merge cost by its criterion. Need not ascend: a union can be closer to a third than its parts were.
+        Cost of each merge. Costs need not ascend: a union can be closer to a third region than its parts were.
     """
 
     count: int
@@ -38,25 +38,44 @@ class Merges:
     costs: Float64
 
     def cut(self, regions: int) -> Int32:
-        """(R,) which of `regions` regions each row belongs to: 1, 2, ... by first row.
+        """Cut the hierarchy into `regions` regions.
+
+        Parameters
+        ----------
+        regions : int
+            Number of regions.
+
+        Returns
+        -------
+        (R,) int32
+            Region of each row: 1, 2, ... by first row.
 
         Raises
         ------
         InputError
-            The hierarchy has no such level.
+            The hierarchy has no level with this number of regions.
         """
         fewest = self.count - self.kept.size
         if not fewest <= regions <= self.count:
-            raise InputError(f"{fewest} to {self.count} regions can be had from this hierarchy, not {regions}")
+            raise InputError(f"regions: expected {fewest} to {self.count} for this hierarchy, got {regions}")
         done = self.count - regions
         rows: Int32 = _truncate(self.count, self.kept[:done], self.absorbed[:done])
         return rows
 
     def linkage(self, regions: int) -> Float64:
-        """(regions - roots, 4) matrix of SciPy's `linkage` over the last merges, from `regions` regions on.
+        """Convert the last merges, from `regions` regions on, to SciPy's `linkage` matrix.
 
-        Leaf i is region i + 1 of ``cut(regions)``. Heights are the largest cost so far, so that none lies below its
-        children; counts are leaves.
+        Leaf i is region i + 1 of ``cut(regions)``. The height of a merge is the largest cost so far, so that none is
+        below its children; counts are numbers of leaves.
+
+        Parameters
+        ----------
+        regions : int
+            Number of leaves.
+
+        Returns
+        -------
+        (regions - roots, 4) float64
         """
         leaf_of = self.cut(regions)
         start = self.count - regions
@@ -100,25 +119,25 @@ def merge(
     Parameters
     ----------
     graph : AdjacencyGraph
-        Regions to start from.
+        Adjacency graph of the initial regions.
     criterion : {"ward", "mean_difference", "mumford_shah"}
         Cost of a merge.
     threshold : float, optional
-        Dearest merge that is still done, 0 or more; at 0 exactly equal neighbours merge.
+        Maximum cost of a merge, 0 or more; with 0, neighbours of equal mean merge.
     regions : int, optional
-        Number of regions to stop at, if the threshold has not stopped it before.
+        Number of regions at which merging ends, if it did not end at the threshold.
     noise_sd : tuple of float, optional
-        What each channel is divided by before means are compared; 1 where not given.
+        Noise of each channel, by which means are divided. Default: 1.
 
     Returns
     -------
     Merges
-        Deterministic. On a tie the result depends on the order of the rows.
+        Deterministic. In a tie the result depends on the order of the rows.
 
     Raises
     ------
     InputError
-        Neither threshold nor regions is given, one is out of range, or more regions are asked for than there are.
+        Neither threshold nor regions is given, one is out of range, or `regions` exceeds the number of regions.
 
     References
     ----------
@@ -134,20 +153,20 @@ def merge(
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A graph as it is merged, for callers to whom a second copy of it is too much; `merge_packed` overwrites it.
+    """Arrays of a graph for `merge_packed`, which overwrites them, so that no second copy is in memory.
 
     Parameters
     ----------
     criterion : {"ward", "mean_difference", "mumford_shah"}
         Merge criterion.
     records : (E, 8) int32
-        The ends of each edge, and six columns for the kernel.
+        The ends of each edge, and six columns of work space.
     areas_mm2 : (E,) float64
-        Shared area of each edge, for "mumford_shah"; else empty.
+        Shared area of each edge, for "mumford_shah"; otherwise empty.
     nodes : (R, 1 + C) float64
         Size of each region, and the sums of its channels.
     weights : (C,) float64
-        One over the noise of each channel.
+        Reciprocal of the noise of each channel.
     """
 
     criterion: Criterion
@@ -166,7 +185,7 @@ def pack(
     criterion: Criterion,
     noise_sd: tuple[float, ...] | None = None,
 ) -> Packed:
-    """The arrays of a graph as `merge_packed` takes them; `areas_mm2` becomes part of it, the others are copied."""
+    """Make the arrays of `merge_packed` from those of a graph. `areas_mm2` is not copied, the others are."""
     count, channels = means.shape
     if criterion not in _KINDS:
         raise InputError(f"criterion: expected one of {', '.join(_KINDS)}, got {criterion!r}")
@@ -182,7 +201,7 @@ def pack(
 
 
 def merge_packed(packed: Packed, *, threshold: float | None, regions: int | None) -> Merges:
-    """`merge` of a graph that was packed, which is used up by it."""
+    """Merge a packed graph, and overwrite it; see `merge`."""
     count = len(packed.nodes)
     if threshold is None and regions is None:
         raise InputError("expected a threshold, a number of regions, or both, to stop merging, got neither")
@@ -193,7 +212,7 @@ def merge_packed(packed: Packed, *, threshold: float | None, regions: int | None
     if regions is not None and regions > count:
         raise InputError(
             f"regions: expected at most {count}, the number of blocks ({int(packed.nodes[:, 0].sum())} voxels), got "
-            f"{regions}. Give fewer, or split with a lower threshold"
+            f"{regions}. Give fewer, or split with a lower threshold."
         )
     limit = np.inf if threshold is None else float(threshold)
     absorbed = contract(
@@ -212,7 +231,7 @@ def merge_packed(packed: Packed, *, threshold: float | None, regions: int | None
 @njit(cache=True)
 def _truncate(count, kept, absorbed):  # type: ignore[no-untyped-def]
     parent = np.arange(count).astype(np.int32)
-    for m in range(kept.size - 1, -1, -1):  # later merges first, so that one look suffices
+    for m in range(kept.size - 1, -1, -1):  # later merges first, so that one pass is enough
         parent[absorbed[m]] = parent[kept[m]]
     number = np.zeros(count, np.int32)
     out = np.empty(count, np.int32)

@@ -1,4 +1,4 @@
-"""How strong the noise of a volume is, from the volume alone."""
+"""Estimation of the noise of a volume."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ NORMAL_MEDIAN = 0.6744897501960817
 def noise_sd(image: Image) -> Float64:
     """Estimate the standard deviation of white noise in each channel.
 
-    Every block of 2 voxels a side has one Haar coefficient that is a difference along all axes at once, (1/sqrt(8)) sum
-    of +-x. What is flat or a ramp drops out of it, and white noise keeps its standard deviation, so the median of the
-    coefficients' absolute values over 0.6745 is the noise, edges being few [1]_. Blocks that are quite constant, such
-    as the zeros around a stripped brain, hold no noise and are left out.
+    Each block of 2 x 2 x 2 voxels has one Haar coefficient that is a difference along all axes, (1/sqrt(8)) sum
+    of +-x. It is 0 for constant and linear intensities, and its standard deviation for white noise is that of the
+    noise. Therefore the median of the absolute coefficients divided by 0.6745 is the noise, if edges are few [1]_.
+    Constant blocks, such as the zeros around a skull-stripped brain, are left out.
 
     Parameters
     ----------
     image : Image
-        Axes of one voxel are left out of the differences, so a slice is measured as one.
+        The volume. Differences are not taken along axes of one voxel, so a single slice can be measured.
 
     Returns
     -------
     (C,) float64
-        In the units of each channel; 0 where a channel is constant.
+        Noise in the units of each channel; 0 for a constant channel.
 
     References
     ----------

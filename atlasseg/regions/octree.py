@@ -1,9 +1,9 @@
-"""Split a volume into homogeneous blocks: an octree whose blocks stay close to cubes in millimetres.
+"""Octree: split a volume into homogeneous blocks that are nearly cubes in millimetres.
 
-A block that is not homogeneous is halved along every axis along which it is long; an axis counts as long when the block
-is more than 1/sqrt(2) as long along it as along its longest. A volume of equal sides is thereby cut as by the classical
-octree, a slice as by a quadtree, and thick slices are first cut within the slice. Uneven lengths need no padding: of 7
-voxels the first part gets 4. Blocks of one voxel are always homogeneous, so the cutting ends.
+A block that is not homogeneous is halved along its long axes. An axis is long if the block
+is more than 1/sqrt(2) as long along it as along its longest axis. A cube is split as by the classical
+octree, a slice as by a quadtree, and thick slices are first split within the slice. Odd lengths need no padding: of 7
+voxels the first part gets 4. Blocks of one voxel are always homogeneous.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def split(
     Parameters
     ----------
     image : Image
-        Of any size and spacing; a block must be homogeneous in each of its channels.
+        Volume of any size and spacing. A block must be homogeneous in each channel.
     homogeneity : {"noise", "range", "variance"}
         "range": largest minus smallest value is at most `threshold`. "variance": the mean squared deviation from the
-        block's mean is at most `threshold`. "noise": the block's variance and its farthest value are what normal noise
-        of `noise_sd` around one mean makes plausible, by a chi-square and an extreme value test.
+        block's mean is at most `threshold`. "noise": the block's variance and its largest deviation are plausible for
+        normal noise of `noise_sd` around one mean, by a chi-square test and an extreme value test.
     threshold : float, optional
         For "range" in units of the image, for "variance" in their square; 0 or more.
     significance : float
-        Chance that a block of pure noise is split, for "noise"; shared by both tests and all channels (Bonferroni).
+        Probability that a block of pure noise is split, for "noise", over both tests and all channels (Bonferroni).
     noise_sd : tuple of float, optional
-        Noise of each channel, for "noise"; estimated (`noise.noise_sd`) where not given.
+        Noise of each channel, for "noise". Default: estimated by `noise.noise_sd`.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def split(
     out = np.zeros(image.shape, np.int32)
     kind = _KINDS[homogeneity]
     boxes = np.array([[0, image.shape[0], 0, image.shape[1], 0, image.shape[2]]], np.int64)
-    for _ in range(2):  # so that there are enough boxes to share out
+    for _ in range(2):  # to have enough boxes for all threads
         whole = _whole(x, boxes, kind, sizes, limits)
         boxes = np.concatenate([boxes[whole], _halve(boxes[~whole], spacing_mm)])
     _split_boxes(x, boxes, spacing_mm, kind, sizes, limits, out)
@@ -121,7 +121,7 @@ def _noise_limits(sizes: Int64, sd: Float64, significance: float) -> Float64:
 
 
 def _block_sizes(shape: tuple[int, int, int], spacing_mm: Float64) -> Int64:
-    """Ascending voxel counts of all blocks that halving can come to."""
+    """Ascending voxel counts of all possible blocks."""
     seen: set[tuple[int, ...]] = set()
     level: set[tuple[int, ...]] = {shape}
     while level:
@@ -146,7 +146,7 @@ def _is_long(n0: int, n1: int, n2: int, spacing_mm: Float64) -> tuple[bool, bool
 
 @njit(cache=True)
 def _push_halves(box: Int64, spacing_mm: Float64, stack: Int64, top: int) -> int:
-    """Put the parts of a box on `stack` from `top` on; none where the box is one voxel. Returns the new top."""
+    """Put the parts of a box on `stack` from `top` on (none for a box of one voxel), and return the new top."""
     a0, b0, a1, b1, a2, b2 = box[0], box[1], box[2], box[3], box[4], box[5]
     long0, long1, long2 = _is_long(b0 - a0, b1 - a1, b2 - a2, spacing_mm)
     if not (long0 or long1 or long2):
@@ -207,7 +207,7 @@ def _homogeneous(x: Float32, box: Int64, kind: int, sizes: Int64, limits: Float6
                         low = value
                     if value > high:
                         high = value
-                    off = np.float64(value) - np.float64(first)  # sums of differences do not cancel
+                    off = np.float64(value) - np.float64(first)  # avoids cancellation
                     total += off
                     squares += off * off
         if low == high:
@@ -236,7 +236,7 @@ def _whole(x: Float32, boxes: Int64, kind: int, sizes: Int64, limits: Float64) -
 def _split_boxes(
     x: Float32, boxes: Int64, spacing_mm: Float64, kind: int, sizes: Int64, limits: Float64, out: Int32
 ) -> None:
-    """Split each box as far as needed; every voxel gets the flat index of its block's first voxel."""
+    """Split each box into homogeneous blocks; each voxel gets the flat index of its block's first voxel."""
     width, depth = out.shape[1], out.shape[2]
     for n in prange(len(boxes)):
         stack = np.empty((_STACK, 6), np.int64)
@@ -258,7 +258,7 @@ def _split_boxes(
 
 @njit(cache=True)
 def _number_blocks(flat: Int32) -> None:
-    """First-voxel indices become 1, 2, ... in place: a block's first voxel comes first and has its number by then."""
+    """Replace first-voxel indices by 1, 2, ... in place; the first voxel of a block is visited first."""
     last = 0
     for v in range(flat.size):
         first = flat[v]

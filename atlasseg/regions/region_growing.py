@@ -1,8 +1,8 @@
 """Region growing: seeds absorb adjacent voxels that are similar to their neighbours and to the region.
 
-The voxel that is most like the region it borders on comes first [1]_. In the order-independent form all voxels that are
-equally like join at once, before any mean changes [2]_, so that neither the order of the axes nor the direction of the
-scan shows in the result.
+The voxel that is most similar to an adjacent region joins first [1]_. In the order-independent form, all voxels of
+equal similarity join together, before any mean changes [2]_, so that the result does not depend on the order of the
+axes or the direction of the scan.
 
 .. [1] Adams, Bischof, Seeded region growing, IEEE TPAMI 16, 1994.
 .. [2] Mehnert, Jackway, An improved seeded region growing algorithm, Pattern Recognition Letters 18, 1997.
@@ -22,7 +22,7 @@ from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap
 
 Order = Literal["independent", "queue"]
 
-_BITS = 28  # of the whole numbers that intensities are summed as: such sums are exact in any order
+_BITS = 28  # intensities are summed as integers of this size: such sums are exact in any order
 
 
 @method("regions")
@@ -37,43 +37,42 @@ def partition(
     seed_voxels: int = 8,
     noise_sd: Data[tuple[float, ...] | None] = None,
 ) -> LabelMap:
-    """Cut a volume into regions grown from seeds.
+    """Partition a volume into regions grown from seeds.
 
     Parameters
     ----------
     image : Image
-        Of any size and spacing, with one channel or several.
+        Volume of any size and spacing, with one or several channels.
     seeds : LabelMap, optional
-        Where each region starts (0: nowhere), on the image's grid; the regions keep these labels. Found by `find_seeds`
-        where not given.
+        Seeds on the image's grid (0: no seed). The regions have their labels. Default: found by `find_seeds`.
     local_difference : float, optional
         Largest difference across the face through which a voxel joins, in noise standard deviations (Euclidean over
-        channels); no limit where None.
+        channels); None: no limit.
     global_difference : float, optional
         Largest difference from the mean of the region so far, in noise standard deviations (Euclidean over channels);
-        no limit where None.
+        None: no limit.
     order : {"independent", "queue"}
-        "independent": the most similar voxels join first, and voxels of equal cost join at once; a voxel that is
-        equally similar to two regions joins the smaller label. "queue": first come, first served, in C order of the
+        "independent": the most similar voxels join first, and voxels of equal cost join together; a voxel that is
+        equally similar to two regions joins the smaller label. "queue": first in, first out, in C order of the
         seeds; faster, but the result depends on that order.
     seed_share : float
-        If seeds are found automatically: the share of all voxels with the lowest gradient.
+        If seeds are found automatically: fraction of all voxels, those of lowest gradient, that are seeds.
     seed_voxels : int
-        If seeds are found automatically: the smallest number of voxels of a seed.
+        If seeds are found automatically: minimum number of voxels of a seed.
     noise_sd : tuple of float, optional
-        Noise of each channel; estimated where not given. A channel without noise counts in its own units.
+        Noise of each channel. Default: estimated. A channel without noise is used in its own units.
 
     Returns
     -------
     LabelMap
-        The regions; 0 where no region may grow.
+        The regions; 0 where no region can grow.
 
     Raises
     ------
     GeometryError
         The seeds are on another grid.
     InputError
-        There is no seed, one has a negative label, or a parameter is out of range.
+        There is no seed, a seed has a negative label, or a parameter is out of range.
 
     References
     ----------
@@ -112,7 +111,7 @@ def partition(
 
 
 def check_seeds(image: Image, seeds: LabelMap, what: str) -> None:
-    """Raise where seeds or markers cannot be used with an image."""
+    """Check grid and labels of seeds or markers."""
     if not image.grid.matches(seeds.grid):
         raise GeometryError(
             f"{what}: expected the grid of image {image.name!r}, got shapes {seeds.shape} and {image.shape}, affines "
@@ -125,7 +124,7 @@ def check_seeds(image: Image, seeds: LabelMap, what: str) -> None:
 
 
 def gradient_magnitude(image: Image) -> Float32:
-    """(I, J, K) float32 gradient magnitude per mm, from central differences; Euclidean over channels."""
+    """Compute the gradient magnitude per mm (I, J, K) by central differences; Euclidean over channels."""
     inverse = np.linalg.inv(image.affine[:3, :3])
     squares = np.zeros(image.shape, np.float32)
     for c in range(image.channels.shape[-1]):
@@ -139,16 +138,16 @@ def gradient_magnitude(image: Image) -> Float32:
 
 
 def find_seeds(image: Image, *, share: float = 0.3, voxels: int = 8) -> LabelMap:
-    """Seeds where the gradient is low: the connected parts of the flattest voxels.
+    """Find seeds: connected parts of the voxels of lowest gradient.
 
     Parameters
     ----------
     image : Image
         The volume.
     share : float
-        Share of all voxels that counts as flat, above 0 and at most 1.
+        Fraction of all voxels, those of lowest gradient, that are seeds; above 0 and at most 1.
     voxels : int
-        Smaller parts are left out; where all are smaller, the largest ones stay.
+        Minimum number of voxels of a seed. If all parts are smaller, the largest ones are kept.
 
     Returns
     -------
@@ -158,7 +157,7 @@ def find_seeds(image: Image, *, share: float = 0.3, voxels: int = 8) -> LabelMap
     from scipy.ndimage import label
 
     if not 0 < share <= 1:
-        raise InputError(f"share of flat voxels: expected above 0 and at most 1, got {share}")
+        raise InputError(f"seed_share: expected above 0 and at most 1, got {share}")
     gradient = gradient_magnitude(image)
     parts, _ = label(gradient <= np.quantile(gradient, share))
     sizes = np.bincount(parts.reshape(-1))
@@ -179,7 +178,7 @@ def _step(x, v, w, sd):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _off_mean(x, v, sums, size, scale, sd):  # type: ignore[no-untyped-def]
-    """Difference of a voxel from a region's mean, from whole numbers, so that the order of the sum does not show."""
+    """Difference of a voxel from a region's mean, by integer sums, so that the order of the sum has no effect."""
     squares = 0.0
     for c in range(x.shape[1]):
         mean = sums[c] / size * scale[c]
@@ -236,7 +235,7 @@ def _seed_sums(x: Float32, rows: Int32, scale: Float64, count: int) -> tuple[Int
 def _grow_in_turn(
     volume: Float32, scale: Float64, sd: Float64, local: float, overall: float, labels: Int32, count: int
 ) -> None:
-    """First come, first served: a queue of voxels whose neighbours are still to be looked at."""
+    """Grow first in, first out: a queue of voxels whose neighbours must be visited."""
     shape = labels.shape
     x, rows = volume.reshape(-1, volume.shape[3]), labels.reshape(-1)
     sums, sizes = _seed_sums(x, rows, scale, count)
@@ -291,7 +290,7 @@ def _twice(values):  # type: ignore[no-untyped-def]
 def _grow_best_first(
     volume: Float32, scale: Float64, sd: Float64, local: float, overall: float, labels: Int32, count: int
 ) -> None:
-    """The most alike first; all of equal likeness are chosen before any of them joins."""
+    """Grow by similarity: all voxels of equal similarity are chosen before any of them joins."""
     shape = labels.shape
     x, rows = volume.reshape(-1, volume.shape[3]), labels.reshape(-1)
     sums, sizes = _seed_sums(x, rows, scale, count)
@@ -300,7 +299,7 @@ def _grow_best_first(
     voxels = np.empty(1024, np.int32)
     regions = np.empty(1024, np.int32)
     size = 0
-    fresh = np.empty(1024, np.int32)  # voxels that joined last, whose neighbours are to be offered
+    fresh = np.empty(1024, np.int32)  # voxels that joined last, whose neighbours are candidates
     joined = 0
     for v in range(rows.size):
         if rows[v] > 0:
@@ -346,7 +345,7 @@ def _grow_best_first(
                     break
                 _swap(keys, voxels, regions, at, child)
                 at = child
-            if rows[v] == 0:  # of regions equally alike the smallest label came first
+            if rows[v] == 0:  # of equally similar regions the smallest label came first
                 rows[v] = row
                 sizes[row] += 1
                 _add(x, v, sums[row], scale)

@@ -1,6 +1,6 @@
 """Split and merge: split the scan into homogeneous blocks by an octree, then merge the most similar neighbours.
 
-The classical scheme on volumes: `octree.split` cuts, `merging.merge` joins along the region adjacency graph.
+The classical scheme on volumes: `octree.split` splits, `merging.merge` merges along the region adjacency graph.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def hierarchy(
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
 ) -> tuple[LabelMap, Merges]:
-    """The regions of `partition`, with the merges that led to them; row i of the merges is block i + 1 of the split."""
+    """Compute the regions of `partition` with their merges. Row i of the merges is block i + 1 of the split."""
     if regions is not None and regions > np.prod(image.shape):
         raise InputError(
             f"regions: expected at most the {np.prod(image.shape)} voxels of image {image.name!r}, got {regions}"
@@ -44,17 +44,17 @@ def hierarchy(
     graph = adjacency_graph(image, blocks)
     if merge_threshold is None and regions is None:
         merge_threshold = default_threshold(criterion, image.affine) if homogeneity == "noise" else 0.0
-    log.info("%s: %d blocks, %d pairs touch", image.name or "image", graph.labels.size, len(graph.edges))
+    log.info("%s: %d blocks, %d adjacent pairs", image.name or "image", graph.labels.size, len(graph.edges))
     edges, sizes, means = graph.edges, graph.sizes, graph.means
     areas_mm2 = graph.areas_mm2 if criterion == "mumford_shah" else np.zeros(0)
-    del graph  # what merging does not need is set free as soon as can be
+    del graph  # free the memory that merging does not need
     scale = None if sd is None else tuple(value if value > 0 else 1.0 for value in sd)
     packed = pack(edges, areas_mm2, sizes, means, criterion=criterion, noise_sd=scale)
     del edges, sizes, means
     merges = merge_packed(packed, threshold=merge_threshold, regions=regions)
     del packed
     region_of = merges.cut(merges.count - merges.kept.size)
-    _renumber(blocks.array.reshape(-1), region_of)  # in place: a second volume would be the peak of memory
+    _renumber(blocks.array.reshape(-1), region_of)  # in place: a second volume would be the memory peak
     return blocks, merges
 
 
@@ -66,7 +66,7 @@ def initial_blocks(
     significance: float = 0.001,
     **merging: object,
 ) -> LabelMap:
-    """The blocks that `partition` merges; it takes the same parameters, of which those of the merging are ignored."""
+    """Split the volume into the blocks that `partition` merges. Parameters of the merging are ignored."""
     return split(image, homogeneity=homogeneity, threshold=split_threshold, significance=significance)
 
 
@@ -82,12 +82,12 @@ def partition(
     regions: int | None = None,
     noise_sd: Data[tuple[float, ...] | None] = None,
 ) -> LabelMap:
-    """Cut a volume into homogeneous regions by splitting and merging.
+    """Partition a volume into homogeneous regions by splitting and merging.
 
     Parameters
     ----------
     image : Image
-        Of any size and spacing, with one channel or several.
+        Volume of any size and spacing, with one or several channels.
     homogeneity : {"noise", "range", "variance"}
         Criterion for a homogeneous block; see `octree.split`.
     split_threshold : float, optional
@@ -98,11 +98,11 @@ def partition(
         Cost of a merge; see `merging.merge`.
     merge_threshold : float, optional
         Largest cost of a merge. With "noise" in units of the noise: means are first divided by its standard deviation.
-        If neither this nor `regions` is given: `default_threshold` with "noise", else 0.
+        If neither this nor `regions` is given: `default_threshold` with "noise", otherwise 0.
     regions : int, optional
-        Number of regions to stop at.
+        Number of regions at which merging ends.
     noise_sd : tuple of float, optional
-        Noise of each channel, for "noise"; estimated where not given.
+        Noise of each channel, for "noise". Default: estimated.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def partition(
     Raises
     ------
     InputError
-        A parameter is missing or out of range, or more regions are asked for than there are blocks.
+        A parameter is missing or out of range, or `regions` exceeds the number of blocks.
 
     References
     ----------
@@ -120,8 +120,8 @@ def partition(
 
     Examples
     --------
-    An 8 x 8 slice split and merged with a range of 0: of its upper right quadrant nothing is split, and in the
-    end the sevens are one region of 26 pixels.
+    An 8 x 8 slice split and merged with a range of 0: its upper right quadrant is not split, and in the
+    result the sevens are one region of 26 pixels.
 
     >>> rows = ["01007777", "10227777", "02227777", "44227777", "00113377", "11223777", "24305777", "23355077"]
     >>> pixels = np.array([[float(digit) for digit in row] for row in rows])
@@ -167,13 +167,13 @@ def _renumber(flat: Int32, region_of: Int32) -> None:
 
 
 def default_threshold(criterion: Criterion, affine: Float64) -> float:
-    """Dearest merge in units of the noise, for voxels of the given affine.
+    """Choose the default threshold of a criterion in units of the noise, for voxels of the given affine.
 
-    "mean_difference": 3 standard deviations. "ward": 400 variances, such as 16 voxels that stand out by 5 standard
-    deviations; far above the chi-square that one pair of equal regions would show, since the cheapest of many merges is
-    always taken and chance fluctuations are sorted out by that.
-    "mumford_shah": 30 variances a voxel face (of mean area), so that one voxel alone must stand out by 13 standard
-    deviations, and one of a plane between two large regions by 6.
+    "mean_difference": 3 standard deviations. "ward": 400 variances, for example 16 voxels that differ by 5 standard
+    deviations. This is far above the chi-square of a pair of equal regions, since the cheapest of many merges is
+    always chosen, which selects random differences.
+    "mumford_shah": 30 variances per voxel face (of mean area), so that a single voxel must differ by 13 standard
+    deviations, and a voxel of a plane between two large regions by 6.
     """
     face_mm2 = float(np.cbrt(np.linalg.det(affine[:3, :3])) ** 2)
     defaults: dict[Criterion, float] = {"mean_difference": 3.0, "ward": 400.0, "mumford_shah": 30.0 / face_mm2}

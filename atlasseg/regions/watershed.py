@@ -1,7 +1,7 @@
 """Watershed: flood the gradient magnitude from markers, then merge the basins on their adjacency graph.
 
-scikit-image floods; without markers every minimum deeper than a noise-calibrated height is one, and the basins, too
-many as they always are, are merged like the blocks of split and merge.
+scikit-image floods. Without markers, every minimum deeper than a noise-calibrated height is a marker, and the basins,
+which are too many, are merged like the blocks of split and merge.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def hierarchy(
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
 ) -> tuple[LabelMap, Merges | None]:
-    """The regions of `partition`, with the merges of the basins where there were no markers."""
+    """Compute the regions of `partition` with the merges of the basins; None with given markers."""
     channels = image.channels.shape[-1]
     if not depth >= 0:
-        raise InputError(f"expected a depth of 0 or more, got {depth}")
+        raise InputError(f"depth: expected 0 or more, got {depth}")
     if inside is not None and not inside.grid.matches(image.grid):
         raise GeometryError(
             f"mask: expected the grid of image {image.name!r}, got shapes {inside.shape} and {image.shape}"
         )
     if inside is not None and not inside.array.any():
-        raise InputError(f"mask {inside.name!r} is empty: expected voxels inside, got none")
+        raise InputError(f"mask {inside.name!r}: expected voxels inside, got none")
     if regions is not None and regions > np.prod(image.shape):
         raise InputError(
             f"regions: expected at most the {np.prod(image.shape)} voxels of image {image.name!r}, got {regions}"
@@ -57,9 +57,7 @@ def hierarchy(
         if inside is not None:
             lost = np.setdiff1d(markers.values, markers.array[inside.array])
             if lost[lost != 0].size:
-                raise InputError(
-                    f"markers: expected each inside the mask, got {lost[lost != 0].tolist()} completely outside"
-                )
+                raise InputError(f"markers: expected each inside the mask, got {lost[lost != 0].tolist()} outside")
         return LabelMap(_flood(height, markers.array, inside), image.affine, image.name), None
     basins = LabelMap(_flood(height, _minima(height, depth, inside), inside), image.affine, image.name)
     if merge_threshold is None and regions is None:
@@ -88,30 +86,30 @@ def partition(
     regions: int | None = None,
     noise_sd: Data[tuple[float, ...] | None] = None,
 ) -> LabelMap:
-    """Cut a volume into regions by flooding its gradient.
+    """Partition a volume into regions by flooding its gradient.
 
     Parameters
     ----------
     image : Image
-        Of any size and spacing, with one channel or several.
+        Volume of any size and spacing, with one or several channels.
     markers : LabelMap, optional
-        Where each basin is flooded from (0: nowhere), on the image's grid; basins keep these labels and are not merged.
-        Where not given: the h-minima of the gradient.
+        Markers of the basins on the image's grid (0: no marker). Basins have their labels and are not merged.
+        Default: the h-minima of the gradient.
     inside : Mask, optional
-        Only these voxels are flooded; the others get 0.
+        Voxels to flood; the others get 0.
     depth : float
-        Smallest depth of a minimum that becomes a marker, in noise standard deviations per voxel.
+        Minimum depth of a minimum that is a marker, in noise standard deviations per voxel.
     sigma_mm : float, optional
-        Standard deviation of the Gaussian smoothing before the gradient, in mm; none where not given.
+        Standard deviation of the Gaussian smoothing before the gradient, in mm. Default: no smoothing.
     criterion : {"ward", "mean_difference", "mumford_shah"}
         Cost of a merge; see `merging.merge`.
     merge_threshold : float, optional
         Largest cost of a merge, in units of the noise; `split_and_merge.default_threshold` if neither this nor
         `regions` is given.
     regions : int, optional
-        Number of regions to stop at.
+        Number of regions at which merging ends.
     noise_sd : tuple of float, optional
-        Noise of each channel; estimated where not given. A channel without noise counts in its own units.
+        Noise of each channel. Default: estimated. A channel without noise is used in its own units.
 
     Returns
     -------
@@ -123,7 +121,7 @@ def partition(
     GeometryError
         Markers or mask are on another grid.
     InputError
-        There is no marker, one lies wholly outside the mask and so has no basin, or a parameter is out of range.
+        There is no marker, a marker is completely outside the mask, or a parameter is out of range.
 
     References
     ----------
@@ -150,7 +148,7 @@ def _smooth(image: Image, sigma_mm: float) -> Image:
 
 
 def _minima(height: Float32, depth: float, inside: Mask | None) -> Int32:
-    """Connected minima deeper than `depth`, numbered; one marker in all where the height is constant."""
+    """Number the connected minima deeper than `depth`; one marker if the height is constant."""
     from scipy.ndimage import label
     from skimage.morphology import reconstruction
 
@@ -164,7 +162,7 @@ def _minima(height: Float32, depth: float, inside: Mask | None) -> Int32:
 
 
 def _regional_minima(height: Float32, inside: Mask | None) -> Bool:
-    """Plateaus that no face neighbour lies below."""
+    """Plateaus without a lower face neighbour."""
     from skimage.morphology import local_minima
 
     thick = [axis for axis, n in enumerate(height.shape) if n > 1]

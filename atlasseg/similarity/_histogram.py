@@ -1,6 +1,6 @@
-"""The joint histogram of two images and its derivatives, for the inner loop of registration on the CPU.
+"""Joint histogram of two images and its derivatives, for the inner loop of registration on the CPU.
 
-Every plane has a histogram of its own, and they are added in order: any number of threads gives the same bits.
+Each plane has its own histogram, and they are added in order: the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from atlasseg.similarity._parzen import PADDING_BINS
 from atlasseg.volume import Float32, Float64
 
 Tables = Callable[[Float64, float, float], tuple[float, Float64, Float64]]
-"""From a joint histogram (bins of fixed, bins of warped) that is not normalised, bins of the warped image in a unit of
-intensity, and the number of voxels that count, to
+"""Function of an unnormalised joint histogram (bins of fixed, bins of warped), the bins of the warped image per unit of
+intensity, and the number of voxels in the mask. It returns
 
 - the value,
-- a table (bins, bins): the derivative of a voxel is the sum of its spline's slopes times these,
-- (bins,) the curvature of a voxel in each bin of the fixed image.
+- a table (bins, bins): the derivative of a voxel is the sum of the slopes of its spline times the table,
+- the curvature (bins,) of a voxel in each bin of the fixed image.
 """
 
 SPLINE_VARIANCE = 1 / 3
-"""Of a cubic B-spline, in bins: what the Parzen window alone spreads a value."""
+"""Variance of a cubic B-spline in bins: spread of a value by the Parzen window."""
 
 
 def derivatives(
     tables: Tables, fixed: Float32, warped: Float32, weight: Float32, bins: int
 ) -> tuple[float, Float32, Float32]:
-    """`SimilarityMetric.derivatives` of a metric of the joint histogram.
+    """Compute `SimilarityMetric.derivatives` of a metric of the joint histogram.
 
-    Gauss-Newton has no exact form here. The curvature is that of the logarithm of a Gaussian instead: the warped
+    Gauss-Newton has no exact form here. Instead, the curvature is that of the logarithm of a Gaussian: the warped
     intensities in each bin of the fixed image have a variance v, and the information falls with the square of a change
     of intensity over 2 v.
     """
     gradient, curvature = np.zeros_like(warped), np.zeros_like(warped)
     ends = _ranges(fixed, warped, weight)
     low_f, high_f, low_w, high_w = ends[:, 0].min(), ends[:, 1].max(), ends[:, 2].min(), ends[:, 3].max()
-    if not (high_f > low_f and high_w > low_w):  # constant, or no voxel at all
+    if not (high_f > low_f and high_w > low_w):  # constant image or no voxel
         return 0.0, gradient, curvature
     inner = bins - 2 * PADDING_BINS
     scale_f, scale_w = inner / (high_f - low_f), inner / (high_w - low_w)
@@ -49,7 +49,7 @@ def derivatives(
 
 
 def row_variances(joint: Float64) -> Float64:
-    """(bins,) variance, in bins, of the warped intensities in each bin of the fixed ones, at least the spline's."""
+    """Variance (bins,) of warped intensities in each bin of the fixed ones, in bins; at least that of the spline."""
     at = np.arange(joint.shape[1])
     share = np.maximum(joint.sum(axis=1), 1e-300)
     mean = joint @ at / share
@@ -58,7 +58,7 @@ def row_variances(joint: Float64) -> Float64:
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _ranges(f, w, m):  # type: ignore[no-untyped-def]
-    """(planes, 4): least and largest of both images where they count."""
+    """(planes, 4): minimum and maximum of both images inside the mask."""
     ni, nj, nk = f.shape
     out = np.empty((ni, 4))
     for i in numba.prange(ni):
@@ -74,7 +74,7 @@ def _ranges(f, w, m):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _histograms(f, w, m, low_f, scale_f, low_w, scale_w, bins, padding):  # type: ignore[no-untyped-def]
-    """(planes, bins, bins): the fixed image falls in hard bins, the warped one is spread by a cubic B-spline."""
+    """(planes, bins, bins): hard bins of the fixed image, cubic B-spline window on the warped one."""
     ni, nj, nk = f.shape
     out = np.zeros((ni, bins, bins))
     for i in numba.prange(ni):
@@ -97,7 +97,7 @@ def _histograms(f, w, m, low_f, scale_f, low_w, scale_w, bins, padding):  # type
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _gather(f, w, m, low_f, scale_f, low_w, scale_w, table, spread, padding, gradient, curvature):  # type: ignore[no-untyped-def]
-    """Derivative of every voxel: the spline's slopes against its fixed bin's row of the table."""
+    """Derivative of each voxel: slopes of the spline times the table row of its fixed bin."""
     ni, nj, nk = f.shape
     bins = table.shape[0]
     for i in numba.prange(ni):

@@ -1,7 +1,7 @@
-"""The joint histograms of `_histogram` in torch, of many warped images against one fixed image.
+"""Joint histograms as in `_histogram` by torch, of many warped images and one fixed image.
 
-The same numbers up to the order of float32 sums. Histograms are added up in whole numbers, so that they are the same in
-whatever order a GPU adds.
+The results are equal up to the order of float32 sums. Histograms are summed as integers, so that they are equal for
+any order of the additions on a GPU.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from atlasseg.similarity._parzen import PADDING_BINS
 from atlasseg.similarity._torch import like
 
 UNITS = 2.0**32
-"""Of a Parzen weight of 1 in the sums of a histogram."""
+"""Integer value of a Parzen weight of 1 in the sums of a histogram."""
 
 
 def derivatives(
     tables: Tables, fixed: Tensor, warped: Tensor, weight: Tensor, bins: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_histogram.derivatives`, of many warped images."""
+    """Compute `_histogram.derivatives` of many warped images."""
     count = len(warped)
     valid = weight.flatten(1) > 0
     f, w = (x.expand_as(weight).flatten(1).double() for x in (fixed, warped))
@@ -37,7 +37,9 @@ def derivatives(
     first = term.long().clamp(PADDING_BINS, bins - PADDING_BINS - 1) - 1
     t = term - (first + 1)
     splines = (1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6
-    joint = torch.zeros((count, bins * bins + 1), dtype=torch.int64, device=warped.device)  # the last bin: nowhere
+    joint = torch.zeros(
+        (count, bins * bins + 1), dtype=torch.int64, device=warped.device
+    )  # the last bin: outside the mask
     index_of = [torch.where(valid & (first + n < bins), row * bins + first + n, bins * bins) for n in range(4)]
     for index, share in zip(index_of, splines, strict=True):
         joint.scatter_add_(1, index, torch.where(valid, share * UNITS, 0.0).round().long())

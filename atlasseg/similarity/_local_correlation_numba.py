@@ -1,8 +1,8 @@
 """Local correlation of two images and its derivative, fused for the inner loop of registration on the CPU.
 
-The same numbers as `LocalCorrelation.value_and_gradient` in float32, but cut into tiles that stay in
-the cache, over the bounding boxes of the mask only, and in one pass for all six window sums. A tile's result depends
-on nothing but its voxels, and the tiles' sums are added in order: any number of threads gives the same bits.
+The results are those of `LocalCorrelation.value_and_gradient` in float32, computed in tiles that fit into
+the cache, in the bounding boxes of the mask only, and in one pass for all six window sums. The result of a tile depends
+on its voxels only, and the sums of the tiles are added in order: the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from atlasseg.similarity._moments import sums
 Float32 = NDArray[np.float32]
 
 FLAT_WINDOW = 1e-6
-"""A window whose variance is below this share of its whole image's variance is flat: it correlates with nothing."""
+"""A window whose variance is below this fraction of the image's variance is flat: its correlation is 0."""
 
 TILE_I, TILE_J = 16, 24
-"""Voxels of a tile along the first two axes; along the third it spans the mask."""
+"""Size of a tile along the first two axes; along the third it spans the mask."""
 
 
 def lncc_gradient(
     fixed: Float32, warped: Float32, weight: Float32, *, radius_voxels: int = 2
 ) -> tuple[float, Float32, Float32]:
-    """Mean squared local correlation, and the derivatives of its *sum* over the mask in `warped`.
+    """Compute the mean squared local correlation, and the derivatives of its *sum* over the mask in `warped`.
 
     Parameters
     ----------
     fixed, warped : (I, J, K) float32
-        Of a scale near 1, as `pyramid` makes them.
+        Intensities of a scale near 1, from the pyramid of the registration.
     weight : (I, J, K) float32
-        1 where voxels count, 0 elsewhere.
+        1 inside the mask, 0 outside.
     radius_voxels : int
-        The window has ``2 radius_voxels + 1`` voxels a side.
+        The window has ``2 radius_voxels + 1`` voxels along each axis.
 
     Returns
     -------
     value : float
-        In [0, 1]; 0 where no voxel counts.
+        In [0, 1]; 0 for an empty mask.
     gradient : (I, J, K) float32
         First derivative; 0 outside the mask.
     curvature : (I, J, K) float32
-        Gauss-Newton's second derivative, sign changed, so 0 or above.
+        Second derivative by Gauss-Newton with its sign changed; 0 or above.
     """
     a, b, c = (np.empty(fixed.shape, np.float32) for _ in range(3))
     count, total_f, total_w, squares_f, squares_w, _ = sums(fixed, warped, weight).sum(axis=0)
@@ -62,7 +62,7 @@ def lncc_gradient(
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _spans(weight):  # type: ignore[no-untyped-def]
-    """(tiles, 2) int64: first and last + 1 index along the third axis where a tile has weight, or 0, 0."""
+    """(tiles, 2) int64: first and last + 1 index along the third axis with a weight above 0, or 0, 0."""
     ni, nj, nk = weight.shape
     ti, tj = -(-ni // TILE_I), -(-nj // TILE_J)
     spans = np.zeros((ti * tj, 2), np.int64)
@@ -104,7 +104,7 @@ def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyp
         n = k1 - k0
         if n == 0:
             continue
-        rows, pitch = j1 - j0, n + 2 * r  # rows of the tile's planes lie in one line, each with its margins
+        rows, pitch = j1 - j0, n + 2 * r  # rows of the tile's planes are contiguous, each with its margins
         left, right = max(0, k0 - r), min(nk, k1 + r)
         products = np.zeros((6, rows + 2 * r, pitch), np.float32)
         along, ring, sums = _planes(6, rows, pitch, width)
@@ -142,7 +142,7 @@ def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyp
 
 @numba.njit(cache=True, nogil=True)
 def _planes(count, rows, pitch, width):  # type: ignore[no-untyped-def]
-    """Room for `_windows`: sums along the third axis of a plane, along two of `width` planes, and along all three."""
+    """Work arrays of `_windows`: sums along the third axis of a plane, along two of `width` planes, along all three."""
     along = np.zeros((count, (rows + width - 1) * pitch), np.float32)
     ring = np.zeros((count, width, rows * pitch), np.float32)
     return along, ring, np.zeros((count, rows * pitch), np.float32)
@@ -150,9 +150,9 @@ def _planes(count, rows, pitch, width):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _windows(products, along, ring, slot, sums, width, whole):  # type: ignore[no-untyped-def]
-    """Take in the next plane of products (Q, rows + width - 1, pitch); with `whole`, sum the last `width` of them.
+    """Add the next plane of products (Q, rows + width - 1, pitch); with `whole`, sum the last `width` planes.
 
-    A window's sum lies where its first voxel along the third axis does; the last ``width - 1`` of a row mean nothing.
+    The sum of a window is at its first voxel along the third axis; the last ``width - 1`` values of a row are not used.
     """
     pitch = products.shape[2]
     for q in range(products.shape[0]):
@@ -197,7 +197,7 @@ def _window_terms(sums, m, flat_f, flat_w, a, b, c):  # type: ignore[no-untyped-
         b[k] = bk
         c[k] = ak * mean_f - bk * mean_w
     acc = 0.0
-    for k in range(m.size):  # the sum of cov^2 / (var_f var_w), from what was just stored
+    for k in range(m.size):  # the sum of cov^2 / (var_f var_w), from the stored terms
         n = max(s0[k], one)
         acc += a[k] * (s5[k] - s1[k] * s2[k] / n)
     return acc / 2
@@ -205,7 +205,7 @@ def _window_terms(sums, m, flat_f, flat_w, a, b, c):  # type: ignore[no-untyped-
 
 @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
 def _gather(f, w, m, spans, r, a, b, c, out, curvature):  # type: ignore[no-untyped-def]
-    """Out = f S(a) - w S(b) - S(c) inside the mask, S the window sums."""
+    """Compute out = f S(a) - w S(b) - S(c) inside the mask, with the window sums S."""
     ni, nj, nk = f.shape
     tj = -(-nj // TILE_J)
     width = 2 * r + 1

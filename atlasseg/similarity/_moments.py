@@ -1,4 +1,4 @@
-"""Moments for mean squares and correlation: sums over the voxels that count, on the CPU and in torch."""
+"""Moments for mean squares and correlation: sums over the voxels of the mask, on the CPU and by torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLAT = 1e-12
-"""Variances, of intensities that span 0 to 1, below this are nothing."""
+"""Variances below this are 0, for intensities of 0 to 1."""
 
 Quadratic = Callable[[Float64], tuple[Float64, Float64]]
-"""From the sums (..., 6) of `sums` to the value (...) and the factors (..., 4) a, b, c and d.
+"""Function of the sums (..., 6) of `sums` that returns the value (...) and the factors (..., 4) a, b, c and d.
 
 The derivative of the value is ``a fixed + b warped + c``, the curvature d.
 """
@@ -26,7 +26,7 @@ The derivative of the value is ``a fixed + b warped + c``, the curvature d.
 def derivatives(
     quadratic: Quadratic, fixed: Float32, warped: Float32, weight: Float32
 ) -> tuple[float, Float32, Float32]:
-    """`SimilarityMetric.derivatives` of a metric that is a function of the sums."""
+    """Compute `SimilarityMetric.derivatives` of a metric that is a function of the sums."""
     value, factors = quadratic(sums(fixed, warped, weight).sum(axis=0))
     gradient, curvature = np.empty_like(warped), np.empty_like(warped)
     _combine(fixed, warped, weight, *factors.astype(np.float32), gradient, curvature)
@@ -36,7 +36,7 @@ def derivatives(
 def derivatives_torch(
     quadratic: Quadratic, fixed: Tensor, warped: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by torch, of many warped images."""
+    """Compute `derivatives` by torch, of many warped images."""
     import torch
 
     from atlasseg.similarity._torch import like
@@ -50,7 +50,7 @@ def derivatives_torch(
 
 
 def central(summed: Float64) -> tuple[Float64, Float64, Float64, Float64, Float64, Float64, Float64]:
-    """Means of f, w, f f, w w and f w, and variances of f and w, from the sums (..., 6)."""
+    """Compute means of f, w, f f, w w and f w, and variances of f and w, from the sums (..., 6)."""
     n = np.maximum(summed[..., 0], 1)
     mean_f, mean_w, ff, ww, fw = np.moveaxis(summed[..., 1:] / n[..., None], -1, 0)
     var_f, var_w = np.maximum(ff - mean_f**2, FLAT), np.maximum(ww - mean_w**2, FLAT)
@@ -59,7 +59,7 @@ def central(summed: Float64) -> tuple[Float64, Float64, Float64, Float64, Float6
 
 @numba.njit(cache=True, nogil=True, parallel=True)
 def sums(f, w, m):  # type: ignore[no-untyped-def]
-    """(planes, 6) sums, where voxels count, of 1, f, w, f f, w w, f w."""
+    """Sum 1, f, w, f f, w w and f w over the mask, for each plane: (planes, 6)."""
     ni, nj, nk = f.shape
     out = np.zeros((ni, 6))
     for i in numba.prange(ni):

@@ -1,7 +1,7 @@
 """Mutual information from Parzen-windowed histograms, in float64, and its derivatives.
 
-As in ITK: the fixed image falls in hard bins, the warped one is spread by a cubic B-spline, and the bins span each
-image's range in the mask, with `PADDING_BINS` empty on either side.
+As in ITK, the fixed image has hard bins, the warped one a cubic B-spline window, and the bins span each
+image's range in the mask, with `PADDING_BINS` empty bins on both sides.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from atlasseg.similarity.metric import checked_images, spread
 from atlasseg.volume import Bool, Float32, Float64
 
 PADDING_BINS = 2
-"""Empty bins on either side of a histogram, where the tails of the cubic Parzen window fall (Mattes 2003)."""
+"""Empty bins on both sides of a histogram for the tails of the cubic Parzen window (Mattes 2003)."""
 
 Information = Callable[[Float64], tuple[float, Float64]]
-"""From a joint histogram of sum 1, (bins of fixed, bins of warped), to the value and its derivative in each bin."""
+"""Function of a joint histogram with sum 1 (bins of fixed, bins of warped): value, and derivative in each bin."""
 
 
 def check_bins(bins: int) -> None:
-    """Raise an `InputError` if there are too few bins."""
+    """Check that there are enough bins."""
     if bins < 2 * PADDING_BINS + 2:
         raise InputError(f"bins: expected at least {2 * PADDING_BINS + 2} for a Parzen-windowed histogram, got {bins}")
 
@@ -31,7 +31,7 @@ def check_bins(bins: int) -> None:
 def value_and_gradient(
     information: Information, fixed: Float32, warped: Float32, bins: int, mask: Bool | None, *, constant: float
 ) -> tuple[float, Float32]:
-    """Mean of the channels, `constant` where either image is; the range of the bins is held as it is."""
+    """Mean over the channels, `constant` for constant images. The range of the bins is treated as constant."""
     f, w, inside = checked_images(fixed, warped, mask)
     parts = [_of_channel(information, f[inside, c], w[inside, c], bins, constant) for c in range(f.shape[-1])]
     gradient = np.stack([part[1] for part in parts], axis=-1) / len(parts)
@@ -47,7 +47,7 @@ def _of_channel(information: Information, f: Float64, w: Float64, bins: int, con
 
 
 def _parzen(f: Float64, w: Float64, bins: int) -> tuple[Float64, Any]:
-    """Joint histogram (bins of f, bins of w) of sum 1, and a function that takes its derivative back to `w`."""
+    """Joint histogram (bins of f, bins of w) with sum 1, and a function that propagates its derivative to `w`."""
     inner = bins - 2 * PADDING_BINS
     row = np.minimum(np.floor((f - f.min()) * (inner / np.ptp(f))).astype(int), inner - 1) + PADDING_BINS
     step = inner / np.ptp(w)
@@ -59,7 +59,7 @@ def _parzen(f: Float64, w: Float64, bins: int) -> tuple[Float64, Any]:
     total = joint.sum()
 
     def change(of_joint: Float64) -> Float64:
-        # Near the top of the range the window is cut at its fourth bin, so the weights there do not sum to a constant.
+        # At the upper end of the range the window is cut at its fourth bin, so the weights do not sum to a constant.
         mean = float((of_joint * joint).sum() / total)
         return np.asarray((_cubic_slope(x) * (of_joint[row[:, None], columns] - mean)).sum(axis=1) * step / total)
 
@@ -67,7 +67,7 @@ def _parzen(f: Float64, w: Float64, bins: int) -> tuple[Float64, Any]:
 
 
 def log_ratio(a: Float64, b: Float64) -> Float64:
-    """log(a / b), 0 where a is 0."""
+    """Compute log(a / b), 0 where a is 0."""
     return np.asarray(np.log(np.divide(a, b, out=np.ones_like(a), where=a > 0)))
 
 

@@ -1,4 +1,4 @@
-"""Helpers of the metrics' torch sides."""
+"""Helpers of the metrics' torch implementations."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def like(values: object, other: Tensor) -> Tensor:
-    """An array as float32 on the device of another tensor."""
+    """Convert an array to a float32 tensor on the device of another tensor."""
     return torch.from_numpy(np.asarray(values)).to(other.device, torch.float32)
 
 
 def box_sum(values: Tensor, radius_voxels: int) -> Tensor:
-    """Sums over windows along the last three axes, nothing beyond the borders."""
+    """Sum over windows along the last three axes, with zeros beyond the borders."""
     for axis in (2, 3, 4):
         n = values.shape[axis]
         nothing = [torch.zeros_like(values.narrow(axis, 0, 1))] * radius_voxels

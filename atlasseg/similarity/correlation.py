@@ -1,4 +1,4 @@
-"""Global correlation, for images whose contrasts are related linearly."""
+"""Global correlation, for images with linearly related intensities."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 @register_metric
 @dataclass(frozen=True)
 class Correlation(SimilarityMetric):
-    """Global (Pearson) correlation in [-1, 1], mean of the channels; 0 where either image is constant."""
+    """Global (Pearson) correlation in [-1, 1], mean over the channels; 0 if one image is constant."""
 
     name = "correlation"
 
     def value_and_gradient(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> tuple[float, Float32]:
-        """Correlation and its derivative, ``a / |a||b| - r b / |b|^2`` with a and b the images less their means."""
+        """Correlation and its derivative, ``a / |a||b| - r b / |b|^2`` with a and b the images minus their means."""
         f, w, inside = checked_images(fixed, warped, mask)
         a, b = f[inside] - f[inside].mean(axis=0), w[inside] - w[inside].mean(axis=0)
         aa, bb, ab = (a * a).sum(axis=0), (b * b).sum(axis=0), (a * b).sum(axis=0)
@@ -34,14 +34,14 @@ class Correlation(SimilarityMetric):
         return float(r.mean()), spread(gradient, inside, warped)
 
     def derivatives(self, fixed: Float32, warped: Float32, weight: Float32) -> tuple[float, Float32, Float32]:
-        """Correlation; the curvature leaves out the mean and the scale that the correlation takes off.
+        """Correlation and its derivatives. The curvature ignores that mean and scale are removed from the images.
 
-        That is a part of rank two, so the curvature is no less than Gauss-Newton's.
+        The ignored part has rank two, and the curvature is at least that of Gauss-Newton.
         """
         return _moments.derivatives(_quadratic, fixed, warped, weight)
 
     def derivatives_torch(self, fixed: Tensor, warped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by torch."""
+        """As `derivatives`, by torch."""
         return _moments.derivatives_torch(_quadratic, fixed, warped, weight)
 
 

@@ -1,4 +1,4 @@
-"""Local correlation: in the window around every voxel, whatever the contrast."""
+"""Local correlation: correlation in the window around each voxel, for locally linear relations of intensities."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 class LocalCorrelation(SimilarityMetric):
     """Mean of the squared local correlation over the mask, in [0, 1], as in ANTs and greedy [1]_ (equation 7).
 
-    Squared, so it does not tell a contrast from its inverse. Windows have ``2 radius_voxels + 1`` voxels a side and are
-    cut at the borders of the volume and of the mask; flat windows correlate with nothing (see `FLAT_WINDOW`).
+    It is squared, so an inverted contrast has the same value. Windows have ``2 radius_voxels + 1`` voxels along each
+    axis and are cut at the borders of the volume and of the mask. The correlation of flat windows is 0 (see
+    `FLAT_WINDOW`).
 
     Parameters
     ----------
     radius_voxels : int
-        Of the windows, 1 or above.
+        Radius of the windows, at least 1.
 
     References
     ----------
@@ -54,7 +55,7 @@ class LocalCorrelation(SimilarityMetric):
 
         With window sums c (covariance), u and v (variances) around each voxel, ``a = 2 c / (u v)`` and ``b = a c / v``,
         the derivative at a voxel is ``f S(a) - w S(b) - S(a mean_f - b mean_w)``, where S sums over the windows that
-        hold it.
+        contain it.
         """
         f, w, inside = checked_images(fixed, warped, mask)
         window = _Windows(f, w, inside, self.radius_voxels)
@@ -66,21 +67,21 @@ class LocalCorrelation(SimilarityMetric):
         return window.mean_square(), spread(gradient[inside], inside, warped)
 
     def derivatives(self, fixed: Float32, warped: Float32, weight: Float32) -> tuple[float, Float32, Float32]:
-        """The same in float32 by compiled kernels; the curvature is Gauss-Newton's."""
+        """Value and derivatives in float32 by compiled kernels, with the curvature of Gauss-Newton."""
         return lncc_gradient(fixed, warped, weight, radius_voxels=self.radius_voxels)
 
     def derivatives_torch(self, fixed: Tensor, warped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by torch."""
+        """As `derivatives`, by torch."""
         return _derivatives_torch(fixed, warped, weight, self.radius_voxels)
 
 
 def local_correlation_map(
     fixed: Float32, warped: Float32, *, radius_voxels: int = 2, mask: Bool | None = None
 ) -> Float32:
-    """Signed correlation in the box around every voxel, in [-1, 1].
+    """Compute the signed correlation in the box around each voxel, in [-1, 1].
 
-    The box has ``2 radius_voxels + 1`` voxels a side and is cut at the borders of the volume and of the mask. It is 0
-    outside the mask and in flat windows (see `FLAT_WINDOW`). Several channels: their mean.
+    The box has ``2 radius_voxels + 1`` voxels along each axis and is cut at the borders of the volume and of the mask.
+    It is 0 outside the mask and in flat windows (see `FLAT_WINDOW`). For several channels, the result is their mean.
 
     Returns
     -------
@@ -100,9 +101,9 @@ def local_correlation_map(
 
 
 def box_sum(values: NDArray[Any], radius_voxels: int) -> Float64:
-    """Sum in the box of ``2 radius_voxels + 1`` a side around each voxel, nothing counted beyond the borders.
+    """Sum over the box of ``2 radius_voxels + 1`` voxels per axis around each voxel, with zeros beyond the borders.
 
-    Running sums along the first three axes, so the cost does not grow with the radius; further axes are kept apart.
+    Running sums along the first three axes, so the cost does not depend on the radius. Further axes are independent.
     """
     width = 2 * radius_voxels + 1
     out = np.asarray(values, np.float64)
@@ -112,12 +113,12 @@ def box_sum(values: NDArray[Any], radius_voxels: int) -> Float64:
 
 
 class _Windows:
-    """Window sums of two (I, J, K, C) images that local correlation is made of."""
+    """Window sums of two (I, J, K, C) images for local correlation."""
 
     def __init__(self, f: Float64, w: Float64, inside: Bool, radius_voxels: int) -> None:
         self.inside = inside
         m = inside[..., None].astype(np.float64)
-        # Centred first, so that no digits are lost in the differences of sums below.
+        # Images are centred first, to avoid cancellation in the differences of sums below.
         self.f, self.w = f - f[inside].mean(axis=0), w - w[inside].mean(axis=0)
         flat_fixed, flat_warped = (FLAT_WINDOW * x[inside].var(axis=0) for x in (f, w))
         n = np.maximum(box_sum(m, radius_voxels), 1)

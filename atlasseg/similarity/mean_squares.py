@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @register_metric
 @dataclass(frozen=True)
 class MeanSquares(SimilarityMetric):
-    """Mean squared difference over the mask and all channels, 0 where equal: for images of one contrast.
+    """Mean squared difference over the mask and all channels, 0 for equal images: for images of one contrast.
 
-    Registration maximises minus this over the fixed image's variance.
+    Registration maximises its negative, divided by the variance of the fixed image.
     """
 
     name = "mean_squares"
@@ -38,11 +38,11 @@ class MeanSquares(SimilarityMetric):
         return float(np.mean(difference**2)), spread(2 * difference / difference.size, inside, warped)
 
     def derivatives(self, fixed: Float32, warped: Float32, weight: Float32) -> tuple[float, Float32, Float32]:
-        """Minus the mean squared difference over the fixed image's variance; the curvature is exact."""
+        """Negative mean squared difference over the variance of the fixed image, with exact curvature."""
         return _moments.derivatives(_quadratic, fixed, warped, weight)
 
     def derivatives_torch(self, fixed: Tensor, warped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by torch."""
+        """As `derivatives`, by torch."""
         return _moments.derivatives_torch(_quadratic, fixed, warped, weight)
 
 

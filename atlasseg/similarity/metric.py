@@ -1,7 +1,7 @@
-"""The base class of similarity metrics, and their registry.
+"""Base class of similarity metrics, and their registry.
 
-Every metric is a class in a file of its own. Registration maximises it, atlas selection ranks by it, and fusion weights
-votes by it; all find it by its name.
+Each metric is a class in its own file. Registration maximises it, atlas selection ranks by it, and fusion weights
+votes by it. All use it by name.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "atlasseg.similarity"
-"""Group of the entry points by which other packages add metrics."""
+"""Group of entry points with metrics of other packages."""
 
 RENAMED = {"ssd": "mean_squares", "mattes": "mutual_information", "cc": "local_correlation"}
-"""Former names of metrics, and those of other programs, to the names here."""
+"""Names of metrics: former names and names of other programs to the present names."""
 
 
 class SimilarityMetric(ABC):
     """Similarity metric of two images on one grid.
 
     To add a metric, write a file ``atlasseg/similarity/NAME.py`` with one subclass: a frozen dataclass, decorated by
-    `register_metric`, whose fields are its parameters. `value_and_gradient` must be written; the other methods follow
-    from it, and are overridden where they can be faster, exact or on a GPU. From another package: an entry point of the
-    group ``atlasseg.similarity`` that names the module; from a script: the decorator.
+    `register_metric`, whose fields are its parameters. Only `value_and_gradient` must be written. The other methods
+    follow from it; override them if they can be faster, exact or run on a GPU. In another package, use an entry point
+    of the group ``atlasseg.similarity`` with the module; in a script, the decorator is sufficient.
 
-    Images are (I, J, K), or (I, J, K, C) with C channels over which a metric averages. `mask` is a bool (I, J, K):
-    voxels outside it do not count. With masks on both sides, give their intersection.
+    Images are (I, J, K), or (I, J, K, C) with C channels over which a metric averages. `mask` is (I, J, K) bool:
+    voxels outside it do not count. If both images have a mask, give the intersection.
 
     Attributes
     ----------
     name : str
-        As recipes write it.
+        Name in recipes.
     greater_is_better : bool
-        False for a distance, which is 0 where the images are equal.
+        False for a distance, which is 0 for equal images.
     unrelated : float
-        Value for unrelated images, where votes weigh nothing.
+        Value for unrelated images, for which the weight of a vote is 0.
     """
 
     name: ClassVar[str] = ""
@@ -64,17 +64,19 @@ class SimilarityMetric(ABC):
 
     @abstractmethod
     def value_and_gradient(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> tuple[float, Float32]:
-        """The metric, computed in float64, and its derivative in the warped image.
+        """Compute the metric in float64, and its derivative in the warped image.
 
         Parameters
         ----------
         fixed, warped : (I, J, K) or (I, J, K, C) float
+            Images on one grid.
         mask : (I, J, K) bool, optional
+            Voxels to compare. Default: all.
 
         Returns
         -------
         value : float
-            Mean of the channels.
+            Mean over the channels.
         gradient : float32, like `warped`
             Derivative of the value in each voxel; 0 outside the mask.
 
@@ -85,16 +87,49 @@ class SimilarityMetric(ABC):
         """
 
     def value(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> float:
-        """The metric alone; parameters and errors as for `value_and_gradient`."""
+        """Compute the metric.
+
+        Parameters
+        ----------
+        fixed, warped, mask
+            As for `value_and_gradient`, and so are the errors.
+
+        Returns
+        -------
+        float
+            Mean over the channels.
+        """
         return self.value_and_gradient(fixed, warped, mask=mask)[0]
 
     def score(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> float:
-        """Compute the similarity of two images for atlas selection; greater is more similar."""
+        """Compute the similarity of two images for atlas selection.
+
+        Parameters
+        ----------
+        fixed, warped, mask
+            As for `value_and_gradient`, and so are the errors.
+
+        Returns
+        -------
+        float
+            Greater for more similar images.
+        """
         value = self.value(fixed, warped, mask=mask)
         return value if self.greater_is_better else -value
 
     def vote_weight(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> float:
-        """Weight of a candidate's vote, 0 or more; intensities have mean 0 and standard deviation 1."""
+        """Compute the weight of a candidate's vote.
+
+        Parameters
+        ----------
+        fixed, warped, mask
+            As for `value_and_gradient`, and so are the errors. Intensities have mean 0 and standard deviation 1.
+
+        Returns
+        -------
+        float
+            0 or more.
+        """
         if not self.greater_is_better:
             return 1 / max(self.value(fixed, warped, mask=mask), SMALLEST_DISTANCE)
         return max(self.value(fixed, warped, mask=mask) - self.unrelated, 0.0)
@@ -102,26 +137,27 @@ class SimilarityMetric(ABC):
     def derivatives(self, fixed: Float32, warped: Float32, weight: Float32) -> tuple[float, Float32, Float32]:
         """Compute the objective of registration and its derivatives, for one channel on the CPU.
 
-        Intensities span about 0 to 1. The value may be scaled and shifted against `value`, so that it is greater where
-        the images are more alike, 0 where they are unrelated, and of a scale near 1.
+        Intensities are about 0 to 1. The value may be scaled and shifted relative to `value`, so that it is greater for
+        more similar images, 0 for unrelated ones, and of a scale near 1.
 
         Parameters
         ----------
         fixed, warped : (I, J, K) float32
+            Images on one grid.
         weight : (I, J, K) float32
-            1 where voxels count, 0 elsewhere, possibly everywhere.
+            1 inside the mask, 0 outside. The mask may be empty.
 
         Returns
         -------
         value : float
-            0 where no voxel counts.
+            Objective; 0 for an empty mask.
         gradient : (I, J, K) float32
-            Derivative of the value *times the number of voxels that count*, in each voxel of `warped`, for a weight
-            held as it is; 0 where the weight is.
+            Derivative of the value *times the number of voxels in the mask*, in each voxel of `warped`, for a constant
+            weight; 0 outside the mask.
         curvature : (I, J, K) float32
-            Second derivative of the same with its sign changed, 0 or above, as Gauss-Newton has it. By default one
-            number for all voxels: the gradient's size over the warped image's standard deviation, a scale that the
-            damping of the linear registrations then corrects.
+            Second derivative of the same by Gauss-Newton with its sign changed, 0 or above. By default one
+            number for all voxels: the norm of the gradient over the standard deviation of the warped image. The
+            damping of the linear registrations corrects this scale.
         """
         gradient, curvature = np.zeros_like(warped), np.zeros_like(warped)
         mask = weight > 0
@@ -139,17 +175,21 @@ class SimilarityMetric(ABC):
     def derivatives_torch(self, fixed: Tensor, warped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute `derivatives` for many warped images against one fixed image.
 
-        By default the images go to the CPU one by one and back, which the log says.
+        By default the images are copied to the CPU one by one, with a warning in the log.
 
         Parameters
         ----------
         fixed : (1, 1, I, J, K) float32
+            The fixed image.
         warped, weight : (N, 1, I, J, K) float32
+            Warped images and their masks, on one device.
 
         Returns
         -------
         value : (N,) float32
+            Objective of each warped image.
         gradient, curvature : (N, 1, I, J, K) float32
+            As for `derivatives`.
         """
         import torch
 
@@ -162,21 +202,31 @@ class SimilarityMetric(ABC):
 
 
 SMALLEST_DISTANCE = 1e-6
-"""Keeps the weight of a candidate that equals the target finite; on intensities of standard deviation 1."""
+"""Minimum distance, so that the weight of a candidate equal to the target is finite."""
 
 Metric = TypeVar("Metric", bound=type)
 
 METRICS: dict[str, type[SimilarityMetric]] = {}
-"""Name to metric, of those whose file was imported so far; `metric_names` imports all."""
+"""Metrics by name whose file was imported; `metric_names` imports all."""
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Register the class below as a similarity metric, and return it.
+    """Decorate a class to register it as a similarity metric.
+
+    Parameters
+    ----------
+    metric : type
+        Subclass of `SimilarityMetric`.
+
+    Returns
+    -------
+    type
+        The same class.
 
     Raises
     ------
     InputError
-        It is not a complete metric, or its name is taken.
+        The metric is incomplete, or its name is used already.
     """
     where = f"similarity metric {getattr(metric, 'name', '')!r} ({metric.__module__})"
     if not (inspect.isclass(metric) and issubclass(metric, SimilarityMetric)):
@@ -185,7 +235,7 @@ def register_metric(metric: Metric) -> Metric:
         raise InputError(f"{where}: expected a class attribute `name` of letters, digits and underscores")
     if inspect.isabstract(metric):
         missing = ", ".join(sorted(metric.__abstractmethods__))
-        raise InputError(f"{where}: the metric does not define {missing}")
+        raise InputError(f"{where}: expected a definition of {missing}, got none")
     if not metric.__doc__:
         raise InputError(f"{where}: expected a docstring that defines the metric, got none")
     before = METRICS.get(metric.name)
@@ -196,7 +246,7 @@ def register_metric(metric: Metric) -> Metric:
 
 
 def metric_names() -> tuple[str, ...]:
-    """Names of all similarity metrics, in alphabetical order.
+    """List the names of all similarity metrics, in alphabetical order.
 
     Examples
     --------
@@ -218,20 +268,30 @@ def _import_all() -> None:
             loaded = entry.load()
         except InputError:
             raise
-        except Exception as error:  # whatever the code of others raises
+        except Exception as error:  # code of others may raise anything
             where = f"entry point {entry.name} = {entry.value} of {ENTRY_POINTS}"
-            raise InputError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+            raise InputError(f"{where}: expected a loadable module, got {type(error).__name__}: {error}") from error
         if inspect.isclass(loaded):
             register_metric(loaded)
 
 
 def metric_class(name: str) -> type[SimilarityMetric]:
-    """The class of the metric `name`.
+    """Get the class of a metric.
+
+    Parameters
+    ----------
+    name : str
+        Name of the metric.
+
+    Returns
+    -------
+    type
+        Subclass of `SimilarityMetric`.
 
     Raises
     ------
     InputError
-        There is none; the message names those that exist.
+        The name is unknown. The message lists the known ones.
     """
     if name not in METRICS:
         METRIC_NAMES.check(name, "similarity metric")
@@ -239,12 +299,23 @@ def metric_class(name: str) -> type[SimilarityMetric]:
 
 
 def create_metric(name: str, **parameters: Any) -> SimilarityMetric:
-    """A metric by its name, with its own parameters.
+    """Create a metric by name.
+
+    Parameters
+    ----------
+    name : str
+        Name of the metric.
+    **parameters
+        Its parameters, for example ``radius_voxels`` or ``bins``.
+
+    Returns
+    -------
+    SimilarityMetric
 
     Raises
     ------
     InputError
-        There is no such metric, it has no such parameter, or a value is out of range.
+        The metric or a parameter is unknown, or a value is out of range.
 
     Examples
     --------
@@ -256,18 +327,29 @@ def create_metric(name: str, **parameters: Any) -> SimilarityMetric:
     for parameter in parameters:
         if parameter not in known:
             raise InputError(
-                f"similarity metric {name!r} has no parameter {parameter!r}. It has: {', '.join(known) or 'none'}"
+                f"similarity metric {name!r}: expected parameters among {', '.join(known) or 'none'}, got {parameter!r}"
             )
     return found(**parameters)
 
 
 def windowed_metric(name: str, radius_voxels: int) -> SimilarityMetric:
-    """A metric by its name, of windows of that radius where it has windows.
+    """Create a metric by name with a given radius of its windows.
+
+    Parameters
+    ----------
+    name : str
+        Name of the metric.
+    radius_voxels : int
+        Radius of the windows, at least 1. Metrics without windows ignore it.
+
+    Returns
+    -------
+    SimilarityMetric
 
     Raises
     ------
     InputError
-        There is no such metric, or the radius is below 1.
+        The metric is unknown, or the radius is below 1.
     """
     if radius_voxels < 1:
         raise InputError(f"radius_voxels: expected at least 1, got {radius_voxels}")
@@ -276,7 +358,7 @@ def windowed_metric(name: str, radius_voxels: int) -> SimilarityMetric:
 
 
 def parameters_of(metric: type[SimilarityMetric]) -> tuple[str, ...]:
-    """Names of the parameters of a metric: its fields."""
+    """List the names of the parameters of a metric: its fields."""
     return tuple(f.name for f in fields(metric)) if is_dataclass(metric) else ()
 
 
@@ -288,11 +370,11 @@ MetricName = Annotated[str, METRIC_NAMES]
 
 @cache
 def _tell_slow(metric: type[SimilarityMetric]) -> None:
-    log.warning("similarity metric %s has no torch side: it is computed on the CPU", metric.name)
+    log.warning("similarity metric %s: computed on the CPU, since it has no GPU implementation", metric.name)
 
 
 def checked_images(fixed: Float32, warped: Float32, mask: Bool | None) -> tuple[Float64, Float64, Bool]:
-    """Both images as (I, J, K, C) float64, and where they count.
+    """Convert both images to (I, J, K, C) float64, and make the mask (I, J, K).
 
     Raises
     ------
@@ -306,12 +388,12 @@ def checked_images(fixed: Float32, warped: Float32, mask: Bool | None) -> tuple[
     if inside.shape != f.shape[:3]:
         raise InputError(f"mask: expected the shape of the images, {f.shape[:3]}, got {inside.shape}")
     if not inside.any():
-        raise InputError(f"the mask is empty: no voxel of {inside.shape} to compare")
+        raise InputError(f"mask: expected voxels to compare, got an empty mask of shape {inside.shape}")
     return f.reshape(*f.shape[:3], -1), w.reshape(*f.shape[:3], -1), inside
 
 
 def spread(gradient: Float64, inside: Bool, like: Float32) -> Float32:
-    """(n, C) derivatives of the voxels in the mask as an array shaped like the image."""
+    """Expand derivatives (n, C) of the voxels in the mask to the shape of the image; 0 outside the mask."""
     out = np.zeros((*inside.shape, gradient.shape[-1]), np.float32)
     out[inside] = gradient
     return out.reshape(like.shape)

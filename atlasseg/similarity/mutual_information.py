@@ -1,4 +1,4 @@
-"""Mutual information, for images of any two contrasts."""
+"""Mutual information, for images of different contrasts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @register_metric
 @dataclass(frozen=True)
 class MutualInformation(SimilarityMetric):
-    """Mutual information in nats of Parzen-windowed histograms [1]_, 0 and up: for any two contrasts.
+    """Mutual information in nats of Parzen-windowed histograms [1]_, 0 or more: for images of different contrasts.
 
-    Several channels: the mean of theirs. 0 where either image is constant.
+    Mean over the channels; 0 if one image is constant.
 
     Parameters
     ----------
     bins : int
-        A side of the joint histogram, 6 or above.
+        Number of bins per image, at least 6.
 
     References
     ----------
@@ -41,22 +41,22 @@ class MutualInformation(SimilarityMetric):
         _parzen.check_bins(self.bins)
 
     def value_and_gradient(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> tuple[float, Float32]:
-        """Mutual information and its derivative, the range of the bins held as it is."""
+        """Mutual information and its derivative for a constant range of the bins."""
         return _parzen.value_and_gradient(information, fixed, warped, self.bins, mask, constant=self.unrelated)
 
     def derivatives(self, fixed: Float32, warped: Float32, weight: Float32) -> tuple[float, Float32, Float32]:
-        """The same by compiled kernels; for the curvature see `_histogram.derivatives`."""
+        """Value and derivatives by compiled kernels; for the curvature see `_histogram.derivatives`."""
         return _histogram.derivatives(tables, fixed, warped, weight, self.bins)
 
     def derivatives_torch(self, fixed: Tensor, warped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by torch."""
+        """As `derivatives`, by torch."""
         from atlasseg.similarity._histogram_torch import derivatives
 
         return derivatives(tables, fixed, warped, weight, self.bins)
 
 
 def tables(joint: Float64, scale: float, count: float) -> tuple[float, Float64, Float64]:
-    """Value and look-up tables of a joint histogram; see `_histogram.Tables`."""
+    """Compute value and look-up tables of a joint histogram; see `_histogram.Tables`."""
     total = float(joint.sum())
     joint = joint / total
     value, of_joint = information(joint)
@@ -65,12 +65,12 @@ def tables(joint: Float64, scale: float, count: float) -> tuple[float, Float64, 
 
 
 def information(joint: Float64) -> tuple[float, Float64]:
-    """Mutual information of a joint histogram of sum 1, and its derivative in each bin, up to a constant.
+    """Compute the mutual information of a joint histogram with sum 1, and its derivative in each bin, up to a constant.
 
     Parameters
     ----------
     joint : (bins of fixed, bins of warped) float64
-        The fixed image's marginal must not depend on what the derivative is for.
+        Histogram. The marginal of the fixed image must not depend on the variable of the derivative.
     """
     marginals = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     value = float((joint * log_ratio(joint, marginals)).sum())

@@ -1,4 +1,4 @@
-"""Normalised mutual information, for images of any two contrasts that overlap in part."""
+"""Normalised mutual information, for partly overlapping images of different contrasts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 @register_metric
 @dataclass(frozen=True)
 class NormalizedMutualInformation(SimilarityMetric):
-    """``(H(fixed) + H(warped)) / H(fixed, warped)``, 1 (independent) to 2 [1]_: for any two contrasts.
+    """``(H(fixed) + H(warped)) / H(fixed, warped)``, 1 (independent) to 2 [1]_: for images of different contrasts.
 
-    Histograms are those of `mutual_information`. Several channels: the mean of theirs. 1 where either image is
+    Histograms are those of `mutual_information`. Mean over the channels; 1 if one image is
     constant.
 
     Parameters
     ----------
     bins : int
-        A side of the joint histogram, 6 or above.
+        Number of bins per image, at least 6.
 
     References
     ----------
@@ -43,24 +43,24 @@ class NormalizedMutualInformation(SimilarityMetric):
         _parzen.check_bins(self.bins)
 
     def value_and_gradient(self, fixed: Float32, warped: Float32, *, mask: Bool | None = None) -> tuple[float, Float32]:
-        """Normalised mutual information and its derivative, the range of the bins held as it is."""
+        """Normalised mutual information and its derivative for a constant range of the bins."""
         return _parzen.value_and_gradient(
             normalized_information, fixed, warped, self.bins, mask, constant=self.unrelated
         )
 
     def derivatives(self, fixed: Float32, warped: Float32, weight: Float32) -> tuple[float, Float32, Float32]:
-        """The same less 1 by compiled kernels; for the curvature see `_histogram.derivatives`."""
+        """Value minus 1 and derivatives by compiled kernels; for the curvature see `_histogram.derivatives`."""
         return _histogram.derivatives(tables, fixed, warped, weight, self.bins)
 
     def derivatives_torch(self, fixed: Tensor, warped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by torch."""
+        """As `derivatives`, by torch."""
         from atlasseg.similarity._histogram_torch import derivatives
 
         return derivatives(tables, fixed, warped, weight, self.bins)
 
 
 def tables(joint: Float64, scale: float, count: float) -> tuple[float, Float64, Float64]:
-    """Value less 1 and look-up tables of a joint histogram; see `_histogram.Tables`."""
+    """Compute value minus 1 and look-up tables of a joint histogram; see `_histogram.Tables`."""
     total = float(joint.sum())
     joint = joint / total
     value, of_joint = normalized_information(joint)
@@ -71,7 +71,7 @@ def tables(joint: Float64, scale: float, count: float) -> tuple[float, Float64, 
 
 
 def normalized_information(joint: Float64) -> tuple[float, Float64]:
-    """Normalised mutual information of a joint histogram of sum 1, and its derivative in each bin, up to a constant."""
+    """Compute normalised mutual information of a joint histogram with sum 1, and its derivative, up to a constant."""
     one = np.ones_like(joint)
     log_joint, log_warped = log_ratio(joint, one), np.broadcast_to(log_ratio(joint.sum(axis=0), one[0]), joint.shape)
     log_fixed = log_ratio(joint.sum(axis=1), one[:, 0])

@@ -1,6 +1,6 @@
 """Forward-backward algorithm of hidden Markov chains with the same states at all sites.
 
-They are those of `_forward_backward` without its lists, in half the time.
+The recursions are those of `_forward_backward` without lists of states; they take half the time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ def smooth(emission: Float64, scale: Float64, starts: Bool, initial: Float64, tr
     ----------
     emission : (N, K) float64
     scale : (N,) float64
-        As `emissions` returns them.
+        Results of `emissions`.
     starts : (N,) bool
+        Sites where a chain starts.
     initial : (K,) float64
+        Probability of each state at the start of a chain.
     transitions : (K, K) float64
+        Probability of each state (column) after each state (row).
     """
     count, states = emission.shape
     alpha, beta, norm = np.empty(emission.shape), np.empty(emission.shape), np.empty(count)
@@ -85,10 +88,10 @@ def _passes(emission, starts, initial, transitions, alpha, beta, norm):  # type:
 
 @njit(cache=True, nogil=True)
 def _combine(alpha, beta, norm, emission, scale, starts, begin, end, pairs, first):  # type: ignore[no-untyped-def]
-    """The log-likelihood of sites from `begin` to `end`."""
+    """Combine the recursions of the sites from `begin` to `end`, and return their log-likelihood."""
     states = first.size
     log = 0.0
-    product = 1.0  # of the last sums, so that few logarithms are taken
+    product = 1.0  # product of several sums, to compute fewer logarithms
     for n in range(begin, end):
         log += scale[n]
         if not 1e-150 < product * norm[n] < 1e150:
@@ -103,7 +106,7 @@ def _combine(alpha, beta, norm, emission, scale, starts, begin, end, pairs, firs
             for k in range(states):
                 first[k] += alpha[n, k] * beta[n, k] * inverse
         else:
-            # the sum over all pairs of states is total * norm, by what alpha is
+            # by the definition of alpha, the sum over all pairs of states is total * norm
             of_pair = inverse / norm[n]
             for k in range(states):
                 after = emission[n, k] * beta[n, k] * of_pair

@@ -19,7 +19,7 @@ from atlasseg.errors import InputError
 from atlasseg.volume import Bool, Float64, Int32, Int64, LabelWeights
 
 SYMMETRIC = 1e-9
-"""An interaction matrix is symmetric, and obeys the triangle inequality, within this."""
+"""Tolerance of the tests for symmetry and for the triangle inequality of an interaction matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +29,18 @@ class Field:
     Parameters
     ----------
     costs : LabelWeights
-        u_n, the cost of each label that is possible at each of the M voxels. Its S entries are the slots; every voxel
+        u_n, the cost of each possible label at each of the M voxels. Its S entries are the slots; every voxel
         has at least one. Labels are indices, 0 to L - 1.
     neighbours : (M, D) int32
-        The voxel in each direction, -1 where there is none; direction D - 1 - d is opposite to d.
+        The neighbour in each direction, -1 if there is none; direction D - 1 - d is opposite to d.
     weights : (D,) float64
-        w of each direction.
+        Weight w of each direction.
     interaction : (L, L) float64
-        V, symmetric, 0 on the diagonal and not negative elsewhere.
+        V: symmetric, 0 on the diagonal, 0 or more elsewhere.
     order : (M,) int64
-        The voxels by colour; no two of one colour are neighbours.
+        The voxels sorted by colour. Voxels of one colour are not neighbours.
     colours : (Q + 1,) int64
-        Where each colour begins and ends in `order`.
+        Begin and end of each colour in `order`.
     """
 
     costs: LabelWeights
@@ -65,7 +65,7 @@ class Field:
         return float(self.costs.values[chosen].sum() + pairs.sum() / 2)
 
     def free_energy(self, beliefs: Float64) -> float:
-        """Sum of q u + w q V q + q log q for (S,) q: what mean field minimises, never below -log of sum exp(-E)."""
+        """Sum of q u + w q V q + q log q for (S,) q: minimised by mean field; an upper bound of -log sum exp(-E)."""
         pairs = _expected_pairs(
             self.costs.offsets, self.costs.labels, beliefs, self.neighbours, self.weights, self.interaction
         )
@@ -116,20 +116,20 @@ def field_of_labels(
     voxels : (M,) int64
         Ascending flat (C order) indices.
     shape : (I, J, K)
-        Of the grid.
+        Shape of the grid.
     edges_mm : (3, 3) float64
-        A voxel's edges as columns, as in an affine.
+        Edges of a voxel as columns: ``affine[:3, :3]``.
     beta : float
-        Strength, 0 or more. The weight of a direction is beta times the shortest edge's length over the distance of
-        the two centres, both in mm.
+        Strength, 0 or more. The weight of a direction is beta times the length of the shortest edge over the distance
+        of the two centres, both in mm.
     neighbours : int
-        6 that share a face, or 26 that share a face, edge or corner.
+        6 (shared face) or 26 (shared face, edge or corner).
     interaction : (L, L) float64, optional
         V. Default: Potts: 1 between different labels.
     number_of_labels : int
         L.
     certain : (I * J * K,) int32, optional
-        Label index of the voxels that are not listed but known, -1 elsewhere: what they add is put into the costs.
+        Label index of voxels with a known label, -1 elsewhere. Their interaction is added to the costs.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def field_of_labels(
     if neighbours not in (6, 26):
         raise InputError(f"neighbours: expected 6 or 26, got {neighbours}")
     if voxels.size == 0:
-        raise InputError("voxels: expected at least one, got none. Check whether the mask is empty")
+        raise InputError("voxels: expected at least one, got none. Check whether the mask is empty.")
     apart = check_interaction(interaction, number_of_labels)
     steps = directions(neighbours)
     distance = np.linalg.norm(steps @ np.asarray(edges_mm, np.float64).T, axis=1)
@@ -168,7 +168,7 @@ def dense_field(
     neighbours: Literal[6, 26] = 6,
     interaction: Float64 | None = None,
 ) -> Field:
-    """Make the field over a region in which every voxel may be of every class.
+    """Make the field over a region in which each voxel can have each class.
 
     Parameters
     ----------
@@ -232,13 +232,13 @@ def directions(neighbours: int) -> Int64:
 
 
 def softmax(values: Float64, offsets: Int64) -> Float64:
-    """(S,) exp of the values, scaled to sum 1 at each voxel."""
+    """Exponentiate (S,) values and scale them to sum 1 at each voxel."""
     return np.asarray(_softmax(np.ascontiguousarray(values, np.float64), offsets))
 
 
 @njit(cache=True, nogil=True, parallel=True)
 def _table(index, shape, steps, row, certain, offsets, labels, unary, weights, interaction):  # type: ignore[no-untyped-def]
-    """Neighbours of every voxel, and its costs with what certain neighbours add."""
+    """Neighbours of each voxel, and its costs with the interaction of certain neighbours."""
     count, width = index.shape[0], steps.shape[0]
     table = np.full((count, width), -1, np.int32)
     cost = unary.copy()
@@ -285,7 +285,7 @@ def _best(values, offsets):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, parallel=True)
 def _pair_energy(taken, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
-    """(M,) what each voxel pays for its neighbours; a pair counts at both."""
+    """(M,) interaction cost of each voxel with its neighbours; a pair counts at both voxels."""
     out = np.zeros(taken.size)
     for n in prange(taken.size):
         for d in range(weights.size):
@@ -309,7 +309,7 @@ def _conditional_cost(offsets, labels, unary, taken, neighbours, weights, intera
 
 @njit(cache=True, nogil=True, parallel=True)
 def _expected_pairs(offsets, labels, beliefs, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
-    """(M,) expected cost of each voxel's neighbours; a pair counts at both."""
+    """(M,) expected interaction cost of each voxel with its neighbours; a pair counts at both voxels."""
     out = np.zeros(offsets.size - 1)
     for n in prange(out.size):
         for d in range(weights.size):

@@ -1,6 +1,6 @@
 """Forward-backward algorithm of hidden Markov chains with a list of possible states per site.
 
-Large arrays are made by NumPy, which asks for huge pages; those that numba makes cost as much time as a recursion.
+NumPy allocates the large arrays, since it uses huge pages. Arrays allocated by numba take as much time as a recursion.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from atlasseg.volume import Bool, Float64, Int32, Int64
 
 CHUNK = 1 << 16
-"""Minimum number of sites that are summed together."""
+"""Minimum number of sites of a partial sum."""
 MOST_CHUNKS = 64
-"""So the sums do not depend on the number of threads, and take no more than this many matrices."""
+"""Maximum number of partial sums. It does not depend on the number of threads, so neither do the sums."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Smoothed:
 def emissions(
     log_density: NDArray[np.floating[Any]], prior: NDArray[np.floating[Any]], offsets: Int64
 ) -> tuple[Float64, Float64]:
-    """(S,) prior times density over the largest density of prior above 0 of each site; and the log of that (N,)."""
+    """Prior times density (S,), relative to the largest density with a prior at each site, and its log (N,)."""
     emission, scale = np.empty(log_density.size), np.empty(offsets.size - 1)
     _emissions(log_density, prior, offsets, emission, scale)
     return emission, scale
@@ -78,7 +78,7 @@ def sample(
     transitions: Float64,
     uniform: Float64,
 ) -> Int64:
-    """(N,) slots drawn from the posterior of whole chains: forward recursion, then drawing backward by `uniform`."""
+    """Draw slots (N,) from the posterior of whole chains: forward recursion, then backward sampling by `uniform`."""
     alpha, norm = np.empty(emission.size), np.empty(offsets.size - 1)
     _forward(emission, offsets, labels, starts, initial, transitions, alpha, norm)
     return np.asarray(_draw(alpha, offsets, labels, starts, transitions, uniform))
@@ -165,7 +165,7 @@ def _combine_chunks(alpha, beta, norm, emission, scale, offsets, labels, starts,
             total = 0.0
             for s in range(offsets[n], offsets[n + 1]):
                 total += alpha[s] * beta[s]
-            # the sum over all pairs of states is total * norm, by what alpha is
+            # by the definition of alpha, the sum over all pairs of states is total * norm
             inverse = 1 / (total * norm[n])
             for s in range(offsets[n], offsets[n + 1]):
                 if starts[n]:

@@ -13,9 +13,9 @@ from atlasseg.volume import Float64, Int64
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The Gaussians that voxels are drawn from: first the pure ones, then those of mixed voxels.
+    """Gaussian components of the voxels: first pure components, then mixed ones.
 
-    A mixed component is a voxel of which the part `part` is of one pure component and the rest of another; its
+    A voxel of a mixed component contains the fraction `part` of one pure component and the rest of another one. Its
     Gaussian is N(t mu_a + (1 - t) mu_b, t Sigma_a + (1 - t) Sigma_b).
 
     Parameters
@@ -23,11 +23,11 @@ class Components:
     of_class : (Q,) int64
         Class of each pure component.
     first, second : (G,) int64
-        Pure components that each component is made of; both the same where it is pure.
+        Pure components of each component; equal for a pure component.
     part : (G,) float64
-        Part of the first, in (0, 1]; 1 where pure.
+        Fraction of the first, in (0, 1]; 1 for a pure component.
     pair : (G,) int64
-        Pair that a mixed component belongs to, -1 where pure.
+        Pair of a mixed component; -1 for a pure component.
     """
 
     of_class: Int64
@@ -38,7 +38,7 @@ class Components:
 
     @classmethod
     def of(cls, counts: list[int], pairs: list[tuple[int, int]], levels: int) -> Components:
-        """`counts` Gaussians for each class, and `levels` parts for each of `pairs` of classes of one Gaussian."""
+        """Make `counts` Gaussians per class, and `levels` fractions for each of `pairs` of one-Gaussian classes."""
         of_class = np.repeat(np.arange(len(counts)), counts)
         start = np.concatenate(([0], np.cumsum(counts)))
         parts = (np.arange(levels) + 0.5) / levels
@@ -73,15 +73,15 @@ class Sweep:
     Parameters
     ----------
     log_likelihood : float
-        Of all voxels.
+        Log-likelihood of all voxels.
     fractions : (N, K) float64
-        Expected part of each class in each voxel; sums to 1.
+        Expected fraction of each class in each voxel; sums to 1.
     typicality : (N,) float64
-        In (0, 1]: how much a voxel counts.
+        Weight of each voxel, in (0, 1].
     mass : (G,) float64
         Summed responsibility of each component.
     sums : (G, 1 + C + C (C + 1) / 2) float64
-        Of responsibility times typicality: moments of the values, see `gaussians.moments`.
+        Moments of the values weighted by responsibility times typicality, see `gaussians.moments`.
     weights, pull : (N, C (C + 1) / 2), (N, C) float64
         Sums for the bias field; empty if it is not estimated.
     """
@@ -109,7 +109,7 @@ def sweep(
     classes: int,
     bias: bool,
 ) -> Sweep:
-    """Expectation step and all sums that the maximisation needs, in one pass over the voxels."""
+    """Run the expectation step and compute the sums for the maximisation, in one pass over the voxels."""
     every = components.gaussians(pure)
     channels = values.shape[1]
     number = len(values) if bias else 0
@@ -128,10 +128,10 @@ def sweep(
 
 
 def maximise(components: Components, sums: Float64, centre: Float64, before: Gaussians, *, floor: float) -> Gaussians:
-    """Pure Gaussians of highest expected log-likelihood, given the sums of a sweep (a closed form, see `fit`).
+    """Compute the pure Gaussians of highest expected log-likelihood from the sums of a sweep (closed form, see `fit`).
 
-    A mixed voxel is x = u + v, u ~ N(t mu_a, t Sigma_a) and v alike of b; given x, u is Gaussian and affine in x, so
-    its moments follow from those of x. A component without weight stays as it was.
+    A mixed voxel is x = u + v, u ~ N(t mu_a, t Sigma_a) and v likewise of b. Given x, u is Gaussian and affine in x, so
+    its moments follow from those of x. A component without weight does not change.
     """
     channels = centre.size
     mass, first, second = unpack_moments(sums, channels)

@@ -16,15 +16,15 @@ from atlasseg.statistics.gaussians import Gaussians, estimate, split
 from atlasseg.volume import Float64
 
 PRIOR_TOLERANCE = 0.02
-"""How far above 1 a voxel's priors may sum: interpolation and rounding do as much."""
+"""Maximum excess over 1 of the sum of a voxel's priors, due to interpolation and rounding."""
 MIXED_AT_FIRST = 0.1
-"""Share of mixed voxels before the first iteration."""
+"""Initial fraction of mixed voxels."""
 
 NORMAL = 1.482602218505602
-"""Standard deviation of a normal variable over the median of its deviation from the median."""
+"""Ratio of standard deviation and median absolute deviation of a normal distribution."""
 
 Field = Callable[[Float64], Float64]
-"""From (N, K) fractions to (N, K) increments of the log prior: a Markov random field, say."""
+"""Function of (N, K) fractions that returns (N, K) increments of the log prior, for example a Markov random field."""
 
 
 class Model:
@@ -52,7 +52,7 @@ class Model:
         self.coefficients: Float64 = np.zeros((0, values.shape[1]))
 
     def update_bias(self, polynomials: Polynomials, *, gain: bool, stiffness: float) -> None:
-        """Let a bias field be estimated from now on."""
+        """Estimate a bias field in the following iterations."""
         self.polynomials, self.gain = polynomials, gain
         self.coefficients = np.zeros((len(polynomials.exponents), self.values.shape[1]))
         variance = self.values.var(axis=0)
@@ -70,7 +70,8 @@ class Model:
     ) -> tuple[Sweep, list[float], bool]:
         """Fit the parameters by EM iterations until the log-likelihood does not change.
 
-        `fractions` are what the field first sees. Returns the last sweep, the log-likelihoods, and whether it settled.
+        `fractions` are the first input of the field. Returns the last sweep, the log-likelihoods, and whether it
+        converged.
         """
         may_be_mixed = 0 if self.prior is None else _may_be_mixed(self.prior, mixed)
         history: list[float] = []
@@ -95,7 +96,7 @@ class Model:
         return found, history, False
 
     def count_masses(self, found: Sweep, pairs: int) -> tuple[Float64, Float64, Float64]:
-        """Summed responsibility of each class (K,), share of each pure component in its class, and of each pair."""
+        """Sum the responsibilities of each class (K,), and compute the shares of components in classes and of pairs."""
         components, mass = self.components, found.mass
         pure = components.of_class.size
         of_class = np.bincount(components.of_class, mass[:pure], minlength=self.classes).astype(np.float64)
@@ -139,10 +140,10 @@ def initialise(
     floor: float,
     outlier_distance: float,
 ) -> Model:
-    """A model before its first iteration, started from `start`, the prior, or k-means.
+    """Make the initial model from `start`, the prior, or k-means.
 
-    If outliers are looked for, what lies farther than that from the median, in standard deviations by the median
-    deviation, does not count at the start, unless it is half of a class or more.
+    With a finite `outlier_distance`, values farther than that from the median (in standard deviations by the median
+    absolute deviation) do not count initially, unless they are half of a class or more.
     """
     classes = int(components.of_class.max()) + 1
     if start is not None:
@@ -165,13 +166,13 @@ def initialise(
 
 
 def check_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
-    """(N, K) float64 prior with rows of sum 1; rows of sum 0 take the mean of the others.
+    """Check a prior (N, K) and scale its rows to sum 1; rows of sum 0 are set to the mean of the others.
 
     Raises
     ------
     InputError
-        It does not fit N voxels, is not finite, is negative or above 1, sums to more than 1, or is 0 everywhere, or for
-        a class; sums up to `PRIOR_TOLERANCE` above 1 pass.
+        The prior does not fit N voxels, is not finite, is negative or above 1, sums to more than 1, or is 0 everywhere
+        or for a class. Sums up to `PRIOR_TOLERANCE` above 1 are accepted.
     """
     given = np.array(prior, dtype=np.float64, order="C")
     if given.ndim != 2 or len(given) != number:
@@ -182,7 +183,7 @@ def check_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
     if (over := int((total > 1 + PRIOR_TOLERANCE).sum())) > 0:
         raise InputError(f"prior: expected sums of at most 1, got up to {total.max():.3g} at {over} of {number} voxels")
     if not total.any():
-        raise InputError("the prior is 0 at every voxel of the region. Check whether prior and scan overlap")
+        raise InputError("prior: expected values above 0, got 0 at every voxel. Check whether prior and scan overlap.")
     if (empty := np.flatnonzero(~given.any(axis=0))).size:
         raise InputError(f"class {int(empty[0]) + 1} of {given.shape[1]} is empty: its prior is 0 at every voxel")
     given /= np.where(total > 0, total, 1)[:, None]
@@ -193,12 +194,12 @@ def check_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
 def count_classes(
     values: Float64, classes: int | None, prior: Float64 | None, start: NDArray[np.floating[Any]] | None
 ) -> int:
-    """K, as `classes`, prior or start say it, or 3.
+    """Determine the number of classes K from `classes`, prior or start; the default is 3.
 
     Raises
     ------
     InputError
-        They do not agree, or there are more classes than distinct values.
+        They contradict each other, or there are more classes than distinct values.
     """
     said = {int(count) for count in (classes, *(a.shape[-1] for a in (prior, start) if a is not None)) if count}
     if len(said) > 1 or (classes is not None and classes < 1):
@@ -213,12 +214,12 @@ def count_classes(
 def make_components(
     classes: int, gaussians_per_class: int | Sequence[int], mixed: Sequence[tuple[int, int]], levels: int
 ) -> Components:
-    """The components of `classes` classes and of mixed voxels.
+    """Make the components of `classes` classes and of mixed voxels.
 
     Raises
     ------
     InputError
-        Counts, pairs or levels do not make sense.
+        Counts, pairs or levels are out of range.
     """
     counts = [gaussians_per_class] * classes if isinstance(gaussians_per_class, int) else list(gaussians_per_class)
     if len(counts) != classes or min(counts) < 1:
@@ -233,7 +234,7 @@ def make_components(
 
 
 def _first_shares(components: Components, memberships: Float64, prior: Float64 | None) -> tuple[Float64, float]:
-    """(G,) shares of the components to start from, and of all mixed voxels."""
+    """(G,) initial shares of the components, and of all mixed voxels."""
     inner = 1 / np.bincount(components.of_class)[components.of_class]
     mixed = components.mixed
     share = MIXED_AT_FIRST if mixed.size else 0.0
@@ -246,7 +247,7 @@ def _first_shares(components: Components, memberships: Float64, prior: Float64 |
 
 
 def _may_be_mixed(prior: Float64, mixed: Sequence[tuple[int, int]]) -> int:
-    """Number of voxels where both classes of some pair have a prior above 0."""
+    """Number of voxels where both classes of a pair have a prior above 0."""
     possible = np.zeros(len(prior), bool)
     for a, b in mixed:
         possible |= (prior[:, a] * prior[:, b]) > 0

@@ -21,7 +21,7 @@ def solve(
     max_iterations: int = 50,
     tolerance: float = 1e-3,
 ) -> Marginals:
-    r"""Marginals (`sum`) or max-marginals (`max`) by message passing ([1]_; [2]_).
+    r"""Compute marginals (`sum`) or max-marginals (`max`) by message passing [1]_ [2]_.
 
     The log messages and the marginals are
 
@@ -30,14 +30,15 @@ def solve(
         M_{nm}(b) &= \log \sum_a \exp\Big( -u_n(a) - w_{nm} V(a, b) + \sum_{k \neq m} M_{kn}(a) \Big) \\
         q_n(a) &\propto \exp\Big( -u_n(a) + \sum_m M_{mn}(a) \Big)
 
-    With `max` the maximum takes the place of the sum over :math:`a`. All messages of an iteration are made from those
-    of the last one, then mixed with them: the share `damping` of the old message stays. On a tree without damping
-    they are exact after as many iterations as the tree is long. Where there are loops, neither convergence nor
+    With `max` the sum over :math:`a` is replaced by the maximum. All messages of an iteration are computed from those
+    of the previous one, then averaged with them: the old message has the weight `damping`. On a tree without damping
+    they are exact after as many iterations as the tree is long. With loops, neither convergence nor
     exactness is guaranteed.
 
     Parameters
     ----------
     field : Field
+        The Markov random field.
     product : str
         `sum` for probabilities, `max` for the most probable labelling.
     damping : float
@@ -50,7 +51,7 @@ def solve(
     Returns
     -------
     Marginals
-        With the largest change of a log message in each iteration.
+        Probabilities, with the largest change of a log message in each iteration.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def _largest_change(before, after):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, parallel=True)
 def _messages(offsets, labels, unary, messages, neighbours, weights, interaction, summed, damping):  # type: ignore[no-untyped-def]
-    """Message (s, d): what the voxel's neighbour in direction d tells it about slot s; the largest is 0."""
+    """Update the messages (s, d) from the neighbour in direction d about slot s; the largest of a voxel is 0."""
     out = np.zeros_like(messages)
     width = weights.size
     for m in prange(offsets.size - 1):

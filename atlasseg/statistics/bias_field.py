@@ -12,14 +12,14 @@ from atlasseg.errors import InputError
 from atlasseg.volume import Bool, Float64, Int64
 
 BLOCKS = 32
-"""Sums over voxels are taken in at most so many blocks along each axis, within which a polynomial hardly varies."""
+"""Maximum number of blocks per axis in which sums over voxels are taken; a polynomial hardly varies in a block."""
 RANK_TOLERANCE = 1e-9
-"""Combinations of polynomials that the region tells apart by less than this share are left alone."""
+"""Relative singular value below which a combination of polynomials is not determined by the region, and not used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Polynomials:
-    """Products of Legendre polynomials of total order 1 to `order` on a region of N voxels, less their means over it.
+    """Products of Legendre polynomials of total order 1 to `order` on a region of N voxels, minus their means over it.
 
     Parameters
     ----------
@@ -30,15 +30,15 @@ class Polynomials:
     tables : three arrays (I', order + 1), (J', order + 1), (K', order + 1)
         The polynomials at the voxels of the region's box.
     box : three slices
-        Where the box lies.
+        Position of the box in the grid.
     block : (N,) int64
-        Which block each voxel lies in.
+        Block of each voxel.
     counts : (M,) float64
-        Voxels of each block.
+        Number of voxels of each block.
     at_blocks : (M, B) float64
-        The products at the blocks' centres of mass.
+        The products at the centres of mass of the blocks.
     stiffness : (B, B) float64
-        Quadratic form that is the sum over voxels of a field's square, each product weighted by its total order.
+        Quadratic form of the coefficients: sum over voxels of the squared field, each product multiplied by its order.
     """
 
     inside: Bool
@@ -52,9 +52,9 @@ class Polynomials:
 
     @classmethod
     def over(cls, inside: Bool, order: int, *, sampled: Bool | None = None) -> Polynomials:
-        """All products up to `order`, at least 1, that the extent of the region can tell apart.
+        """Make all products up to `order`, at least 1, that can be distinguished on the region.
 
-        With `sampled` (I, J, K), only these voxels of the region are looked at: the same polynomials, less their means
+        With `sampled` (I, J, K), only these voxels of the region are used: the same polynomials, minus their means
         over them.
 
         Raises
@@ -93,7 +93,7 @@ class Polynomials:
         )  # fmt: skip
 
     def fit_coefficients(self, weights: Float64, pull: Float64, penalty: Float64, before: Float64) -> Float64:
-        r"""Weighted least squares: the (B, C) step from coefficients `before` to those of least cost.
+        r"""Weighted least squares: compute the step (B, C) from coefficients `before` to those of minimum cost.
 
         The field :math:`b` minimises
 
@@ -109,7 +109,7 @@ class Polynomials:
         Parameters
         ----------
         weights : (N, C (C + 1) / 2) float64
-            W_n, its lower triangle row by row.
+            Lower triangle of W_n, row by row.
         pull : (N, C) float64
             p_n.
         penalty : (C,) float64
@@ -133,7 +133,7 @@ class Polynomials:
         return np.ascontiguousarray(solution.reshape(channels, terms).T)
 
     def evaluate(self, coefficients: Float64) -> Float64:
-        """(N, C) field of (B, C) `coefficients`, whose mean over the region is 0 in each modality."""
+        """Evaluate the field (N, C) of `coefficients` (B, C). Its mean over the region is 0 in each modality."""
         degrees = self.tables[0].shape[1]
         out = np.empty((self.block.size, coefficients.shape[1]))
         for c, of_channel in enumerate(coefficients.T):

@@ -1,7 +1,7 @@
-"""Space-filling curves: every voxel of a box in an order whose neighbours are neighbours in space.
+"""Space-filling curves: orders of the voxels of a box in which successive voxels are neighbours.
 
-A curve is the array of flat (C order) voxel indices in the order in which it visits them. Both curves visit every voxel
-once, and every step goes to a voxel that shares a face with the last one, for boxes of any size.
+A curve is an array of flat (C order) voxel indices in the order of the visit. Both curves visit every voxel
+once, and successive voxels share a face, for boxes of any size.
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ from atlasseg.volume import Bool, Int64
 CurveName = Literal["hilbert", "serpentine"]
 
 MOST_PENDING = 1024
-"""Parts that wait to be visited: at most four a level, and every third level at least halves a side."""
+"""Maximum number of pending parts: at most four per level, and every third level at least halves a side."""
 
 
 def curve(shape: tuple[int, int, int], name: CurveName = "hilbert") -> Int64:
-    """The curve of that name through a box, made once for each shape.
+    """Compute a curve through a box. Results are cached.
+
+    Parameters
+    ----------
+    shape : (I, J, K)
+        Voxels along each axis, each at least 1.
+    name : str
+        `hilbert` or `serpentine`.
 
     Returns
     -------
     (I * J * K,) int64
-        Read-only.
+        Flat indices in the order of the curve; read-only.
 
     Raises
     ------
     InputError
-        There is no such curve, or the box is empty.
+        The name is unknown, or the box is empty.
     """
     if name not in ("hilbert", "serpentine"):
         raise InputError(f"curve: expected hilbert or serpentine, got {name!r}")
@@ -43,22 +50,22 @@ def curve(shape: tuple[int, int, int], name: CurveName = "hilbert") -> Int64:
 
 
 def scan_order(inside: Bool, name: CurveName = "hilbert") -> tuple[Int64, Bool]:
-    """The voxels of a region in the order of the curve through the box around it.
+    """List the voxels of a region in the order of the curve through its bounding box.
 
     Parameters
     ----------
     inside : (I, J, K) bool
         The region.
     name : str
-        Of the curve.
+        Name of the curve, `hilbert` or `serpentine`.
 
     Returns
     -------
     voxels : (N,) int64
         Flat indices into `inside`.
     starts : (N,) bool
-        Where a chain starts anew: at the first voxel and wherever the curve had left the region, so that a voxel and
-        the one before it share a face wherever this is False.
+        Where a chain starts: at the first voxel, and where the curve enters the region again. A voxel and
+        the one before it share a face where this is False.
 
     Raises
     ------
@@ -66,7 +73,7 @@ def scan_order(inside: Bool, name: CurveName = "hilbert") -> tuple[Int64, Bool]:
         The region is empty.
     """
     if not inside.any():
-        raise InputError("curve: expected a region with voxels, got an empty one. Check whether the mask is empty")
+        raise InputError("curve: expected a region with voxels, got an empty one. Check whether the mask is empty.")
     along = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     box = tuple(slice(int(a[0]), int(a[-1]) + 1) for a in along)
     part = inside[box]
@@ -79,20 +86,32 @@ def scan_order(inside: Bool, name: CurveName = "hilbert") -> tuple[Int64, Bool]:
 
 
 def jumps(order: NDArray[np.integer[Any]], shape: tuple[int, int, int]) -> int:
-    """Number of steps of a curve that do not go to a voxel that shares a face with the last."""
+    """Count the steps of a curve between voxels that share no face.
+
+    Parameters
+    ----------
+    order : (N,) int
+        Flat voxel indices in the order of the curve.
+    shape : (I, J, K)
+        Voxels along each axis.
+
+    Returns
+    -------
+    int
+    """
     apart = sum(np.abs(np.diff(index)) for index in np.unravel_index(order, shape))
     return int((np.asarray(apart) != 1).sum())
 
 
 def hilbert(shape: tuple[int, int, int]) -> Int64:
-    """A Hilbert curve through a box of any size.
+    """Compute a Hilbert curve through a box of any size.
 
-    As in the generalised Hilbert curve of [1]_, a box is cut in two, three or five parts, each of which is entered at
-    a corner and left at the next corner along its main axis; a cube of side 2^n comes out as a Hilbert curve [2]_.
-    Here the cuts are placed so that no part is impossible: such a path exists where the side along the main axis is
-    even, or all sides are odd (colour the voxels like a chessboard). Two or three parts are always possible, with an
-    even side of what is turned; five are where the main side is even. So there is no exception to the rule that every
-    step goes to a face neighbour.
+    As in the generalised Hilbert curve of [1]_, a box is divided into two, three or five parts. The curve enters each
+    part at a corner and leaves it at the next corner along its main axis. For a cube of side 2^n the result is a
+    Hilbert curve [2]_. The cuts are chosen so that each part has such a path. It exists if the side along the main axis
+    is even, or if all sides are odd (by a chessboard colouring of the voxels). Two or three parts are always possible,
+    with an even side of the parts with another main axis; five parts are possible if the main side is even. Therefore
+    every step goes to a face neighbour, without exception.
 
     Parameters
     ----------
@@ -127,7 +146,7 @@ def hilbert(shape: tuple[int, int, int]) -> Int64:
 
 
 def serpentine(shape: tuple[int, int, int]) -> Int64:
-    """The Peano or boustrophedon scan: rows along the last axis, every other one backwards, slices likewise.
+    """Compute the serpentine (boustrophedon) scan: rows along the last axis in alternating directions, slices likewise.
 
     Parameters
     ----------
@@ -168,7 +187,7 @@ def _even_half(size):  # type: ignore[no-untyped-def]
 def _hilbert(A, B, C, a, b, c, most):  # type: ignore[no-untyped-def]
     """Flat indices along the curve of a box of A x B x C voxels, whose steps along these sides are a, b, c.
 
-    A part is (origin, A, B, C, a, b, c): entered at its origin and left at origin + (A - 1) a.
+    A part is (origin, A, B, C, a, b, c): the curve enters at its origin and leaves at origin + (A - 1) a.
     """
     out = np.empty(A * B * C, np.int64)
     parts = np.empty((most, 7), np.int64)

@@ -19,11 +19,11 @@ from atlasseg.volume import Bool, Float64, Int64
 __all__ = ["Field", "Mixture", "check_prior", "fit"]
 
 RELAXATIONS = 5
-"""The prior is relaxed at most so often, and no more once the fractions move by less than `RELAXED` in the mean."""
+"""Maximum number of relaxations of the prior. They end if the mean change of the fractions is below `RELAXED`."""
 RELAXED = 1e-3
 
 LEAST = 5000
-"""Voxels that the bias is estimated on, if there are as many."""
+"""Minimum number of voxels for the estimation of the bias field, if the region has as many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,25 +33,25 @@ class Mixture:
     Parameters
     ----------
     fractions : (N, K) float64
-        Expected part of each class in each voxel; sums to 1. Without mixed classes, the posterior probability.
+        Expected fraction of each class in each voxel; sums to 1. Without mixed classes, the posterior probability.
     gaussians : Gaussians
-        Of the Q components, class by class, in corrected intensities.
+        Gaussians of the Q components, sorted by class, in corrected intensities.
     of_class : (Q,) int64
         Class of each component.
     shares : (Q,) float64
         Share of each component in its class; sums to 1 in each class.
     weights : (K + P,) float64
-        Share of all voxels that each class has, then each pair of classes that voxels are mixed of.
+        Fraction of all voxels of each class, then of each pair of mixed classes.
     bias : (N, C) float64
-        What intensities are divided by (`gain`, whose logarithm has mean 0), or less by (`offset`, of mean 0).
+        Bias field: intensities are divided by a `gain` (mean logarithm 0), or an `offset` (mean 0) is subtracted.
     corrected : (N, C) float64
-        The intensities without bias.
+        The bias-corrected intensities.
     typicality : (N,) float64
-        1 for a voxel like its classes, toward 0 for an outlier; 1 everywhere unless outliers are looked for.
+        Near 1 for typical voxels, near 0 for outliers; 1 everywhere with an infinite `outlier_distance`.
     log_likelihoods : tuple of float
-        Before each iteration and at the end, of all voxels.
+        Log-likelihood of all voxels before each iteration and at the end.
     converged : bool
-        Whether it settled before the last iteration allowed.
+        Whether the fit converged within `max_iterations`.
     """
 
     fractions: Float64
@@ -67,7 +67,7 @@ class Mixture:
 
     @property
     def classes(self) -> Int64:
-        """(N,) class of the largest fraction, 0 to K - 1; on a tie the first."""
+        """(N,) class of the largest fraction, 0 to K - 1; in a tie the first."""
         return np.asarray(self.fractions.argmax(axis=1))
 
 
@@ -137,22 +137,22 @@ def fit(
     Parameters
     ----------
     values : (N, C) float
-        Intensities of the region's voxels, in the order of ``array[inside]``; above 0 for a `gain` to mean anything.
+        Intensities of the region's voxels, in the order of ``array[inside]``. A `gain` needs values above 0.
     classes : int, optional
-        K, if neither `prior` nor `start` says it; 3 if nothing does.
+        Number of classes K. Default: the number of columns of `prior` or `start`, or 3 without them.
     prior : (N, K) float, optional
-        Probability of each class at each voxel. Each row is scaled to sum 1; a row of sum 0 takes the mean of the
-        others. The classes keep its order; without, they ascend in the first modality.
+        Probability of each class at each voxel. Each row is scaled to sum 1; a row of sum 0 is set to the mean of the
+        others. The classes have its order. Without a prior, they ascend in the first modality.
     start : (N, K) float, optional
-        Where to start, instead of the prior, or of k-means.
+        Initial memberships, instead of the prior or of k-means.
     inside : (I, J, K) bool, optional
-        The region, for bias and relaxation.
+        The region, needed for bias and relaxation.
     gaussians_per_class : int or K of them
-        How many Gaussians make up each class.
+        Number of Gaussians of each class.
     mixed : sequence of pairs of int
-        Classes, from 0, of which voxels may be mixed; of one Gaussian each.
+        Pairs of classes, counted from 0, that a voxel may contain together; each with one Gaussian.
     mixed_levels : int
-        Parts that are told apart, at least 1.
+        Number of fractions t, at least 1.
     bias : str
         `none`, `gain` or `offset`.
     bias_order : int
@@ -160,17 +160,17 @@ def fit(
     bias_stiffness : float
         q, 0 or more.
     bias_every : int
-        The bias is estimated on every so many voxels along each axis (fewer where hardly any would be left).
+        Step between voxels along each axis for the estimation of the bias; smaller for small regions.
     bias_smoothing_voxels : float
-        Standard deviation of the smoothing inside the region before voxels are left out, in voxels; 0 for none.
+        Standard deviation of the smoothing inside the region before subsampling, in voxels; 0 for none.
     outlier_distance : float
-        Standard deviations from which a voxel counts less than half, above 0 (3 is usual); infinite: all count.
+        Distance, in standard deviations, at which a voxel has half weight; above 0, usually 3. Infinite: equal weights.
     relaxation : float
         r, from 0 (prior as given) to 1.
     relaxation_sigma_voxels : float
         Standard deviation of the smoothing, in voxels along each axis.
     field : callable, optional
-        From the (N, K) fractions to (N, K) increments of the log prior, called before each iteration but the first.
+        Function of the (N, K) fractions that returns (N, K) increments of the log prior, for example a random field.
     floor : float
         Minimum variance, see `gaussians.estimate`.
     max_iterations : int

@@ -1,4 +1,4 @@
-"""Gaussians of the classes: how bright each is in every modality, and how it varies."""
+"""Gaussians of the classes: mean and covariance of the intensities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atlasseg.volume import Float64, Int64
 VARIANCE_FLOOR = 1e-6
 """Minimum variance of a class, as a fraction of the variance of all values."""
 CHUNK = 8192
-"""Rows that are summed together: the sums do not depend on the number of threads."""
+"""Number of rows of a partial sum. The sums do not depend on the number of threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +26,9 @@ class Gaussians:
     Parameters
     ----------
     means : (K, C) float64
-        In the units of the values.
+        Means, in the units of the values.
     covariances : (K, C, C) float64
-        Symmetric and positive definite, in the square of these units.
+        Covariances, symmetric and positive definite, in the square of these units.
     """
 
     means: Float64
@@ -53,33 +53,33 @@ def estimate(
     floor: float = VARIANCE_FLOOR,
     before: Gaussians | None = None,
 ) -> Gaussians:
-    r"""Maximum likelihood estimate of Gaussians from weighted values.
+    r"""Estimate Gaussians from weighted values by maximum likelihood.
 
     .. math::
 
         \mu_k = \frac{\sum_n w_{nk} x_n}{\sum_n w_{nk}}, \qquad
         \Sigma_k = \frac{\sum_n w_{nk} (x_n - \mu_k)(x_n - \mu_k)^{\top}}{\sum_n w_{nk}}
 
-    No variance falls below `floor` times the (weighted) variance of all values: with each modality scaled to unit
+    No variance is below `floor` times the (weighted) variance of all values: with each modality scaled to unit
     variance, smaller eigenvalues of a covariance are raised to `floor`. This is the maximum likelihood covariance
-    under that bound. A modality that does not vary at all counts as if its standard deviation were 1e-6 of its mean
-    (1 where that is 0).
+    under that bound. A constant modality is treated as if its standard deviation were 1e-6 of its mean
+    (1 if the mean is 0).
 
     Parameters
     ----------
     values : (N, C) float
         Intensities, finite.
     weights : (N, K) float
-        How much of each voxel belongs to each class, 0 or more.
+        Weight of each voxel in each class, 0 or more.
     floor : float
-        Least variance, as a share, above 0.
+        Minimum variance, as a fraction of the variance of all values, above 0.
     before : Gaussians, optional
-        Gaussians kept by classes without weight.
+        Gaussians of the classes without weight.
 
     Raises
     ------
     InputError
-        Shapes do not fit, or a class has no weight and there is no `before`; the message counts classes from 1.
+        Shapes do not fit, or a class has no weight and there is no `before`. The message counts classes from 1.
 
     Examples
     --------
@@ -97,13 +97,13 @@ def estimate(
 def moments(
     values: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]], centre: Float64
 ) -> tuple[Float64, Float64, Float64]:
-    """Sums of w_nk (K,), w_nk (x_n - c) (K, C) and w_nk (x_n - c)(x_n - c)' (K, C, C), whose c is `centre` (C,)."""
+    """Sum w_nk (K,), w_nk (x_n - c) (K, C) and w_nk (x_n - c)(x_n - c)' (K, C, C) with c = `centre` (C,)."""
     packed = _moments(np.ascontiguousarray(values), np.ascontiguousarray(weights), centre).sum(axis=0)
     return unpack_moments(packed, values.shape[1])
 
 
 def unpack_moments(packed: Float64, channels: int) -> tuple[Float64, Float64, Float64]:
-    """(K, 1 + C + C (C + 1) / 2) sums as three arrays, see `moments`."""
+    """Unpack (K, 1 + C + C (C + 1) / 2) sums into the three arrays of `moments`."""
     row, column = np.tril_indices(channels)
     second = np.empty((len(packed), channels, channels))
     second[:, row, column] = second[:, column, row] = packed[:, 1 + channels :]
@@ -119,7 +119,7 @@ def from_moments(
     floor: float = VARIANCE_FLOOR,
     before: Gaussians | None = None,
 ) -> Gaussians:
-    """The Gaussians whose sums `moments` are given, see `estimate`."""
+    """Compute Gaussians from the sums of `moments`, see `estimate`."""
     empty = ~(mass > 0)
     if empty.any() and before is None:
         raise InputError(f"class {int(np.flatnonzero(empty)[0]) + 1} of {mass.size} is empty: no voxel belongs to it")
@@ -135,7 +135,7 @@ def from_moments(
 
 
 def regularise(covariances: Float64, variance: Float64, centre: Float64, floor: float) -> Float64:
-    """(K, C, C) covariances with no variance below `floor` times the (C,) `variance` of all values, see `estimate`."""
+    """Raise variances of (K, C, C) covariances to `floor` times the (C,) `variance` of all values, see `estimate`."""
     least = (1e-6 * np.where(centre == 0, 1, np.abs(centre))) ** 2
     scale = np.sqrt(np.where(variance > least, variance, least))
     eigenvalues, vectors = np.linalg.eigh(covariances / np.outer(scale, scale))
@@ -145,14 +145,14 @@ def regularise(covariances: Float64, variance: Float64, centre: Float64, floor: 
 
 
 def split(of_classes: Gaussians, of_class: Int64) -> Gaussians:
-    """Several Gaussians for a class that has one, to start from: along its widest direction, at equal shares' middles.
+    """Split the Gaussian of each class into several, at the centres of equal shares along its first principal axis.
 
     Parameters
     ----------
     of_classes : Gaussians
-        One for each class.
+        One Gaussian per class.
     of_class : (Q,) int64
-        Class of each Gaussian wanted, ascending.
+        Class of each Gaussian of the result, ascending.
     """
     means, covariances = of_classes.means[of_class], of_classes.covariances[of_class]
     for k, count in enumerate(np.bincount(of_class)):
@@ -166,7 +166,7 @@ def split(of_classes: Gaussians, of_class: Int64) -> Gaussians:
 
 
 def log_density(values: NDArray[np.floating[Any]], gaussians: Gaussians) -> NDArray[np.floating[Any]]:
-    """Logarithm of each class's density at each voxel.
+    """Compute the log density of each class at each voxel.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def log_density(values: NDArray[np.floating[Any]], gaussians: Gaussians) -> NDAr
     Returns
     -------
     (N, K)
-        In the type of `values`; computed in float64.
+        Log densities in the type of `values`; computed in float64.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Graph cut: labellings of low energy by alpha-expansion, each move the best of all by a maximum flow."""
+"""Graph cut: labellings of low energy by alpha-expansion. A maximum flow finds the optimal move of each label."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from atlasseg.volume import Float64, Int64
 
 
 def solve(field: Field, *, start: Int64 | None = None, max_cycles: int = 10) -> Labelling:
-    """Lower the energy by expansion moves until none helps ([1]_, terms built as in [2]_).
+    """Minimise the energy by expansion moves until no move lowers it ([1]_, with the graph of [2]_).
 
-    In the move of label a every voxel either keeps its label or takes a, whatever is best for all together. With two
-    labels the result is the best of all labellings. With more, where every voxel may take every label, its energy is
+    In the move of label a, each voxel keeps its label or takes a; the combination of lowest energy is chosen. With two
+    labels the result is the global minimum. With more labels, if every voxel can have every label, its energy is
     at most 2 max V / min V times the lowest (of V between different labels; 2 for Potts), if no cost is negative
     ([1]_).
 
     Parameters
     ----------
     field : Field
-        Its interaction must be a metric.
+        The Markov random field. Its interaction must be a metric.
     start : (M,) int64, optional
-        Slots to start from; the cheapest of each voxel by itself where absent, or the first where a field has only two
-        labels, from where one move of the second is enough.
+        Initial slots. Default: the slot of lowest unary cost, or the first slot in a field with only two labels, where
+        one move of the second label is sufficient.
     max_cycles : int
         Maximum number of cycles through all labels, at least 1.
 
     Returns
     -------
     Labelling
-        With the energy after each cycle.
+        The labelling, with the energy after each cycle.
 
     Raises
     ------
@@ -77,12 +77,12 @@ def solve(field: Field, *, start: Int64 | None = None, max_cycles: int = 10) -> 
 
 
 def check_metric(interaction: Float64) -> None:
-    """That no way over a third label is shorter.
+    """Check the triangle inequality of an interaction.
 
     Raises
     ------
     InputError
-        One is; the message names the labels' indices.
+        The inequality does not hold. The message names the indices of the labels.
     """
     for c in range(len(interaction)):
         excess = interaction - (interaction[:, c, None] + interaction[c])
@@ -97,9 +97,9 @@ def check_metric(interaction: Float64) -> None:
 def expand_label(
     field: Field, chosen: Int64, label: int, slots: NDArray[np.integer[Any]], slot_voxels: Int64
 ) -> Int64 | None:
-    """The best labelling in which each voxel keeps its label or takes `label`; None where no voxel could take it.
+    """Find the optimal expansion move of `label`; None if no voxel can take it.
 
-    `slots` are all slots of `label`, `slot_voxels` the voxel of every slot.
+    `slots` are all slots of `label`, and `slot_voxels` is the voxel of each slot.
     """
     import maxflow
 
@@ -122,12 +122,12 @@ def expand_label(
         at, other = n[fixed], taken[m[fixed]]
         keep[at] += weight * V[taken[voxels[at]], other]
         take[at] += weight * V[label, other]
-        if d < field.weights.size // 2:  # a pair of free voxels once
+        if d < field.weights.size // 2:  # count each pair of free voxels once
             at, beside = n[~fixed], node[m[~fixed]]
             both = weight * V[taken[voxels[at]], taken[m[~fixed]]]
             only_beside = weight * V[taken[voxels[at]], label]
             only_at = weight * V[label, taken[m[~fixed]]]
-            # x = 1 for take: both + (only_at - both) x_at - only_at x_beside + capacity (1 - x_at) x_beside
+            # x = 1: take the label; both + (only_at - both) x_at - only_at x_beside + capacity (1 - x_at) x_beside
             take[at] += only_at - both
             take[beside] -= only_at
             capacity = np.maximum(only_beside + only_at - both, 0)

@@ -1,4 +1,4 @@
-"""Iterated conditional modes: every voxel takes the label that suits it best as things are, until none changes."""
+"""Iterated conditional modes (ICM): each voxel takes the label of lowest conditional cost until none changes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from atlasseg.volume import Int64
 
 @dataclass(frozen=True, eq=False)
 class Labelling:
-    """One label a voxel.
+    """A labelling of a field: one label per voxel.
 
     Parameters
     ----------
     chosen : (M,) int64
-        The slot that each voxel takes.
+        The slot of each voxel.
     energies : tuple of float
-        Energy before the first and after every iteration.
+        Energy before the first and after each iteration.
     converged : bool
         Whether nothing changed in the last iteration.
     """
@@ -32,15 +32,16 @@ class Labelling:
 
 
 def solve(field: Field, *, start: Int64 | None = None, max_iterations: int = 50) -> Labelling:
-    """Lower the energy voxel by voxel ([1]_), one colour of the checkerboard after the other.
+    """Lower the energy voxel by voxel [1]_, one colour of the checkerboard after the other.
 
-    A voxel keeps its label where no other is cheaper. The energy never rises.
+    A voxel keeps its label if no other has a lower cost. The energy never rises.
 
     Parameters
     ----------
     field : Field
+        The Markov random field.
     start : (M,) int64, optional
-        Slots to start from; the cheapest of each voxel by itself where absent.
+        Initial slots. Default: the slot of lowest unary cost of each voxel.
     max_iterations : int
         Maximum number of iterations, at least 1.
 

@@ -1,4 +1,4 @@
-"""k-means: classes of like intensity, from the scan alone; where the other models start."""
+"""k-means: classes of similar intensity, from the scan alone. The other models use it for initialisation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Int64
 
 SAMPLE = 100_000
-"""Approximate maximum number of voxels, evenly spaced, that are clustered; all are then assigned to a centre."""
+"""Approximate maximum number of clustered voxels, evenly spaced. All voxels are then assigned to a centre."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """K classes, ascending in the mean of the first modality.
+    """Clusters of k-means: K classes, ascending in the mean of the first modality.
 
     Parameters
     ----------
     centres : (K, C) float64
-        In the units of the values.
+        Centres, in the units of the values.
     assigned : (N,) int64
-        Class of each voxel, 0 to K - 1; none is empty.
+        Class of each voxel, 0 to K - 1. No class is empty.
     """
 
     centres: Float64
@@ -39,11 +39,11 @@ def cluster(values: NDArray[np.floating[Any]], *, classes: int = 3, starts: int 
     values : (N, C) float
         Intensities, finite.
     classes : int
-        How many, at least 1.
+        Number of classes K, at least 1.
     starts : int
-        Random starts, of which the best is kept.
+        Number of random starts; the best result is kept.
     seed : int
-        Of the starts; the same seed gives the same classes.
+        Seed of the random starts.
 
     Returns
     -------

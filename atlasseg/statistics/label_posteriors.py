@@ -1,8 +1,8 @@
 """Label posteriors from a prior, intensities and neighbours, for the statistical fusions and refinements.
 
-Where a map of label probabilities is not certain it becomes the prior of a statistical model: every label has a
-Gaussian of intensities, estimated under the prior, and voxels depend on their neighbours in a field or along a curve.
-Memory grows with the labels that are possible at the uncertain voxels, not with labels times voxels.
+Where a map of label probabilities is uncertain, it is the prior of a statistical model: each label has a
+Gaussian of intensities, estimated with the prior, and voxels depend on their neighbours in a field or along a curve.
+Memory grows with the possible labels at the uncertain voxels, not with labels times voxels.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from atlasseg.statistics.markov_field import SOLVERS, Solver, solve_field
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelWeights, ProbabilityMap, take_entries
 
 RIM_VOXELS = 2
-"""Certain voxels this near to uncertain ones count for the Gaussians, and are neighbours."""
+"""Distance up to which certain voxels around uncertain ones are used for the Gaussians and as neighbours."""
 FLOOR = 0.01
 """Minimum variance of a label, as a fraction of the variance of all intensities, for labels with few voxels."""
 CHUNKS = 16
 """Number of parts of a sum, which are added in order."""
 START_ODDS = 9.0
-"""Odds of the same label at the next voxel of a curve, before any are estimated."""
+"""Initial odds of the same label at the next voxel of a curve."""
 MOST_ODDS = 1e9
-"""No odds are estimated to be larger: other labels stay possible."""
+"""Maximum of the estimated odds, so that a change of label remains possible."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class UncertainVoxels:
     values : (M, C) float32
         Intensities.
     prior : LabelWeights
-        Index into `label_values` of each possible label of each voxel, and its probability (float64), above 0; they sum
-        to 1 at a voxel.
+        Index into `label_values` of each possible label of each voxel, and its probability (float64), above 0; the sum
+        at a voxel is 1.
     label_values : (L,) int32
         Labels that occur, ascending.
     """
@@ -58,7 +58,7 @@ class UncertainVoxels:
 
     @classmethod
     def extract(cls, target: Image, prior: ProbabilityMap) -> UncertainVoxels:
-        """The rows of a prior that has uncertain voxels.
+        """Collect the uncertain voxels of a prior and the certain voxels around them.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class UncertainVoxels:
         return cls(voxels, intensities, LabelWeights(offsets, labels.astype(np.int32), shares), every)
 
     def gaussians(self, weights: Float64, before: Gaussians | None = None) -> Gaussians:
-        """The most likely Gaussian of each label given (S,) weights of the slots."""
+        """Estimate the Gaussian of each label from (S,) weights of the slots by maximum likelihood."""
         centre = self.values.mean(axis=0, dtype=np.float64)
         bounds = np.linspace(0, self.voxels.size, CHUNKS + 1).astype(np.int64)
         packed = _moments(
@@ -97,7 +97,7 @@ class UncertainVoxels:
         return from_moments(mass, first, second, centre, floor=FLOOR, before=before)
 
     def log_densities(self, gaussians: Gaussians) -> Float64:
-        """(S,) log density of each slot's label."""
+        """Compute the log density (S,) of each slot's label."""
         return np.asarray(
             _log_densities(
                 self.values,
@@ -110,7 +110,7 @@ class UncertainVoxels:
         )
 
     def map_of(self, weights: Float64, prior: ProbabilityMap, name: str) -> ProbabilityMap:
-        """`prior` with other weights at the rows."""
+        """Replace the weights of `prior` at these voxels."""
         return ProbabilityMap.from_entries(
             prior.mode,
             prior.affine,
@@ -133,7 +133,7 @@ def field_posteriors(
     iterations: int,
     name: str = "",
 ) -> ProbabilityMap:
-    r"""Posterior of the labels in a Markov random field.
+    r"""Compute the posterior of the labels in a Markov random field.
 
     The energy is
 
@@ -150,20 +150,21 @@ def field_posteriors(
     Parameters
     ----------
     target : Image
+        The scan, with one or several channels.
     prior : ProbabilityMap
-        On the grid of `target`; where it is certain it stays.
+        Probabilities on the grid of `target`. Certain voxels do not change.
     beta : float
         Strength of the field, 0 or more.
     neighbours : int
-        6 or 26.
+        Neighbourhood: 6 (shared face) or 26 (shared face, edge or corner).
     intensity_weight : float
-        w, from 0, where intensities say nothing, to 1.
+        Weight w of the intensities, from 0 (ignored) to 1.
     solver : str
         `mean_field`, `belief_propagation`, `icm` or `graph_cut`.
     iterations : int
-        Of expectation maximisation, at least 1.
+        Number of iterations of expectation maximisation, at least 1.
     name : str
-        Of the result.
+        Name of the result.
 
     Raises
     ------
@@ -209,9 +210,9 @@ def chain_posteriors(
     iterations: int,
     name: str = "",
 ) -> ProbabilityMap:
-    r"""Posterior of the labels along a curve, as a hidden Markov chain.
+    r"""Compute the posterior of the labels in a hidden Markov chain along a curve.
 
-    The prior is the weight of each label at each site of the chain. A chain starts wherever the curve enters the
+    The prior is the weight of each label at each site of the chain. A chain starts where the curve enters the
     uncertain voxels and those near them. For :math:`K` labels and odds :math:`o`, the transition probabilities are
 
     .. math::
@@ -226,10 +227,10 @@ def chain_posteriors(
     target, prior, intensity_weight, iterations, name
         See `field_posteriors`.
     curve : str
-        `hilbert` or `serpentine`.
+        Space-filling curve: `hilbert` or `serpentine`.
     stay_odds : float, optional
         o, 1 or more: the probability that the next site has the same label over the probability that it has one given
-        other label. Expectation maximisation estimates it where it is None.
+        other label. None: estimated by expectation maximisation.
 
     Raises
     ------

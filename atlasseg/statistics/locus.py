@@ -21,22 +21,23 @@ Interpolation = Literal["cubic", "constant"]
 
 @dataclass(frozen=True, eq=False)
 class LocalFit:
-    """A field of K classes on N voxels of C modalities whose Gaussians belong to A x B x D cubes.
+    """Fitted field of K classes on N voxels of C modalities, with Gaussians in A x B x D cubes.
 
     Parameters
     ----------
     posterior : (N, K) float64
         Probability of each class.
     means : (A, B, D, K, C) float64
-        Of each class in each cube.
+        Mean of each class in each cube.
     covariances : (A, B, D, K, C, C) float64
+        Covariance of each class in each cube.
     centres_voxels : (A, B, D, 3) float64
         Centres of the cubes.
     objective : tuple of float
-        Free energy minus the log prior of the parameters, after every iteration; with constant Gaussians in a cube it
+        Free energy minus the log prior of the parameters after each iteration; with `constant` interpolation it
         never rises.
     converged : bool
-        Whether it settled before the last iteration allowed.
+        Whether the fit converged within `max_iterations`.
     """
 
     posterior: Float64
@@ -48,7 +49,7 @@ class LocalFit:
 
     @property
     def classes(self) -> Int64:
-        """(N,) class of the largest posterior, 0 to K - 1; on a tie the first."""
+        """(N,) class of the largest posterior, 0 to K - 1; in a tie the first."""
         return np.asarray(self.posterior.argmax(axis=1))
 
 
@@ -96,8 +97,9 @@ def fit(
     :math:`\Sigma_g^k = (\Lambda_g^k)^{-1}` the covariance that `markov_field.fit` finds for the whole region. Given
     the others, a mean has the precision :math:`\tau n \Lambda_g^k` where a cube has six neighbours.
 
-    The posterior is maximised in turns. The field's mean field gives :math:`q_i(k)`. Then, with
-    :math:`N_c^k = \sum_{i \in V_c} q_i(k)` and :math:`\partial c` the cubes beside :math:`c`, cube after cube takes
+    The posterior is maximised in alternation. Mean field gives :math:`q_i(k)`. Then, with
+    :math:`N_c^k = \sum_{i \in V_c} q_i(k)` and :math:`\partial c` the cubes adjacent to :math:`c`, each cube is
+    updated:
 
     .. math::
 
@@ -107,12 +109,12 @@ def fit(
         \Sigma_c^k &= \frac{\sum_{i \in V_c} q_i(k) (y_i - \mu_c^k)(y_i - \mu_c^k)^{\top} + \tau n \Sigma_g^k}
         {N_c^k + \tau n}
 
-    A class that a cube does not hold takes its mean from the cubes around. With ``cubic`` interpolation the field sees
-    at each voxel the means, and the logarithms of the covariances, interpolated between the centres of the cubes by
-    cubic splines [2]_: intensities change smoothly, also inside a cube, and no bias field is needed.
+    The mean of a class that a cube does not contain follows from the adjacent cubes. With ``cubic`` interpolation the
+    field uses at each voxel the means, and the logarithms of the covariances, interpolated between the centres of the
+    cubes by cubic splines [2]_: intensities change smoothly within a cube too, and no bias field is needed.
 
-    This is the model of the tissues alone. The published method also segments subcortical structures by rules on
-    their places, and lets both segmentations cooperate; that part is not here.
+    This is the tissue model only. The published method also segments subcortical structures by rules on
+    their positions, and couples both segmentations; that part is not implemented.
 
     Parameters
     ----------
@@ -121,9 +123,9 @@ def fit(
     side_mm : float
         Side of a cube, at least two voxels.
     tie : float
-        Strength of the prior on the parameters, above 0; 1 weighs as much as all voxels of a cube.
+        Strength of the prior on the parameters, above 0; 1 is the weight of all voxels of a cube.
     interpolation : str
-        `cubic`, or `constant` in each cube.
+        Interpolation of the parameters: `cubic`, or `constant` in each cube.
 
     Raises
     ------
@@ -175,12 +177,13 @@ class Cubes:
     Parameters
     ----------
     shape : (A, B, D)
-        Cubes along each axis, at least 1.
+        Number of cubes along each axis, at least 1.
     of_voxel : (N,) int64
         Flat index of the cube of each voxel, in the order of ``argwhere(inside)``.
     place : (N, 3) float64
-        Where each voxel lies, in cubes from the centre of the first.
+        Position of each voxel, in cubes from the centre of the first.
     centres_voxels : (A, B, D, 3) float64
+        Centres of the cubes, in voxels.
     """
 
     shape: tuple[int, int, int]
@@ -190,7 +193,7 @@ class Cubes:
 
 
 def partition(inside: Bool, side_voxels: Float64) -> Cubes:
-    """The fewest cubes that cover a region's box, centred on it."""
+    """Cover the bounding box of a region by as few cubes as possible, centred on it."""
     at = np.argwhere(inside)
     low, high = at.min(axis=0), at.max(axis=0)
     count = np.maximum(np.ceil((high - low + 1) / side_voxels - 1e-9).astype(int), 1)
@@ -207,7 +210,7 @@ class _LocalGaussians:
 
     def __init__(self, values: Float64, cubes: Cubes, whole: Gaussians, strength: float) -> None:
         self._cubes = cubes
-        self._strength = strength  # voxels that the prior is worth
+        self._strength = strength  # weight of the prior in voxels
         self._coupling = strength / 6
         self.centre: Float64 = values.mean(axis=0)
         self._values = values - self.centre
@@ -219,7 +222,7 @@ class _LocalGaussians:
         self._colour = np.indices(cubes.shape).sum(axis=0) % 2
 
     def update(self, weights: Float64) -> None:
-        """Maximise over the means, one colour of the cubes' checkerboard after the other; then over covariances."""
+        """Maximise over the means, one colour of the checkerboard of cubes after the other; then over covariances."""
         mass, first, second = self._moments(weights)
         precision = np.linalg.inv(self.covariances)
         own = mass[..., None, None] * precision
@@ -239,7 +242,7 @@ class _LocalGaussians:
         self.covariances = (scatter + self._strength * self._covariance) / (mass + self._strength)[..., None, None]
 
     def log_density(self, interpolation: Interpolation) -> Float64:
-        """(N, K) of each voxel's values, by the parameters of its cube or interpolated between cubes."""
+        """(N, K) log density of each voxel's values, with the parameters of its cube or interpolated between cubes."""
         values, vectors = np.linalg.eigh(self.covariances)
         logarithms = np.einsum("...cj,...j,...dj->...cd", vectors, np.log(values), vectors)
         channels = self._values.shape[1]
@@ -260,7 +263,7 @@ class _LocalGaussians:
         return out
 
     def penalty(self) -> float:
-        """Minus the log prior of the parameters, but for a constant."""
+        """Negative log prior of the parameters, up to a constant."""
         total = 0.0
         for axis in range(3):
             step = np.diff(self.offsets, axis=axis)
@@ -300,7 +303,7 @@ class _LocalGaussians:
 
 
 def _sum_neighbours(values: Float64) -> Float64:
-    """Sum over the cubes beside each along the first three axes."""
+    """Sum over the adjacent cubes along the first three axes."""
     out = np.zeros_like(values)
     for axis in range(3):
         given, into = np.moveaxis(values, axis, 0), np.moveaxis(out, axis, 0)

@@ -1,4 +1,4 @@
-"""Hidden Markov chain: voxels along a curve, each of a hidden class that depends on the one before it."""
+"""Hidden Markov chain: voxels along a curve, with a hidden class that depends on the class of the previous voxel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, l
 from atlasseg.volume import Bool, Float64, Int32, Int64
 
 MIN_TRANSITION = 1e-12
-"""No transition is less probable, so that no observation is impossible."""
+"""Minimum transition probability, so that no observation is impossible."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +31,15 @@ class Chain:
     posterior : (N, K) float64
         Probability of each class at each site given all observations.
     gaussians : Gaussians
-        Of the classes.
+        Gaussian of each class.
     initial : (K,) float64
-        Probability of each class where a chain starts.
+        Probability of each class at the start of a chain.
     transitions : (K, K) float64
         Probability of each class (column) after each class (row).
     log_likelihoods : tuple of float
-        Before each iteration and at the end.
+        Log-likelihood before each iteration and at the end.
     converged : bool
-        Whether it settled before the last iteration allowed.
+        Whether the fit converged within `max_iterations`.
     """
 
     posterior: Float64
@@ -51,7 +51,7 @@ class Chain:
 
     @property
     def classes(self) -> Int64:
-        """(N,) class of the largest posterior (MPM), 0 to K - 1; on a tie the first."""
+        """(N,) class of the largest posterior (MPM), 0 to K - 1; in a tie the first."""
         return np.asarray(self.posterior.argmax(axis=1))
 
 
@@ -63,7 +63,7 @@ def posterior(
     prior: NDArray[np.floating[Any]] | None = None,
     starts: Bool | None = None,
 ) -> Smoothed:
-    r"""Posterior of the classes by normalised forward-backward ([1]_; weights :math:`a_n(k)` of [2]_).
+    r"""Compute the posterior of the classes by normalised forward-backward ([1]_; weights :math:`a_n(k)` of [2]_).
 
     .. math::
 
@@ -71,18 +71,18 @@ def posterior(
         \beta_n(j) &\propto \sum_k t_{jk} \, a_{n+1}(k) \, f_k(y_{n+1}) \, \beta_{n+1}(k) \\
         \gamma_n(k) &\propto \alpha_n(k) \, \beta_n(k)
 
-    The two recursions run side by side. A missing observation has density 1, log density 0.
+    The two recursions run in parallel. A missing observation has density 1, log density 0.
 
     Parameters
     ----------
     log_densities : (N, K) float
         log f_k(y_n).
     initial : (K,) float64
-        Probabilities where a chain starts.
+        Probability of each class at the start of a chain.
     transitions : (K, K) float64
-        t_jk, rows of sum 1, all above 0.
+        t_jk: rows with sum 1, all values above 0.
     prior : (N, K) float, optional
-        a_n(k), 0 or more, at each site some above 0. Default: 1.
+        a_n(k): 0 or more, at each site at least one above 0. Default: 1.
     starts : (N,) bool, optional
         Where a new chain starts, always at the first site. Default: one chain.
 
@@ -135,39 +135,39 @@ def fit(
 ) -> Chain:
     """Fit a hidden Markov chain.
 
-    By `em` [1]_ (Baum-Welch) every parameter maximises the expectation given the posteriors; no likelihood falls.
-    By `sem` [2]_ classes are drawn from their posterior as whole chains, and the parameters are those of the draw. By
-    `ice` [3]_ initial and transition probabilities are the expectations, which are known, and the Gaussians the mean of
-    the estimates on `draws` draws. After sem and ice the posteriors are those of the mean of the parameters over the
-    second half of the iterations, which are always all done.
+    With `em` [1]_ (Baum-Welch) all parameters maximise the expected log-likelihood; the likelihood never falls.
+    With `sem` [2]_ whole chains of classes are drawn from their posterior, and the parameters are estimated from the
+    draw. With `ice` [3]_ initial and transition probabilities are their conditional expectations, and the Gaussians the
+    mean of the estimates on `draws` draws. With sem and ice the posteriors are computed with the mean of the parameters
+    over the second half of the iterations, and all iterations are done.
 
     Parameters
     ----------
     values : (N, C) float
-        Intensities in the order of a curve, see `curves.through`.
+        Intensities in the order of a curve, see `curves.scan_order`.
     classes : int, optional
-        K, if neither `prior` nor `start` says it; 3 if nothing does.
+        Number of classes K. Default: the number of columns of `prior` or `start`, or 3 without them.
     prior : (N, K) float, optional
-        Atlas weights a_n(k) of each site, see `posterior`; the classes keep its order. Rows are scaled to sum 1, those
-        of sum 0 take the mean of the others.
+        Atlas weights a_n(k) of each site, see `posterior`. The classes have its order. Rows are scaled to sum 1; rows
+        of sum 0 are set to the mean of the others.
     start : (N, K) float, optional
-        Memberships to start from, instead of the prior, or of k-means.
+        Initial memberships, instead of the prior or of k-means.
     starts : (N,) bool, optional
         Where a new chain starts. Default: one chain.
     known : (N,) bool, optional
-        Sites that were observed; the others' values do not count.
+        Sites with an observation. The values of the others are ignored.
     estimation : str
         `em`, `sem` or `ice`.
     draws : int
-        Of each iteration, for `ice`.
+        Number of draws per iteration, for `ice`.
     seed : int
-        Of the draws.
+        Seed of the draws.
     floor : float
         Minimum variance, see `gaussians.estimate`.
     max_iterations : int
         Maximum number of iterations, at least 1.
     tolerance : float
-        For `em`: settled when the log-likelihood changes by no more than this share of N.
+        For `em`: stop when the log-likelihood changes by at most `tolerance` times N.
 
     Returns
     -------
@@ -177,7 +177,7 @@ def fit(
     ------
     InputError
         No site is observed, values are not finite, there are more classes than distinct values (as in a constant scan,
-        or a chain of length 1 with two classes), the prior is not one, or a parameter is out of range.
+        or a chain of length 1 with two classes), the prior is invalid, or a parameter is out of range.
 
     References
     ----------
@@ -260,13 +260,13 @@ class _Sites:
     ----------
     values : (N, C) float64
     seen : (N,) bool
-        Sites whose values count.
+        Sites with an observation.
     weights : (N * K,) float64
         Atlas weights.
     begins : (N,) bool
         Where a new chain starts.
     floor : float
-        Least variance.
+        Minimum variance.
     """
 
     values: Float64
@@ -282,7 +282,7 @@ class _Sites:
 
     @cached_property
     def layout(self) -> tuple[Int64, Int32]:
-        """Offsets and labels of sites that may all be of every class."""
+        """Offsets and labels of sites at which every class is possible."""
         count, classes = len(self.values), self.classes
         return np.arange(count + 1, dtype=np.int64) * classes, np.tile(np.arange(classes, dtype=np.int32), count)
 
@@ -304,7 +304,7 @@ class _Sites:
         return estimate(self.values, memberships * self.seen[:, None], floor=self.floor, before=before)
 
     def maximise(self, found: Smoothed, state: _State, drawn: Sequence[Int64] = ()) -> _State:
-        """Parameters from the posteriors; the Gaussians as the mean over `drawn` labels where there are some."""
+        """Parameters from the posteriors; with `drawn` labels, the Gaussians are the mean over the draws."""
         if drawn:
             gaussians = _mean([self.estimate_gaussians(self._indicators(labels), state.gaussians) for labels in drawn])
         else:
@@ -331,7 +331,7 @@ def _mean(parts: list[Gaussians]) -> Gaussians:
 
 
 def normalise_counts(counts: Float64, before: Float64 | None = None) -> Float64:
-    """Rows of sum 1, none below `MIN_TRANSITION`; a row of no counts is the one `before`, or uniform."""
+    """Scale rows to sum 1, with values of at least `MIN_TRANSITION`. A row of zeros is that of `before`, or uniform."""
     total = counts.sum(axis=-1, keepdims=True)
     rows = np.where(
         total > 0, counts / np.where(total > 0, total, 1), 1 / counts.shape[-1] if before is None else before
@@ -352,7 +352,7 @@ def _checked_values(values: NDArray[np.floating[Any]], known: Bool | None) -> tu
     y = np.array(values, dtype=np.float64, order="C")
     if y.ndim != 2 or not y.size:
         raise InputError(
-            f"values: expected shape (N, C) with at least one site, got {y.shape}. Check whether the mask is empty"
+            f"values: expected shape (N, C) with at least one site, got {y.shape}. Check whether the mask is empty."
         )
     seen = np.ones(len(y), bool) if known is None else np.asarray(known, bool)
     if seen.shape != (len(y),) or not seen.any():
@@ -368,7 +368,7 @@ def _checked_values(values: NDArray[np.floating[Any]], known: Bool | None) -> tu
 def _start(
     y: Float64, seen: Bool, classes: int | None, prior: Float64 | None, start: NDArray[np.floating[Any]] | None
 ) -> Float64:
-    """(N, K) memberships to start from; where nothing was observed, the mean."""
+    """(N, K) initial memberships; the mean at sites without observation."""
     given = prior if start is None else np.asarray(start, dtype=np.float64)
     if given is None:
         number = 3 if classes is None else classes

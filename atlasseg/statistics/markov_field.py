@@ -1,4 +1,4 @@
-"""Hidden Markov random field: classes of voxels that depend on their neighbours in three dimensions."""
+"""Hidden Markov random field: the class of a voxel depends on the classes of its neighbours in three dimensions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Solver = Literal["mean_field", "belief_propagation", "icm", "graph_cut"]
 SOLVERS = ("mean_field", "belief_propagation", "icm", "graph_cut")
 
 LEAST_PRIOR = 1e-9
-"""No prior is smaller: costs stay finite."""
+"""Minimum prior, so that costs are finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,13 @@ class FieldFit:
     Parameters
     ----------
     posterior : (N, K) float64
-        Probability of each class: of the solver, or given the neighbours' labels after `icm` and `graph_cut`.
+        Probability of each class by the solver; for `icm` and `graph_cut`, given the labels of the neighbours.
     gaussians : Gaussians
-        Of the classes.
+        Gaussian of each class.
     free_energies : tuple of float
-        After each iteration's expectation step; for mean field none is above the last.
+        Free energy after the expectation step of each iteration; with mean field it never rises.
     converged : bool
-        Whether it settled before the last iteration allowed.
+        Whether the fit converged within `max_iterations`.
     """
 
     posterior: Float64
@@ -46,19 +46,34 @@ class FieldFit:
 
     @property
     def classes(self) -> Int64:
-        """(N,) class of the largest posterior, 0 to K - 1; on a tie the first."""
+        """(N,) class of the largest posterior, 0 to K - 1; in a tie the first."""
         return np.asarray(self.posterior.argmax(axis=1))
 
 
 def solve_field(field: Field, solver: Solver, start: Float64) -> Float64:
-    """(S,) probabilities of a field's slots by a solver, from (S,) probabilities to start at where it uses them.
+    """Compute the probabilities of a field's slots by a solver.
 
-    `icm` and `graph_cut` give labels: then it is the conditional probability of each, the neighbours' being given.
+    `icm` and `graph_cut` give labels; the result is then the conditional probability of each label given the labels
+    of the neighbours.
+
+    Parameters
+    ----------
+    field : Field
+        The Markov random field.
+    solver : str
+        `mean_field`, `belief_propagation`, `icm` or `graph_cut`.
+    start : (S,) float64
+        Initial probabilities, used by `mean_field` and `icm`.
+
+    Returns
+    -------
+    (S,) float64
+        Probabilities; the sum at a voxel is 1.
 
     Raises
     ------
     InputError
-        There is no such solver.
+        The solver is unknown.
     """
     if solver == "mean_field":
         return mean_field.solve(field, start=start).values
@@ -86,7 +101,7 @@ def fit(
     max_iterations: int = 30,
     tolerance: float = 1e-3,
 ) -> FieldFit:
-    r"""Fit Gaussians and labels of a Markov random field by expectation maximisation ([1]_; energy of [2]_).
+    r"""Fit the Gaussians and labels of a Markov random field by expectation maximisation ([1]_; energy of [2]_).
 
     .. math::
 
@@ -94,7 +109,7 @@ def fit(
         + \beta \sum_{n \sim m} \frac{d_{\min}}{d_{nm}} V(x_n, x_m)
 
     Each iteration makes one sweep of mean field and then computes the maximum likelihood Gaussians. The free energy
-    of independent voxels and parameters never rises. The solver then finds the labels given the last Gaussians.
+    of independent voxels and parameters never rises. Then the solver computes the labels with the last Gaussians.
 
     Parameters
     ----------
@@ -103,15 +118,15 @@ def fit(
     inside : (I, J, K) bool
         The region.
     edges_mm : (3, 3) float64
-        A voxel's edges as columns: ``affine[:3, :3]``.
+        Edges of a voxel as columns: ``affine[:3, :3]``.
     classes : int, optional
-        K, if `prior` does not say it; 3 if nothing does.
+        Number of classes K. Default: the number of columns of `prior`, or 3 without it.
     prior : (N, K) float, optional
-        Probability of each class at each voxel; the classes keep its order.
+        Probability of each class at each voxel. The classes have its order.
     beta : float
         Strength of the field, 0 or more.
     neighbours : int
-        6 or 26.
+        Neighbourhood: 6 (shared face) or 26 (shared face, edge or corner).
     interaction : (K, K) float64, optional
         V. Default: Potts.
     solver : str
@@ -127,7 +142,7 @@ def fit(
     ------
     InputError
         The region is empty or does not fit the values, values are not finite, there are more classes than distinct
-        values, the prior is not one, or a parameter is out of range.
+        values, the prior is invalid, or a parameter is out of range.
 
     References
     ----------
@@ -162,7 +177,7 @@ def fit(
 def initialise(
     values: NDArray[np.floating[Any]], inside: Bool, classes: int | None, prior: NDArray[np.floating[Any]] | None
 ) -> tuple[Float64, Float64, Float64]:
-    """Checked (N, C) values, and (N, K) log prior and memberships to start from.
+    """Check the values (N, C), and compute log prior and initial memberships (N, K).
 
     Raises
     ------
@@ -171,7 +186,7 @@ def initialise(
     """
     y = np.ascontiguousarray(values, dtype=np.float64)
     if not inside.any():
-        raise InputError("region: expected at least one voxel, got none. Check whether the mask is empty")
+        raise InputError("region: expected at least one voxel, got none. Check whether the mask is empty.")
     if y.ndim != 2 or len(y) != int(inside.sum()):
         raise InputError(f"expected values (N, C) of the region's {int(inside.sum())} voxels, got shape {y.shape}")
     if not np.isfinite(y).all():

@@ -1,4 +1,4 @@
-"""Mean field: the independent probabilities that are nearest to a Markov random field."""
+"""Mean field: the independent distribution closest to a Markov random field (Kullback-Leibler divergence)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Marginals:
     Parameters
     ----------
     values : (S,) float64
-        Probabilities, of sum 1 at each voxel.
+        Probabilities; the sum at each voxel is 1.
     history : tuple of float
-        Free energy before the first and after every iteration, or the largest change of each.
+        Free energy before the first and after each iteration, or largest change of each iteration.
     converged : bool
-        Whether it settled before the last iteration allowed.
+        Whether the iteration converged within `max_iterations`.
     """
 
     values: Float64
@@ -52,8 +52,9 @@ def solve(
     Parameters
     ----------
     field : Field
+        The Markov random field.
     start : (S,) float64, optional
-        Where to start; each voxel by itself where absent.
+        Initial probabilities. Default: those of the unary costs alone.
     damping : float
         d, from 0 to below 1.
     max_iterations : int
@@ -64,7 +65,7 @@ def solve(
     Returns
     -------
     Marginals
-        With the free energies.
+        Probabilities, with the free energy of each iteration.
 
     Raises
     ------
@@ -77,7 +78,7 @@ def solve(
     """
     if not (0 <= damping < 1 and max_iterations >= 1 and tolerance >= 0):
         raise InputError(
-            "mean field needs damping of 0 to below 1, max_iterations of at least 1 and tolerance of 0 or more, got "
+            "mean field: expected damping of 0 to below 1, max_iterations of 1 or more and tolerance of 0 or more, got "
             f"{damping}, {max_iterations} and {tolerance}"
         )
     beliefs = field.independent() if start is None else np.array(start, np.float64).reshape(-1)
@@ -92,7 +93,7 @@ def solve(
 
 
 def iterate(field: Field, beliefs: Float64, *, damping: float = 0.0) -> float:
-    """One sweep over all colours, in place; the largest change of a probability."""
+    """Run one sweep over all colours in place, and return the largest change of a probability."""
     largest = 0.0
     costs = field.costs
     for first, last in zip(field.colours[:-1], field.colours[1:], strict=True):

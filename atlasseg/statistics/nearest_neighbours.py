@@ -1,4 +1,4 @@
-"""k nearest neighbours: a voxel is what most voxels are whose features are like its own."""
+"""k nearest neighbours: a voxel gets the most frequent class of the voxels with the most similar features."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def features(
     inside : (I, J, K) bool
         The region.
     smoothing_mm : sequence of float
-        Standard deviations of the Gaussians that intensities are smoothed with, in mm.
+        Standard deviations of the Gaussian filters of the intensities, in mm.
     position_weight : float
-        Weight of the three coordinates against one intensity; 0 leaves them out.
+        Weight of the three coordinates relative to one intensity; 0 leaves them out.
 
     Returns
     -------
     (N, F) float64
         For every modality the intensity, the gradient's magnitude (of the image smoothed by 1 mm) and the smoothed
-        intensities, each scaled to mean 0 and standard deviation 1 over the region, or 0 where it does not vary; then
+        intensities, each scaled to mean 0 and standard deviation 1 over the region (0 if constant); then
         the position, -1 to 1 along each axis of the region's box, times the weight.
 
     Raises
@@ -57,12 +57,18 @@ def features(
 
 
 def select_confident(prior: NDArray[np.floating], *, least: float = 0.9, number: int = 2000, seed: int = 0) -> Int64:
-    """Voxels to learn from: of each class at most `number` at random whose prior for it is `least` or more.
+    """Select training voxels: for each class at most `number` random voxels with a prior of at least `least`.
 
     Parameters
     ----------
     prior : (N, K)
         Probability of each class at each voxel.
+    least : float
+        Minimum prior of a training voxel for its class.
+    number : int
+        Maximum number of voxels per class.
+    seed : int
+        Seed of the random choice.
 
     Returns
     -------
@@ -72,7 +78,7 @@ def select_confident(prior: NDArray[np.floating], *, least: float = 0.9, number:
     Raises
     ------
     InputError
-        A class has no such voxel.
+        A class has no voxel with this prior.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -87,30 +93,30 @@ def select_confident(prior: NDArray[np.floating], *, least: float = 0.9, number:
 
 
 def classify(known: Float64, classes: ArrayLike, unknown: Float64, *, neighbours: int = 15) -> tuple[Int64, Float64]:
-    """Share of each class among the voxels nearest in feature space (Cover and Hart 1967).
+    """Compute the fraction of each class among the nearest voxels in feature space (Cover and Hart 1967).
 
     Parameters
     ----------
     known : (M, F) float64
-        Features of voxels whose class is known.
+        Features of the voxels with known class.
     classes : (M,) int
         Their classes, any integers.
     unknown : (N, F) float64
-        Features of the voxels to be classified.
+        Features of the voxels to classify.
     neighbours : int
-        How many vote, each equally; all of the known where they are fewer.
+        Number of neighbours, with equal votes; at most the number of known voxels.
 
     Returns
     -------
     values : (K,) int64
         The classes that occur, ascending.
     shares : (N, K) float64
-        Probability of each; sums to 1.
+        Fraction of each class; sums to 1.
 
     Raises
     ------
     InputError
-        Nothing is known, shapes do not fit, or `neighbours` is below 1.
+        There are no known voxels, shapes do not fit, or `neighbours` is below 1.
     """
     from sklearn.neighbors import KNeighborsClassifier
 

@@ -1,4 +1,4 @@
-"""Tissues of a scan from its intensities: one file a model, each with a function ``classify``; `naming` names them."""
+"""Tissue classes of a scan by intensity: one file per model with a function ``classify``; `naming` has their names."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""Tissue classes: intensities of the region, and assembly of the result, for all tissue models."""
+"""Helpers of all tissue models: intensities of the region, and assembly of the result."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from atlasseg.volume import Bool, Float32, Float64, Image, LabelMap, Mask, Proba
 log = logging.getLogger(__name__)
 
 LEAST = 1e-4
-"""Probabilities below this are not stored; the others of the voxel are scaled to sum 1."""
+"""Minimum probability that is stored. The others of the voxel are scaled to sum 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tissues:
-    """Tissues of one scan, on its grid; K classes, C modalities.
+    """Tissues of one scan on its grid: K classes, C modalities.
 
     Parameters
     ----------
     labels : LabelMap
-        1 to K where the region is, 0 elsewhere: the most probable class.
+        The most probable class: 1 to K in the region, 0 outside.
     probabilities : ProbabilityMap
-        Of each class; certain background outside the region. With partial volume, the expected part of each class in
-        a voxel: the probability that a point of the voxel is of it.
+        Probability of each class; background outside the region. With partial volume, the expected fraction of each
+        class in a voxel: the probability that a point of the voxel belongs to it.
     corrected : Image
-        The scan without its bias field.
+        The bias-corrected scan.
     bias : Image
-        What the scan was divided by, in each modality; 1 outside the region.
+        Bias field by which the scan was divided, in each modality; 1 outside the region.
     means, sds : (K, C) float64
-        Of each class in the corrected intensities.
+        Mean and standard deviation of each class in corrected intensities.
     """
 
     labels: LabelMap
@@ -52,13 +52,13 @@ def nonnegative_intensities(image: Image, inside: Mask) -> tuple[Float64, Float6
     """Return the intensities (N, C) of the region, shifted to 0 or more as a gain requires, and the shift (C,)."""
     own = image.channels[inside.array].astype(np.float64)
     if not len(own):
-        raise InputError(f"{image.name or 'scan'}: its mask is empty")
+        raise InputError(f"{image.name or 'scan'}: expected a mask with voxels, got an empty one")
     shift = np.minimum(own.min(axis=0), 0)
     return own - shift, shift
 
 
 def adjacent_classes(values: Float64, classes: int, prior: Float64 | None) -> list[tuple[int, int]]:
-    """Pairs of classes that follow each other in the first modality: of them voxels may be mixed."""
+    """List the pairs of classes that are adjacent in the first modality: a voxel may contain both."""
     if prior is None:
         return list(pairwise(range(classes)))
     means = (prior * values[:, :1]).sum(axis=0) / prior.sum(axis=0)
@@ -79,7 +79,7 @@ def fit_classes(
     relaxation: float = 0.0,
     relaxation_sigma_voxels: float = 2.0,
 ) -> gaussian_mixture.Mixture:
-    """The mixture that every model fits or starts from; parameters as of the models and `gaussian_mixture.fit`."""
+    """Fit the mixture of all models; parameters as for the models and `gaussian_mixture.fit`."""
     return gaussian_mixture.fit(
         values,
         classes=classes if prior is None else None,
@@ -105,7 +105,7 @@ def assemble_tissues(
     corrected: Float64,
     gaussians: Gaussians,
 ) -> Tissues:
-    """A result on the scan's grid, from the parts, the bias and the corrected intensities of the region's voxels."""
+    """Assemble the result on the scan's grid from fractions, bias and corrected intensities of the region's voxels."""
     region = inside.array
     count = parts.shape[1]
 
@@ -130,7 +130,7 @@ def assemble_tissues(
 
 
 def assemble_without_bias(image: Image, inside: Mask, values: Float64, posterior: Float64) -> Tissues:
-    """A result of a model that has no bias field, from the region's (N, C) intensities and (N, K) posterior."""
+    """Assemble the result of a model without bias field from intensities (N, C) and posterior (N, K) of the region."""
     empty = posterior.sum(axis=0) <= 0
     channels = values.shape[1]
     some = Gaussians(np.zeros((empty.size, channels)), np.tile(np.eye(channels), (empty.size, 1, 1)))
@@ -163,13 +163,13 @@ def _probability_map(image: Image, region: Bool, posterior: Float64) -> Probabil
 
 
 def check_prior_map(prior: Float64 | None, classes: int, region: Bool) -> Float64 | None:
-    """Check that the prior has a row for every voxel of the region, and log rows that are 0."""
+    """Check that the prior has a row for each voxel of the region, and log rows that are 0."""
     if prior is None:
         if classes < 2:
-            raise InputError(f"expected at least 2 classes, got {classes}")
+            raise InputError(f"classes: expected at least 2, got {classes}")
         return None
     given = gaussian_mixture.check_prior(prior, int(region.sum()))
     nothing = int((prior.sum(axis=1) <= 0).sum())
     if nothing:
-        log.warning("the prior is 0 at %d of %d voxels of the region; its mean is taken there", nothing, len(prior))
+        log.warning("the prior is 0 at %d of %d voxels of the region; its mean is used there", nothing, len(prior))
     return given

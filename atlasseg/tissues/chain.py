@@ -22,9 +22,9 @@ from atlasseg.tissues._classes import (
 from atlasseg.volume import Float64, Image, Mask
 
 TINY = 1e-300
-"""Posteriors below this are not told from 0."""
+"""Posteriors below this are 0."""
 LEAST_LOG = -230.0
-"""Log density of a class, at least, beside that of the best at a voxel: its posterior can still be told from 0."""
+"""Minimum log density of a class relative to the best class of a voxel, so that its posterior is above 0."""
 
 
 @method("tissue")
@@ -43,13 +43,13 @@ def classify(
 ) -> Tissues:
     """Classify the voxels of a region by a hidden Markov chain.
 
-    A Gaussian mixture finds the bias field and the start. Then the voxels of the corrected scan, in the order of a
-    space-filling curve, are a Markov chain of hidden classes with Gaussian intensities: the probability of a class
-    depends on the class of the voxel before it, and on the prior [1]_. The posteriors are exact, by forward and
+    A Gaussian mixture estimates the bias field and the initial classes. Then the voxels of the corrected scan, in the
+    order of a space-filling curve, are a Markov chain of hidden classes with Gaussian intensities: the probability of a
+    class depends on the class of the previous voxel and on the prior [1]_. The posteriors are exact, by forward and
     backward recursions.
 
-    With `partial_volume`, the chain's posterior of a voxel without its own intensity is the prior of a mixture whose
-    voxels may be part one class and part the next [2]_; the result is then the expected parts.
+    With `partial_volume`, the chain's posterior of a voxel without its own intensity is the prior of a mixture in which
+    a voxel may contain two adjacent classes [2]_. The result is then the expected fractions.
 
     Parameters
     ----------

@@ -27,9 +27,9 @@ def classify(
 ) -> Tissues:
     r"""Classify the voxels of a region by a Gaussian mixture whose classes are a Markov random field.
 
-    The mixture is that of the model `mixture`, with its bias field [1]_ and partial volume [2]_. In every iteration
-    the log prior of class :math:`k` at voxel :math:`n` is raised by the neighbours' expected parts :math:`f` of the
-    last iteration, the mean field of a Potts model [3]_:
+    The mixture is that of the model `mixture`, with its bias field [1]_ and partial volume [2]_. In each iteration
+    the log prior of class :math:`k` at voxel :math:`n` is increased by the neighbours' expected fractions :math:`f` of
+    the previous iteration, the mean field of a Potts model [3]_:
 
     .. math::
 
@@ -37,7 +37,7 @@ def classify(
         w_{nm} = \beta \frac{d_{\min}}{d_{nm}}
 
     over the 26 neighbours :math:`m`, with :math:`d` the distance of two voxels and :math:`d_{\min}` the shortest edge
-    of a voxel. A mixed voxel counts with its parts.
+    of a voxel. A mixed voxel counts with its fractions.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def classify(
 
 @njit(cache=True, nogil=True, parallel=True)
 def _pull(parts, neighbours, weights):  # type: ignore[no-untyped-def]
-    """(N, K) weighted sum of the neighbours' parts."""
+    """(N, K) weighted sum of the neighbours' fractions."""
     out = np.zeros_like(parts)
     for n in prange(parts.shape[0]):
         for d in range(weights.size):

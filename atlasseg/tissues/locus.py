@@ -1,4 +1,4 @@
-"""LOCUS: a Markov random field whose intensities change from place to place, with a prior in place of a bias field."""
+"""LOCUS: a Markov random field with spatially varying class intensities instead of a bias field."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def classify(
 ) -> Tissues:
     r"""Classify the voxels of a region by a Markov random field with local intensities (LOCUS).
 
-    The region is partitioned into cubes, each with its own mean and covariance of every class [1]_. A Markov prior ties
-    them to those of adjacent cubes [2]_, and cubic splines interpolate them to voxels. So intensities may vary over the
-    scan without a bias field. The equations are at `atlasseg.statistics.locus.fit`. This is the model of the tissues;
-    the cooperation with subcortical structures of [1]_ is not part of it.
+    The region is partitioned into cubes, each with its own mean and covariance of each class [1]_. A Markov prior
+    couples them to those of adjacent cubes [2]_, and cubic splines interpolate them to voxels. Intensities may
+    therefore vary over the scan without a bias field. The equations are in `atlasseg.statistics.locus.fit`. This is the
+    tissue model only; the coupling with subcortical structures of [1]_ is not included.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def classify(
     side_mm : float
         Side of a cube, at least two voxels.
     tie : float
-        Strength of the prior on the parameters, above 0; 1 weighs as much as all voxels of a cube.
+        Strength of the prior on the parameters, above 0; 1 is the weight of all voxels of a cube.
     beta : float
         Strength of the field, 0 or more.
     solver : str

@@ -1,4 +1,4 @@
-"""Hidden Markov random field alone: Gaussian classes and neighbours that agree, no bias field or partial volume."""
+"""Hidden Markov random field with Gaussian classes, without bias field and partial volume."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def classify(
         E(x) = \sum_n \left( -\log \mathcal{N}(y_n;\, \mu_{x_n}, \Sigma_{x_n}) - \log \pi_n(x_n) \right)
         + \beta \sum_{n \sim m} \frac{d_{\min}}{d_{nm}} [x_n \neq x_m]
 
-    with distances :math:`d` in mm and the prior :math:`\pi`. Expectation maximisation with a mean field estimates the
-    Gaussians; then the solver finds the result. Unlike the model `field`, there is no bias field and no partial volume:
-    for scans that are corrected already, and for labels of least energy.
+    with distances :math:`d` in mm and the prior :math:`\pi`. Expectation maximisation with mean field estimates the
+    Gaussians; then the solver computes the result. Unlike the model `field`, it has no bias field and no partial
+    volume: it is for corrected scans, and for labels of minimum energy.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def classify(
     beta : float
         Strength of the field, 0 or more.
     neighbours : int
-        6 that share a face, or 26 that share a face, edge or corner.
+        Neighbourhood: 6 (shared face) or 26 (shared face, edge or corner).
     solver : str
         `mean_field` or `belief_propagation` for probabilities; `icm` or `graph_cut` for the best labelling, with the
         probability of each class given its neighbours'.

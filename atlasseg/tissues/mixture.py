@@ -26,20 +26,20 @@ def classify(
 ) -> Tissues:
     r"""Classify the voxels of a region by a Gaussian mixture.
 
-    Each class has Gaussian intensities :math:`z` with its own mean and covariance. The scan :math:`y` is seen through
+    Each class has Gaussian intensities :math:`z` with its own mean and covariance. The scan :math:`y` is multiplied by
     a smooth gain, the bias field, whose logarithm :math:`b` is a polynomial:
 
     .. math::
 
         y(x) = \exp(b(x)) \, z(x)
 
-    Expectation maximisation estimates both [1]_. With `partial_volume` a voxel may also contain a part of one class
-    and the rest of the next brighter one [2]_. Probabilities are then the expected parts: the probability that a
-    point of the voxel is of the class.
+    Expectation maximisation estimates both [1]_. With `partial_volume` a voxel may also contain a fraction of one class
+    and the rest of the next brighter one [2]_. Probabilities are then the expected fractions: the probability that a
+    point of the voxel belongs to the class.
 
-    With `relaxation` :math:`r` the prior :math:`\pi` becomes :math:`(1 - r)` times the given one plus :math:`r` times
-    the parts, smoothed over the region, once the fit has converged; the fit is then repeated, a few times [3]_. So a
-    prior that is misplaced counts for less.
+    With `relaxation` :math:`r`, after convergence the prior :math:`\pi` becomes :math:`(1 - r)` times the given one
+    plus :math:`r` times the smoothed fractions, and the fit is repeated, a few times [3]_. This reduces the influence
+    of a misregistered prior.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def classify(
     partial_volume : bool
         Whether a voxel may contain two classes. Otherwise each voxel has one class, with a probability.
     relaxation : float
-        Share r of the prior that gives way to the smoothed result, from 0 (prior as given) to 1.
+        Fraction r of the prior that is replaced by the smoothed result, from 0 (prior as given) to 1.
     relaxation_sigma_voxels : float
         Standard deviation of that smoothing, in voxels along each axis, 0 or more.
     max_iterations : int

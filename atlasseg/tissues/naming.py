@@ -1,4 +1,4 @@
-"""Names of the classes of a brain: by the contrast of the scan, which is stated or found from where the classes lie."""
+"""Names of the classes of a brain by the contrast of the scan, given or found from the depths of the classes."""
 
 from __future__ import annotations
 
@@ -37,42 +37,42 @@ INWARDS = ("CSF", "GM", "WM")
 """Tissues from the border of the brain to its inside."""
 
 CLEAR_RATIO = 1.15
-"""Mean depths of two tissues differ by at least this factor where the contrast is clear."""
+"""Minimum ratio of the mean depths of two tissues for a clear contrast."""
 
 LARGEST_BRAIN_MM3 = 2.2e6
-"""No human intracranial volume is larger."""
+"""Maximum human intracranial volume."""
 
 SHARES = {"CSF": (0.0, 0.6), "GM": (0.2, 0.9), "WM": (0.04, 0.6)}
-"""Least and largest share of the three tissues' volume, from mice to old people with wide ventricles."""
+"""Minimum and maximum fraction of the volume of the three tissues, from mice to old people with large ventricles."""
 
 
 def name_classes(found: Tissues, names: Sequence[str], contrast: Contrast = "auto") -> tuple[Tissues, str]:
     """Put the classes in the order of their names.
 
-    Cerebrospinal fluid, grey and white matter go to the classes by the contrast of the first modality. Without one that
-    is stated, it is found: of the orders in `ORDERS`, the one in which the mean depth below the border of the region
-    grows most from CSF to GM to WM. Other names go to the classes as they are, ascending by intensity.
+    Cerebrospinal fluid, grey and white matter are assigned to the classes by the contrast of the first modality. If it
+    is not given, it is found: of the orders in `ORDERS`, the one in which the mean depth below the border of the region
+    increases most from CSF to GM to WM. Other names are assigned in ascending order of intensity.
 
     Parameters
     ----------
     found : Tissues
-        Classes in any order; their means in the first modality say which is darker.
+        Classes in any order. They are ordered by their means in the first modality.
     names : sequence of str
         One name for each class.
     contrast : str
-        ``"auto"``, ``"ascending"`` for names that are in the order of the intensities, or one of `ORDERS`.
+        ``"auto"``, ``"ascending"`` for names in the order of the intensities, or one of `ORDERS`.
 
     Returns
     -------
     named : Tissues
         Label n is that of ``names[n - 1]``.
     reason : str
-        Why the names are where they are; empty where they are simply ascending.
+        How the names were assigned; empty if they are ascending.
 
     Raises
     ------
     InputError
-        A contrast is stated that says nothing about the names.
+        A contrast is given, but the names are not tissues of a brain.
     """
     found = _reorder(found, np.argsort(found.means[:, 0], kind="stable").tolist())
     kinds = _brain_tissues(names)
@@ -87,14 +87,14 @@ def name_classes(found: Tissues, names: Sequence[str], contrast: Contrast = "aut
             )
         if sum(map(bool, kinds)) > 1:
             log.warning(
-                "the names %s go to the classes in ascending order of intensity, whatever the contrast of the scan. "
-                "State the contrast `ascending` where this is right",
+                "the names %s are assigned in ascending order of intensity, for any contrast of the scan. "
+                "Give the contrast `ascending` if this is right",
                 ", ".join(names),
             )
         return found, ""
     if contrast != "auto":
         order = tuple(kind for kind in ORDERS[contrast] if kind in kinds)
-        return _reorder(found, [order.index(kind) for kind in kinds]), f"Names by the stated contrast, {contrast}"
+        return _reorder(found, [order.index(kind) for kind in kinds]), f"Names by the given contrast, {contrast}"
     depths = mean_depths_mm(found)
     orders = {tuple(kind for kind in order if kind in kinds): name for name, order in reversed(ORDERS.items())}
     order = max(orders, key=lambda each: _inward_slope(each, depths))
@@ -106,7 +106,7 @@ def name_classes(found: Tissues, names: Sequence[str], contrast: Contrast = "aut
     )
     if any(inner < CLEAR_RATIO * outer for outer, inner in pairwise(inwards)):
         log.warning(
-            "expected CSF outside and WM inside, got classes with mean depths of %s: the names may be exchanged. State "
+            "expected CSF outside and WM inside, got classes with mean depths of %s: the names may be exchanged. Give "
             "the contrast (T1, T2, PD, FLAIR, or ascending), and check that the region is a brain",
             listed,
         )
@@ -114,25 +114,25 @@ def name_classes(found: Tissues, names: Sequence[str], contrast: Contrast = "aut
 
 
 def _brain_tissues(names: Sequence[str]) -> list[str]:
-    """CSF, GM or WM for each name that means one of them, and an empty string for the others."""
+    """CSF, GM or WM for each name that is one of them or a synonym, and an empty string for the others."""
     return [SYNONYMS.get(" ".join(name.lower().replace("_", " ").split()), "") for name in names]
 
 
 def check_names(names: Sequence[str], classes: int) -> tuple[str, ...]:
-    """The names, one a class.
+    """Check the names: one per class.
 
     Raises
     ------
     InputError
-        There are more or fewer, or two are the same.
+        The number of names is wrong, or two are equal.
     """
     if len(names) != classes or len(set(names)) != classes:
-        raise InputError(f"names: expected {classes} different names, one a class, got {', '.join(names)}.")
+        raise InputError(f"names: expected {classes} different names, one per class, got {', '.join(names)}.")
     return tuple(names)
 
 
 def mean_depths_mm(found: Tissues) -> list[float]:
-    """Mean distance in mm of each class to the border of the region, each voxel weighted with its probability."""
+    """Compute the mean distance in mm of each class to the border of the region, weighted by probability."""
     inside = np.pad(found.labels.array > 0, 1)
     distance = ndimage.distance_transform_edt(inside, sampling=found.labels.grid.spacing_mm)[1:-1, 1:-1, 1:-1]
     depths = []
@@ -143,15 +143,16 @@ def mean_depths_mm(found: Tissues) -> list[float]:
 
 
 def check_brain(found: Tissues, names: Sequence[str], *, whole_foreground: bool) -> None:
-    """Warn of volumes that no brain has, where the classes are named as the tissues of one.
+    """Warn of implausible volumes if the classes are named as the tissues of a brain.
 
     Parameters
     ----------
     found : Tissues
         Label n is that of ``names[n - 1]``.
     names : sequence of str
+        One name for each class.
     whole_foreground : bool
-        Whether the region is all that is brighter than the background of a scan from which nothing was removed.
+        Whether the region is the whole foreground of a scan that is not skull-stripped.
     """
     kinds = _brain_tissues(names)
     if not {"CSF", "GM", "WM"} <= set(kinds):
@@ -166,8 +167,8 @@ def check_brain(found: Tissues, names: Sequence[str], *, whole_foreground: bool)
     listed = ", ".join(f"{kind} {volume / 1000:.4g} ml" for kind, volume in volumes.items())
     if whole_foreground:
         log.warning(
-            "the region is the whole foreground of the scan (%.4g ml), with skull and scalp if they are in it: the "
-            "classes are tissues of a brain only inside a brain. Give a mask of the brain",
+            "the region is the whole foreground of the scan (%.4g ml), perhaps with skull and scalp: the "
+            "classes are tissues of the brain only inside the brain. Give a mask of the brain",
             total / 1000,
         )
     if total > LARGEST_BRAIN_MM3:
@@ -192,14 +193,14 @@ def check_brain(found: Tissues, names: Sequence[str], *, whole_foreground: bool)
 
 
 def _inward_slope(order: tuple[str, ...], depths: Sequence[float]) -> float:
-    """How much deeper each step inwards lies, for classes of these names; negative where depth falls."""
+    """Increase of the mean depth from CSF to GM to WM for classes of these names; negative if depth decreases."""
     ranks = np.array([INWARDS.index(kind) for kind in order], np.float64)
     centred = ranks - ranks.mean()
     return float((centred * np.array(depths)).sum() / (centred**2).sum())
 
 
 def _reorder(found: Tissues, classes: Sequence[int]) -> Tissues:
-    """The tissues with class ``classes[n]`` (from 0) as label n + 1."""
+    """Reorder the tissues: class ``classes[n]`` (from 0) becomes label n + 1."""
     if list(classes) == sorted(classes):
         return found
     label_of = np.zeros(len(classes) + 1, np.int32)

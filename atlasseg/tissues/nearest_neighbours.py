@@ -1,4 +1,4 @@
-"""k nearest neighbours: each voxel by the voxels with like features whose class a prior makes certain."""
+"""k nearest neighbours: class of the training voxels with the most similar features, chosen by a prior."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def classify(
 ) -> Tissues:
     """Classify the voxels of a region by k nearest neighbours, trained on the scan itself.
 
-    The training voxels are drawn at random among those that the prior makes certain, as many for each class [1]_. The
-    features of a voxel are, in each modality, its intensity, the gradient's magnitude and smoothed intensities, each of
-    variance 1 over the region, and its position. The probability of a class is its share among the `neighbours`
+    The training voxels are drawn at random among those with a confident prior, the same number for each class [1]_. The
+    features of a voxel are, in each modality, its intensity, the gradient magnitude and smoothed intensities, each with
+    variance 1 over the region, and its position. The probability of a class is its fraction among the `neighbours`
     training voxels with the nearest features [2]_. There is no bias field and no partial volume.
 
     Parameters
@@ -42,20 +42,20 @@ def classify(
     neighbours : int
         Number of training voxels that vote, at least 1.
     confidence : float
-        Least prior probability of a training voxel, above 0 up to 1.
+        Minimum prior probability of a training voxel, above 0 up to 1.
     samples : int
         Maximum number of training voxels of each class, at least 1.
     smoothing_mm : sequence of float
-        Standard deviations of the Gaussians that intensities are smoothed with, in mm, each above 0.
+        Standard deviations of the Gaussian filters of the intensities, in mm, each above 0.
     position_weight : float
-        Weight of the position, -1 to 1 along each axis of the region, against one intensity; 0 leaves it out.
+        Weight of the position (-1 to 1 along each axis of the region) relative to one intensity; 0 leaves it out.
     seed : int
         Seed of the draw of training voxels.
 
     Raises
     ------
     InputError
-        There is no prior, it does not fit or makes no voxel of a class certain, the region is empty, or a parameter is
+        There is no prior, it does not fit or has no confident voxel of a class, the region is empty, or a parameter is
         out of its range.
 
     References

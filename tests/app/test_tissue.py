@@ -260,7 +260,7 @@ def test_wrong_requests_are_told_before_the_work(folder):
         assert status == 2 and reason in output, (arguments, output)
     assert not (folder / "o/brain").exists()
     status, output = call("tissue", scan, *QUICK, "--names", "a,b", "--out", folder / "o")
-    assert status == 1 and "expected 3 different names, one a class, got a, b" in output
+    assert status == 1 and "expected 3 different names, one per class, got a, b" in output
 
 
 def test_a_recipe_of_tissues_is_not_run_and_others_are_no_tissue(folder):

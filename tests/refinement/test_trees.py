@@ -85,5 +85,5 @@ def test_many_as_one_set_of_arrays(grown):
 def test_damaged_trees_are_refused(grown, name, change):
     trees = Trees.of(grown[0])
     damaged = replace(trees, **{name: change(getattr(trees, name), trees.feature >= 0)})
-    with pytest.raises(InputError, match=r"model/trees.npz: the trees are damaged"):
+    with pytest.raises(InputError, match=r"model/trees.npz: expected valid trees"):
         damaged.check(7, "model/trees.npz")

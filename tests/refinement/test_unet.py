@@ -143,12 +143,13 @@ def test_used_by_its_folder_and_refused_where_it_does_not_belong(made, model, fo
     with pytest.raises(InputError, match=r"fusion method: trained with .*2\.0.* used with .*3\.0"):
         unet.refine(new.target, new.fused, model=folder, provenance=other)
     without = {**MADE, "atlases": {"a": ["1f"]}}
-    with pytest.raises(InputError, match=r"atlases that are missing here \(b\), and may know the target"):
+    with pytest.raises(InputError, match=r"atlases that are missing here \(b\), perhaps on the target itself"):
         unet.check(model=folder, provenance=without)
     begun = replace(model, record={**model.record, "begun_from": {"x": "1f", "y": "9a"}})
     write_model(begun, folder.parent / "begun")
-    assert "begun from a model that had learned from `x`, `y`" in (folder.parent / "begun" / "README.md").read_text()
-    with pytest.raises(InputError, match=r"atlases that are missing here \(y\), and may know the target"):
+    card = (folder.parent / "begun" / "README.md").read_text()
+    assert "Its initial weights are from a model trained on `x`, `y`." in card
+    with pytest.raises(InputError, match=r"atlases that are missing here \(y\), perhaps on the target itself"):
         unet.check(model=folder.parent / "begun", provenance=MADE)
     apart = replace(model, record={**model.record, "begun_from": {"x": "7c", "y": "9a"}})
     write_model(apart, folder.parent / "apart")
@@ -192,7 +193,7 @@ def test_damaged_and_foreign_folders_are_refused(model, folder, tmp_path):
         ({"format": 99}, "expected .* format 2, got"),
         ({"method": "corrective_learning"}, "a model of 'unet'"),
         ({"form": {**header["form"], "width": 6}}, "weights of another network"),
-        ({"coding": None}, "the model is damaged"),
+        ({"coding": None}, "expected a model, got a damaged one"),
     ):
         (folder / "model.json").write_text(json.dumps({**header, **change}))
         seal(folder, ["model.json", "labels.tsv", weights.name])

@@ -210,11 +210,11 @@ def test_intensity_speaks_where_it_tells_labels_apart():
 def test_what_cannot_be_used_is_refused():
     labels = LabelMap(label_map(), OBLIQUE)
     image = image_of(labels.array)
-    with pytest.raises(GeometryError, match=r"must lie on one grid: shapes \(9, 11, 8\) and \(9, 11, 7\)"):
+    with pytest.raises(GeometryError, match=r"expected one grid, got shapes \(9, 11, 8\) and \(9, 11, 7\)"):
         make_consistent(Image(np.zeros((9, 11, 8)), OBLIQUE), labels)
-    with pytest.raises(GeometryError, match="must lie on one grid"):
+    with pytest.raises(GeometryError, match="expected one grid"):
         make_consistent(Image(image.array, np.eye(4)), labels)
-    with pytest.raises(InputError, match="fill_holes: the segmentation has no label 8; it has 3, 70"):
+    with pytest.raises(InputError, match="fill_holes: expected labels among 3, 70, got 8"):
         make_consistent(image, labels, fill_holes=(8,))
     with pytest.raises(InputError, match="min_component_fraction"):
         make_consistent(image, labels, min_component_fraction=1.5)

@@ -98,7 +98,7 @@ def test_probabilities_are_taken_as_such(scan):
         (["--masks", "m"], "--segmentation"),
         (["--segmentation", "labels.nii.gz", "--pictures", "p"], "expected no --segmentation"),
         (["--segmentation", "labels.nii.gz", "--fill-holes", "four"], "got 'four'"),
-        (["--segmentation", "labels.nii.gz", "--fill-holes", "9"], "no label 9"),
+        (["--segmentation", "labels.nii.gz", "--fill-holes", "9"], "labels among 4, got 9"),
         (["--segmentation", "labels.nii.gz", "--masks", "m"], "--instances"),
     ],
 )

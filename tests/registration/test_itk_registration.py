@@ -270,7 +270,7 @@ def test_syn_finds_a_bent_truth_each_time_the_same_and_leaves_nothing_behind():
     ("given", "message"),
     [
         ({"metric": "normalized_mutual_information"}, "metric: expected one of .*, local_correlation, .* got 'norm"),
-        ({"metric": "CC"}, "metric: expected 'local_correlation', the present name of 'CC', got 'CC'"),
+        ({"metric": "CC"}, "metric: expected 'local_correlation', the new name of 'CC', got 'CC'"),
         ({"metric": "cc"}, "metric: expected one of .* got 'cc'"),
         ({"metric_parameter": 0}, "metric_parameter: expected 1 or more, got 0"),
     ],

@@ -120,11 +120,11 @@ def test_torch_measures_the_same(metric: str) -> None:
 def test_what_does_not_exist_is_named() -> None:
     with pytest.raises(InputError, match=r"expected one of correlation, local_correlation, .*got 'ncc'"):
         create_metric("ncc")
-    with pytest.raises(InputError, match=r"expected 'mean_squares', the present name of 'ssd', got 'ssd'"):
+    with pytest.raises(InputError, match=r"expected 'mean_squares', the new name of 'ssd', got 'ssd'"):
         create_metric("ssd")
     with pytest.raises(InputError, match="at least 1, got 0"):
         windowed_metric("correlation", 0)
-    with pytest.raises(InputError, match=r"'correlation' has no parameter 'bins'\. It has: none"):
+    with pytest.raises(InputError, match=r"'correlation': expected parameters among none, got 'bins'"):
         create_metric("correlation", bins=32)
     with pytest.raises(InputError, match=r"bins: expected at least 6 .*got 5"):
         create_metric("mutual_information", bins=5)

@@ -163,7 +163,7 @@ def test_bad_input_is_named(name: str) -> None:
     fixed, warped, _ = pair(9)
     with pytest.raises(InputError, match=r"\(7, 9, 5\) and \(7, 9, 4\)"):
         measure(fixed, warped[..., :4])
-    with pytest.raises(InputError, match="mask is empty"):
+    with pytest.raises(InputError, match="got an empty mask"):
         measure(fixed, warped, mask=np.zeros(SHAPE, bool))
     with pytest.raises(InputError, match=r"mask: expected the shape of the images"):
         measure(fixed, warped, mask=np.ones((3, 3, 3), bool))

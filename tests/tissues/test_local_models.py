@@ -142,5 +142,5 @@ def test_what_is_refused(flat, prior):
     for wrong in ({"confidence": 0.0}, {"samples": 0}, {"smoothing_mm": (0.0,)}, {"position_weight": -1.0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             nearest_neighbours.classify(flat.image, flat.mask, prior, **wrong)
-    with pytest.raises(InputError, match="2 classes"):
+    with pytest.raises(InputError, match="classes: expected at least 2"):
         locus.classify(flat.image, flat.mask, classes=1)

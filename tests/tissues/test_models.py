@@ -91,7 +91,7 @@ def test_one_voxel_beside_another_is_a_region(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_bad_requests_are_refused(name, noisy):
     classify = MODELS[name]
-    with pytest.raises(InputError, match="expected at least 2 classes"):
+    with pytest.raises(InputError, match="classes: expected at least 2"):
         classify(noisy.image, noisy.mask, classes=1)
     with pytest.raises(InputError, match="empty"):
         classify(noisy.image, replace(noisy.mask, array=np.zeros(noisy.image.shape, bool)))

@@ -1,4 +1,4 @@
-"""The network that refines: what it sees, how it is built, trained, kept and used."""
+"""Networks of the refiner: inputs, architectures, storage and prediction."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from atlasseg.errors import MissingLibraryError
 
 
 def require_libraries() -> None:
-    """That the libraries of the network are there.
+    """Check that the libraries of the network are installed.
 
     Raises
     ------
     MissingLibraryError
-        One is not: the message says how to install them.
+        A library is missing. The message says how to install it.
     """
     missing = [name for name in ("torch", "monai", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:

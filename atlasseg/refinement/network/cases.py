@@ -1,4 +1,4 @@
-"""Cases of the network: scan and fused map along the patient's axes, cropped to the uncertain voxels."""
+"""Cases of the network: scan and fused map along the patient's axes, cropped around the uncertain voxels."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from atlasseg.refinement.examples import Example, patient_spacing_mm
 from atlasseg.volume import Bool, Float32, Image, Int64, LabelMap, ProbabilityMap
 
 MARGIN_VOXELS = 8
-"""How far around what the fusion does not take for certain background the network looks."""
+"""Margin of the network's box around the voxels that are not certain background."""
 
 IGNORED = -1
-"""Where a label is not known."""
+"""Code of unknown labels."""
 
 Int16 = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
 class LabelEncoding:
-    """Labels as the network counts them.
+    """Codes of the labels: outputs and inputs of the network.
 
     Parameters
     ----------
     labels : tuple of int
         Label of each output, background (0) first.
     groups : tuple of int
-        Input channel of each label; labels that are never in doubt with each other may share one.
+        Input channel of each label. Labels without a common uncertain voxel may share a channel.
     """
 
     labels: tuple[int, ...]
@@ -44,7 +44,7 @@ class LabelEncoding:
         return max(self.groups) + 1
 
     def codes(self, labels: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Position of each of `labels` in the table; all must be in it."""
+        """Code of each of `labels`; all must be labels of the encoding."""
         table = np.array(self.labels)
         order = np.argsort(table)
         found: NDArray[np.int64] = order[np.searchsorted(table[order], labels)]
@@ -53,9 +53,9 @@ class LabelEncoding:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The box of a grid that the network works on, flipped to the patient's axes.
+    """The box of a grid that the network processes, flipped to the patient's axes.
 
-    `order[a]` is the array axis along patient axis a, `flipped` says whether it runs the other way there.
+    `order[a]` is the array axis along patient axis a; `flipped` is whether its direction is opposite.
     """
 
     shape: tuple[int, int, int]
@@ -66,7 +66,7 @@ class Frame:
 
     @classmethod
     def around(cls, fused: ProbabilityMap) -> Frame:
-        """The frame of a fused map."""
+        """Make the frame of a fused map."""
         from nibabel.orientations import io_orientation
 
         orientation = io_orientation(fused.affine)
@@ -90,13 +90,13 @@ class Frame:
         return tuple(int(size[axis]) for axis in self.order)  # type: ignore[return-value]
 
     def taken(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """(I, J, K, ...) array of the grid -> its box along the patient's axes."""
+        """Crop an array (I, J, K, ...) on the grid to the box, along the patient's axes."""
         box = array[tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))]
         box = np.moveaxis(box, self.order, (0, 1, 2))
         return np.ascontiguousarray(box[tuple(slice(None, None, -1 if t else 1) for t in self.flipped)])
 
     def flat(self, index: NDArray[np.integer]) -> Int64:
-        """Flat voxels of the grid of an (n, 3) index into the box."""
+        """Convert indices (n, 3) in the box to flat voxels of the grid."""
         out = np.empty(index.shape, np.int64)
         for axis, (where, flipped) in enumerate(zip(self.order, self.flipped, strict=True)):
             along = self.size[axis] - 1 - index[:, axis] if flipped else index[:, axis]
@@ -107,7 +107,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A scan as the network sees it; all arrays along the patient's axes R, A, S.
+    """Input of the network for one scan. All arrays are along the patient's axes R, A, S.
 
     Parameters
     ----------
@@ -115,13 +115,13 @@ class Case:
     scan : (C, I, J, K) float32
         Mean 0 and standard deviation 1 in each channel.
     codes : (k, I, J, K) int16
-        The labels that are most probable by the fusion, as codes, the most probable first.
+        Codes of the k most probable fused labels, the most probable first.
     shares : (k, I, J, K) float32
-        Their probabilities, of sum 1.
+        Probabilities of these labels; their sum is 1.
     truth : (I, J, K) int16, optional
-        Codes; `IGNORED` where not known.
+        Codes of the true labels; `IGNORED` where unknown.
     outside : (L,) int64
-        Voxels of each label beyond the box, which no network can find.
+        Number of voxels of each label outside the box.
     unknown : tuple of int
         Codes of the labels that are not annotated in this case.
     spacing_mm : (3,) float
@@ -147,10 +147,11 @@ class Case:
 def encode_labels(
     fused: Sequence[ProbabilityMap], labels: Sequence[int], *, channels: int, unsure: float = 0.02
 ) -> LabelEncoding:
-    """Count labels, and let them share at most `channels` inputs.
+    """Assign codes to labels, and distribute the labels over at most `channels` inputs.
 
-    Labels that are in doubt with each other in some voxel (both above `unsure`) get different inputs as far as
-    there are enough: labels with the most neighbours choose first, each the input where it meets its neighbours least.
+    Labels with a common uncertain voxel (both probabilities above `unsure`) get different inputs if
+    there are enough: the labels with most neighbours choose first, each the input that it shares with its neighbours
+    least.
     """
     every = (0, *sorted({int(v) for v in labels} - {0}))
     if len(every) <= channels:
@@ -160,7 +161,7 @@ def encode_labels(
     for each in fused:
         keep = each.values > unsure
         codes, voxels = plain.codes(each.labels[keep]), each.entry_voxels[keep]
-        for apart in range(1, 4):  # entries of a voxel follow each other
+        for apart in range(1, 4):  # entries of a voxel are adjacent
             same = voxels[apart:] == voxels[:-apart]
             np.add.at(together, (codes[:-apart][same], codes[apart:][same]), 1)
     together += together.T
@@ -181,7 +182,7 @@ def case_of(
     candidates: int,
     example: Example | None = None,
 ) -> Case:
-    """A scan and its fused map as the network sees them, with its labels where `example` brings them."""
+    """Make the case of a scan and its fused map, with the true labels of `example` if given."""
     frame = Frame.around(fused)
     scan = _scale(frame.taken(target.channels))
     codes, shares = _keep_most_probable(fused, coding, min(candidates, len(coding)))
@@ -201,20 +202,20 @@ def case_of(
 
 
 def standardise(image: Image) -> Float32:
-    """(C, I, J, K) a whole scan along the patient's axes, of mean 0 and standard deviation 1 in each channel."""
+    """Standardise a whole scan (C, I, J, K): patient's axes, mean 0 and standard deviation 1 in each channel."""
     everything = ProbabilityMap.from_labels(LabelMap(np.ones(image.shape, np.int32), image.affine))
     return _scale(Frame.around(everything).taken(image.channels))
 
 
 def _scale(channels: NDArray[np.generic]) -> Float32:
-    """(I, J, K, C) to (C, I, J, K) of mean 0 and standard deviation 1 in each channel."""
+    """Scale (I, J, K, C) to (C, I, J, K) with mean 0 and standard deviation 1 in each channel."""
     scan = np.moveaxis(channels, 3, 0).astype(np.float32)
     mean, spread = scan.mean(axis=(1, 2, 3), keepdims=True), scan.std(axis=(1, 2, 3), keepdims=True)
     return np.ascontiguousarray((scan - mean) / np.where(spread > 0, spread, 1))
 
 
 def _keep_most_probable(fused: ProbabilityMap, coding: LabelEncoding, count: int) -> tuple[Int16, Float32]:
-    """(I, J, K, k) codes and probabilities of the `count` most probable labels of every voxel."""
+    """(I, J, K, k) codes and probabilities of the `count` most probable labels of each voxel."""
     size = fused.mode.size
     codes = np.zeros((size, count), np.int16)
     shares = np.zeros((size, count), np.float32)
@@ -232,6 +233,6 @@ def _keep_most_probable(fused: ProbabilityMap, coding: LabelEncoding, count: int
 
 
 def foreground_or_uncertain(case: Case) -> Bool:
-    """(I, J, K) where the fusion does not take the background for certain."""
+    """Mask (I, J, K) of the voxels that are not certain background."""
     asked: Bool = (case.codes[0] != 0) | (case.shares[0] < 1)
     return asked

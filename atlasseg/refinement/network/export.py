@@ -1,4 +1,4 @@
-"""Networks for programs other than atlasseg: TorchScript, checked to say the same."""
+"""Export of networks to TorchScript for other programs, with a test of the exported network."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from atlasseg.refinement.network.model import RefinerModel
 from atlasseg.refinement.network.networks import build, load_weights
 
 SAME = 1e-4
-"""Largest difference between what a network and its export say, against the largest value."""
+"""Maximum difference between the outputs of a network and its export, relative to the largest value."""
 
 
 def write_torchscript(model: RefinerModel, folder: Path) -> list[Path]:
-    """Write each network as ``member_N.ts``: (B, inputs, patch) to what is added to the fused logarithms.
+    """Write each network as ``member_N.ts``: inputs (B, inputs, patch) to the correction of log probabilities.
 
     Raises
     ------
     OutputError
-        An export cannot be written, or says something else than its network.
+        An export cannot be written, or its output differs from that of the network.
     """
     generator = torch.Generator().manual_seed(0)
     written = []
@@ -34,7 +34,7 @@ def write_torchscript(model: RefinerModel, folder: Path) -> list[Path]:
         shown, other = (torch.randn((1, model.form.inputs, *model.patch_voxels), generator=generator) for _ in range(2))
         path = folder / f"member_{number}.ts"
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # shapes that are fixed by the trace, and TorchScript's age
+            warnings.simplefilter("ignore")  # about shapes fixed by the trace, and deprecation of TorchScript
             traced = torch.jit.trace(network, shown)  # type: ignore[no-untyped-call]
             with atomic_write(path) as aside:
                 traced.save(str(aside))
@@ -42,7 +42,7 @@ def write_torchscript(model: RefinerModel, folder: Path) -> list[Path]:
                 apart = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-6))
                 if not apart <= SAME:
                     raise OutputError(
-                        f"{path}: the export differs from the network by {apart:.2g} of the largest value"
+                        f"{path}: expected the outputs of the network, got a relative difference of {apart:.2g}"
                     )
         written.append(path)
     return written

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 UNCERTAINTY = 0.02
-"""What is certain by the fusion leaves this to the other labels together: no logarithm is taken below their share."""
+"""Sum of the minimum probabilities of all other labels, so that logarithms of probabilities are finite."""
 
 
 def network_inputs(scan: Tensor, prior: Tensor, groups: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
-    """Make the inputs of the network, and the log prior that its output is added to, if any.
+    """Make the inputs of the network, and the log prior to which its output is added, if any.
 
-    `scan` (B, C, ...) and `prior` (B, L, ...); `groups` (L,) the input channel of each label.
+    `scan` is (B, C, ...), `prior` (B, L, ...), and `groups` (L,) the input channel of each label.
     """
     if kind == "none":
         return scan, None
@@ -26,6 +26,6 @@ def network_inputs(scan: Tensor, prior: Tensor, groups: Tensor, kind: str) -> tu
 
 
 def dense(codes: Tensor, shares: Tensor, labels: int) -> Tensor:
-    """(L, ...) probabilities of all labels from the (k, ...) most probable ones."""
+    """Convert the (k, ...) most probable labels to probabilities (L, ...) of all labels."""
     out = shares.new_zeros((labels, *shares.shape[1:]))
     return out.scatter_add_(0, codes.long(), shares)

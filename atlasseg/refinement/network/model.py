@@ -1,4 +1,4 @@
-"""A trained refiner as a folder: weights, label table, curves and a card; nothing in it runs when it is read."""
+"""A trained refiner as a folder: weights, label table, training curves and model card. Reading it runs no code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADER, TABLE, CARD, CURVES, PICTURE = "model.json", "labels.tsv", "README.md", 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A trained network: its weights, temperature, the curve of its training, and how well it did on validation."""
+    """A trained network: weights, temperature, training curve and validation scores."""
 
     weights: dict[str, Tensor]
     temperature: float
@@ -38,7 +38,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class RefinerModel:
-    """Networks, and all that must be the same where they are used.
+    """Networks, and the properties that a scan and a recipe must share with the training.
 
     Parameters
     ----------
@@ -54,12 +54,12 @@ class RefinerModel:
     spacing_mm : (3,) float
         Mean voxel size of the scans along the patient's axes.
     flips : tuple of str
-        Axes that training turned around.
+        Axes that were flipped in training.
     members : tuple of Member
     provenance : mapping
         See `pipeline.provenance`.
     record : mapping
-        For the reader: recipe, versions, hashes of the data, settings.
+        For information: recipe, versions, hashes of the data, settings.
     """
 
     form: Form
@@ -76,12 +76,12 @@ class RefinerModel:
 
     @property
     def atlases(self) -> dict[str, str]:
-        """Digest of the scan of each atlas that it was trained on, by its id."""
+        """Digest of the scan of each training atlas, by id."""
         return scan_digests(self.provenance)
 
     @property
     def initial_atlases(self) -> dict[str, str]:
-        """Digest of the scan of each atlas of the models that this one was initialised from, by its id."""
+        """Digest of the scan of each training atlas of the initial model and its initial models, by id."""
         return dict(self.record.get("begun_from", {}))
 
 
@@ -91,26 +91,26 @@ def weights_name(number: int) -> str:
 
 
 def check_free(folder: Path) -> None:
-    """That `folder` may become a model's: it is not there, empty, or a model that is to be replaced.
+    """Check that a model may be written to `folder`: it does not exist, is empty, or is a model to replace.
 
     Raises
     ------
     OutputError
-        It holds something else.
+        The folder has other contents.
     """
     if folder.exists() and not (folder / HEADER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(
-            f"{folder}: expected a new folder or a model, got another folder. Give another name, or remove it"
+            f"{folder}: expected a new folder or a model, got another folder. Give another name, or remove it."
         )
 
 
 def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | None = None) -> None:
-    """Write a model into a folder, which appears whole or not at all.
+    """Write a model into a folder. The folder is written atomically.
 
     Raises
     ------
     OutputError
-        It cannot be written, or something else lies there.
+        The folder cannot be written, or has other contents.
     """
     from atlasseg.refinement.network.tensors import write_tensors
 
@@ -148,12 +148,13 @@ def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | 
 
 
 def read_model(folder: str | Path) -> RefinerModel:
-    """Read a model that `write_model` wrote.
+    """Read a model written by `write_model`.
 
     Raises
     ------
     InputError
-        There is none, it is of another format, or a file of it is damaged or foreign; the message names the file.
+        There is no model, it has another format, or a file is damaged or belongs to another model. The message names
+        the file.
     MissingLibraryError
         The libraries of the network are not installed.
     """
@@ -161,14 +162,14 @@ def read_model(folder: str | Path) -> RefinerModel:
     require_libraries()
     header = folder / HEADER
     if not header.is_file():
-        raise InputError(f"{folder}: expected a model of the refiner, got none. Train one with atlasseg train")
+        raise InputError(f"{folder}: expected a model of the refiner, got none. Train one with atlasseg train.")
     files = (header, *sorted(folder.glob("*.safetensors")))
     return _read(folder, tuple(path.stat().st_mtime_ns for path in files))
 
 
 @lru_cache(maxsize=2)
 def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
-    """The model in a folder whose files were last changed at `stamp`: read once for many targets."""
+    """Read the model of a folder whose files were last changed at `stamp`; cached for many targets."""
     from atlasseg.refinement.network.networks import Form
 
     check_seal(folder, [HEADER, TABLE], remedy="train the model again")
@@ -203,11 +204,11 @@ def _read(folder: Path, stamp: tuple[int, ...]) -> RefinerModel:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder}: the model is damaged ({error!r}). Train it again") from error
+        raise InputError(f"{folder}: expected a model, got a damaged one ({error!r}). Train it again.") from error
 
 
 def _weights(path: Path, form: Form) -> dict[str, Tensor]:
-    """The weights in a file, found to be those of the network."""
+    """Read the weights of a file, and check that they belong to the network."""
     import torch
 
     from atlasseg.refinement.network.networks import build, load_weights
@@ -220,7 +221,7 @@ def _weights(path: Path, form: Form) -> dict[str, Tensor]:
 
 
 def best_of(model: RefinerModel) -> Member:
-    """The member that did best on validation."""
+    """The member with the best validation score."""
     return max(model.members, key=lambda member: member.scores.get("validation_dice", 0.0))
 
 
@@ -268,10 +269,10 @@ def card(model: RefinerModel, table: LabelTable) -> str:
     ]
     return (
         "# A refiner of atlasseg\n\n"
-        "Corrects segmentations that were fused from atlases. It serves scans like those it was trained on, fused by "
-        "the same recipe; it is not a medical device.\n\n"
+        "Corrects segmentations that were fused from atlases. Use it for scans like the training scans, fused by "
+        "the same recipe. It is not a medical device.\n\n"
         f"- Fused probabilities: {model.prior}; labels: {names}\n{_made(model)}"
-        "## Validation\n\nMean Dice on the fold that each network did not learn from, before and after; probabilities "
+        "## Validation\n\nMean Dice on the validation fold of each network, before and after refinement. Probabilities "
         "are calibrated by the temperature.\n\n"
         "| network | steps | seconds | fused | refined | temperature |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows)
@@ -285,7 +286,7 @@ def _pretrained_card(model: RefinerModel) -> str:
         "# A pre-trained network of atlasseg\n\n"
         "Pre-trained by masked reconstruction, without labels. Use it with `atlasseg train --init`.\n\n"
         f"{_made(model)}"
-        f"## Validation\n\nError where it was hidden, {member.scores['validation_loss']:.5g} of the variance, after "
+        f"## Validation\n\nError in masked blocks: {member.scores['validation_loss']:.5g} of the variance, after "
         f"{member.scores['steps']:g} steps.\n\n{_data(model)}"
     )
 
@@ -304,6 +305,6 @@ def _data(model: RefinerModel) -> str:
     lines = [f"- `{id_}`: {digest}" for id_, digest in model.record.get("data", {}).items()]
     others = model.initial_atlases
     if others:
-        lines.append(f"\nIt was begun from a model that had learned from {', '.join(f'`{id_}`' for id_ in others)}.")
+        lines.append(f"\nIts initial weights are from a model trained on {', '.join(f'`{id_}`' for id_ in others)}.")
     text = "\n".join(lines)
-    return f"![curves]({PICTURE})\n\n## Data\n\nScans it was trained on, by the digest of their voxels:\n\n{text}\n"
+    return f"![curves]({PICTURE})\n\n## Data\n\nTraining scans, with digests of their voxels:\n\n{text}\n"

@@ -1,4 +1,4 @@
-"""MONAI's U-Nets under one roof: built from a few numbers, and what they cost before they are run."""
+"""U-Nets of MONAI: built from a few numbers, with estimates of memory and operations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DECODER = {
     "attention_unet": r"^model\.2|\.(attention|upconv|merge)\.",
     "swin_unetr": r"^(decoder|out)",
 }
-"""Names of the parameters that are not the encoder's."""
+"""Pattern of the names of parameters outside the encoder."""
 
 HEAD = {
     "dynunet": r"^(output_block|deep_supervision_heads)",
@@ -34,12 +34,12 @@ HEAD = {
     "attention_unet": r"^model\.2",
     "swin_unetr": r"^out",
 }
-"""Names of the parameters that belong to the labels."""
+"""Pattern of the names of parameters of the output layers."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """All that it takes to build a network again."""
+    """Settings from which a network is built."""
 
     architecture: Architecture
     inputs: int
@@ -51,24 +51,24 @@ class Form:
 
     @property
     def multiple_voxels(self) -> int:
-        """The patch must be a multiple of this along each axis."""
+        """Number of voxels of which the patch must be a multiple along each axis."""
         return 32 if self.architecture == "swin_unetr" else int(2 ** (self.levels - 1))
 
     @property
     def smallest_voxels(self) -> int:
-        """A patch smaller than this leaves a single voxel at the coarsest level, which no norm can do with."""
+        """Minimum patch size. A smaller patch has one voxel at the coarsest level, which cannot be normalised."""
         return 2 * self.multiple_voxels
 
 
 def build(form: Form) -> nn.Module:
-    """The network of a form, on the CPU, its weights drawn from torch's generator.
+    """Build the network of a form on the CPU, with random weights from torch's generator.
 
-    In training one with deep supervision returns (B, 1 + coarser, outputs, ...), every other (B, outputs, ...).
+    In training, a network with deep supervision returns (B, 1 + coarser, outputs, ...), others (B, outputs, ...).
 
     Raises
     ------
     InputError
-        An architecture cannot have this form.
+        The architecture does not allow this form.
     """
     from monai.networks import nets
 
@@ -110,29 +110,29 @@ def build(form: Form) -> nn.Module:
 
 
 def is_encoder(form: Form, name: str) -> bool:
-    """Whether a parameter, by its name, is the encoder's."""
+    """Whether a parameter, by its name, belongs to the encoder."""
     return re.search(DECODER[form.architecture], name) is None
 
 
 def is_head(form: Form, name: str) -> bool:
-    """Whether a parameter, by its name, is of the layers that compute the labels' logits."""
+    """Whether a parameter, by its name, belongs to the output layers, which compute the logits."""
     return re.search(HEAD[form.architecture], name) is not None
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a network by name, each once; they are the network's own, not copies."""
+    """Collect the parameters and buffers of a network by name, each once, without copies."""
     kept = network.state_dict().keys()
     every = (*network.named_parameters(), *network.named_buffers())
     return {name: tensor.data for name, tensor in every if name in kept}
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Put `weights` into a network.
+    """Load `weights` into a network.
 
     Raises
     ------
     InputError
-        They are not the network's: the message names `where` they come from and the first that differs.
+        The weights do not fit the network. The message names their source `where` and the first that differs.
     """
     own = weights_of(network)
     for name in sorted({*own, *weights}):
@@ -144,9 +144,9 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], where: str) 
 
 
 def zero_init_head(network: nn.Module, form: Form) -> None:
-    """Initialise the head of a new network with zeros, so that its first correction of the fused logarithms is 0.
+    """Initialise the head of a new network with zeros, so that its initial correction of log probabilities is 0.
 
-    The last layer of residual_unet adds to the one before it, and is left as it is.
+    The last layer of residual_unet is a residual of the previous one, and is not changed.
     """
     if form.architecture != "residual_unet":
         for name, tensor in weights_of(network).items():
@@ -159,9 +159,9 @@ def transfer_weights(
 ) -> list[str]:
     """Copy the `weights` of another training into a network where they fit, and return the names of the others.
 
-    The layers that compute the labels' logits keep theirs. Where the inputs are others, or mean other labels (not
+    The output layers are not copied. If the inputs are others, or belong to other labels (not
     `same_inputs`), the weights of the first layers are copied for the scan alone. The rest of them is set to 0, so that
-    the network responds to the scan as the other one did.
+    the network responds to the scan like the other network.
     """
     left, first = [], _first(form)
     for name, tensor in weights_of(network).items():
@@ -179,7 +179,7 @@ def transfer_weights(
 
 
 def _first(form: Form) -> set[str]:
-    """Names of the weights that see the inputs: those whose shape changes with their number."""
+    """Names of the weights of the first layers: those whose shape depends on the number of inputs."""
     with torch.device("meta"):
         here, there = (weights_of(build(each)) for each in (form, replace(form, inputs=form.inputs + 1)))
     return {name for name, tensor in here.items() if tensor.shape != there[name].shape}
@@ -187,18 +187,18 @@ def _first(form: Form) -> set[str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one patch: a forward pass in floating point operations, and bytes kept for the way back."""
+    """Cost of one patch: floating-point operations of a forward pass, and bytes stored for the backward pass."""
 
     parameters: int
     flops: int
     kept_bytes: int
 
     def training_bytes(self, batch: int) -> int:
-        """Bytes of a training step: weights, their gradients, two moments and the mean; activations and gradients."""
+        """Bytes of a training step: weights with gradients, moments and average; activations with gradients."""
         return 20 * self.parameters + 2 * batch * self.kept_bytes
 
     def step_flops(self, batch: int) -> int:
-        """Operations of a training step: the way back costs twice the way there."""
+        """Operations of a training step: a backward pass costs twice a forward pass."""
         return 3 * batch * self.flops
 
 

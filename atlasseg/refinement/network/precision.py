@@ -1,4 +1,4 @@
-"""In how many bits a network is computed."""
+"""Numerical precision of a network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """bfloat16, where a device multiplies faster in its 16 bits than in 32."""
+    """Choose bfloat16 if the device multiplies faster in 16 bits than in 32, otherwise None."""
     if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -1,4 +1,4 @@
-"""Tensors and a JSON state in one safetensors file. Reading one runs no code of it."""
+"""Tensors and a JSON state in one safetensors file. Reading it runs no code."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ HEADER = "state"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and what JSON can hold into one file, which appears whole or not at all."""
+    """Write tensors and a JSON state into one file, atomically."""
     from safetensors.torch import save
 
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as aside:
-        aside.write_bytes(save(flat, metadata={HEADER: json.dumps(state)}))  # save_file's are for the owner alone
+        aside.write_bytes(save(flat, metadata={HEADER: json.dumps(state)}))  # save_file restricts the file's access
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote.
+    """Read a file of `write_tensors`.
 
     Raises
     ------
     InputError
-        There is no such file, or it is not one of these.
+        The file does not exist or has another format.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""A network over a whole scan: overlapping windows, blended slab by slab to hold memory down."""
+"""Sliding windows of a network over a whole scan, blended slab by slab to limit memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from atlasseg.refinement.network.inputs import dense, network_inputs
 from atlasseg.volume import Float32
 
 Predictor = Callable[[Tensor, Tensor | None], Tensor]
-"""Inputs (1, C, ...) and log prior (1, L, ...) or None to probabilities (1, L, ...)."""
+"""Function of inputs (1, C, ...) and log prior (1, L, ...) or None that returns probabilities (1, L, ...)."""
 
 SIGMA_SHARE = 0.125
-"""Standard deviation of a window's Gaussian weight, in shares of its edge."""
+"""Standard deviation of a window's Gaussian weight, as a fraction of its edge."""
 
 
 def make_predictor(
@@ -29,9 +29,9 @@ def make_predictor(
     flips: Sequence[int],
     half: torch.dtype | None = None,
 ) -> Predictor:
-    """Mean probability of networks over all turnings of the axes `flips`, each calibrated by its temperature.
+    """Make a predictor: mean probability of networks over all flips of the axes `flips`, calibrated by temperature.
 
-    Convolutions are computed in `half`, where it is given, all else in 32 bits.
+    If `half` is given, convolutions are computed in it, everything else in 32 bits.
     """
     turnings = [
         tuple(a for a, on in zip(flips, chosen, strict=True) if on) for chosen in product((0, 1), repeat=len(flips))
@@ -66,34 +66,39 @@ def slabs(
     overlap: float = 0.5,
     device: str = "cpu",
 ) -> Iterator[tuple[int, Tensor]]:
-    """Probabilities of a whole case, slab after slab along its first axis.
+    """Compute the probabilities of a whole case, slab by slab along its first axis.
 
-    Windows overlap by a share of their edge and are blended by Gaussian weights. Only the slab that windows still
-    write to is held: L labels times a window's thickness times the other two axes, beside what one window takes.
+    Windows overlap and are blended by Gaussian weights. Only the slab to which windows are still
+    added is in memory: L labels times the thickness of a window times the other two axes, and one window.
 
     Parameters
     ----------
     case : Case
+        The scan.
     coding : LabelEncoding
+        Codes of the L labels.
     predict : Predictor
+        Function of a window, from `make_predictor`.
     window : three ints
+        Size of a window in voxels.
     prior : str
         As in `recipe.training.Refiner`.
     overlap : float
-        0 up to, not including, 1.
+        Overlap of windows as a fraction of their edge, 0 to below 1.
     device : str
+        "cpu" or "cuda".
 
     Yields
     ------
     first : int
-        Where the slab begins.
+        Index at which the slab begins.
     probabilities : (L, n, J, K) float32
-        On the device.
+        Probabilities, on the device.
 
     Raises
     ------
     InputError
-        A GPU's memory is too small.
+        The GPU memory is too small.
     """
     size = case.scan.shape[1:]
     starts = [_starts(n, w, overlap) for n, w in zip(size, window, strict=True)]
@@ -113,8 +118,8 @@ def slabs(
                     p = predict(shown, log_prior)[0][:, *place]
             except torch.OutOfMemoryError as error:
                 raise InputError(
-                    f"{case.id}: out of GPU memory for a window of {' x '.join(map(str, window))} voxels "
-                    f"with {len(coding)} labels. Use another GPU, or device='cpu'"
+                    f"{case.id}: expected GPU memory for a window of {' x '.join(map(str, window))} voxels "
+                    f"with {len(coding)} labels, got less. Use another GPU, or device='cpu'."
                 ) from error
             here = weight[place]
             into = (slice(None), *box[1:])
@@ -131,7 +136,7 @@ def slabs(
 
 
 def probabilities(case: Case, coding: LabelEncoding, predict: Predictor, **settings: object) -> Float32:
-    """(L, I, J, K) of a whole case, for those small enough; settings as for `slabs`."""
+    """Compute the probabilities (L, I, J, K) of a whole small case; settings as for `slabs`."""
     return torch.cat([slab.cpu() for _, slab in slabs(case, coding, predict, **settings)], 1).numpy()  # type: ignore[arg-type]
 
 
@@ -175,7 +180,7 @@ def _pad(
 
 
 def sparse_entries(slab: Tensor, least: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Float32]:
-    """Voxels (n, 3), codes and probabilities (n,) of a (L, I, J, K) slab: the `most` largest, `least` and above."""
+    """Voxels (n, 3), codes and probabilities (n,) of a (L, I, J, K) slab: the `most` largest of at least `least`."""
     top, codes = (found.cpu().numpy() for found in torch.topk(slab, min(most, slab.shape[0]), dim=0))
     rank, i, j, k = np.nonzero(top >= least)
     return np.stack([i, j, k], 1), codes[rank, i, j, k], top[rank, i, j, k]
