@@ -28,19 +28,19 @@ from atlasseg.volume import Grid, Image, LabelMap, Mask
 Severity = Literal["error", "warning", "note"]
 
 SPACING_RATIO = 1.5
-"""Voxels that are this many times larger or smaller than usual in the folder are worth a look."""
+"""Ratio of a voxel size to the median of the folder from which it is reported."""
 
 RANGE_RATIO = 10.0
-"""The same for the width of the intensities, from their 1st to their 99th percentile."""
+"""Ratio of the intensity range (1st to 99th percentile) to the median of the folder from which it is reported."""
 
 VOLUME_Z = 5.0
 """Robust z of the logarithm of a structure's volume, beyond which the volume is an outlier."""
 
 LEAST_VOLUME_SD = 0.1
-"""Standard deviation that structures are granted at least, as a share of their volume: what two raters differ by."""
+"""Minimum standard deviation of a structure's volume, as a fraction: the difference between two raters."""
 
 FEWEST_FOR_OUTLIERS = 5
-FRAGMENT_SHARE = 0.01  # of a label's voxels: a loose part below it is a slip of the brush rather than a structure
+FRAGMENT_SHARE = 0.01  # fraction of a label's voxels below which a loose part is probably an annotation error
 OUTSIDE_MASK_SHARE = 0.01
 
 
@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """What is remembered of one scan, so that no more than one is in memory."""
+    """Properties of one scan, so that only one scan is in memory."""
 
     id: str
     image: Path
@@ -98,7 +98,7 @@ def examine(folder: str | Path, *, progress: Callable[[str], None] | None = None
         try:
             for finding in _examine(root, progress or (lambda _: None)):
                 findings.append(finding)
-        except Exception as error:  # a folder that cannot be listed, say; what was found before is kept
+        except Exception as error:  # for example a folder that cannot be listed; earlier findings are kept
             findings.append(Finding("error", root, f"{type(error).__name__}: {error}", "the rest was not checked"))
     rank = {"error": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: (rank[finding.severity], str(finding.file)))
@@ -106,14 +106,14 @@ def examine(folder: str | Path, *, progress: Callable[[str], None] | None = None
 
 def _examine(root: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
     if not (root / "images").is_dir():
-        yield Finding("error", root, "there is no folder images/", "put the scans into images/ID.nii.gz")
+        yield Finding("error", root, "expected a folder images/, got none", "put the scans into images/ID.nii.gz")
         return
     images, doubled = _volumes(root / "images")
     labels, also = _volumes(root / "labels")
     masks, third = _volumes(root / "masks")
     yield from (*doubled, *also, *third)
     if not images:
-        yield Finding("error", root / "images", "there are no images", "put the scans into images/ID.nii.gz")
+        yield Finding("error", root / "images", "expected images, got none", "put the scans into images/ID.nii.gz")
     table = LabelTable()
     for path in (root / name for name in ("labels.tsv", "labels.csv", "labels.txt")):
         if path.is_file():
@@ -169,7 +169,7 @@ def _volumes(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
             continue
         id_ = path.name if path.is_dir() else io.volume_id(path)
         if id_ in found:
-            message = f"the id {id_!r} is that of {found[id_].name} too"
+            message = f"expected unique ids, got {id_!r}, which {found[id_].name} has too"
             doubled.append(Finding("error", path, message, "keep one of the two files"))
         found.setdefault(id_, path)
     return found, doubled
@@ -183,12 +183,12 @@ def _unpaired(
     has_probabilities: bool,
 ) -> Iterator[Finding]:
     if not labels and not has_probabilities:
-        yield Finding("note", root, "there are no labels: these can be targets, not atlases")
+        yield Finding("note", root, "no labels found: the scans can be targets, but not atlases")
     elif labels:
         for id_ in sorted(images.keys() - labels.keys()):
             wanted = root / "labels" / f"{id_}.nii.gz"
             yield Finding(
-                "error", images[id_], f"there is no label file for it ({wanted})", "add it, or remove the image"
+                "error", images[id_], f"expected a label file ({wanted}), got none", "add it, or remove the image"
             )
     for kind, others in (("labels", labels), ("a mask", masks)):
         for id_ in sorted(others.keys() - images.keys()):
@@ -199,7 +199,7 @@ def _unpaired(
 
 
 def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case:
-    """What there is to remember of a case; what is wrong with it by itself goes to `found`."""
+    """Read the properties of a case, and add its own problems to `found`."""
     image: Image | None = None
     try:
         with _warnings_as_findings(case.image, found):
@@ -286,11 +286,11 @@ def _label_flaws(path: Path, labels: LabelMap, table: LabelTable) -> Iterator[Fi
         yield Finding("warning", path, f"labels that the label table lacks: {_some(unknown)}", "add them to labels.tsv")
     tiny, loose = _fragments(labels, values)
     if tiny:
-        yield Finding("warning", path, f"labels of a single voxel: {_some(tiny)}", "is it a slip of the brush?")
+        yield Finding("warning", path, f"labels of a single voxel: {_some(tiny)}", "is it an annotation error?")
     if loose:
         parts = [f"{value} ({count} of at most {largest} voxels)" for value, count, largest in loose]
         message = f"labels with loose fragments below {FRAGMENT_SHARE:.0%} of their size: {_some(parts)}"
-        yield Finding("note", path, message, "are they slips of the brush?")
+        yield Finding("note", path, message, "are they annotation errors?")
 
 
 def _fragments(labels: LabelMap, values: np.ndarray) -> tuple[list[int], list[tuple[int, int, int]]]:
@@ -331,18 +331,20 @@ def _spacings(cases: Sequence[_Case]) -> Iterator[Finding]:
     usual = np.median(sizes, axis=0)
     for case, size in zip(known, sizes, strict=True):
         if (np.maximum(size / usual, usual / size) > SPACING_RATIO).any():
-            message = f"voxels of {_times(case.spacing_mm)} mm, where {_times(usual)} mm is usual here"
+            message = f"expected voxels of {_times(usual)} mm as in the other scans, got {_times(case.spacing_mm)} mm"
             yield Finding("warning", case.image, message, "is the header right?")
 
 
 def _orientations(cases: Sequence[_Case]) -> Iterator[Finding]:
-    """Axes that run otherwise than in most scans; right or left-handed is all the same here."""
+    """Axes with other directions than in most scans; handedness is ignored here."""
     known = [case for case in cases if case.orientation]
     counts = Counter(case.orientation for case in known)
     usual, count = counts.most_common(1)[0] if known else ("", 0)
     for case in known if 2 * count > len(known) else []:
         if case.orientation != usual:
-            message = f"axes run {case.orientation}, where {usual} is usual here: handled, if the header is right"
+            message = (
+                f"expected axes {usual} as in the other scans, got {case.orientation}: handled, if the header is right"
+            )
             yield Finding("note", case.image, message, "look at it beside another scan")
 
 
@@ -356,7 +358,7 @@ def _left_handed(root: Path, cases: Sequence[_Case]) -> Iterator[Finding]:
 def _float_labels(root: Path, cases: Sequence[_Case]) -> Iterator[Finding]:
     stored = [case.id for case in cases if case.labels_as_float]
     if stored:
-        message = f"labels are stored as floats, all whole, in {len(stored)} of {len(cases)}: {_some(stored)}"
+        message = f"labels are stored as floats with integer values in {len(stored)} of {len(cases)}: {_some(stored)}"
         yield Finding("note", root / "labels", message, "written as integers here")
 
 
@@ -367,8 +369,8 @@ def _ranges(cases: Sequence[_Case]) -> Iterator[Finding]:
     usual = float(np.median([case.width for case in known]))
     for case in known:
         if max(case.width / usual, usual / case.width) > RANGE_RATIO:
-            message = f"intensities span {case.width:.4g} (1st to 99th percentile), where {usual:.4g} is usual here"
-            yield Finding("note", case.image, message, "intensities are scaled by default: leave that on")
+            message = f"expected an intensity range near {usual:.4g} (1st to 99th percentile), got {case.width:.4g}"
+            yield Finding("note", case.image, message, "intensities are scaled by default: do not disable it")
 
 
 def _duplicates(cases: Sequence[_Case]) -> Iterator[Finding]:
@@ -381,7 +383,7 @@ def _duplicates(cases: Sequence[_Case]) -> Iterator[Finding]:
     for group in same_image.values():
         for case in group[1:]:
             message = f"the same intensities as {group[0].image.name}"
-            yield Finding("warning", case.image, message, "keep one: the other would vote twice, or on itself")
+            yield Finding("warning", case.image, message, "keep one: a duplicate votes twice, or for itself")
     for group in same_labels.values():
         for case in group[1:]:
             if case.labels is not None and case.image_hash != group[0].image_hash and group[0].labels is not None:
@@ -400,14 +402,14 @@ def _inventory(cases: Sequence[_Case], not_annotated: Mapping[str, frozenset[int
             v for v, n in holders.items() if 2 * n > len(drawn) and v not in case.voxels and v not in silent
         )
         if lacking:
-            message = f"lacks labels that most others have: {_some(lacking)}"
+            message = f"expected labels that most other scans have, got none of {_some(lacking)}"
             sidecar = case.labels.parent / f"{case.id}.json"
             remedy = f'if they are not annotated, list them in {sidecar}: {{"not_annotated": {lacking}}}'
             yield Finding("warning", case.labels, message, remedy)
         rare = sorted(value for value in case.voxels if 2 * holders[value] <= len(drawn) and len(drawn) > 2)
         if rare:
             yield Finding(
-                "note", case.labels, f"has labels that most others lack: {_some(rare)}", "are the values right?"
+                "note", case.labels, f"labels that most other scans do not have: {_some(rare)}", "are the values right?"
             )
 
 
@@ -415,11 +417,11 @@ def _unused_labels(root: Path, cases: Sequence[_Case], table: LabelTable) -> Ite
     used = {value for case in cases for value in case.voxels}
     unused = [value for value in table.values if value != 0 and value not in used]
     if used and unused:
-        yield Finding("note", root, f"labels of the label table that no label map holds: {_some(unused)}")
+        yield Finding("note", root, f"labels of the label table that are in no label map: {_some(unused)}")
 
 
 def _volume_outliers(cases: Sequence[_Case], table: LabelTable) -> Iterator[Finding]:
-    """Structures whose volume is far from the usual: robust z-score of its logarithm (median and MAD)."""
+    """Structures with outlying volume: robust z-score of its logarithm (median and MAD)."""
     drawn = [case for case in cases if case.voxels and case.voxel_mm3]
     odd: dict[str, list[str]] = defaultdict(list)
     for value in sorted({value for case in drawn for value in case.voxels}):
@@ -432,10 +434,10 @@ def _volume_outliers(cases: Sequence[_Case], table: LabelTable) -> Iterator[Find
         sd = max(1.4826 * float(np.median(np.abs(logs - centre))), LEAST_VOLUME_SD)
         for case, volume_mm3, z in zip(holders, volumes_mm3, (logs - centre) / sd, strict=True):
             if abs(z) > VOLUME_Z:
-                odd[case.id].append(f"{table.name(value)} {volume_mm3:.4g} (usual {np.exp(centre):.4g}, z {z:+.1f})")
+                odd[case.id].append(f"{table.name(value)} {volume_mm3:.4g} (median {np.exp(centre):.4g}, z {z:+.1f})")
     for case in drawn:
         if case.id in odd and case.labels is not None:
-            message = f"volumes in mm^3 far from the usual: {_some(odd[case.id])}"
+            message = f"outlying volumes in mm^3: {_some(odd[case.id])}"
             yield Finding("warning", case.labels, message, "look at these labels over the scan")
 
 
@@ -450,7 +452,7 @@ def _tried(path: Path, read: Callable[[], object]) -> Iterator[Finding]:
 
 
 def _orientation(grid: Grid) -> str:
-    """Where the axes run, as in RAS."""
+    """Directions of the axes, for example RAS."""
     from nibabel.orientations import aff2axcodes
 
     return "".join(code or "?" for code in aff2axcodes(grid.affine))
@@ -467,7 +469,7 @@ def _some(items: Iterable[object], most: int = 8) -> str:
 
 @contextmanager
 def _warnings_as_findings(path: Path, found: list[Finding]) -> Iterator[None]:
-    """Add what reading a file warns of to `found`, and keep it out of the log."""
+    """Add the warnings of reading a file to `found` instead of the log."""
 
     def keep(record: logging.LogRecord) -> bool:
         message = record.getMessage()

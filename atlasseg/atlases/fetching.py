@@ -3,10 +3,10 @@
 ::
 
     DIR/atlases/images, labels, labels.tsv    the labelled scans, a library
-    DIR/targets/images                        scans without labels, where the dataset has any
-    DIR/LICENSE.txt                           whose they are, where they are from, and on what terms they may be used
+    DIR/targets/images                        scans without labels, if the dataset has any
+    DIR/LICENSE.txt                           authors, source and licence
 
-A broken download is taken up where it broke; the folder appears whole or not at all.
+An interrupted download is resumed. The folder is written atomically.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from atlasseg.methods import suggestion
 log = logging.getLogger(__name__)
 
 Told = Callable[[int, int], None]
-"""Told (bytes that are here, bytes in all or 0 where that is not known) as a download goes on."""
+"""Function that is called with (bytes downloaded, total bytes or 0 if unknown) during a download."""
 
 DECATHLON = "Medical Segmentation Decathlon"
 
@@ -43,21 +43,21 @@ class Dataset:
     name : str
         Name for `fetch`.
     about : str
-        One line: what it holds.
+        Contents, in one line.
     url : str
-        Of its archive.
+        Address of the archive.
     checksum : str
         ``md5:...`` or ``sha256:...`` of the archive.
     checksum_from : str
-        Who publishes that checksum.
+        Publisher of the checksum.
     licence, licence_url : str
     cite : str
-        What to cite where it is used.
+        Reference to cite.
     megabytes : int
-        Size of the archive, about.
+        Approximate size of the archive.
     lay_out : callable, optional
-        ``lay_out(archive, dataset, folder)`` unpacks the archive into the layout of a library; by default an archive of
-        the Decathlon.
+        ``lay_out(archive, dataset, folder)`` unpacks the archive into the layout of a library. Default: for an archive
+        of the Decathlon.
     """
 
     name: str
@@ -103,19 +103,28 @@ DATASETS = {
         _decathlon("spleen", "Task09_Spleen", "410d4a301da4e5b2f6f86ec3ddba524e", 1500, "41 labelled CT of the spleen"),
     )
 }
-"""Only datasets whose licence lets anyone download them, and whose archive has a published checksum."""
+"""Datasets that anyone may download, with a published checksum of the archive."""
 
 
 def known(name: str) -> Dataset:
-    """Find a dataset by its name.
+    """Find a dataset by name.
+
+    Parameters
+    ----------
+    name : str
+        Name, a key of `DATASETS`.
+
+    Returns
+    -------
+    Dataset
 
     Raises
     ------
     InputError
-        There is none.
+        The name is unknown.
     """
     if name not in DATASETS:
-        raise InputError(f"there is no dataset {name!r}{suggestion(name, DATASETS)}")
+        raise InputError(f"expected a known dataset, got {name!r}{suggestion(name, DATASETS)}")
     return DATASETS[name]
 
 
@@ -125,24 +134,25 @@ def fetch(dataset: Dataset, folder: Path, *, told: Told | None = None) -> None:
     Parameters
     ----------
     dataset : Dataset
+        Dataset, from `known`.
     folder : path
-        Made; it must not be there yet.
+        New folder.
     told : callable, optional
         See `Told`.
 
     Raises
     ------
     InputError
-        The folder is there, the server cannot be reached or breaks off (what came is kept, and the next call goes on
-        from there), the archive is not what its checksum says, or its content is not what was expected.
+        The folder exists, the download fails (the downloaded part is kept, and the next call resumes
+        it), the checksum of the archive is wrong, or its content is not as expected.
     OutputError
-        It cannot be written.
+        The folder cannot be written.
     """
     import pooch
     import requests
 
     if folder.exists():
-        raise InputError(f"{folder}: expected a new folder, got one that exists. Remove it, or give another folder")
+        raise InputError(f"{folder}: expected a new folder, got one that exists. Remove it, or give another folder.")
     archive = folder.with_name(f".{folder.name}.tar")
     begun = folder.with_name(f".{folder.name}.tar.begun")
     pooch.get_logger().setLevel(logging.WARNING)
@@ -157,8 +167,8 @@ def fetch(dataset: Dataset, folder: Path, *, told: Told | None = None) -> None:
             )
         except requests.RequestException as error:
             kept = begun.stat().st_size if begun.is_file() else 0
-            further = f"; {kept / 1e6:.1f} MB of it are kept: the same command goes on from there" if kept else ""
-            raise InputError(f"{dataset.url}: cannot be downloaded: {error}{further}") from error
+            further = f"; {kept / 1e6:.1f} MB are kept. Run the same command to resume" if kept else ""
+            raise InputError(f"{dataset.url}: expected a download, got: {error}{further}") from error
         except ValueError as error:  # of pooch, which has removed the file
             raise InputError(
                 f"{dataset.url}: expected the dataset {dataset.name} with {dataset.checksum} "
@@ -183,7 +193,7 @@ def _as_errors(folder: Path) -> Iterator[None]:
 
 
 class _Resuming:
-    """Downloads for pooch: into a file of its own, which outlives a broken connection and is gone on from."""
+    """Downloader for pooch that resumes from a partial file after a broken connection."""
 
     BLOCK = 1 << 16
     TIMEOUT_S = 30.0
@@ -221,11 +231,11 @@ class _Resuming:
                 said = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
                 if said is None or int(said[1]) != here:
                     self.begun.unlink()  # of another file; from the beginning
-                    raise requests.ConnectionError("what was begun does not belong to this file; it was removed")
+                    raise requests.ConnectionError("the partial download belongs to another file, and was removed")
                 return
             response.raise_for_status()
             if response.status_code != requests.codes.partial_content:
-                here = 0  # a server that does not go on
+                here = 0  # the server does not resume
             whole = here + int(response.headers.get("Content-Length", 0))
             with self.begun.open("ab" if here else "wb") as file:
                 for block in response.iter_content(self.BLOCK):
@@ -233,7 +243,7 @@ class _Resuming:
                     here += len(block)
                     self.told(here, whole)
             if whole and here < whole:
-                raise requests.ConnectionError(f"broken off after {here} of {whole} bytes")
+                raise requests.ConnectionError(f"interrupted after {here} of {whole} bytes")
 
 
 # -- the Decathlon's archives -----------------------------------------------------------------------------------------
@@ -257,9 +267,9 @@ def _lay_out_decathlon(archive: Path, dataset: Dataset, folder: Path) -> None:
                     member.name = f"{places[path.parts[-2]]}/{path.name}"
                     tar.extract(member, folder, filter="data")
     except tarfile.TarError as error:
-        raise InputError(f"{dataset.url}: the archive cannot be unpacked: {error}") from error
+        raise InputError(f"{dataset.url}: expected a readable archive, got: {error}") from error
     if not labels or not any((folder / "atlases/images").iterdir()):
-        raise InputError(f"{dataset.url}: not an archive of the {DECATHLON}: no dataset.json or no images in imagesTr")
+        raise InputError(f"{dataset.url}: expected an archive of the {DECATHLON}, got no dataset.json or no imagesTr")
     table = LabelTable(tuple(Label(int(value), str(name)) for value, name in labels.items() if int(value) != 0))
     io.write_label_table(table, folder / "atlases/labels.tsv")
     for empty in ("targets/images", "targets"):
@@ -271,14 +281,14 @@ def _labels_of(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> d
     tar.extract(member.replace(name="dataset.json"), folder, filter="data")
     labels = io.read_json(folder / "dataset.json").get("labels")
     if not isinstance(labels, dict):
-        raise InputError(f"dataset.json: 'labels' must be an object of values and names, got {labels!r}")
+        raise InputError(f"dataset.json: 'labels': expected an object of values and names, got {labels!r}")
     return labels
 
 
 def licence_text(dataset: Dataset) -> str:
-    """Whose a dataset is, and on what terms it may be used."""
+    """Write the text about authors and licence of a dataset."""
     return (
         f"{dataset.about}\n\nLicence: {dataset.licence}, {dataset.licence_url}\nCite: {dataset.cite}\n"
         f"From: {dataset.url}\nChecksum: {dataset.checksum} ({dataset.checksum_from})\n"
-        "Laid out anew by atlasseg; scans and labels are unchanged.\n"
+        "Converted to the folder layout of atlasseg; scans and labels are unchanged.\n"
     )

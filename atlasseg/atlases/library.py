@@ -2,15 +2,15 @@
 
 ::
 
-    LIBRARY/images/ID.nii.gz          scans, one an atlas (or ID/, a DICOM series)
+    LIBRARY/images/ID.nii.gz          scans, one per atlas (or ID/, a DICOM series)
     LIBRARY/labels/ID.nii.gz          their labels, each on the grid of its own scan (Slicer's ID.seg.nrrd too)
     LIBRARY/labels/ID.json            optional: {"not_annotated": [3, "amygdala"]}, labels not annotated in it
     LIBRARY/masks/ID.nii.gz           optional: foreground masks of the scans
-    LIBRARY/labels.tsv                optional: what the labels mean (also .csv or .txt: any label table)
+    LIBRARY/labels.tsv                optional: names of the labels (also .csv or .txt: any label table)
     LIBRARY/probabilities/ID.nii.gz   instead of labels/ID: a 4-D map of label probabilities, or
-    LIBRARY/probabilities/LABEL.nii.gz   one file a label, named by its value or name, around a single template
+    LIBRARY/probabilities/LABEL.nii.gz   one file per label, named by its value or name, for a single template
 
-A library of one is a *single* atlas, one with probabilities is *probabilistic*, any other is *multi*.
+A library with one atlas is *single*, one with probabilities is *probabilistic*, any other is *multi*.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class AtlasLibrary:
     atlases : tuple of AtlasFiles
         Ascending by id.
     table : LabelTable
-        What the labels mean; may be empty.
+        Names of the labels; may be empty.
     """
 
     root: Path
@@ -112,7 +112,7 @@ class AtlasLibrary:
         Raises
         ------
         InputError
-            It does not hold one of them.
+            An id is not in the library.
         """
         for id_ in ids:
             self.files(id_)
@@ -129,7 +129,7 @@ class AtlasLibrary:
         for atlas in self.atlases:
             if atlas.id == id:
                 return atlas
-        raise InputError(f"{self.root}: there is no atlas {id!r}. Choose from {_some(self.ids, most=20)}")
+        raise InputError(f"{self.root}: expected an atlas of the library ({_some(self.ids, most=20)}), got {id!r}")
 
     def read(self, id: str) -> Atlas:
         """Read one atlas.
@@ -160,7 +160,7 @@ class AtlasLibrary:
         values = set(labels.values.tolist()) - {0}
         if not values:
             if self.kind == "single":
-                raise InputError(f"{path}: expected labels in the only atlas, got a label map of background alone")
+                raise InputError(f"{path}: expected labels in the only atlas, got background only")
             log.warning("%s: the label map has only background", path)
         unknown = sorted(values - set(self.table.values))
         if len(self.table) and unknown:

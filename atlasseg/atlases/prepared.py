@@ -1,9 +1,9 @@
 """Prepared library: a groupwise template, and the transforms from it to every atlas.
 
 The time to register N atlases to a target grows with N. Most of that work is the same for every target, because the
-differences between the atlases do not depend on it. So a template of mean shape and mean intensity is made from the
-library once, with a transform from it to every atlas. A new target is registered to the template alone, the transforms
-are composed, and each is refined in a few iterations at the finest levels.
+differences between the atlases do not depend on it. Therefore a template of mean shape and mean intensity is made from
+the library once, with a transform from it to every atlas. A new target is registered to the template only, the
+transforms are composed, and each is refined in a few iterations at the finest levels.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from atlasseg.version import __version__
 from atlasseg.volume import Image, Mask
 
 FORMAT = 1
-"""Of a prepared library's folder; raised when an older program could not read it rightly."""
+"""Format of the folder of a prepared library. It is increased when older versions could not read it correctly."""
 
 TEMPLATE_ITERATIONS = 60
-"""Of the registration to the template, at most so many a level, down to the template's own resolution."""
+"""Maximum number of iterations per level of the registration to the template, down to its resolution."""
 
 HEADER, TEMPLATE, MASK, TRANSFORMS = "preparation.json", "template.nii.gz", "template_mask.nii.gz", "transforms"
 
@@ -92,7 +92,7 @@ class PreparedLibrary:
         if changes:
             raise InputError(
                 f"the prepared library does not match {library.root}: {'; '.join(changes)}. "
-                "Prepare it again, or run without it"
+                "Prepare it again, or run without it."
             )
 
 
@@ -125,10 +125,10 @@ def _file_hash(path: Path | None) -> str:
 
 
 def engine_of(steps: Sequence[Step]) -> Engine:
-    """`diffeomorphic.register` with the parameters that a recipe's steps give it, but for those of single levels.
+    """Make `diffeomorphic.register` with the parameters of a recipe's steps, except those per level.
 
-    Levels and iterations are the template's own affair; where the recipe chooses its levels, so is the smoothing of
-    the field, which is given level by level.
+    The template has its own levels and iterations. If the recipe sets levels, the template also has its own smoothing
+    of the field, which is set per level.
     """
     given = next((step.arguments for step in reversed(steps) if step.method.function is diffeomorphic.register), {})
     own = {"shrink_factors", "iterations"} | ({"total_field_sigma_voxels"} if "shrink_factors" in given else set())
@@ -198,19 +198,20 @@ def register_prepared(
     target : Image
         The scan.
     prepared : PreparedLibrary
+        Template and transforms of the library.
     moving : sequence of Image
         The atlases' images.
     ids : sequence of str, optional
-        Which atlas each of them is: any of `prepared.ids`; by default these, all in their order.
+        Atlas id of each image, from `prepared.ids`. Default: all of them in their order.
     fixed_mask : Mask, optional
-        Outside it voxels do not count, on the target's grid.
+        Mask on the target's grid. Voxels outside are ignored.
     moving_masks : sequence of Mask or None, optional
-        Where each atlas is known.
+        Field of view of each atlas.
     engine : callable
         As for `groupwise_template`.
     refine_iterations : tuple of int
-        Of the refinement of each atlas, at most so many at each level of the method `diffeomorphic`, coarse to fine and
-        ending at full resolution; where all are 0 the composed transforms are returned as they are.
+        Maximum number of iterations of the refinement at each level of the method `diffeomorphic`, from coarse to full
+        resolution. If all are 0, the composed transforms are returned unchanged.
 
     Returns
     -------
@@ -220,7 +221,7 @@ def register_prepared(
     Raises
     ------
     InputError
-        An id is not among those prepared, numbers differ, or images cannot be registered.
+        An id is not in the prepared library, numbers differ, or images cannot be registered.
     GeometryError
         A mask is not on its image's grid, or the fields of view do not overlap.
     """

@@ -1,16 +1,16 @@
 r"""Probabilistic atlas from labelled scans: the probability of each label at each voxel of their template.
 
-Every atlas votes at a voxel of the template with the fraction of each label that falls there. Registration is not
-exact and atlases are few, so the votes of neighbouring voxels count too, weighted by a Gaussian :math:`G` of the
+Each atlas votes at a voxel of the template with its label fractions there. Registration is not
+exact and there are few atlases, so the votes of neighbouring voxels count too, weighted by a Gaussian :math:`G` of the
 distance. The probabilities :math:`p(x)` are the most likely ones under these weighted votes (local likelihood [2]_):
 
 .. math::
 
     p(x) = \operatorname*{argmax}_p \sum_y G(x - y) \sum_i \log \sum_{m \in S_i(y)} p_m
 
-:math:`S_i(y)` is the set of labels that atlas :math:`i` may mean at :math:`y`. Where every atlas annotates every
-label, the result is the smoothed mean of the votes. Where an atlas does not annotate some labels, its background
-means background or any of these labels. It is then divided among them as the other atlases suggest, by expectation
+:math:`S_i(y)` is the set of possible labels of atlas :math:`i` at :math:`y`. If all labels are annotated in all
+atlases, the result is the smoothed mean of the votes. If some labels are not annotated in an atlas, its background
+may be background or any of these labels. It is distributed among them by the votes of the other atlases, by expectation
 maximisation [1]_. An atlas does not vote outside its field of view.
 
 The width of :math:`G` is chosen by leave-one-out [3]_: it is the width under which the labels of a left-out atlas are
@@ -41,28 +41,28 @@ from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, ProbabilityMap
 
 Box = tuple[slice, slice, slice]
 Patch = tuple[Box, Float32]
-"""Part of the template's grid, and values there; elsewhere they are 0."""
+"""A box in the template's grid with values; values outside are 0."""
 
 WIDTHS_VOXELS = (0.0, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-"""Standard deviations that are tried, in the template's smallest voxel side."""
+"""Tested standard deviations, in units of the smallest voxel size of the template."""
 
 PATIENCE = 2
-"""The search ends when so many widths in a row were worse than the best."""
+"""The search ends after this number of successive widths that are worse than the best."""
 
 TRUNCATE = 4.0
 """Standard deviations at which the Gaussian is cut off."""
 
 UNSEEN = 1e-3
-"""Probability that a held-out atlas has a label where no other has it, shared by all labels."""
+"""Probability, summed over labels, that a held-out atlas has a label at a voxel where no other atlas has it."""
 
 LEAST = 1e-3
-"""Probabilities below this are not stored; the others of the voxel are scaled to sum 1."""
+"""Minimum probability that is stored. The others of the voxel are scaled to sum 1."""
 
 LEAST_VOTES = 1e-3
-"""Where fewer votes than this reach a voxel, in atlases, it is background."""
+"""Minimum number of votes at a voxel, in atlases; otherwise it is background."""
 
 ITERATIONS, TOLERANCE = 200, 1e-5
-"""Of the expectation and maximisation: at most so many, until no vote moves by more."""
+"""Maximum number of EM iterations, and largest change of a vote at which they end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ class Average:
     Parameters
     ----------
     probabilities : ProbabilityMap
+        Label probabilities on the grid of the template.
     smoothing_mm : float
         Standard deviation of the Gaussian in mm.
     log_likelihoods : mapping of float to float
@@ -86,7 +87,7 @@ class Average:
 
 @dataclass(frozen=True, eq=False)
 class _Votes:
-    """What one atlas says on the template: shares of labels (background, 0, is one), where it is `known`."""
+    """Votes of one atlas on the template: fractions of labels and background (0), and its field of view `known`."""
 
     shares: Mapping[int, Patch]
     known: Bool
@@ -94,7 +95,7 @@ class _Votes:
 
     @property
     def vague(self) -> bool:
-        """Whether its background may be something else."""
+        """Whether its background may be a label that is not annotated."""
         return bool(self.silent)
 
 
@@ -129,15 +130,15 @@ def average(
     Raises
     ------
     InputError
-        There is no atlas, numbers differ, `smoothing_mm` is negative, a width is to be found on a single atlas, or no
-        label of any atlas lands on the grid.
+        There is no atlas, numbers differ, `smoothing_mm` is negative, there is one atlas without a given width, or no
+        label of any atlas is on the grid.
     """
     if not atlases or len(atlases) != len(transforms):
         raise InputError(f"expected one transform for each atlas, got {len(transforms)} for {len(atlases)} atlases")
     if smoothing_mm is not None and not (np.isfinite(smoothing_mm) and smoothing_mm >= 0):
         raise InputError(f"expected a smoothing of 0 mm or more, got {smoothing_mm}")
     if smoothing_mm is None and len(atlases) < 2:
-        raise InputError("expected at least 2 atlases to choose the smoothing, got 1. Give it in mm")
+        raise InputError("expected at least 2 atlases to choose the smoothing, got 1. Give it in mm.")
     votes = [_votes(atlas, transform, grid) for atlas, transform in zip(atlases, transforms, strict=True)]
     if not any(set(vote.shares) - {0} for vote in votes):
         raise InputError(f"no label of the {len(atlases)} atlases is inside the template's grid of {grid.shape} voxels")
@@ -164,7 +165,7 @@ def _votes(atlas: Atlas, transform: Transform, grid: Grid) -> _Votes:
 
 
 def _scores(votes: Sequence[_Votes], grid: Grid, progress: Callable[[str], None]) -> dict[float, float]:
-    """Width in mm to the mean log-likelihood of held-out voxels, of the widths up to the best and a little beyond."""
+    """Mean log-likelihood of held-out voxels by width in mm, for the widths up to `PATIENCE` beyond the best."""
     scores: dict[float, float] = {}
     for width in WIDTHS_VOXELS:
         width_mm = float(width * grid.spacing_mm.min())
@@ -181,7 +182,7 @@ def _scores(votes: Sequence[_Votes], grid: Grid, progress: Callable[[str], None]
 
 
 def _log_likelihood(held_out: _Votes, counts: Mapping[int, Patch], grid: Grid) -> tuple[float, int]:
-    """Sum over the voxels that the held-out atlas and others know of its log-likelihood, and their number."""
+    """Sum of the log-likelihood of the held-out atlas over the voxels that it shares with others, and their number."""
     votes = _all_votes(counts, grid)
     known = held_out.known & (votes > LEAST_VOTES)
     total = 0.0
@@ -195,7 +196,7 @@ def _log_likelihood(held_out: _Votes, counts: Mapping[int, Patch], grid: Grid) -
 
 
 def _counts(votes: Sequence[_Votes], smoothing_mm: float, grid: Grid) -> dict[int, Patch]:
-    """How many atlases mean each label at each voxel, smoothed; their sum is the number of atlases that reach it."""
+    """Smoothed number of atlases with each label at each voxel; the sum is the number of atlases that cover it."""
     sigma_voxels = smoothing_mm / grid.spacing_mm
     clear: dict[int, list[Patch]] = {}
     vague: dict[frozenset[int], list[Patch]] = {}
@@ -216,10 +217,10 @@ def _counts(votes: Sequence[_Votes], smoothing_mm: float, grid: Grid) -> dict[in
 
 
 def _share_out(counts: dict[int, Patch], background: Float32, groups: Mapping[frozenset[int], Float32]) -> None:
-    """Share the votes of each group for "background or one of these labels" out among them, in place.
+    """Distribute the votes of each group for "background or one of these labels" among them, in place.
 
     In votes, not in probabilities: ``n_l <- n_l0 + sum over groups g of B_g n_l / (n_0 + sum of n_m, m in g)``, where
-    n_l0 are the votes of which the meaning is clear, B_g those of group g.
+    n_l0 are the votes for one label, B_g those of group g.
     """
     involved = sorted({label for silent in groups for label in silent if label in counts})
     undecided = np.zeros(background.shape, bool)
@@ -253,7 +254,7 @@ def _share_out(counts: dict[int, Patch], background: Float32, groups: Mapping[fr
 
 
 def _stored(counts: Mapping[int, Patch], grid: Grid, values: Sequence[int]) -> ProbabilityMap:
-    """Votes as probabilities."""
+    """Convert votes to probabilities."""
     votes = _all_votes(counts, grid)
     voxels, labels, probabilities = [], [], []
     index = np.arange(np.prod(grid.shape), dtype=np.int64).reshape(grid.shape)
@@ -275,7 +276,7 @@ def _stored(counts: Mapping[int, Patch], grid: Grid, values: Sequence[int]) -> P
 
 
 def _all_votes(counts: Mapping[int, Patch], grid: Grid) -> Float32:
-    """How many atlases reach each voxel."""
+    """Number of atlases that cover each voxel."""
     votes = np.zeros(grid.shape, np.float32)
     for box, count in counts.values():
         votes[box] += count
@@ -283,7 +284,7 @@ def _all_votes(counts: Mapping[int, Patch], grid: Grid) -> Float32:
 
 
 def _smoothed(patch: Patch, sigma_voxels: Float64, grid: Grid) -> Patch:
-    """Convolved with the Gaussian, nothing lying beyond the grid."""
+    """Convolve with the Gaussian, with zeros beyond the grid."""
     if not sigma_voxels.any():
         return patch
     reach = (TRUNCATE * sigma_voxels + 0.5).astype(int)

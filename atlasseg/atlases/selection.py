@@ -26,7 +26,7 @@ LEAST_COVERAGE = 0.25
 SHIFTS_VOXELS = 2
 """Maximum shift of the centres along each axis, in voxels of the thumbnail."""
 LEAST_VARIANCE = 1e-9
-"""What varies less, of intensities whose variance is about 1, is constant."""
+"""Minimum variance, for intensities with variance 1; below it a channel is constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,13 @@ class Thumbnails:
     Parameters
     ----------
     grid : Grid
-        Where they are.
+        The coarse grid.
     target : (i, j, k, C) float32
+        The target.
     images : (N, i, j, k, C) float32
+        The atlases.
     covered : (N, i, j, k) bool
-        Where each atlas is known and the target is wanted.
+        Voxels inside the field of view of each atlas and inside the mask of the target.
     """
 
     grid: Grid
@@ -142,14 +144,19 @@ def thumbnails(
 
 
 def similarities(seen: Thumbnails, *, metric: MetricName = "correlation") -> Float64:
-    """Similarity of each atlas to the target, (N,), higher is more similar; -inf for an atlas that covers too little.
+    """Compute the similarity of each atlas to the target.
 
     Parameters
     ----------
     seen : Thumbnails
-        What is compared.
+        Thumbnails of target and atlases.
     metric : str
-        Similarity metric, by its name; a distance is taken negative.
+        Name of a similarity metric; distances are negated.
+
+    Returns
+    -------
+    (N,) float64
+        Higher is more similar; -inf for an atlas that covers less than `LEAST_COVERAGE`.
     """
     measured = metric_class(metric)()
     scores = np.full(len(seen.images), -np.inf)
@@ -160,7 +167,7 @@ def similarities(seen: Thumbnails, *, metric: MetricName = "correlation") -> Flo
 
 
 def likenesses(seen: Thumbnails) -> Float64:
-    """Correlation of every two atlases where both are covered, (N, N); 0 without common voxels."""
+    """Compute the correlation of all pairs of atlases (N, N) on their common voxels; 0 without common voxels."""
     n = len(seen.images)
     out = np.eye(n)
     for i in range(n):
@@ -183,7 +190,7 @@ def choose(scores: Float64, *, count: int, likeness: Float64 | None = None, redu
     scores : (N,) float64
         Similarity to the target; -inf is chosen last.
     count : int
-        How many, at least 1; all N where there are fewer.
+        Number of atlases to choose, at least 1; all N if there are fewer.
     likeness : (N, N) float64, optional
         Similarity of the atlases to one another.
     redundancy : float
@@ -192,7 +199,7 @@ def choose(scores: Float64, *, count: int, likeness: Float64 | None = None, redu
     Returns
     -------
     tuple of int
-        The chosen, in the order of choice.
+        Indices of the chosen atlases, in the order of choice.
 
     Raises
     ------
@@ -208,7 +215,9 @@ def choose(scores: Float64, *, count: int, likeness: Float64 | None = None, redu
     if count < 1 or not redundancy >= 0:
         raise InputError(f"expected a count of at least 1 and a redundancy of at least 0, got {count} and {redundancy}")
     if redundancy > 0 and (likeness is None or likeness.shape != (n, n)):
-        raise InputError(f"redundancy needs the likeness of {n} atlases to one another, an ({n}, {n}) array")
+        raise InputError(
+            f"likeness: expected an ({n}, {n}) array of the similarity of the atlases for redundancy, got none"
+        )
     chosen: list[int] = []
     penalty = np.zeros(n)
     left = np.ones(n, bool)
@@ -234,7 +243,7 @@ def _coarse(grid: Grid, longest_voxels: int) -> Grid:
 
 
 def _seen(atlas: Atlas, grid: Grid, transform: Transform, wanted: Bool) -> tuple[Float32, Bool]:
-    """The atlas through a transform, standardised, and where it is known and wanted."""
+    """Resample the standardised atlas by a transform, with its field of view inside the mask."""
     known = wanted & coverage(atlas.image.grid, grid, transform).array
     if atlas.mask is not None:
         known &= resample(atlas.mask, grid, transform).array
@@ -242,7 +251,7 @@ def _seen(atlas: Atlas, grid: Grid, transform: Transform, wanted: Bool) -> tuple
 
 
 def _centred(atlas: Atlas, grid: Grid, scan: Float32, wanted: Bool) -> tuple[Float32, Bool]:
-    """The atlas shifted: from its centre on the target's, to where it correlates most around there."""
+    """Translate the atlas: centre on the target's centre, then to the highest correlation around it."""
     reach = np.minimum(SHIFTS_VOXELS, np.array(grid.shape) // 4)
     wide = grid.cropped(-reach, grid.shape + reach)
     onto = Affine.translation(atlas.image.grid.centre_mm - grid.centre_mm)
@@ -255,10 +264,10 @@ def _centred(atlas: Atlas, grid: Grid, scan: Float32, wanted: Bool) -> tuple[Flo
 
 
 def _correlations(target: Float32, wanted: Bool, image: Float32, known: Bool) -> Float64:
-    """Mean over the channels of the correlation of `target` with every window of `image` that is of its size.
+    """Mean over the channels of the correlation of `target` with each window of `image` of the same size.
 
-    (i, j, k, C) intensities, 0 where not `wanted` and not `known`, compared where both; a channel that is constant
-    there counts as 0, and a window that covers too little of what is wanted has -inf. All sums over windows are
+    Intensities (i, j, k, C) are 0 outside `wanted` and `known`, and compared inside both. A constant channel
+    counts as 0, and a window that covers too little of `wanted` has -inf. All sums over windows are
     products of Fourier transforms.
     """
     x, y = np.moveaxis(target, -1, 0).astype(np.float64), np.moveaxis(image, -1, 0).astype(np.float64)

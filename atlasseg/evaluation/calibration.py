@@ -61,7 +61,7 @@ def reliability(
     """Compute the reliability table of a probability map.
 
     Only voxels where the reference has a label other than 0, or where such a label has a probability above 0, are
-    counted. Certain and correct background, which is most of a scan, would only dilute the table.
+    counted. Certain and correct background, which is most of a scan, would hide errors of calibration.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def reliability(
     .. [1] Guo et al. (2017), On calibration of modern neural networks, ICML, eqs. 2, 3 and 5.
     """
     if bins < 1:
-        raise InputError(f"expected at least 1 bin for a reliability table, got {bins}")
+        raise InputError(f"bins: expected at least 1, got {bins}")
     for volume, what in ((reference, "reference"), (mask, "mask")):
         if volume is not None and not probabilities.grid.matches(volume.grid):
             raise GeometryError(

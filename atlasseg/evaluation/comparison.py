@@ -203,7 +203,7 @@ def rank_methods(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: 
     _check_complete(scores)
     targets, methods = scores.shape
     if methods < 2:
-        raise InputError(f"expected at least two methods to rank, got {list(scores.columns)}")
+        raise InputError(f"scores: expected at least two methods, got {list(scores.columns)}")
     mean_rank = scores.rank(axis=1, ascending=not higher_is_better).mean().sort_values(kind="stable")
     friedman_p = float("nan")
     if methods > 2 and targets > 2 and (scores.nunique(axis=1) > 1).any():

@@ -140,13 +140,13 @@ class EvaluationResult(Sequence[Score]):
         metric, which = key
         found = [s.value for s in self._of(metric) if which in (s.name, s.label)]
         if not found or which is None:
-            raise InputError(f"there is no label or group {which!r}. There are: {', '.join(self.names)}")
+            raise InputError(f"expected a label or group of {', '.join(self.names)}, got {which!r}")
         return found[0]
 
     def _of(self, metric: str) -> list[Score]:
         found = [score for score in self.scores if score.metric == metric]
         if not found:
-            raise InputError(f"there is no measure {metric!r}. There are: {', '.join(self.metrics) or 'none'}")
+            raise InputError(f"expected a measure of {', '.join(self.metrics) or 'none'}, got {metric!r}")
         return found
 
     def mean(self) -> dict[str, float]:
@@ -205,7 +205,17 @@ class EvaluationResult(Sequence[Score]):
 
 
 def without_tolerance(metric: str) -> str:
-    """Name of a measure without its tolerance.
+    """Remove the tolerance from the name of a measure.
+
+    Parameters
+    ----------
+    metric : str
+        Name of the measure.
+
+    Returns
+    -------
+    str
+        Name without tolerance.
 
     Examples
     --------
@@ -217,6 +227,16 @@ def without_tolerance(metric: str) -> str:
 
 def mean_over_labels(scores: Iterable[Score]) -> dict[str, float]:
     """Compute the mean of each measure over the labels, with equal weights; groups are not included.
+
+    Parameters
+    ----------
+    scores : iterable of Score
+        Measures of labels and groups.
+
+    Returns
+    -------
+    dict of str to float
+        Mean of each measure by name.
 
     Examples
     --------

@@ -1,18 +1,18 @@
-"""How far the surfaces of two segmentations lie apart, in mm.
+"""Surface distances of two segmentations, in mm.
 
-The surface of a structure is the set of its voxels of which at least one of the six face neighbours is not the
-structure (beyond the edge of the grid nothing is); each stands at its centre, in mm, through the affine: so spacing,
-obliqueness and even shear are in the distances, and no distance map of the volume is needed. With D_S the distances
-from every surface voxel of the segmentation to the nearest one of the reference, and D_R those the other way:
+The surface of a structure is the set of its voxels with at least one face neighbour outside the structure. Voxels
+beyond the grid are outside. The position of a surface voxel is its centre in mm, by the affine, so that distances
+include spacing, obliqueness and shear. With D_S the distances from each surface voxel of the segmentation to the
+nearest one of the reference, and D_R those from the reference to the segmentation:
 
 - Hausdorff distance: the larger of max D_S and max D_R;
 - its 95th percentile: the larger of the 95th percentiles of D_S and of D_R (linear between ranks);
 - average symmetric surface distance: mean of D_S and D_R together;
-- surface Dice of voxels at a tolerance: the part of D_S and D_R together that is within it. The field's surface Dice
-  weighs surface elements by their area and is in :mod:`atlasseg.evaluation.surfels`.
+- surface Dice of voxels at a tolerance: the fraction of D_S and D_R together within it. The usual surface Dice
+  weights surface elements by area; it is in :mod:`atlasseg.evaluation.surfels`.
 
-A structure that is missing from one side has no distance, and counts as the worst there can be: `worst_distance_mm`
-for the distances, 0 for surface Dice. It is never left out, since then missing it would improve the mean.
+A structure that is missing in one volume has no distance. It gets the worst value: `worst_distance_mm`
+for distances, 0 for surface Dice. It is not left out, since a missed structure would then improve the mean.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from atlasseg.volume import Float64, Grid, Int64
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """Distances between two surfaces, both ways.
+    """Distances between two surfaces in both directions.
 
     Parameters
     ----------
     to_reference_mm : (N,)
-        From every surface voxel of the segmentation to the nearest of the reference.
+        Distance of each surface voxel of the segmentation to the nearest of the reference.
     to_segmentation_mm : (M,)
-        From every surface voxel of the reference to the nearest of the segmentation.
+        Distance of each surface voxel of the reference to the nearest of the segmentation.
     worst_mm : float
-        What stands for a distance where one of the surfaces is empty.
+        Distance if one of the surfaces is empty.
     """
 
     to_reference_mm: Float64
@@ -46,11 +46,22 @@ class SurfaceDistances:
 
     @property
     def missing(self) -> bool:
-        """Whether one of the surfaces is empty, so that there is no distance."""
+        """Whether one of the surfaces is empty."""
         return self.to_reference_mm.size == 0 or self.to_segmentation_mm.size == 0
 
     def hausdorff_mm(self, percentile: float = 100.0) -> float:
-        """The larger of the two directed `percentile` distances; 100 gives the Hausdorff distance, 95 is usual."""
+        """Compute the Hausdorff distance or a percentile of it.
+
+        Parameters
+        ----------
+        percentile : float
+            Percentile of the distances, 0 to 100. 100: Hausdorff distance; 95: HD95.
+
+        Returns
+        -------
+        float
+            The larger of the two directed distances, in mm.
+        """
         if self.missing:
             return self.worst_mm
         directed = (self.to_reference_mm, self.to_segmentation_mm)
@@ -64,28 +75,43 @@ class SurfaceDistances:
         return float(total / (self.to_reference_mm.size + self.to_segmentation_mm.size))
 
     def surface_dice_voxels(self, tolerance_mm: float) -> float:
-        """The part of the surface voxels of both that lies within `tolerance_mm` of the other, from 0 to 1.
+        """Compute the surface Dice of voxels.
 
-        Every surface voxel counts the same, whatever area of the surface it has. The field's surface Dice weighs
-        surfels by their area and is higher as a rule: :func:`atlasseg.evaluation.surfels.surface_dice`.
+        All surface voxels have equal weights. The usual surface Dice weights surfels by area, and is usually higher:
+        :func:`atlasseg.evaluation.surfels.surface_dice`.
+
+        Parameters
+        ----------
+        tolerance_mm : float
+            Tolerance in mm, 0 or more.
+
+        Returns
+        -------
+        float
+            Fraction of the surface voxels of both volumes within the tolerance of the other surface, 0 to 1.
+
+        Raises
+        ------
+        InputError
+            The tolerance is negative.
         """
         if not tolerance_mm >= 0:
-            raise InputError(f"expected a surface tolerance of 0 mm or more, got {tolerance_mm}.")
+            raise InputError(f"tolerance_mm: expected 0 or more, got {tolerance_mm}")
         if self.missing:
             return 0.0
-        limit = tolerance_mm * (1 + 1e-9)  # rounding must not decide whether a neighbour at just the tolerance counts
+        limit = tolerance_mm * (1 + 1e-9)  # include distances equal to the tolerance in spite of rounding
         near = int((self.to_reference_mm <= limit).sum() + (self.to_segmentation_mm <= limit).sum())
         return near / (self.to_reference_mm.size + self.to_segmentation_mm.size)
 
 
 def worst_distance_mm(grid: Grid) -> float:
-    """The longest distance between two corner voxels: no two surfaces in the grid can lie farther apart."""
+    """Compute the largest distance between two corner voxels: an upper limit of all distances in the grid."""
     corners = grid.corners_mm
     return float(np.linalg.norm(corners[:, None] - corners[None], axis=-1).max())
 
 
 def on_surface(labels: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Where a voxel differs from a face neighbour, or lies at the edge of the grid: the surfaces of all labels at once.
+    """Find the surface voxels of all labels: those that differ from a face neighbour, or are at the edge of the grid.
 
     Parameters
     ----------
@@ -95,7 +121,7 @@ def on_surface(labels: NDArray[np.generic]) -> NDArray[np.bool_]:
     Returns
     -------
     (I, J, K) bool
-        Background's side of each surface included.
+        True for surface voxels, including background voxels next to a label.
     """
     surface = np.zeros(labels.shape, bool)
     for axis in range(labels.ndim):
@@ -109,7 +135,7 @@ def on_surface(labels: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 
 def surfaces(labels: NDArray[np.integer]) -> dict[int, Int64]:
-    """Flat (C order, ascending) indices of the surface voxels of every label in `labels` but background (0)."""
+    """List the flat (C order) ascending indices of the surface voxels of each label except background (0)."""
     flat = np.flatnonzero(on_surface(labels) & (labels != 0))
     values = labels.reshape(-1)[flat]
     order = np.argsort(values, kind="stable")
@@ -118,24 +144,25 @@ def surfaces(labels: NDArray[np.integer]) -> dict[int, Int64]:
 
 
 def distances(segmentation: ArrayLike, reference: ArrayLike, grid: Grid) -> SurfaceDistances:
-    """Distances between two surfaces, each given as the flat indices of its voxels in a grid (see `surfaces`)."""
+    """Compute distances between two surfaces, given as flat indices of voxels in a grid (see `surfaces`)."""
     s, r = np.asarray(segmentation, np.int64), np.asarray(reference, np.int64)
     return SurfaceDistances(*directed_distances_mm(s, r, grid), worst_distance_mm(grid))
 
 
 def directed_distances_mm(one: Int64, other: Int64, grid: Grid) -> tuple[Float64, Float64]:
-    """Distance from every point of one set to the nearest of the other, and back.
+    """Compute the distances from each point of one set to the nearest of the other, in both directions.
 
     Parameters
     ----------
     one, other : (N,) and (M,) int64
         Flat indices (C order, without repetition) of voxels of the grid.
     grid : Grid
+        Grid of the voxels.
 
     Returns
     -------
     (N,), (M,) float64
-        mm; infinite where the other set is empty.
+        Distances in mm; infinite if the other set is empty.
     """
     from scipy.spatial import cKDTree
 
@@ -146,7 +173,7 @@ def directed_distances_mm(one: Int64, other: Int64, grid: Grid) -> tuple[Float64
 
     def directed(start: Int64, end: Int64) -> Float64:
         out = np.zeros(start.size)
-        off = ~np.isin(start, end, assume_unique=True)  # the others lie on the surface itself, at 0 mm
+        off = ~np.isin(start, end, assume_unique=True)  # the others are on the surface, at 0 mm
         if end.size == 0:
             out[:] = np.inf
         elif off.any():
@@ -159,14 +186,18 @@ def directed_distances_mm(one: Int64, other: Int64, grid: Grid) -> tuple[Float64
 def surface_distances(
     segmentation: NDArray[np.generic], reference: NDArray[np.generic], grid: Grid
 ) -> SurfaceDistances:
-    """Distances between the surfaces of two masks on one grid.
+    """Compute the distances between the surfaces of two masks on one grid.
 
     Parameters
     ----------
     segmentation, reference : (I, J, K)
-        Masks: anything that is not 0 is the structure.
+        Masks; voxels other than 0 are the structure.
     grid : Grid
-        Where their voxels lie.
+        Grid of the masks.
+
+    Returns
+    -------
+    SurfaceDistances
 
     Raises
     ------
@@ -185,14 +216,14 @@ def surface_distances(
 
 
 def check_masks(segmentation: NDArray[np.generic], reference: NDArray[np.generic], grid: Grid) -> None:
-    """Raise a `GeometryError` unless both masks have the shape of the grid."""
+    """Check that both masks have the shape of the grid."""
     for mask in (segmentation, reference):
         if mask.shape != grid.shape:
             raise GeometryError(f"expected a mask of shape {grid.shape}, got {mask.shape}.")
 
 
 def foreground_box(inside: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
-    """The smallest box around the voxels that are True; None where there is none."""
+    """Compute the bounding box of the True voxels; None without any."""
     from scipy.ndimage import find_objects
 
     found = find_objects(inside.view(np.uint8), max_label=1)[0]
@@ -200,12 +231,12 @@ def foreground_box(inside: NDArray[np.bool_]) -> tuple[slice, slice, slice] | No
 
 
 def _mask_surface(mask: NDArray[np.generic]) -> Int64:
-    """Flat indices of the surface voxels of one mask, computed in its box alone."""
+    """Flat indices of the surface voxels of one mask, computed in its bounding box."""
     inside = mask.astype(bool)
     box = foreground_box(inside)
     if box is None:
         return np.zeros(0, np.int64)
-    # at the edge of its own box a voxel has background, or the edge of the grid, beyond it: surface either way
+    # voxels at the edge of the box are next to background or the edge of the grid: surface in both cases
     crop = inside[box]
     found = np.argwhere(on_surface(crop) & crop) + [part.start for part in box]
     return np.asarray(np.ravel_multi_index(tuple(found.T), mask.shape), np.int64)

@@ -1,17 +1,17 @@
-r"""Surface Dice with surface elements, as google-deepmind's ``surface-distance`` measures it.
+r"""Surface Dice with surface elements, as in google-deepmind's ``surface-distance``.
 
-Around every corner of a voxel lie eight voxels, of which each is in the structure or not: 256 neighbour codes. Where
-they are not all alike, marching cubes puts triangles there, and the *surfel* (surface element) of that corner has their
-area and stands at the corner. With :math:`D_S` the distance of each surfel of the segmentation to the nearest surfel of
-the reference, :math:`A_S` its area, and :math:`D_R` and :math:`A_R` those the other way, surface Dice at the tolerance
-:math:`\tau` is the part of the area that lies within it:
+Each corner of a voxel has eight adjacent voxels, each inside or outside the structure: 256 neighbour codes. If they are
+not all equal, marching cubes makes triangles there. The *surfel* (surface element) of the corner has their area and the
+position of the corner. With :math:`D_S` the distance of each surfel of the segmentation to the nearest surfel of the
+reference, :math:`A_S` its area, and :math:`D_R` and :math:`A_R` those of the reference, surface Dice at the tolerance
+:math:`\tau` is the fraction of the area within it:
 
 .. math::
 
     \frac{\sum_{D_S \le \tau} A_S + \sum_{D_R \le \tau} A_R}{\sum A_S + \sum A_R}
 
-Every voxel beyond the edge of the grid is background. Distances and areas are those of the affine, so that an oblique
-grid gives the values of its voxel sizes, and a sheared grid those of its true geometry.
+Voxels beyond the grid are background. Distances and areas are computed by the affine, so that an oblique
+grid has the values of its voxel sizes, and a sheared grid those of its true geometry.
 
 References
 ----------
@@ -35,7 +35,7 @@ from atlasseg.evaluation.surface import check_masks, directed_distances_mm, fore
 from atlasseg.volume import Float64, Grid, Int64
 
 _BITS = np.array([[[128, 64], [32, 16]], [[8, 4], [2, 1]]])
-"""What each of the 2x2x2 voxels around a corner adds to the neighbour code."""
+"""Bit of each of the 2x2x2 voxels around a corner in the neighbour code."""
 
 _EIGHTHS = {
     0b00000001: ((1, 1, 1),),
@@ -52,9 +52,9 @@ _EIGHTHS = {
     0b00111100: ((2, -2, 0), (2, -2, 0), (2, -2, 0), (2, -2, 0)),
     0b01101001: ((1, -1, -1), (1, -1, 1), (1, 1, -1), (1, 1, 1)),
 }
-"""Normals of the triangles of the 13 neighbour codes that have any and are not turned or inverted ones of each other.
+"""Normals of the triangles of the 13 neighbour codes with triangles that are not equal by rotation or inversion.
 
-A normal is as long as its triangle is large, in eighths of the face of a voxel; its sign does not matter.
+The length of a normal is the area of its triangle, in eighths of a voxel face; its sign is arbitrary.
 """
 
 
@@ -74,7 +74,7 @@ def _normals() -> tuple[NDArray[np.int64], ...]:
 
 
 def surfel_areas_mm2(affine: Float64) -> Float64:
-    """Area of the surfel of each neighbour code.
+    """Compute the area of the surfel of each neighbour code.
 
     Parameters
     ----------
@@ -84,8 +84,8 @@ def surfel_areas_mm2(affine: Float64) -> Float64:
     Returns
     -------
     (256,) float64
-        mm2. The code has a bit for each of the 2x2x2 voxels around a corner that is in the structure: 128 for the first
-        of them along all axes, then 64, 32, ... with the last axis fastest. 0 for the codes 0 and 255.
+        Areas in mm2. The code has one bit for each of the 2x2x2 voxels around a corner inside the structure: 128 for
+        the first along all axes, then 64, 32, ... with the last axis fastest. The area is 0 for the codes 0 and 255.
 
     Examples
     --------
@@ -100,15 +100,15 @@ def surfel_areas_mm2(affine: Float64) -> Float64:
 
 @dataclass(frozen=True, eq=False)
 class Surfels:
-    """The N surfels of one structure.
+    """Surfels of one structure.
 
     Parameters
     ----------
     corners : (N,) int64
-        Flat index (C order, ascending) of the corner of each in the (I + 1, J + 1, K + 1) corners of the grid: the
-        corner (i, j, k) is the one below voxel (i, j, k) along all axes.
+        Flat index (C order, ascending) of the corner of each surfel in the (I + 1, J + 1, K + 1) corners of the grid:
+        the corner (i, j, k) is before voxel (i, j, k) along all axes.
     codes : (N,) uint8
-        Neighbour code of each (see `surfel_areas_mm2`).
+        Neighbour code of each surfel (see `surfel_areas_mm2`).
     """
 
     corners: Int64
@@ -116,19 +116,19 @@ class Surfels:
 
 
 NO_SURFELS = Surfels(np.zeros(0, np.int64), np.zeros(0, np.uint8))
-"""The surfels of a structure that is not there."""
+"""Surfels of an absent structure."""
 
 
 @dataclass(frozen=True, eq=False)
 class SurfelDistances:
-    """Distances between the surfels of two structures, both ways, and the areas of the surfels.
+    """Distances between the surfels of two structures in both directions, and areas of the surfels.
 
     Parameters
     ----------
     to_reference_mm, segmentation_areas_mm2 : (N,)
-        From every surfel of the segmentation to the nearest of the reference, and the area of the former.
+        Distance of each surfel of the segmentation to the nearest of the reference, and its area.
     to_segmentation_mm, reference_areas_mm2 : (M,)
-        From every surfel of the reference to the nearest of the segmentation, and the area of the former.
+        Distance of each surfel of the reference to the nearest of the segmentation, and its area.
     """
 
     to_reference_mm: Float64
@@ -137,27 +137,46 @@ class SurfelDistances:
     reference_areas_mm2: Float64
 
     def surface_dice(self, tolerance_mm: float) -> float:
-        """The part of the area of both surfaces that lies within `tolerance_mm` of the other, from 0 to 1.
+        """Compute the surface Dice.
 
-        0 where one of the surfaces is empty, NaN where both are.
+        Parameters
+        ----------
+        tolerance_mm : float
+            Tolerance in mm, 0 or more.
+
+        Returns
+        -------
+        float
+            Fraction of the area of both surfaces within the tolerance of the other surface, 0 to 1. 0 if one surface
+            is empty, NaN if both are.
+
+        Raises
+        ------
+        InputError
+            The tolerance is negative.
         """
         if not tolerance_mm >= 0:
-            raise InputError(f"expected a surface tolerance of 0 mm or more, got {tolerance_mm}.")
+            raise InputError(f"tolerance_mm: expected 0 or more, got {tolerance_mm}")
         if self.to_reference_mm.size == 0 or self.to_segmentation_mm.size == 0:
             return float("nan") if self.to_reference_mm.size == self.to_segmentation_mm.size else 0.0
-        limit = tolerance_mm * (1 + 1e-9)  # rounding must not decide whether a neighbour at just the tolerance counts
+        limit = tolerance_mm * (1 + 1e-9)  # include distances equal to the tolerance in spite of rounding
         near = self.segmentation_areas_mm2[self.to_reference_mm <= limit].sum()
         near += self.reference_areas_mm2[self.to_segmentation_mm <= limit].sum()
         return float(near / (self.segmentation_areas_mm2.sum() + self.reference_areas_mm2.sum()))
 
 
 def find_surfels(labels: NDArray[np.integer]) -> dict[int, Surfels]:
-    """The surfels of every label but background (0), found in one pass over the labels' box.
+    """Find the surfels of each label except background (0), in one pass over the bounding box of the labels.
 
     Parameters
     ----------
     labels : (I, J, K) int
-        Values that int32 holds.
+        Labels, in the range of int32.
+
+    Returns
+    -------
+    dict of int to Surfels
+        Surfels of each label.
     """
     box = foreground_box(labels != 0)
     if box is None:
@@ -176,7 +195,19 @@ def find_surfels(labels: NDArray[np.integer]) -> dict[int, Surfels]:
 
 
 def surfel_distances(segmentation: Surfels, reference: Surfels, grid: Grid) -> SurfelDistances:
-    """Distances between the surfels of two structures on one grid, both ways."""
+    """Compute the distances between the surfels of two structures in both directions.
+
+    Parameters
+    ----------
+    segmentation, reference : Surfels
+        Surfels of the structures, from `find_surfels`.
+    grid : Grid
+        Grid of both structures.
+
+    Returns
+    -------
+    SurfelDistances
+    """
     corners = (grid.shape[0] + 1, grid.shape[1] + 1, grid.shape[2] + 1)
     there, back = directed_distances_mm(segmentation.corners, reference.corners, Grid(corners, grid.affine))
     areas = surfel_areas_mm2(grid.affine)
@@ -186,21 +217,21 @@ def surfel_distances(segmentation: Surfels, reference: Surfels, grid: Grid) -> S
 def surface_dice(
     segmentation: NDArray[np.generic], reference: NDArray[np.generic], grid: Grid, *, tolerance_mm: float
 ) -> float:
-    """Surface Dice (normalized surface distance, NSD) of two masks on one grid, from 0 to 1.
+    """Compute the surface Dice (normalized surface distance, NSD) of two masks on one grid.
 
     Parameters
     ----------
     segmentation, reference : (I, J, K)
-        Masks: anything that is not 0 is the structure.
+        Masks; voxels other than 0 are the structure.
     grid : Grid
-        Where their voxels lie.
+        Grid of the masks.
     tolerance_mm : float
-        How far two surfaces may lie apart and still count as one, in mm, 0 or more.
+        Tolerance in mm, 0 or more.
 
     Returns
     -------
     float
-        0 where one of the masks is empty, NaN where both are.
+        Fraction of the area within the tolerance, 0 to 1. 0 if one of the masks is empty, NaN if both are.
 
     Raises
     ------
@@ -224,7 +255,7 @@ def surface_dice(
 
 @numba.njit(cache=True)
 def _count_surfels(padded):  # type: ignore[no-untyped-def]
-    """Number of surfels of all labels in a volume that has a rim of background."""
+    """Count the surfels of all labels in a volume padded with background."""
     number = 0
     around = np.empty(8, np.int32)
     for i in range(padded.shape[0] - 1):
@@ -238,7 +269,7 @@ def _count_surfels(padded):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _fill_surfels(padded, values, index, codes):  # type: ignore[no-untyped-def]
-    """Label, corner and neighbour code of every surfel."""
+    """Fill in label, corner and neighbour code of each surfel."""
     at = 0
     around = np.empty(8, np.int32)
     for i in range(padded.shape[0] - 1):
@@ -269,7 +300,7 @@ def _look_around(padded, i, j, k, around):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _is_first(around, n):  # type: ignore[no-untyped-def]
-    """Whether a label that is not background occurs here for the first time around a corner."""
+    """Whether a label other than background occurs at `n` for the first time around a corner."""
     first = around[n] != 0
     for m in range(n):
         first = first and around[m] != around[n]

@@ -74,11 +74,11 @@ def evaluate(
             raise GeometryError(
                 f"segmentation {segmentation.name!r} and reference {reference.name!r}: expected one grid, got "
                 f"{segmentation.grid.describe()} and {reference.grid.describe()}, with corners up to "
-                f"{_apart_mm(segmentation, reference):.4g} mm apart. Resample the segmentation to the other grid"
+                f"{_apart_mm(segmentation, reference):.4g} mm apart. Resample the segmentation to the other grid."
             ) from None
         notes.append("the axes of the segmentation were reoriented to those of the reference")
     if not surface_tolerance_mm >= 0:
-        raise InputError(f"expected a surface tolerance of 0 mm or more, got {surface_tolerance_mm}")
+        raise InputError(f"surface_tolerance_mm: expected 0 or more, got {surface_tolerance_mm}")
     known = table if table is not None else LabelTable()
     unions = {**known.groups, **(groups or {})}
     if FOREGROUND in unions:

@@ -80,7 +80,7 @@ def test_a_good_folder_has_no_findings(folder):
 def test_a_folder_of_targets_has_a_note_only(folder):
     for path in (folder / "labels").iterdir():
         path.unlink()
-    assert_found(folder, "note", ".", "these can be targets")
+    assert_found(folder, "note", ".", "the scans can be targets")
     assert len(examine(folder)) == 1
 
 
@@ -104,17 +104,17 @@ def test_what_reading_warns_of_is_not_logged_as_well(folder, caplog):
 @pytest.mark.parametrize("path", ["absent", "."])
 def test_a_folder_without_images_is_an_error(tmp_path, path):
     (finding,) = examine(tmp_path / path)
-    assert finding.severity == "error" and "no folder images/" in finding.message
+    assert finding.severity == "error" and "expected a folder images/" in finding.message
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
     (tmp_path / "images").mkdir()
-    assert_found(tmp_path, "error", "images", "there are no images")
+    assert_found(tmp_path, "error", "images", "expected images, got none")
 
 
 def test_files_without_a_partner_are_errors(folder):
     (folder / "labels" / "b.nii.gz").unlink()
-    assert "labels/b.nii.gz" in assert_found(folder, "error", "images/b.nii.gz", "no label file").message
+    assert "labels/b.nii.gz" in assert_found(folder, "error", "images/b.nii.gz", "expected a label file").message
     (folder / "images" / "c.nii.gz").unlink()
     assert_found(folder, "error", "labels/c.nii.gz", "without an image")
     assert_found(folder, "warning", "masks/c.nii.gz", "a mask without an image")
@@ -122,7 +122,7 @@ def test_files_without_a_partner_are_errors(folder):
 
 def test_duplicate_ids_are_errors(folder):
     (folder / "images" / "b.nii").write_bytes((folder / "images" / "b.nii.gz").read_bytes())
-    assert_found(folder, "error", "images/b.nii.gz", "the id 'b' is that of b.nii too")
+    assert_found(folder, "error", "images/b.nii.gz", "expected unique ids, got 'b', which b.nii has too")
 
 
 @pytest.mark.parametrize("kind", ["images", "labels", "masks"])
@@ -217,7 +217,7 @@ def test_unusual_axes_are_noted(folder):
     flipped[:3, 0] *= -1
     nifti(folder / "images" / "b.nii.gz", scan("b"), flipped)
     assert_found(folder, "note", "images", "axes are left-handed in 1 of 6: b")
-    assert_found(folder, "note", "images/b.nii.gz", "usual here")
+    assert_found(folder, "note", "images/b.nii.gz", "as in the other scans")
     sheared = place("c")
     sheared[:3, 1] += 0.1 * sheared[:3, 0]
     nifti(folder / "images" / "c.nii.gz", scan("c"), sheared, qform=0)
@@ -228,12 +228,13 @@ def test_unusual_spacing_is_warned_of_whatever_the_order_of_the_axes(folder):
     turned = place("b")[:, [2, 0, 1, 3]]
     nifti(folder / "images" / "b.nii.gz", np.transpose(scan("b"), (2, 0, 1)), turned)
     assert not [
-        finding for finding in examine(folder) if "is usual here" in finding.message and "mm" in finding.message
+        finding for finding in examine(folder) if "as in the other scans" in finding.message and "mm" in finding.message
     ]
     scaled = place("c")
     scaled[:3, :3] *= 10  # centimetres for millimetres
     nifti(folder / "images" / "c.nii.gz", scan("c"), scaled)
-    assert_found(folder, "warning", "images/c.nii.gz", "voxels of 9 x 12 x 25 mm, where 0.9 x 1.2 x 2.5 mm is usual")
+    told = "expected voxels of 0.9 x 1.2 x 2.5 mm as in the other scans, got 9 x 12 x 25 mm"
+    assert_found(folder, "warning", "images/c.nii.gz", told)
 
 
 # ---------------------------------------------------------------------------------------------------- intensities
@@ -247,7 +248,7 @@ def test_odd_intensities_are_found(folder):
     nifti(folder / "images" / "b.nii.gz", array, place("b"))
     assert_found(folder, "warning", "images/b.nii.gz", "22.22% of the intensities are NaN or infinite")
     nifti(folder / "images" / "c.nii.gz", scan("c") * 1000, place("c"))
-    assert_found(folder, "note", "images/c.nii.gz", "intensities span")
+    assert_found(folder, "note", "images/c.nii.gz", "expected an intensity range near")
     nifti(folder / "images" / "d.nii.gz", drawing("d").astype(np.float32) + 60, place("d"))
     assert_found(folder, "warning", "images/d.nii.gz", "fewer than ten different intensities")
 
@@ -278,14 +279,16 @@ def test_empty_negative_and_unknown_labels_are_warned_of(folder):
 def test_labels_stored_as_floats_are_noted_once(folder):
     for id_ in "ab":
         nifti(folder / "labels" / f"{id_}.nii.gz", drawing(id_).astype(np.float32), place(id_))
-    assert_found(folder, "note", "labels", "stored as floats, all whole, in 2 of 6: a, b")
+    assert_found(folder, "note", "labels", "stored as floats with integer values in 2 of 6: a, b")
 
 
 def test_labels_that_some_atlases_lack_are_warned_of_unless_said(folder):
     array = drawing("b")
     array[array == 300] = 0
     redraw(folder, "b", array)
-    finding = assert_found(folder, "warning", "labels/b.nii.gz", "lacks labels that most others have: 300")
+    finding = assert_found(
+        folder, "warning", "labels/b.nii.gz", "expected labels that most other scans have, got none of 300"
+    )
     assert '{"not_annotated": [300]}' in finding.remedy
     io.write_json({"not_annotated": [300]}, folder / "labels" / "b.json")
     assert examine(folder) == []
@@ -297,8 +300,8 @@ def test_labels_that_few_have_and_that_none_has_are_noted(folder):
     redraw(folder, "b", array)
     rows = (Label(1, "head"), Label(8, "rare"), Label(9, "nowhere"), Label(300, "tail"))
     io.write_label_table(LabelTable(rows), folder / "labels.tsv")
-    assert_found(folder, "note", "labels/b.nii.gz", "has labels that most others lack: 8")
-    assert_found(folder, "note", ".", "labels of the label table that no label map holds: 9")
+    assert_found(folder, "note", "labels/b.nii.gz", "labels that most other scans do not have: 8")
+    assert_found(folder, "note", ".", "labels of the label table that are in no label map: 9")
 
 
 def test_slips_of_the_brush_are_found(folder):
@@ -327,7 +330,7 @@ def test_volumes_far_from_the_usual_are_warned_of(folder):
     array = drawing("b")
     array[5:7, 2:9] = 0  # a third of the tail is left
     redraw(folder, "b", array)
-    finding = assert_found(folder, "warning", "labels/b.nii.gz", "far from the usual: tail 94.5 (usual")
+    finding = assert_found(folder, "warning", "labels/b.nii.gz", "outlying volumes in mm^3: tail 94.5 (median")
     assert "head" not in finding.message
 
 
@@ -375,6 +378,6 @@ def test_findings_come_worst_first(folder):
 def test_real_folders_hold_no_errors(real_data):
     findings = examine(real_data / "hippocampus" / "atlases")
     assert {finding.severity for finding in findings} <= {"warning", "note"}
-    spans = [finding.file.name for finding in findings if "intensities span" in finding.message]
+    spans = [finding.file.name for finding in findings if "expected an intensity range near" in finding.message]
     assert "hippocampus_136.nii.gz" in spans  # one of those that range to 1e6
     assert all(isinstance(finding.file, Path) for finding in findings)

@@ -85,9 +85,9 @@ def test_a_library_is_a_value(folder):
     assert library.without("nobody") == library
     assert library.only(["b", "a"]).ids == ("a", "b")
     assert library.ids == ("a", "b", "c")
-    with pytest.raises(InputError, match=r"there is no atlas 'x'\. Choose from a, b, c"):
+    with pytest.raises(InputError, match=r"expected an atlas of the library \(a, b, c.*got 'x'"):
         library.only(["x"])
-    with pytest.raises(InputError, match="there is no atlas 'x'"):
+    with pytest.raises(InputError, match=r"expected an atlas of the library .*got 'x'"):
         library.read("x")
 
 

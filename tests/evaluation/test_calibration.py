@@ -89,7 +89,7 @@ def test_mask():
 def test_errors():
     labels = LabelMap(np.ones((3, 4, 2)), AFFINE)
     map_ = ProbabilityMap.from_labels(labels)
-    with pytest.raises(InputError, match="expected at least 1 bin for a reliability table, got 0"):
+    with pytest.raises(InputError, match="bins: expected at least 1, got 0"):
         reliability(map_, labels, bins=0)
     with pytest.raises(GeometryError, match="reference 'other'"):
         reliability(map_, LabelMap(np.ones((3, 4, 3)), AFFINE, "other"))
