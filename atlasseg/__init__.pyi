@@ -39,6 +39,7 @@ from .api.coercion import (
 )
 from .api.comparison import compare
 from .api.evaluation import evaluate
+from .api.extraction import extract_brain
 from .api.fusion import fuse, propagate, refine
 from .api.recipes import as_recipe
 from .api.registration import PairwiseRegistration, register
@@ -65,6 +66,7 @@ from .io import (
 )
 from .labels import Label, LabelTable
 from .methods import list_methods, method
+from .organ_mask import OrganMask
 from .pipeline import Segmentation
 from .recipe import Recipe, read_recipe
 from .resampling import resample
@@ -90,6 +92,7 @@ __all__ = [
     "LabelMap",
     "LabelTable",
     "Mask",
+    "OrganMask",
     "PairwiseRegistration",
     "ProbabilityMap",
     "Recipe",
@@ -114,6 +117,7 @@ __all__ = [
     "errors",
     "evaluate",
     "evaluation",
+    "extract_brain",
     "fuse",
     "fusion",
     "io",

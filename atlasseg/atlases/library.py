@@ -209,7 +209,9 @@ class Target:
         return replace(labels, affine=scan.affine)
 
 
-def read_library(folder: str | Path, *more: str | Path, spacing_from: io.SpacingSource = "sform") -> AtlasLibrary:
+def read_library(
+    folder: str | Path, *more: str | Path, spacing_from: io.SpacingSource = "sform", masks_suffice: bool = False
+) -> AtlasLibrary:
     """Find the atlases in one or several folders with the layout of this module. Volumes are read later.
 
     The first folder is the `root` of the library; the label table of the first folder that has one is its `table`.
@@ -222,6 +224,8 @@ def read_library(folder: str | Path, *more: str | Path, spacing_from: io.Spacing
         Further folders, whose atlases are added.
     spacing_from : {"sform", "pixdim"}
         Which voxel size the volumes are read with, as of :func:`atlasseg.io.read_image`.
+    masks_suffice : bool
+        A scan without labels is an atlas if it has a mask, which then stands for its labels.
 
     Raises
     ------
@@ -229,7 +233,7 @@ def read_library(folder: str | Path, *more: str | Path, spacing_from: io.Spacing
         A folder is absent or holds no images; an id occurs twice; an image lacks its labels or labels their image; a
         label table or sidecar is faulty. The message names folder, files and ids.
     """
-    parts = [_library_in(checked_path(each, "library")) for each in (folder, *more)]
+    parts = [_library_in(checked_path(each, "library"), masks_suffice) for each in (folder, *more)]
     found: dict[str, AtlasFiles] = {}
     for atlas in (atlas for part in parts for atlas in part.atlases):
         if atlas.id in found:
@@ -241,7 +245,7 @@ def read_library(folder: str | Path, *more: str | Path, spacing_from: io.Spacing
     return AtlasLibrary(parts[0].root, tuple(found[id_] for id_ in sorted(found)), table)
 
 
-def _library_in(root: Path) -> AtlasLibrary:
+def _library_in(root: Path, masks_suffice: bool) -> AtlasLibrary:
     """The atlases in one folder."""
     images = _volumes_in(_folder(root) / "images", scans=True)
     if not images:
@@ -252,9 +256,13 @@ def _library_in(root: Path) -> AtlasLibrary:
     table = _read_table(root, labels)
     probabilities = _read_probability_files(root, images, labels, table)
     bare = sorted(images.keys() - labels.keys() - probabilities.keys())
+    if masks_suffice:
+        labels |= {id_: masks[id_] for id_ in bare if id_ in masks}
+        bare = [id_ for id_ in bare if id_ not in masks]
     if bare:
         raise InputError(
-            f"{root}: {len(bare)} of {len(images)} images have no label file in labels/: {_some(bare)} "
+            f"{root}: {len(bare)} of {len(images)} images have no label file in labels/"
+            f"{' and no mask in masks/' if masks_suffice else ''}: {_some(bare)} "
             f"(expected e.g. {root / 'labels' / (bare[0] + '.nii.gz')})"
         )
     both = sorted(labels.keys() & probabilities.keys())

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from atlasseg.cli import (
     atlases,
     bids,
+    brain,
     cache,
     certificates,
     compare,
@@ -84,6 +85,7 @@ init.add_to(app)
 register.add_to(app)
 fuse.add_to(app)
 regions.add_to(app)
+brain.add_to(app)
 tissue.add_to(app)
 train.add_to(app)
 certificates.add_to(app)

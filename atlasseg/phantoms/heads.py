@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,31 +201,86 @@ def head(
     -------
     Phantom
     """
-    where = tilted_grid((44, 50, 30)) if grid is None else grid
+    return scan_anatomy(
+        id,
+        anatomy,
+        {structure.value: structure.brightness for structure in STRUCTURES},
+        grid=tilted_grid((44, 50, 30)) if grid is None else grid,
+        box=tilted_grid((25, 29, 22), spacing_mm=(2.2, 2.3, 2.2), angles_degrees=(0, 0, 0)),
+        seed=seed,
+        largest_mm=largest_mm,
+        smoothness_mm=smoothness_mm,
+        pose=pose,
+        bias=bias,
+        noise=noise,
+        white_matter=white_matter,
+        subsamples=subsamples,
+    )
+
+
+def scan_anatomy(
+    id: str,
+    tissue_at: Callable[[ArrayLike], Int32],
+    brightness_of: Mapping[int, float],
+    *,
+    grid: Grid,
+    box: Grid,
+    seed: int,
+    largest_mm: float,
+    smoothness_mm: float,
+    pose: bool,
+    bias: float,
+    noise: float,
+    white_matter: float,
+    subsamples: int,
+    middle_mm: ArrayLike = (0.0, 0.0, 0.0),
+    labelled: Sequence[int] | None = None,
+) -> Phantom:
+    """Make a phantom scan of a random individual of any anatomy that is given by a formula.
+
+    Parameters
+    ----------
+    id : str
+    tissue_at : callable
+        Takes points (N, 3) of canonical space to the tissue of each, an int32 of 0 (air) or above.
+    brightness_of : mapping of int to float
+        Brightness of each tissue, 1 being `white_matter`; that of others is 0.
+    grid : Grid
+        Voxels of the scan.
+    box : Grid
+        Points of canonical space where the individual's deformation is given.
+    middle_mm : (3,)
+        Point of canonical space that is put near the middle of the grid.
+    labelled : sequence of int, optional
+        Tissues that the label map has; by default all.
+    seed, largest_mm, smoothness_mm, pose, bias, noise, white_matter, subsamples
+        As for `head`.
+    """
     rng = np.random.default_rng([seed, 0])
     turn, move, resize = rng.uniform(-1, 1, (3, 3)) * pose
     placement: Float64 = np.eye(4)
     placement[:3, :3] = turned(6.0 * turn) * (1 + 0.06 * resize)
-    placement[:3, 3] = where.centre_mm + 1.5 * move
+    placement[:3, 3] = grid.centre_mm + 1.5 * move - placement[:3, :3] @ np.asarray(middle_mm, float)
     canonical_from_scan: Transform = ~Affine(placement)
     if largest_mm > 0:
-        box = tilted_grid((25, 29, 22), spacing_mm=(2.2, 2.3, 2.2), angles_degrees=(0, 0, 0))
         field = smooth_deformation(box, largest_mm=largest_mm, smoothness_mm=smoothness_mm, seed=seed)
         canonical_from_scan = field @ canonical_from_scan
 
     def seen(offset_voxels: ArrayLike) -> Int32:
-        voxels = np.indices(where.shape).reshape(3, -1).T + np.asarray(offset_voxels, float)
-        return anatomy(canonical_from_scan(voxels @ where.affine[:3, :3].T + where.affine[:3, 3])).reshape(where.shape)
+        voxels = np.indices(grid.shape).reshape(3, -1).T + np.asarray(offset_voxels, float)
+        return tissue_at(canonical_from_scan(voxels @ grid.affine[:3, :3].T + grid.affine[:3, 3])).reshape(grid.shape)
 
     labels = seen((0, 0, 0))
-    brightness = np.zeros(max(s.value for s in STRUCTURES) + 1)
-    for structure in STRUCTURES:
-        brightness[structure.value] = structure.brightness
+    if labelled is not None:
+        labels[~np.isin(labels, labelled)] = 0
+    brightness = np.zeros(max(brightness_of) + 1)
+    for tissue, bright in brightness_of.items():
+        brightness[tissue] = bright
     steps = (np.arange(subsamples) + 0.5) / subsamples - 0.5
-    tissue = np.zeros(where.shape)
+    amount = np.zeros(grid.shape)
     for offset in np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3):
-        tissue += brightness[seen(offset)] / subsamples**3
-    signal = tissue * bias_field(where, strength=bias, seed=seed)
+        amount += brightness[seen(offset)] / subsamples**3
+    signal = amount * bias_field(grid, strength=bias, seed=seed)
     intensities = (white_matter * rician(signal, sigma=noise, seed=seed)).astype(np.float32)
-    atlas = Atlas(id, Image(intensities, where.affine, id), LabelMap(labels, where.affine, id))
+    atlas = Atlas(id, Image(intensities, grid.affine, id), LabelMap(labels, grid.affine, id))
     return Phantom(atlas, canonical_from_scan)

@@ -12,7 +12,19 @@ import pytest
 import atlasseg
 
 PACKAGE = Path(atlasseg.__file__).parent
-VERBS = ("register", "propagate", "fuse", "refine", "evaluate", "segment", "tissue", "compare", "list_methods", "run")
+VERBS = (
+    "extract_brain",
+    "register",
+    "propagate",
+    "fuse",
+    "refine",
+    "evaluate",
+    "segment",
+    "tissue",
+    "compare",
+    "list_methods",
+    "run",
+)
 WITH_STUBS = ("fusion", "registration", "refinement", "preprocessing", "statistics", "atlases")
 LISTED = ("evaluation", "tissues", "regions")
 HEAVY = (

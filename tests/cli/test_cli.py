@@ -34,6 +34,7 @@ COMMANDS = [
     "init",
     "register",
     "fuse",
+    "brain",
     "tissue",
     "atlases",
 ]

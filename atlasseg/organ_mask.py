@@ -1,0 +1,262 @@
+"""Mask of one organ, such as the brain in a whole-head scan, from a library of scans in which it is known.
+
+Brain extraction by registration [1]_ [2]_, for any organ and species: every atlas is registered to the scan on coarse
+voxels, first by an affine transform, then by a diffeomorphic one around the organ alone. The organs are carried over
+and fused by joint label fusion on fine voxels, and the border is decided by the intensities of the scan itself.
+
+References
+----------
+.. [1] Leung et al. (2011), Brain MAPS: an automated, accurate and robust brain extraction technique using a template
+   library, NeuroImage 55(3):1091-1108.
+.. [2] Doshi et al. (2013), Multi-atlas skull-stripping, Academic Radiology 20(12):1566-1576.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+
+from atlasseg.atlases.organs import ORGAN, organ_probabilities, organ_volume_mm3, organs_of
+from atlasseg.errors import GeometryError, InputError
+from atlasseg.fusion import joint
+from atlasseg.plausibility import coarsen
+from atlasseg.propagation import propagate
+from atlasseg.refinement import markov_field
+from atlasseg.registration import affine, diffeomorphic
+from atlasseg.registration.outliers import RegistrationQC, find_failures
+from atlasseg.resampling import resample
+from atlasseg.similarity.local_correlation import LocalCorrelation
+from atlasseg.transforms import Transform
+from atlasseg.volume import Atlas, Bool, Float32, Grid, Image, LabelMap, Mask, ProbabilityMap
+
+log = logging.getLogger(__name__)
+
+COARSE_PER_ORGAN, FINE_PER_ORGAN = 28.0, 57.0
+"""Voxels along the edge of a cube of the organ's volume: for the registration, and for the fusion at most. A human
+brain is registered at 4 mm and fused at 2 mm."""
+
+POSSIBLE_SHARE = 0.1
+"""Share of the affinely registered atlases whose organ reaches a voxel that may be organ."""
+
+MARGIN_PER_ORGAN = 0.11
+"""The registration sees this much around the voxels that may be organ, as a fraction of the organ's edge."""
+
+ITERATIONS = (40, 30)
+"""Of the diffeomorphic registration, at twice the coarse voxel size and at the coarse one."""
+
+SEARCH_VOXELS = 1
+"""Search radius of the joint label fusion, in fine voxels."""
+
+BORDER_SHARE = 0.01
+"""Share of the organ's voxels on a face of the scan above which it is cut off there."""
+
+
+@dataclass(frozen=True, eq=False)
+class OrganMask:
+    """Mask of the organ in one scan, on the grid of the scan.
+
+    Parameters
+    ----------
+    mask : Mask
+        Where the organ is: one connected part without holes.
+    probabilities : ProbabilityMap
+        Of labels 0 and 1 (the organ), before the largest part was taken and holes were filled.
+    atlases : mapping of str to RegistrationQC
+        What the registration of each atlas was worth, by its id.
+    similarities : mapping of str to float
+        Mean local correlation of the scan and each atlas around the organ, 0 to 1.
+    cut_off : mapping of str to float
+        Faces of the scan (``"inferior"``) at which the organ ends, with the share of its voxels that lie on them.
+    seconds : mapping of str to float
+        Duration of each step.
+    """
+
+    mask: Mask
+    probabilities: ProbabilityMap
+    atlases: Mapping[str, RegistrationQC]
+    similarities: Mapping[str, float]
+    cut_off: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+    @property
+    def volume_ml(self) -> float:
+        """Volume of the mask."""
+        return float(self.mask.array.sum() * abs(np.linalg.det(self.mask.affine[:3, :3])) / 1000)
+
+
+def find_organ(scan: Image, atlases: Sequence[Atlas], *, progress: Callable[[str], None] | None = None) -> OrganMask:
+    """Find an organ in a scan from atlases in which it is known.
+
+    Parameters
+    ----------
+    scan : Image
+        Of any size, contrast, axes and field of view; of several channels, all are used.
+    atlases : sequence of Atlas
+        One or more, of any labels or with masks: see `atlases.organs.organs_of`. Each on its own grid.
+    progress : callable, optional
+        Told the name of each step as it begins.
+
+    Returns
+    -------
+    OrganMask
+
+    Raises
+    ------
+    InputError
+        There is no atlas, an atlas has no label above 0, or numbers of channels differ.
+    GeometryError
+        No organ of the atlases lands on the scan.
+    """
+    if not atlases:
+        raise InputError(f"{scan.name or 'scan'}: expected at least one atlas, got none")
+    known = organs_of(atlases)
+    edge_mm = float(np.median([organ_volume_mm3(atlas) for atlas in known])) ** (1 / 3)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        if progress is not None:
+            progress(name)
+        begun = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - begun
+
+    fine_mm = edge_mm / FINE_PER_ORGAN
+    with step("register"):
+        transforms, start, stop = _register(scan, known, edge_mm)
+    with step("propagate"):
+        target = coarsen(scan.cropped(start, stop), fine_mm)
+        carried = [
+            propagate(_at_resolution(atlas, fine_mm), transform, target.grid)
+            for atlas, transform in zip(known, transforms, strict=True)
+        ]
+        checks, similarities = _check(target, carried, edge_mm)
+        voters = [atlas for atlas, check in zip(carried, checks, strict=True) if check.keep]
+    with step("fuse"):
+        fused = joint.fuse(target, voters, search_radius_voxels=SEARCH_VOXELS)
+    with step("refine"):
+        refined = markov_field.refine(target, fused)
+        fine = Image(refined.probability(ORGAN), target.affine)
+        probability = resample(fine, scan.grid, fill=0.0).array
+    inside = largest_part(probability > 0.5)
+    cut_off = find_cut_off(inside, scan.grid)
+    if cut_off:
+        faces = ", ".join(f"{face} ({100 * share:.1f} % of its voxels)" for face, share in cut_off.items())
+        log.warning(
+            "%s: the organ reaches the border of the scan: %s. It is cut off there, and its volume is that of the part "
+            "in the scan.",
+            scan.name or "scan", faces,
+        )  # fmt: skip
+    return OrganMask(
+        Mask(inside, scan.affine, scan.name),
+        organ_probabilities(probability, scan.affine, scan.name),
+        {atlas.id: check for atlas, check in zip(known, checks, strict=True)},
+        {atlas.id: value for atlas, value in zip(known, similarities, strict=True)},
+        cut_off,
+        seconds,
+    )
+
+
+def _register(
+    scan: Image, atlases: Sequence[Atlas], edge_mm: float
+) -> tuple[list[Transform], tuple[int, int, int], tuple[int, int, int]]:
+    """Transforms from points of the scan to points of each atlas, and the box of the scan that may hold the organ."""
+    coarse_mm = edge_mm / COARSE_PER_ORGAN
+    small = coarsen(scan, coarse_mm)
+    images = [coarsen(atlas.image, coarse_mm) for atlas in atlases]
+    starts = affine.register(small, images, finest_shrink=2)
+    near = _reach(atlases, starts, small.grid, MARGIN_PER_ORGAN * edge_mm)
+    if not near.any():
+        raise GeometryError(
+            f"{scan.name or 'scan'}: no organ of the {len(atlases)} atlases lands on the scan. Check that scan and "
+            "atlases show the same part of the body (atlasseg doctor)."
+        )
+    transforms = diffeomorphic.register(
+        small,
+        images,
+        initial=starts,
+        fixed_mask=Mask(near, small.affine),
+        shrink_factors=(2, 1),
+        iterations=ITERATIONS,
+    )
+    factor = np.rint(small.spacing_mm / scan.spacing_mm).astype(int)
+    where = np.argwhere(near)
+    start = np.maximum((where.min(axis=0) - 1) * factor, 0)
+    stop = np.minimum((where.max(axis=0) + 2) * factor, scan.shape)
+    stop = np.where(where.max(axis=0) + 2 >= small.shape, scan.shape, stop)  # voxels beyond the last block
+    return transforms, tuple(int(n) for n in start), tuple(int(n) for n in stop)  # type: ignore[return-value]
+
+
+def _reach(atlases: Sequence[Atlas], transforms: Sequence[Transform], grid: Grid, margin_mm: float) -> Bool:
+    """Voxels near to which the organ of some atlases lands."""
+    share: Float32 = np.zeros(grid.shape, np.float32)
+    for atlas, transform in zip(atlases, transforms, strict=True):
+        share += resample(atlas.segmentation, grid, transform, interpolation="nearest").array != 0
+    possible = share > POSSIBLE_SHARE * len(atlases)
+    if not possible.any():
+        return possible
+    apart_mm = ndimage.distance_transform_edt(~possible, sampling=grid.spacing_mm)
+    return np.asarray(apart_mm <= margin_mm)
+
+
+def _at_resolution(atlas: Atlas, spacing_mm: float) -> Atlas:
+    """The atlas on voxels near `spacing_mm`, where its own are finer; its organ as a fraction of each."""
+    image = coarsen(atlas.image, spacing_mm)
+    if image.shape == atlas.image.shape:
+        return atlas
+    inside = atlas.labels.array if isinstance(atlas.labels, LabelMap) else atlas.labels.probability(ORGAN)
+    share = coarsen(Image(inside.astype(np.float32), atlas.image.affine), spacing_mm)
+    return replace(atlas, image=image, labels=organ_probabilities(share.array, image.affine, atlas.id))
+
+
+def _check(target: Image, carried: Sequence[Atlas], edge_mm: float) -> tuple[list[RegistrationQC], list[float]]:
+    """Find the atlases whose registration failed, by their similarity around the organ's border."""
+    inside = np.mean([atlas.segmentation.array != 0 for atlas in carried], axis=0) > 0.5
+    near = ndimage.binary_dilation(inside, iterations=2)
+    values = []
+    for atlas in carried:
+        known = near if atlas.mask is None else near & atlas.mask.array
+        pairs = zip(np.moveaxis(target.channels, 3, 0), np.moveaxis(atlas.image.channels, 3, 0), strict=True)
+        values.append(
+            float(np.mean([LocalCorrelation().value(f, w, mask=known) for f, w in pairs])) if known.any() else 0.0
+        )
+    checks = find_failures(values, names=[atlas.id for atlas in carried])
+    for atlas, check in zip(carried, checks, strict=True):
+        if not check.keep:
+            log.warning("%s: atlas %s left out of the mask: %s", target.name or "scan", atlas.id, check.reason)
+    return checks, values
+
+
+def largest_part(inside: Bool) -> Bool:
+    """The largest connected part (neighbours by faces), its holes filled."""
+    parts, count = ndimage.label(inside)
+    if count == 0:
+        return inside
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray(ndimage.binary_fill_holes(parts == sizes.argmax()))
+
+
+def find_cut_off(inside: Bool, grid: Grid) -> dict[str, float]:
+    """Find the faces of a scan at which the organ is cut off.
+
+    Returns
+    -------
+    dict of str to float
+        Name of the face (``"superior"``) and the share of the organ's voxels on it, where that is above 1 %.
+    """
+    names = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+    total = max(int(inside.sum()), 1)
+    found = {}
+    for axis, (world, ahead) in enumerate(grid.nearest_axes):
+        for end in (0, -1):
+            share = float(np.take(inside, end, axis=axis).sum() / total)
+            if share > BORDER_SHARE and inside.shape[axis] > 1:
+                found[names[world][int((end == -1) == ahead)]] = share
+    return found
