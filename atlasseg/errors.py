@@ -1,5 +1,15 @@
 """The errors that a user of atlasseg can cause, and can mend."""
 
+__all__ = [
+    "AtlasSegError",
+    "ClusterError",
+    "GeometryError",
+    "InputError",
+    "MissingLibraryError",
+    "OutputError",
+    "TrainingError",
+]
+
 
 class AtlasSegError(Exception):
     """Base of every error that atlasseg raises on purpose."""

@@ -19,6 +19,8 @@ from typing import Literal
 from atlasseg.errors import InputError
 from atlasseg.terminology import ANATOMICAL_STRUCTURE, Code, Terminology
 
+__all__ = ["Label", "LabelTable", "format_label_table", "parse_label_table"]
+
 log = logging.getLogger("atlasseg.io")
 
 Color = tuple[int, int, int]
@@ -151,7 +153,13 @@ class LabelTable:
 
     @classmethod
     def from_values(cls, values: Iterable[int]) -> LabelTable:
-        """Create a table of label values with default names and colours, sorted and without background (0)."""
+        """Create a table of label values with default names and colours, sorted and without background (0).
+
+        Parameters
+        ----------
+        values : iterable of int
+            Label values.
+        """
         return cls().completed(values)
 
     @cached_property
@@ -201,18 +209,49 @@ class LabelTable:
         return out
 
     def name(self, value: int) -> str:
-        """Name of a label value; of a value that is not in the table, ``background`` (0) or ``label 7``."""
+        """Get the name of a label value.
+
+        Parameters
+        ----------
+        value : int
+            Label value.
+
+        Returns
+        -------
+        str
+            Name; ``background`` (0) or ``label 7`` for a value that is not in the table.
+        """
         if value in self._by_value:
             return self._by_value[value].name
         return "background" if value == 0 else f"label {value}"
 
     def color(self, value: int) -> Color:
-        """Colour of a label value as (R, G, B) in 0..255: its own, or `default_color`."""
+        """Get the colour of a label value.
+
+        Parameters
+        ----------
+        value : int
+            Label value.
+
+        Returns
+        -------
+        tuple of three ints
+            (R, G, B) from 0 to 255: the label's own colour, or `default_color`.
+        """
         listed = self._by_value.get(value)
         return listed.color if listed is not None and listed.color is not None else default_color(value)
 
     def value(self, name: str) -> int:
-        """Value of the label with a name.
+        """Find the value of a label by its name.
+
+        Parameters
+        ----------
+        name : str
+            Name of the label.
+
+        Returns
+        -------
+        int
 
         Raises
         ------
@@ -227,11 +266,32 @@ class LabelTable:
         return found[0]
 
     def not_annotated_in(self, atlas_id: str) -> frozenset[int]:
-        """Values of the labels that are not annotated in an atlas, by the id of the atlas."""
+        """List the labels that are not annotated in an atlas.
+
+        Parameters
+        ----------
+        atlas_id : str
+            Id of the atlas.
+
+        Returns
+        -------
+        frozenset of int
+            Label values.
+        """
         return frozenset(label.value for label in self.labels if atlas_id in label.not_annotated_in)
 
     def completed(self, values: Iterable[int]) -> LabelTable:
-        """Table with a default row for each missing value appended in sorted order; background (0) is not added."""
+        """Append a default row for each missing value, in sorted order; background (0) is not added.
+
+        Parameters
+        ----------
+        values : iterable of int
+            Label values.
+
+        Returns
+        -------
+        LabelTable
+        """
         missing = sorted({int(value) for value in values} - {0, *self._by_value})
         return LabelTable((*self.labels, *(Label(value, self.name(value), default_color(value)) for value in missing)))
 
@@ -245,6 +305,10 @@ def parse_label_table(text: str, *, source: str = "label table") -> LabelTable:
         Content of the file.
     source : str
         Name of the file, for messages.
+
+    Returns
+    -------
+    LabelTable
 
     Raises
     ------
@@ -285,6 +349,17 @@ def format_label_table(table: LabelTable, format: TableFormat = "bids") -> str:
 
     Labels without a colour get the default one. In FreeSurfer names, spaces become ``_``; in ITK-SNAP names, ``"``
     becomes ``'``.
+
+    Parameters
+    ----------
+    table : LabelTable
+        Labels with names and colours.
+    format : {"bids", "csv", "itk-snap", "freesurfer"}
+        Format of the text.
+
+    Returns
+    -------
+    str
 
     Raises
     ------

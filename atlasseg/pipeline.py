@@ -36,6 +36,8 @@ from atlasseg.registration.quality import RegistrationQuality
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap
 
+__all__ = ["Alignment", "Segmentation", "align", "segment"]
+
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
@@ -94,11 +96,26 @@ class RegistrationResult:
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """A scan with every atlas on its grid, ready to be fused any number of ways.
+    """A scan with all atlases on its grid, ready for fusion.
 
-    `target` is the preprocessed scan, perhaps cropped; `start` is the voxel of the scan's own `grid` where it begins.
-    `target_mask`, on the target's grid, is where similarity was measured; None for everywhere. `findings` say what is
-    implausible about the scan and its registrations.
+    Parameters
+    ----------
+    target : Image
+        Preprocessed scan, perhaps cropped.
+    candidates : tuple of Candidate
+        Atlases on the grid of the target.
+    grid : Grid
+        Grid of the scan before cropping.
+    start : (3,) int
+        Voxel of `grid` at which the target begins.
+    label_values : tuple of int
+        Labels of all atlases, ascending.
+    seconds : mapping of str to float
+        Duration of each stage.
+    target_mask : Mask, optional
+        Voxels, on the grid of the target, in which similarity was measured. None: all.
+    findings : tuple of Finding
+        Implausible properties of the scan and its registrations.
     """
 
     target: Image
@@ -158,6 +175,7 @@ def segment(
     Parameters
     ----------
     scan : Image
+        The scan to segment.
         What to segment.
     atlases : sequence of Atlas
         One (single or probabilistic) or many; each on its own grid.
@@ -171,6 +189,10 @@ def segment(
         Takes the place of the recipe's registration steps.
     executor : callable
         Calls the functions of the stages; one that keeps their results may take its place.
+
+    Returns
+    -------
+    Segmentation
 
     Raises
     ------
@@ -210,10 +232,18 @@ def align(
     executor: Executor = call_directly,
     check_plausibility: bool = False,
 ) -> Alignment:
-    """Preprocess, register and propagate: everything that comes before fusion.
+    """Preprocess, register and propagate: all stages before fusion.
 
-    Parameters as for `segment`; with `check_plausibility` scan and registrations are compared with what the library
-    knows of itself, and each finding is a warning.
+    Parameters
+    ----------
+    scan, atlases, recipe, mask, progress, registrar, executor
+        As for `segment`.
+    check_plausibility : bool
+        Compare scan and registrations with those of the library, and log each finding as a warning.
+
+    Returns
+    -------
+    Alignment
     """
     if not atlases:
         raise InputError(f"{scan.name or 'scan'}: there is no atlas to segment it with")

@@ -29,6 +29,8 @@ from atlasseg.similarity.local_correlation import LocalCorrelation
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Atlas, Bool, Float64, Grid, Image, Mask
 
+__all__ = ["Finding", "Geometry", "LibraryReference", "check", "describe_library"]
+
 COARSE_VOXELS = 28
 """Similarities are measured on voxels of which the library's scans have about this many along their longest side."""
 
@@ -332,7 +334,19 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def describe_library(atlases: Sequence[Atlas], executor: Executor) -> LibraryReference:
-    """Measure what a library knows of itself."""
+    """Measure the properties of a library with which scans are compared.
+
+    Parameters
+    ----------
+    atlases : sequence of Atlas
+        Atlases of the library.
+    executor : callable
+        Function that calls a function with its arguments, such as `pipeline.call_directly`.
+
+    Returns
+    -------
+    LibraryReference
+    """
     spacing_mm = coarse_spacing_mm([atlas.image for atlas in atlases])
     geometries = tuple(Geometry(*executor(measure_geometry, atlas.image)) for atlas in atlases)
     found = _compare_pairs(pair_similarity, atlases, spacing_mm, executor)

@@ -9,6 +9,8 @@ from atlasseg.resampling import coverage, resample, resample_fractions
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Grid, LabelMap, ProbabilityMap
 
+__all__ = ["propagate"]
+
 
 def propagate(
     atlas: Atlas,

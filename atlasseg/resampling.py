@@ -23,6 +23,8 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.transforms import EDGE_VOXELS, Affine, Transform, invert_matrix, split_slabs
 from atlasseg.volume import Float64, Grid, Image, Int32, LabelMap, Mask, ProbabilityMap
 
+__all__ = ["coverage", "resample", "resample_fractions", "smooth", "stack_channels"]
+
 log = logging.getLogger(__name__)
 
 ImageInterpolation = Literal["linear", "cubic", "nearest"]
@@ -87,7 +89,7 @@ def resample(
     fill: float | None = None,
     antialias: bool = False,
 ) -> Image | LabelMap | Mask | ProbabilityMap:
-    """The volume as seen from `grid` through `transform`.
+    """Resample a volume onto a grid through a transform.
 
     Parameters
     ----------
@@ -108,6 +110,11 @@ def resample(
         Labels are 0 there, a Mask False, a ProbabilityMap certain of 0.
     antialias : bool
         Smooth an Image first, where the voxels of `grid` are larger than its own, to the resolution of `grid`.
+
+    Returns
+    -------
+    Image, LabelMap, Mask or ProbabilityMap
+        Volume of the same kind on `grid`.
 
     Raises
     ------
@@ -150,11 +157,13 @@ def resample_fractions(
     Parameters
     ----------
     labels : LabelMap or ProbabilityMap
+        Labels to resample.
     grid : Grid
         Where they are wanted.
     transform : Transform, optional
         Takes points of `grid` to points of `labels`, RAS+ mm.
     interpolation : {"linear", "gaussian", "nearest"}
+        As for `resample`.
     sigma_voxels : float
         As for `resample`.
 
@@ -205,7 +214,7 @@ def resample_fractions(
 
 
 def coverage(volume_grid: Grid, grid: Grid, transform: Transform | None = None) -> Mask:
-    """Where a volume reaches: True at the voxels of `grid` that `transform` takes into `volume_grid`.
+    """Compute the coverage of a volume: True at the voxels of `grid` that `transform` maps into `volume_grid`.
 
     Parameters
     ----------
@@ -215,6 +224,11 @@ def coverage(volume_grid: Grid, grid: Grid, transform: Transform | None = None) 
         Where it is wanted.
     transform : Transform, optional
         Takes points of `grid` to points of `volume_grid`, RAS+ mm.
+
+    Returns
+    -------
+    Mask
+        Mask on `grid`.
     """
     inside = np.empty(grid.shape, bool)
     inverse, last = invert_matrix(volume_grid.affine), np.array(volume_grid.shape) - 1
@@ -263,13 +277,18 @@ def stack_channels(images: Sequence[Image]) -> tuple[Image, Mask]:
 
 
 def smooth(image: Image, sigma_mm: float | ArrayLike) -> Image:
-    """The image convolved with a Gaussian along its axes.
+    """Smooth an image by a Gaussian along its axes.
 
     Parameters
     ----------
     image : Image
+        The image.
     sigma_mm : float or (3,)
         Standard deviation along each axis of the array; 0 leaves the axis as it is.
+
+    Returns
+    -------
+    Image
     """
     sigma = np.broadcast_to(sigma_mm, 3) / image.spacing_mm
     per_axis = tuple(sigma) + (0.0,) * (image.array.ndim - 3)

@@ -44,7 +44,12 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def sample_data() -> Path:
-    """Folder of the sample data: ``atlases`` (six labelled phantoms) and ``targets`` (two).
+    """Find the sample data: ``atlases`` (six labelled phantoms) and ``targets`` (two).
+
+    Returns
+    -------
+    Path
+        Folder of the sample data.
 
     Examples
     --------

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from atlasseg.errors import InputError
 
+__all__ = ["Code", "Terminology"]
+
 _LONGEST = (16, 64, 64)  # scheme designator, value (16 for a CodeValue, longer for a LongCodeValue), meaning
 
 
@@ -49,6 +51,11 @@ class Code:
     @classmethod
     def parse(cls, text: str) -> Code:
         """Parse ``SCHEME^VALUE^MEANING``.
+
+        Parameters
+        ----------
+        text : str
+            The code.
 
         Raises
         ------

@@ -188,7 +188,12 @@ class PairwiseRegistration:
         io.write_transform(self.transform, path, grid=self.fixed.grid)
 
     def to_sitk(self) -> Any:
-        """Convert to a SimpleITK transform of LPS+ mm points; without a closed form it is sampled on the fixed grid."""
+        """Convert to a SimpleITK transform of LPS+ mm points; without a closed form it is sampled on the fixed grid.
+
+        Returns
+        -------
+        SimpleITK.Transform
+        """
         return self.transform.to_sitk(grid=self.fixed.grid)
 
     def __repr__(self) -> str:

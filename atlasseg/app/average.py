@@ -17,6 +17,8 @@ from atlasseg.labels import LabelTable
 from atlasseg.pipeline import preprocess
 from atlasseg.recipe import Step
 
+__all__ = ["average_library"]
+
 HEADER, NAME = "average.json", "template"
 
 
@@ -49,6 +51,11 @@ def average_library(
         As for `atlases.probabilistic.average`.
     progress : callable
         Called with the name of each step when it starts.
+
+    Returns
+    -------
+    Average
+        Template probabilities and smoothing, as written.
 
     Raises
     ------

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from atlasseg.report.cohort_page import TargetSummary
 
+__all__ = ["CohortComparison", "compare"]
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +49,15 @@ class Fused:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CohortComparison(Comparison):
-    """Comparison over the targets of a recipe, with the outcome of each target."""
+    """Comparison over the targets of a recipe, with the outcome of each target.
+
+    Parameters
+    ----------
+    metrics, scores, tests, ranking
+        As for `evaluation.comparison.Comparison`.
+    outcomes : list of Outcome
+        Outcome of each target, with its segmentation by every variant.
+    """
 
     outcomes: list[Outcome[Fused]]
 

@@ -12,6 +12,8 @@ from atlasseg.labels import LabelTable
 from atlasseg.resampling import resample
 from atlasseg.volume import Grid
 
+__all__ = ["convert"]
+
 
 def convert(
     source: Path,

@@ -15,6 +15,8 @@ from atlasseg.refinement.corrective_learning import CorrectiveModel, write_model
 from atlasseg.store.cache import Cache
 from atlasseg.training import train_corrective
 
+__all__ = ["correct"]
+
 
 def correct(
     recipe: Recipe,
@@ -44,6 +46,11 @@ def correct(
     cache : path, optional
         Cache folder for registrations and segmentations, so that an interrupted training can be resumed; by default
         nothing is cached.
+
+    Returns
+    -------
+    CorrectiveModel
+        The model that was written.
 
     Raises
     ------

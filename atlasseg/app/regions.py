@@ -22,6 +22,8 @@ from atlasseg.regions.merging import Merges, merge
 from atlasseg.regions.noise import noise_sd
 from atlasseg.volume import Image, LabelMap
 
+__all__ = ["consistent_files", "instance_files", "partition_files"]
+
 ALIASES = {"growing": "region_growing"}
 """Shorter names of methods, for the command line."""
 
@@ -63,6 +65,11 @@ def partition_files(
         Output TSV with one row per region: size, mean, standard deviation and neighbours.
     pictures : path, optional
         Output folder for pictures: region borders and, for split and merge, octree blocks and dendrogram.
+
+    Returns
+    -------
+    Partitioned
+        The regions, with their graph and merges.
 
     Raises
     ------
@@ -149,6 +156,11 @@ def consistent_files(
         As for `regions.make_consistent`.
     changes : path, optional
         Output TSV with the changes of each label.
+
+    Returns
+    -------
+    Consistent
+        The segmentation and its changes.
     """
     image = io.read_image(volume)
     given = _read_segmentation(segmentation)

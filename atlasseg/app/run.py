@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from atlasseg.report.cohort_page import TargetSummary
 
+__all__ = ["run"]
+
 log = logging.getLogger(__name__)
 
 After = Callable[[Target, Path, "TargetSummary"], None]

@@ -16,6 +16,8 @@ from atlasseg.similarity.local_correlation import LocalCorrelation
 from atlasseg.transforms import Transform
 from atlasseg.volume import Mask, ProbabilityMap
 
+__all__ = ["fuse_files", "register_files"]
+
 
 def register_files(
     fixed: Path,
@@ -115,6 +117,11 @@ def fuse_files(
         "auto", "cpu" or "cuda".
     spacing_from : {"sform", "pixdim"}
         As of :func:`atlasseg.io.read_image`.
+
+    Returns
+    -------
+    ProbabilityMap
+        Fused label probabilities.
 
     Raises
     ------

@@ -32,6 +32,8 @@ from atlasseg.volume import Image, Mask
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["tissue"]
+
 log = logging.getLogger(__name__)
 
 

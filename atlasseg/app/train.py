@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from atlasseg.refinement.network.model import RefinerModel
     from atlasseg.training.correcting import Start
 
+__all__ = ["train"]
+
 
 def train(
     recipe: Recipe,
@@ -70,6 +72,11 @@ def train(
         "auto", "cpu" or "cuda".
     progress : callable, optional
         Called with the name of each step when it starts.
+
+    Returns
+    -------
+    RefinerModel
+        The model that was written.
 
     Raises
     ------

@@ -13,6 +13,8 @@ from atlasseg.api.transformation import apply_transform
 from atlasseg.errors import InputError
 from atlasseg.volume import Image
 
+__all__ = ["transform_file"]
+
 _ALIKE = 0.3
 """Share of neighbouring voxels, neither of them 0, that have the same value in a label map, and not in a scan.
 
@@ -50,7 +52,7 @@ def transform_file(
     labels : bool, optional
         Whether `source` holds labels. Without it, a volume that looks like labels is refused.
     interpolation, inverse, convention
-        As of :func:`atlasseg.apply_transform`.
+        As for :func:`atlasseg.apply_transform`.
     coordinates : {"ras", "lps"}, optional
         Of points, see ``atlasseg.io.read_points``.
     flirt_source, flirt_reference : sequence of paths

@@ -25,6 +25,8 @@ from atlasseg.itk import is_orthonormal
 from atlasseg.labels import LabelTable
 from atlasseg.volume import Grid, Image, LabelMap, Mask
 
+__all__ = ["Finding", "examine"]
+
 Severity = Literal["error", "warning", "note"]
 
 SPACING_RATIO = 1.5
@@ -48,8 +50,17 @@ OUTSIDE_MASK_SHARE = 0.01
 class Finding:
     """Finding: a problem or a remark about a file.
 
-    `severity` is ``error`` for a problem that makes a run fail, ``warning`` for one that probably harms its results,
-    and ``note`` for other remarks.
+    Parameters
+    ----------
+    severity : {"error", "warning", "note"}
+        ``error`` for a problem that makes a run fail, ``warning`` for one that probably harms its results, ``note`` for
+        other remarks.
+    file : Path
+        File or folder of the finding.
+    message : str
+        The problem.
+    remedy : str
+        What to do; may be empty.
     """
 
     severity: Severity

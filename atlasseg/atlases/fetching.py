@@ -26,6 +26,8 @@ from atlasseg.files import atomic_directory
 from atlasseg.labels import Label, LabelTable
 from atlasseg.methods import suggestion
 
+__all__ = ["DATASETS", "Dataset", "fetch", "known"]
+
 log = logging.getLogger(__name__)
 
 Told = Callable[[int, int], None]
@@ -51,6 +53,7 @@ class Dataset:
     checksum_from : str
         Publisher of the checksum.
     licence, licence_url : str
+        Name and address of the licence.
     cite : str
         Reference to cite.
     megabytes : int

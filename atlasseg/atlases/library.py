@@ -30,6 +30,8 @@ from atlasseg.io import read_label_table
 from atlasseg.labels import Label, LabelTable
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
+__all__ = ["AtlasFiles", "AtlasLibrary", "Target", "read_library", "read_targets"]
+
 log = logging.getLogger(__name__)
 
 Kind = Literal["single", "probabilistic", "multi"]
@@ -45,7 +47,9 @@ class AtlasFiles:
     Parameters
     ----------
     id : str
+        Id of the atlas.
     image : Path
+        The scan.
     labels : Path, optional
         Label map; None with `probabilities`.
     probabilities : tuple of Path
@@ -53,6 +57,7 @@ class AtlasFiles:
     probability_labels : tuple of int, optional
         Labels of their volumes, in order; None if the file itself must hold them.
     mask : Path, optional
+        Mask of the scan.
     not_annotated : frozenset of int
         Labels that are not annotated in this atlas.
     spacing_from : {"sform", "pixdim"}
@@ -103,11 +108,30 @@ class AtlasLibrary:
         return len(self.atlases)
 
     def without(self, *ids: str) -> AtlasLibrary:
-        """Library without some atlases; unknown ids are ignored."""
+        """Make a library without some atlases.
+
+        Parameters
+        ----------
+        *ids : str
+            Ids of the atlases to leave out. Unknown ids are ignored.
+
+        Returns
+        -------
+        AtlasLibrary
+        """
         return replace(self, atlases=tuple(atlas for atlas in self.atlases if atlas.id not in ids))
 
     def only(self, ids: Collection[str]) -> AtlasLibrary:
-        """Library with only some atlases.
+        """Make a library with only some atlases.
+
+        Parameters
+        ----------
+        ids : collection of str
+            Ids of the atlases to keep.
+
+        Returns
+        -------
+        AtlasLibrary
 
         Raises
         ------
@@ -119,7 +143,16 @@ class AtlasLibrary:
         return replace(self, atlases=tuple(atlas for atlas in self.atlases if atlas.id in ids))
 
     def files(self, id: str) -> AtlasFiles:
-        """Files of an atlas.
+        """Get the files of an atlas.
+
+        Parameters
+        ----------
+        id : str
+            Id of the atlas.
+
+        Returns
+        -------
+        AtlasFiles
 
         Raises
         ------
@@ -136,6 +169,15 @@ class AtlasLibrary:
 
         Intensities that are not finite are masked, with a warning. Warns of labels that the table lacks, and of a label
         map that is all background.
+
+        Parameters
+        ----------
+        id : str
+            Id of the atlas.
+
+        Returns
+        -------
+        Atlas
 
         Raises
         ------
@@ -172,7 +214,21 @@ class AtlasLibrary:
 
 @dataclass(frozen=True)
 class Target:
-    """Scan to segment, with optional reference `labels` and an optional `mask`; see :func:`read_targets`."""
+    """Scan to segment, with optional reference `labels` and an optional `mask`; see :func:`read_targets`.
+
+    Parameters
+    ----------
+    id : str
+        Id of the target.
+    image : Path
+        The scan.
+    labels : Path, optional
+        Reference segmentation.
+    mask : Path, optional
+        Mask of the scan.
+    spacing_from : {"sform", "pixdim"}
+        As of :func:`atlasseg.io.read_image`.
+    """
 
     id: str
     image: Path
@@ -182,6 +238,13 @@ class Target:
 
     def read(self) -> tuple[Image, Mask | None]:
         """Read the scan and its mask. Intensities that are not finite are masked too, with a warning.
+
+        Returns
+        -------
+        image : Image
+            The scan.
+        mask : Mask or None
+            Its mask.
 
         Raises
         ------
@@ -194,6 +257,16 @@ class Target:
 
     def read_labels(self, scan: Image) -> LabelMap | None:
         """Read the reference segmentation; None if there is none.
+
+        Parameters
+        ----------
+        scan : Image
+            The scan of the target.
+
+        Returns
+        -------
+        LabelMap or None
+            Reference segmentation on the grid of the scan.
 
         Raises
         ------
@@ -226,6 +299,10 @@ def read_library(
         Which voxel size the volumes are read with, as of :func:`atlasseg.io.read_image`.
     masks_suffice : bool
         A scan without labels is an atlas if it has a mask, which then stands for its labels.
+
+    Returns
+    -------
+    AtlasLibrary
 
     Raises
     ------

@@ -29,6 +29,8 @@ from atlasseg.transforms import Affine, Chain, DisplacementField, Transform
 from atlasseg.version import __version__
 from atlasseg.volume import Image, Mask
 
+__all__ = ["PreparedLibrary", "prepare", "read_prepared", "register_prepared", "write_prepared"]
+
 FORMAT = 1
 """Format of the folder of a prepared library. It is increased when older versions could not read it correctly."""
 
@@ -70,7 +72,18 @@ class PreparedLibrary:
         return tuple(sorted(self.transforms))
 
     def changes(self, library: AtlasLibrary) -> list[str]:
-        """Describe the changes of the library since the preparation; empty without changes."""
+        """Describe the changes of the library since the preparation.
+
+        Parameters
+        ----------
+        library : AtlasLibrary
+            The library now.
+
+        Returns
+        -------
+        list of str
+            One text per changed atlas; empty without changes.
+        """
         now = fingerprints(library)
         gone, new = sorted(self.hashes.keys() - now.keys()), sorted(now.keys() - self.hashes.keys())
         changed = sorted(i for i in now.keys() & self.hashes.keys() if now[i] != self.hashes[i])
@@ -82,6 +95,11 @@ class PreparedLibrary:
 
     def check(self, library: AtlasLibrary) -> None:
         """Check that the library has not changed since the preparation.
+
+        Parameters
+        ----------
+        library : AtlasLibrary
+            The library now.
 
         Raises
         ------
@@ -155,6 +173,10 @@ def prepare(
         Preprocessing of every scan; use the same as for the targets.
     engine, rounds, shrink, sharpening, progress
         As for `groupwise_template`.
+
+    Returns
+    -------
+    PreparedLibrary
 
     Raises
     ------
@@ -261,6 +283,13 @@ def write_prepared(prepared: PreparedLibrary, folder: str | Path) -> None:
     ``template_mask.nii.gz`` where there is one,
     ``transforms/ID.npz`` with ``matrix`` (4, 4), ``displacement_mm`` (I, J, K, 3) float32 and its ``affine``.
 
+    Parameters
+    ----------
+    prepared : PreparedLibrary
+        Template and transforms of a library.
+    folder : path
+        New folder, or that of an earlier prepared library.
+
     Raises
     ------
     InputError
@@ -306,6 +335,15 @@ def _parts(id_: str, transform: Transform) -> tuple[Affine, DisplacementField]:
 
 def read_prepared(folder: str | Path) -> PreparedLibrary:
     """Read a prepared library that was written by `write_prepared`.
+
+    Parameters
+    ----------
+    folder : path
+        Folder of the prepared library.
+
+    Returns
+    -------
+    PreparedLibrary
 
     Raises
     ------

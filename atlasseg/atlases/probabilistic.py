@@ -39,6 +39,8 @@ from atlasseg.resampling import coverage, resample_fractions
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, ProbabilityMap
 
+__all__ = ["Average", "average"]
+
 Box = tuple[slice, slice, slice]
 Patch = tuple[Box, Float32]
 """A box in the template's grid with values; values outside are 0."""

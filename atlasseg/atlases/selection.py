@@ -20,6 +20,8 @@ from atlasseg.similarity import MetricName, metric_class
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Mask, check_channels
 
+__all__ = ["Thumbnails", "choose", "likenesses", "select", "similarities", "thumbnails"]
+
 CLIP_PERCENTILES = (1.0, 99.0)
 LEAST_COVERAGE = 0.25
 """Minimum fraction of the compared voxels that an atlas must cover; atlases that cover less are ranked last."""
@@ -113,9 +115,18 @@ def thumbnails(
     longest_voxels: int = 32,
     mask: Mask | None = None,
 ) -> Thumbnails:
-    """Make thumbnails: target and atlases on a coarse grid, smoothed to its resolution; parameters as for `select`.
+    """Make thumbnails: target and atlases on a coarse grid, smoothed to its resolution.
 
     Each channel is clipped to its 1st and 99th percentile and has mean 0 and standard deviation 1 where it is covered.
+
+    Parameters
+    ----------
+    target, atlases, transforms, longest_voxels, mask
+        As for `select`.
+
+    Returns
+    -------
+    Thumbnails
     """
     if not atlases:
         raise InputError("expected at least one atlas to select from, got none")
@@ -167,7 +178,18 @@ def similarities(seen: Thumbnails, *, metric: MetricName = "correlation") -> Flo
 
 
 def likenesses(seen: Thumbnails) -> Float64:
-    """Compute the correlation of all pairs of atlases (N, N) on their common voxels; 0 without common voxels."""
+    """Compute the correlation of all pairs of atlases on their common voxels.
+
+    Parameters
+    ----------
+    seen : Thumbnails
+        Thumbnails of the atlases.
+
+    Returns
+    -------
+    (N, N) float64
+        Correlations; 0 without common voxels.
+    """
     n = len(seen.images)
     out = np.eye(n)
     for i in range(n):

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
     from atlasseg.report.cohort_page import TargetSummary
 
+__all__ = ["group_level", "participant_level"]
+
 WORK = ".work"
 """Default work folder of the run, inside the output folder."""
 

@@ -18,6 +18,8 @@ from atlasseg import io
 from atlasseg.errors import InputError, MissingLibraryError
 from atlasseg.methods import suggestion
 
+__all__ = ["Scan", "find_scans"]
+
 log = logging.getLogger(__name__)
 
 OTHER_DATATYPES = "func|dwi|fmap|perf|eeg|meg|ieeg|emg|beh|pet|micr|motion|nirs|mrs|figures"
@@ -28,7 +30,13 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Scan:
-    """Scan of a BIDS dataset; its file name holds its entities."""
+    """Scan of a BIDS dataset; its file name holds its entities.
+
+    Parameters
+    ----------
+    path : Path
+        File of the scan.
+    """
 
     path: Path
 

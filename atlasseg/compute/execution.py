@@ -28,6 +28,8 @@ from atlasseg.pipeline import Progress
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+__all__ = ["Outcome"]
+
 log = logging.getLogger(__name__)
 
 Listener = Callable[[str, str], None]
@@ -62,8 +64,18 @@ class Phase(Generic[T]):
 class Outcome(Generic[T]):
     """Outcome of one target.
 
-    `error` is the reason of a failure, or empty; `result` is the return value of the task; `log` holds the log messages
-    and the traceback of a failure.
+    Parameters
+    ----------
+    target : str
+        Id of the target.
+    seconds : float
+        Duration.
+    error : str
+        Reason of a failure; empty without one.
+    result : optional
+        Return value of the task.
+    log : str
+        Log messages, and the traceback of a failure.
     """
 
     target: str

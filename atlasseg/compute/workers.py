@@ -19,6 +19,8 @@ from atlasseg.errors import InputError, MissingLibraryError
 if TYPE_CHECKING:
     from distributed import Client
 
+__all__ = ["Workers", "connect"]
+
 log = logging.getLogger(__name__)
 
 CLUSTERS = {
@@ -111,7 +113,13 @@ class Workers:
         return self.jobs == 1 and self.scheduler is None and self.cluster is None
 
     def free_bytes(self) -> float:
-        """Memory in bytes that local workers may use: the free memory, or the limit if that is lower."""
+        """Determine the memory that local workers may use.
+
+        Returns
+        -------
+        float
+            Bytes: the free memory, or the limit if that is lower.
+        """
         return min(available_bytes(), self.memory_bytes or math.inf)
 
 

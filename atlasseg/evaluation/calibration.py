@@ -9,6 +9,8 @@ import numpy as np
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.volume import Bool, Float64, Int64, LabelMap, Mask, ProbabilityMap
 
+__all__ = ["Reliability", "expected_calibration_error", "reliability"]
+
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
@@ -77,6 +79,10 @@ def reliability(
     mask : Mask, optional
         Count only voxels inside this mask, on the same grid.
 
+    Returns
+    -------
+    Reliability
+
     Raises
     ------
     InputError
@@ -126,6 +132,11 @@ def expected_calibration_error(
     probabilities: ProbabilityMap, reference: LabelMap, *, bins: int = 10, mask: Mask | None = None
 ) -> float:
     """Compute the expected calibration error of a probability map ([1] eq. 3), see `reliability`.
+
+    Parameters
+    ----------
+    probabilities, reference, bins, mask
+        As for `reliability`.
 
     Returns
     -------

@@ -15,6 +15,8 @@ from atlasseg.templating import render_macro
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["Comparison", "Ranking", "paired_tests", "rank_methods"]
+
 log = logging.getLogger(__name__)
 
 OVERVIEW = {
@@ -46,7 +48,13 @@ class Ranking(NamedTuple):
     critical_difference: float
 
     def to_frame(self) -> pd.DataFrame:
-        """Convert to a table with one row per method, best first; test and critical difference are in every row."""
+        """Convert to a table, with test and critical difference in every row.
+
+        Returns
+        -------
+        DataFrame
+            One row per method, best first.
+        """
         table = self.mean_rank.rename("mean_rank").rename_axis("method").reset_index()
         return table.assign(friedman_p=self.friedman_p, critical_difference=self.critical_difference)
 
@@ -108,7 +116,13 @@ class Comparison:
         return Comparison(metrics, scores, paired_tests(scores), rank_methods(scores))
 
     def overview(self) -> pd.DataFrame:
-        """Summarise the methods in a table, best first: Dice over the targets, mean rank, HD95 and other measures."""
+        """Summarise the methods in a table, best first: Dice over the targets, mean rank, HD95 and other measures.
+
+        Returns
+        -------
+        DataFrame
+            One row per method.
+        """
         import pandas as pd
 
         of_labels = self.metrics[self.metrics["label"].notna() | (self.metrics["name"] == "all")]
@@ -193,6 +207,10 @@ def rank_methods(scores: pd.DataFrame, *, higher_is_better: bool = True, alpha: 
         False for distances.
     alpha : float
         Significance level of the critical difference, 0 to 1.
+
+    Returns
+    -------
+    Ranking
 
     References
     ----------

@@ -9,6 +9,8 @@ import numpy as np
 from atlasseg.errors import GeometryError
 from atlasseg.volume import Atlas, Float32, LabelMap
 
+__all__ = ["disagreement"]
+
 
 def disagreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> Float32:
     """Compute the fraction of the candidates' votes that are not for the label of a segmentation.

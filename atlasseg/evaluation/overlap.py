@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from atlasseg.errors import GeometryError
 from atlasseg.volume import Float64, Int32, Int64
 
+__all__ = ["Counts", "count", "dice", "jaccard", "precision", "sensitivity", "volume_similarity"]
+
 
 @dataclass(frozen=True, eq=False)
 class Counts:
@@ -41,6 +43,10 @@ def count(segmentation: NDArray[np.integer], reference: NDArray[np.integer]) -> 
     ----------
     segmentation, reference : (I, J, K) int
         Labels; 0 is background.
+
+    Returns
+    -------
+    Counts
 
     Raises
     ------
@@ -72,42 +78,95 @@ def count(segmentation: NDArray[np.integer], reference: NDArray[np.integer]) -> 
 
 
 def dice(counts: Counts) -> Float64:
-    r"""Dice coefficient of each label, (L,) from 0 to 1.
+    r"""Compute the Dice coefficient of each label.
 
     .. math::
 
         \frac{2 \, |S \cap R|}{|S| + |R|}
 
     :math:`S` are the voxels of the segmentation and :math:`R` those of the reference.
+
+    Parameters
+    ----------
+    counts : Counts
+        Voxel counts of L labels.
+
+    Returns
+    -------
+    (L,) float64
+        0 to 1.
     """
     return _ratio(2 * counts.both, counts.segmentation + counts.reference)
 
 
 def jaccard(counts: Counts) -> Float64:
-    """Jaccard index of each label, intersection over union, (L,) from 0 to 1."""
+    """Compute the Jaccard index (intersection over union) of each label.
+
+    Parameters
+    ----------
+    counts : Counts
+        Voxel counts of L labels.
+
+    Returns
+    -------
+    (L,) float64
+        0 to 1.
+    """
     return _ratio(counts.both, counts.segmentation + counts.reference - counts.both)
 
 
 def volume_similarity(counts: Counts) -> Float64:
-    r"""Volume similarity of each label, (L,) from 0 to 1: agreement of the volumes, regardless of position.
+    r"""Compute the volume similarity of each label: the agreement of the volumes, regardless of position.
 
     .. math::
 
         1 - \frac{\big|\, |S| - |R| \,\big|}{|S| + |R|}
 
     `GetVolumeSimilarity` of SimpleITK is another quantity, :math:`2 (|S| - |R|) / (|S| + |R|)`, from -2 to 2.
+
+    Parameters
+    ----------
+    counts : Counts
+        Voxel counts of L labels.
+
+    Returns
+    -------
+    (L,) float64
+        0 to 1.
     """
     total = counts.segmentation + counts.reference
     return _ratio(total - np.abs(counts.segmentation - counts.reference), total)
 
 
 def sensitivity(counts: Counts) -> Float64:
-    """Sensitivity (recall) of each label, (L,) from 0 to 1; 0 for a label that is not in the reference."""
+    """Compute the sensitivity (recall) of each label.
+
+    Parameters
+    ----------
+    counts : Counts
+        Voxel counts of L labels.
+
+    Returns
+    -------
+    (L,) float64
+        0 to 1; 0 for a label that is not in the reference.
+    """
     return _ratio(counts.both, counts.reference)
 
 
 def precision(counts: Counts) -> Float64:
-    """Precision of each label, (L,) from 0 to 1; 0 for a label that is not in the segmentation."""
+    """Compute the precision of each label.
+
+    Parameters
+    ----------
+    counts : Counts
+        Voxel counts of L labels.
+
+    Returns
+    -------
+    (L,) float64
+        0 to 1; 0 for a label that is not in the segmentation.
+    """
     return _ratio(counts.both, counts.segmentation)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.volume import Atlas, LabelMap, ProbabilityMap
 
+__all__ = ["atlas_agreement", "expected_dice"]
+
 
 def atlas_agreement(candidates: Sequence[Atlas], segmentation: LabelMap) -> dict[int, float]:
     """Compute the mean Dice between each label of the candidates and of the segmentation.
@@ -81,6 +83,7 @@ def expected_dice(probabilities: ProbabilityMap) -> dict[int, float]:
     Parameters
     ----------
     probabilities : ProbabilityMap
+        Probabilities of a segmentation.
 
     Returns
     -------

@@ -15,6 +15,8 @@ from atlasseg.templating import render_macro
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["FOREGROUND", "EvaluationResult", "Score", "mean_over_labels", "without_tolerance"]
+
 FOREGROUND = "foreground"
 """Name of the group of all labels."""
 
@@ -150,7 +152,13 @@ class EvaluationResult(Sequence[Score]):
         return found
 
     def mean(self) -> dict[str, float]:
-        """Mean of each measure over the labels, with equal weights; groups are not included."""
+        """Compute the mean of each measure over the labels, with equal weights; groups are not included.
+
+        Returns
+        -------
+        dict of str to float
+            Mean of each measure by name.
+        """
         return mean_over_labels(self.scores)
 
     def to_frame(self, *, wide: bool = False) -> pd.DataFrame:

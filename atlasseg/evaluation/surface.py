@@ -25,6 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.volume import Float64, Grid, Int64
 
+__all__ = ["SurfaceDistances", "surface_distances", "worst_distance_mm"]
+
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
@@ -68,7 +70,13 @@ class SurfaceDistances:
         return max(float(np.percentile(d, percentile)) for d in directed)
 
     def average_mm(self) -> float:
-        """Average symmetric surface distance (ASSD)."""
+        """Compute the average symmetric surface distance (ASSD).
+
+        Returns
+        -------
+        float
+            Mean distance in mm.
+        """
         if self.missing:
             return self.worst_mm
         total = self.to_reference_mm.sum() + self.to_segmentation_mm.sum()
@@ -105,7 +113,18 @@ class SurfaceDistances:
 
 
 def worst_distance_mm(grid: Grid) -> float:
-    """Compute the largest distance between two corner voxels: an upper limit of all distances in the grid."""
+    """Compute the largest distance between two corner voxels: an upper limit of all distances in the grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Grid of the segmentations.
+
+    Returns
+    -------
+    float
+        Distance in mm.
+    """
     corners = grid.corners_mm
     return float(np.linalg.norm(corners[:, None] - corners[None], axis=-1).max())
 

@@ -34,6 +34,8 @@ from atlasseg.errors import InputError
 from atlasseg.evaluation.surface import check_masks, directed_distances_mm, foreground_box
 from atlasseg.volume import Float64, Grid, Int64
 
+__all__ = ["SurfelDistances", "Surfels", "find_surfels", "surface_dice", "surfel_areas_mm2", "surfel_distances"]
+
 _BITS = np.array([[[128, 64], [32, 16]], [[8, 4], [2, 1]]])
 """Bit of each of the 2x2x2 voxels around a corner in the neighbour code."""
 

@@ -16,6 +16,8 @@ from atlasseg.labels import LabelTable
 from atlasseg.recipe.tables import Evaluation
 from atlasseg.volume import Grid, Int64, LabelMap
 
+__all__ = ["evaluate"]
+
 
 def evaluate(
     segmentation: LabelMap,

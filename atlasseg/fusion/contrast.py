@@ -22,6 +22,8 @@ from atlasseg.fusion._patches import dilate
 from atlasseg.fusion._votes import Votes, check_candidates
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, LabelMap, check_channels
 
+__all__ = ["ContrastMatch", "match_contrast", "measure_agreement"]
+
 log = logging.getLogger(__name__)
 
 Contrast = Literal["auto", "same", "different"]
@@ -190,6 +192,7 @@ def measure_agreement(target: Image, candidates: Sequence[Atlas], where: Bool) -
     Parameters
     ----------
     target : Image
+        The scan.
     candidates : sequence of Atlas
         On the target's grid, with as many channels.
     where : (I, J, K) bool

@@ -18,6 +18,8 @@ from typing import Any
 from atlasseg.errors import InputError
 from atlasseg.io._source import log
 
+__all__ = ["DicomSeries", "list_series"]
+
 SEGMENTATION, STRUCTURES = "DICOM segmentation (SEG)", "contours of radiotherapy (RTSTRUCT)"
 _OTHER_KINDS = {
     "1.2.840.10008.5.1.4.1.1.66.4": SEGMENTATION,
@@ -94,6 +96,11 @@ def split_series(path: Path) -> tuple[Path, str | None]:
 
 def list_series(folder: str | Path) -> tuple[DicomSeries, ...]:
     """List the DICOM series in a folder and in the folders below it.
+
+    Parameters
+    ----------
+    folder : path
+        Folder to search.
 
     Returns
     -------

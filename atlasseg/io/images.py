@@ -61,6 +61,10 @@ def read_image(
     series : int or str, optional
         DICOM series of a folder: its number in :func:`list_series`, or its SeriesInstanceUID.
 
+    Returns
+    -------
+    Image
+
     Raises
     ------
     InputError
@@ -141,6 +145,10 @@ def read_label_map(
     between_slices : {"refuse", "nearest", "interpolate"}
         Handling of contours between the slices of `reference`, as for :func:`read_structures`.
 
+    Returns
+    -------
+    LabelMap
+
     Raises
     ------
     InputError
@@ -204,6 +212,10 @@ def read_mask(path: str | Path, *, spacing_from: SpacingSource = "sform", refere
         As for :func:`read_image`.
     reference : path, volume or Grid, optional
         As for :func:`read_label_map`.
+
+    Returns
+    -------
+    Mask
 
     Raises
     ------

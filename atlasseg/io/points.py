@@ -17,6 +17,8 @@ from atlasseg.files import checked_path
 from atlasseg.io.tables import write_text
 from atlasseg.volume import Float64
 
+__all__ = ["PointTable", "read_points", "write_points"]
+
 Coordinates = Literal["ras", "lps"]
 """Which way the first two axes of points run: to the right and anterior, or to the left and posterior; both in mm."""
 
@@ -61,7 +63,17 @@ class PointTable:
     delimiter: str
 
     def moved(self, points_mm: Float64) -> PointTable:
-        """The same table with other points, (N, 3) in RAS+ mm."""
+        """Replace the points of the table.
+
+        Parameters
+        ----------
+        points_mm : (N, 3) float64
+            New points in RAS+ mm.
+
+        Returns
+        -------
+        PointTable
+        """
         return replace(self, points_mm=points_mm)
 
 
@@ -80,6 +92,10 @@ def read_points(path: str | Path, *, coordinates: Coordinates | None = None) -> 
         L, P, S; or Slicer's ``.fcsv``. Other columns are kept.
     coordinates : {"ras", "lps"}, optional
         What columns x, y, z hold, by default RAS+ mm. ANTs writes LPS. R, A, S, and ``.fcsv`` say it themselves.
+
+    Returns
+    -------
+    PointTable
 
     Raises
     ------
@@ -132,6 +148,13 @@ def read_points(path: str | Path, *, coordinates: Coordinates | None = None) -> 
 
 def write_points(table: PointTable, path: str | Path) -> None:
     """Write a table of points, in the layout and coordinates of the file that it was read from, to 1e-6 mm.
+
+    Parameters
+    ----------
+    table : PointTable
+        Points, with the other columns of the table.
+    path : path
+        Output file.
 
     Raises
     ------

@@ -28,6 +28,8 @@ from atlasseg.io.segmentations import read_segments as read_slicer_segments
 from atlasseg.labels import Label, LabelTable
 from atlasseg.volume import Bool, Grid, Mask, SourceHeader
 
+__all__ = ["read_structures"]
+
 T = TypeVar("T")
 Reference = str | Path | Like | Grid
 """Scan that a segmentation belongs to: a path, a volume or a grid. None: the series that the file names."""

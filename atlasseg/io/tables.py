@@ -51,6 +51,10 @@ def read_label_table(path: str | Path) -> LabelTable:
         BIDS TSV, CSV (also that of 3D Slicer), ITK-SNAP or FreeSurfer, recognised by its content; or a 3D Slicer
         segmentation (``.seg.nrrd``), an RTSTRUCT or a DICOM-SEG (or a folder with one), which name their structures.
 
+    Returns
+    -------
+    LabelTable
+
     Raises
     ------
     InputError

@@ -34,6 +34,8 @@ from atlasseg.itk import (
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, to_displacement_field
 from atlasseg.volume import Float64, Grid
 
+__all__ = ["read_ants_transforms", "read_transform", "write_transform"]
+
 _TEXT_SUFFIXES, _MATLAB_SUFFIXES, _GUARDED_SUFFIXES = (".tfm", ".txt"), (".mat",), (".h5", ".hdf5", ".xfm")
 _LTA_SUFFIX, _LARGEST_MATRIX = ".lta", 1 << 14
 _PARAMETER_SUFFIXES = (*_TEXT_SUFFIXES, *_MATLAB_SUFFIXES, *_GUARDED_SUFFIXES)
@@ -225,6 +227,10 @@ def read_ants_transforms(
         As for `read_transform`, for every file.
     flirt_source, flirt_reference : path or Grid, or a sequence of these, optional
         As for `read_transform`: one for all files of FSL, or one for each, in their order.
+
+    Returns
+    -------
+    Transform
 
     Raises
     ------

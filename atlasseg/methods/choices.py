@@ -13,7 +13,7 @@ from atlasseg.errors import InputError
 class OneOf:
     """Constrains a string to names of a registry: ``metric: Annotated[str, OneOf(metric_names)]``.
 
-    Attributes
+    Parameters
     ----------
     names : tuple of str or callable
         The names, or a function that returns them.

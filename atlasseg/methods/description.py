@@ -24,7 +24,16 @@ Channels = Literal["all", "first", "one"]
 class Parameter:
     """One parameter of a method, which a recipe may set.
 
-    `annotation` includes constraints (``Annotated[float, Gt(0)]``); recipes check values against it.
+    Parameters
+    ----------
+    name : str
+        Name of the parameter.
+    annotation : type
+        Type, with its constraints (``Annotated[float, Gt(0)]``). Recipes check values against it.
+    default : object
+        Default, or ``inspect.Parameter.empty`` without one.
+    description : str
+        Text from the docstring.
     """
 
     name: str
@@ -42,8 +51,16 @@ class Parameter:
 class Workload:
     """Size of one call of a method, for the estimate of its memory.
 
-    `voxels` is the number of voxels of the target's grid, `atlases` the number of moving images or candidates, `labels`
-    the number of labels, background included.
+    Parameters
+    ----------
+    voxels : int
+        Number of voxels of the target's grid.
+    atlases : int
+        Number of moving images or candidates.
+    labels : int
+        Number of labels, background included.
+    channels : int
+        Number of channels.
     """
 
     voxels: int
@@ -56,7 +73,7 @@ class Workload:
 class Needs:
     """Requirements and costs of a method, declared where it is registered.
 
-    Attributes
+    Parameters
     ----------
     libraries : tuple of str
         Import names of optional libraries.
@@ -95,9 +112,10 @@ class Needs:
 class Method:
     """A method of a stage.
 
-    Attributes
+    Parameters
     ----------
     stage, name : str
+        Stage and name of the method.
     function : callable
         Function of the data of the stage, and of the parameters by keyword.
     parameters : tuple of Parameter
@@ -107,9 +125,11 @@ class Method:
     summary : str
         One paragraph about the method.
     references : tuple of str
+        Sources of the method.
     module : str
         Module in which the method was registered.
     needs : Needs
+        Requirements and costs.
     """
 
     stage: str

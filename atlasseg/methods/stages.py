@@ -29,7 +29,7 @@ Data = Annotated[T, DATA]
 class Stage:
     """A stage: the data arguments of its methods, and the methods used by default.
 
-    Attributes
+    Parameters
     ----------
     positional : tuple of str
         First arguments of every method, in this order.

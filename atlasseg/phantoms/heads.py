@@ -15,7 +15,21 @@ from atlasseg.volume import Atlas, Float64, Grid, Image, Int32, LabelMap
 
 @dataclass(frozen=True)
 class Structure:
-    """A labelled part of the anatomy: value, names, colour, group, and how bright its tissue is (white matter: 1)."""
+    """A labelled part of the anatomy.
+
+    Parameters
+    ----------
+    value : int
+        Label value.
+    name, abbreviation : str
+        Name, and abbreviation of it.
+    colour : str
+        Colour as ``#rrggbb``.
+    group : str
+        Group of the structure.
+    brightness : float
+        Intensity of its tissue, relative to white matter (1).
+    """
 
     value: int
     name: str
@@ -133,7 +147,12 @@ def _in_tube(points: Float64, knots_mm: ArrayLike, radii_mm: ArrayLike) -> NDArr
 class Phantom:
     """Phantom scan of the anatomy, with its true labels and its true transform.
 
-    `canonical_from_scan` maps points of the scan to points of canonical space.
+    Parameters
+    ----------
+    atlas : Atlas
+        Scan and labels.
+    canonical_from_scan : Transform
+        True transform from points of the scan to points of canonical space, in RAS+ mm.
     """
 
     atlas: Atlas
@@ -156,7 +175,17 @@ class Phantom:
 
 
 def moving_from_fixed(fixed: Phantom, moving: Phantom) -> Transform:
-    """Compute the true transform from points of `fixed` to points of `moving`, as a registration returns it."""
+    """Compute the true transform from points of `fixed` to points of `moving`, as a registration returns it.
+
+    Parameters
+    ----------
+    fixed, moving : Phantom
+        Two phantoms of one anatomy.
+
+    Returns
+    -------
+    Transform
+    """
     return ~moving.canonical_from_scan @ fixed.canonical_from_scan
 
 

@@ -48,6 +48,15 @@ SAMPLE_TARGETS: tuple[_Sample, ...] = (
 def sample(id: str) -> Phantom:
     """Generate a scan of `sample_data/` from its seed, with its true transform.
 
+    Parameters
+    ----------
+    id : str
+        Id of the scan: ``atlas1`` or ``target1``, for example.
+
+    Returns
+    -------
+    Phantom
+
     Raises
     ------
     InputError
@@ -98,7 +107,13 @@ Same licence as the project.
 
 
 def sample_files() -> dict[str, bytes]:
-    """The files of `sample_data/`: path below the folder, and content."""
+    """Generate the files of `sample_data/`.
+
+    Returns
+    -------
+    dict of str to bytes
+        Content by path below the folder.
+    """
     files: dict[str, bytes] = {}
     for group, specs in (("atlases", SAMPLE_ATLASES), ("targets", SAMPLE_TARGETS)):
         for spec in specs:

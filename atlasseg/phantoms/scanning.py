@@ -22,14 +22,20 @@ def tilted_grid(
 
     Parameters
     ----------
-    shape, spacing_mm
-        Voxels, and their size in mm, along i, j and k.
+    shape : (I, J, K)
+        Number of voxels along i, j and k.
+    spacing_mm : (3,) float
+        Voxel size in mm.
     angles_degrees : (3,)
         Turns about R, then A, then S, that tilt the grid in space.
     centre_mm : (3,)
         Where the middle of the grid lies, RAS+ mm.
     axes : str
         Which way i, j and k run before the tilt, as ``"RAS"``, ``"LAS"`` (left-handed), ``"PIR"``, ...
+
+    Returns
+    -------
+    Grid
 
     Raises
     ------
@@ -88,6 +94,10 @@ def smooth_deformation(
         Standard deviation of the Gaussian, in mm.
     seed : int
         The same seed gives the same field.
+
+    Returns
+    -------
+    DisplacementField
     """
     from scipy.ndimage import gaussian_filter
 
@@ -105,6 +115,15 @@ def smooth_deformation(
 
 def bias_field(grid: Grid, *, strength: float = 0.25, seed: int = 0) -> Float64:
     """Make a bias field: a smooth positive gain, the exponential of a random polynomial of order two.
+
+    Parameters
+    ----------
+    grid : Grid
+        Grid of the field.
+    strength : float
+        Strength of the field, 0 to 1.
+    seed : int
+        Seed of the random numbers.
 
     Returns
     -------
@@ -131,6 +150,13 @@ def rician(signal: Float64, *, sigma: float, seed: int = 0) -> Float64:
         Without noise, 0 or more.
     sigma : float
         Standard deviation of the noise in the real and in the imaginary channel, in units of `signal`.
+    seed : int
+        Seed of the random numbers.
+
+    Returns
+    -------
+    (I, J, K) float64
+        Magnitude, 0 or more.
     """
     rng = np.random.default_rng([seed, 3])
     real, imaginary = rng.standard_normal((2, *signal.shape)) * sigma

@@ -12,6 +12,8 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.transforms import Transform
 from atlasseg.volume import Grid, LabelMap, Mask
 
+__all__ = ["box_around"]
+
 
 def box_around(
     labels: Sequence[LabelMap | Mask], transforms: Sequence[Transform], grid: Grid, *, margin_mm: float = 10.0

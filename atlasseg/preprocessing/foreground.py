@@ -11,6 +11,8 @@ from scipy import ndimage
 from atlasseg.errors import InputError
 from atlasseg.volume import Image, Mask
 
+__all__ = ["foreground"]
+
 ERASED_SHARE_OF_FACES = 0.9
 """A scan whose outer faces have one and the same smallest value in this share of voxels had its background erased."""
 
@@ -21,7 +23,7 @@ OUTLIERS_PERCENT = 0.1
 
 
 def foreground(image: Image) -> Mask:
-    """The largest connected part above Otsu's threshold, its holes filled.
+    """Find the foreground: the largest connected part above Otsu's threshold, with its holes filled.
 
     Where the background has been erased (a skull-stripped brain), all that is above the erased value counts instead,
     since Otsu's threshold would then part dark tissue from bright.
@@ -30,6 +32,10 @@ def foreground(image: Image) -> Mask:
     ----------
     image : Image
         Of several channels, a voxel counts that is above the threshold in any of them.
+
+    Returns
+    -------
+    Mask
 
     Raises
     ------

@@ -10,6 +10,8 @@ from atlasseg.recipe import Recipe, parse_recipe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ["default_recipe", "default_tables"]
+
 Kind = Literal["single", "probabilistic", "multi"]
 
 NAME = "default"
@@ -19,13 +21,18 @@ FUSIONS: dict[Kind, str] = {"multi": STAGES["fusion"].main_default, "single": "m
 
 
 def default_tables(kind: Kind) -> dict[str, dict[str, Any]]:
-    """Tables of the default recipe.
+    """Make the tables of the default recipe.
 
     Parameters
     ----------
     kind : str
         Kind of the library: "multi" for several labelled scans, "single" for one, "probabilistic" for a template with
         label probabilities.
+
+    Returns
+    -------
+    dict of str to dict
+        Tables by section.
 
     Examples
     --------
@@ -48,6 +55,10 @@ def default_recipe(kind: Kind, *, overrides: Sequence[str] = ()) -> Recipe:
         As for `default_tables`.
     overrides : sequence of str
         As for `read_recipe`.
+
+    Returns
+    -------
+    Recipe
     """
     tables = {"data": {"out": f"out/{NAME}"}, **default_tables(kind)}
     return parse_recipe(tables, overrides=overrides, where="--set", name=NAME)

@@ -40,6 +40,10 @@ def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
         ``"stage.key=value"`` or ``"stage.method.key=value"`` with a TOML value (a bare word is a string).
         ``"fusion.beta=3"`` sets `beta` of the chosen fusion method.
 
+    Returns
+    -------
+    Recipe
+
     Raises
     ------
     InputError
@@ -99,6 +103,10 @@ def parse_recipe(
         Base folder of relative paths; by default the current folder.
     name : str
         Name of the recipe in results.
+
+    Returns
+    -------
+    Recipe
     """
     import tomli_w
 
@@ -257,6 +265,10 @@ def make_step(stage: str, name: str, parameters: Mapping[str, Any]) -> Step:
     parameters : mapping
         Values by parameter name, also as NumPy scalars or arrays. The other parameters keep their defaults.
 
+    Returns
+    -------
+    Step
+
     Raises
     ------
     InputError
@@ -313,9 +325,14 @@ def with_methods(recipe: Recipe, variant: str) -> Recipe:
     Parameters
     ----------
     recipe : Recipe
+        The recipe.
     variant : str
         ``"joint"`` for a fusion without refinement, ``"joint+corrective_learning"`` for a fusion with refinement. Their
         parameters are taken from the tables ``[fusion.NAME]`` and ``[refinement.NAME]`` of the recipe.
+
+    Returns
+    -------
+    Recipe
 
     Raises
     ------
@@ -349,10 +366,15 @@ def with_paths(
     Parameters
     ----------
     recipe : Recipe
+        The recipe.
     targets, atlases : sequence of path
         New paths; empty to keep those of the recipe.
     out, prepared : path, optional
         New paths; None to keep those of the recipe.
+
+    Returns
+    -------
+    Recipe
     """
     import tomli_w
 
@@ -375,7 +397,19 @@ def with_paths(
 
 
 def with_device(recipe: Recipe, device: str) -> Recipe:
-    """Set the device ("auto", "cpu" or "cuda") of every method with a device that the recipe does not set."""
+    """Set the device of all methods for which the recipe does not set it.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe.
+    device : {"auto", "cpu", "cuda"}
+        Device.
+
+    Returns
+    -------
+    Recipe
+    """
 
     def set_device(step: Step) -> Step:
         if step.method.has_device and "device" not in step.arguments:

@@ -17,7 +17,15 @@ from atlasseg.similarity import MetricName
 
 @dataclass(frozen=True)
 class Step:
-    """Method of a stage with the parameters from a recipe; the other parameters keep their defaults."""
+    """Method of a stage with the parameters from a recipe; the other parameters keep their defaults.
+
+    Parameters
+    ----------
+    method : Method
+        The method.
+    arguments : mapping of str to object
+        Parameters given in the recipe.
+    """
 
     method: methods.Method
     arguments: Mapping[str, Any]
@@ -28,7 +36,13 @@ class Step:
         return self.method.function(*data, **self.arguments, **taken)
 
     def check(self, **given: Any) -> None:
-        """Run the check that the method declares, if any, to find errors before a long computation."""
+        """Run the check that the method declares, if any, to find errors before a long computation.
+
+        Parameters
+        ----------
+        **given
+            Further arguments of the check that the stage passes, such as `provenance`.
+        """
         if self.method.needs.check is not None:
             self.method.needs.check(**self.arguments, **given)
 

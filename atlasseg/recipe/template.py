@@ -17,6 +17,8 @@ import annotated_types
 from atlasseg import methods
 from atlasseg.recipe import SECTIONS, Step
 
+__all__ = ["format_template"]
+
 WIDTH = 100
 """Maximum length of a comment line."""
 
@@ -44,6 +46,11 @@ def format_template(given: Mapping[str, Any], *, title: str, brief: bool = False
         First line of the comment at the top.
     brief : bool
         Leave out tables without given keys, except the most common ones, and methods that are not used.
+
+    Returns
+    -------
+    str
+        Text of the recipe in TOML.
     """
     lines = [
         *_comment(title),

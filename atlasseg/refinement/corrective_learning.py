@@ -27,6 +27,8 @@ from atlasseg.refinement.examples import Example, count_channels, differences, m
 from atlasseg.version import __version__
 from atlasseg.volume import Bool, Float32, Image, ProbabilityMap
 
+__all__ = ["CorrectiveModel", "correct", "read_model", "train", "write_model"]
+
 log = logging.getLogger(__name__)
 
 FORMAT = 3
@@ -155,6 +157,19 @@ def refine(
 
 def correct(target: Image, fused: ProbabilityMap, model: CorrectiveModel) -> ProbabilityMap:
     """Refine by a model in memory; see `refine`.
+
+    Parameters
+    ----------
+    target : Image
+        The scan, preprocessed as in training.
+    fused : ProbabilityMap
+        Fused label probabilities.
+    model : CorrectiveModel
+        The model.
+
+    Returns
+    -------
+    ProbabilityMap
 
     Raises
     ------
@@ -360,6 +375,15 @@ def _draw_samples(
 def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable | None = None) -> None:
     """Write a model into a folder: ``model.json``, ``trees.npz`` and ``labels.tsv``. Reading them runs no code.
 
+    Parameters
+    ----------
+    model : CorrectiveModel
+        The model.
+    folder : path
+        Folder of the model.
+    table : LabelTable, optional
+        Names of the labels.
+
     Raises
     ------
     OutputError
@@ -388,6 +412,15 @@ def write_model(model: CorrectiveModel, folder: str | Path, *, table: LabelTable
 
 def read_model(folder: str | Path) -> CorrectiveModel:
     """Read a model written by `write_model`.
+
+    Parameters
+    ----------
+    folder : path
+        Folder of the model.
+
+    Returns
+    -------
+    CorrectiveModel
 
     Raises
     ------

@@ -10,9 +10,25 @@ import numpy as np
 from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Image, LabelMap, ProbabilityMap
 
+__all__ = ["Example"]
+
 
 class Example(NamedTuple):
-    """Atlas segmented from the others: `truth` are its own labels, `not_annotated` the labels not annotated in it."""
+    """Training example of a refinement: an atlas segmented from the others.
+
+    Parameters
+    ----------
+    id : str
+        Id of the atlas.
+    target : Image
+        Its preprocessed scan.
+    fused : ProbabilityMap
+        Its segmentation from the others.
+    truth : LabelMap
+        Its own labels.
+    not_annotated : frozenset of int
+        Labels that are not annotated in it.
+    """
 
     id: str
     target: Image

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from atlasseg.refinement.network.model import RefinerModel
 
+__all__ = ["refined"]
+
 log = logging.getLogger(__name__)
 
 SPACING_RATIO = 1.5
@@ -198,6 +200,17 @@ def refined(
 
     Memory: L labels times the thickness of a window times the other two axes of the box, and about four windows of L
     labels; not L times the scan.
+
+    Parameters
+    ----------
+    target, fused, overlap, test_time_flips, mixed_precision, device
+        As for `refine`.
+    model : RefinerModel
+        The model.
+
+    Returns
+    -------
+    ProbabilityMap
     """
     from atlasseg.refinement.network.cases import case_of
     from atlasseg.refinement.network.precision import autocast_dtype

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import networkx  # type: ignore[import-untyped]
     import pandas as pd
 
+__all__ = ["AdjacencyGraph", "adjacency_graph"]
+
 
 @dataclass(frozen=True, eq=False)
 class AdjacencyGraph:
@@ -45,11 +47,25 @@ class AdjacencyGraph:
     contrasts: Float64
 
     def degrees(self) -> Int64:
-        """(R,) number of neighbours of each region."""
+        """Count the neighbours of each region.
+
+        Returns
+        -------
+        (R,) int64
+        """
         return np.bincount(self.edges.reshape(-1), minlength=self.labels.size).astype(np.int64)
 
     def neighbours(self, label: int) -> Int32:
         """List the labels of the regions adjacent to region `label`, ascending.
+
+        Parameters
+        ----------
+        label : int
+            Label of the region.
+
+        Returns
+        -------
+        (N,) int32
 
         Raises
         ------
@@ -64,6 +80,10 @@ class AdjacencyGraph:
 
     def to_networkx(self) -> networkx.Graph[int]:
         """Convert to a networkx graph: nodes are labels with `size`, `mean`, `sd`; edges with `area_mm2`, `contrast`.
+
+        Returns
+        -------
+        networkx.Graph
 
         Raises
         ------
@@ -85,7 +105,12 @@ class AdjacencyGraph:
         return graph
 
     def table(self) -> pd.DataFrame:
-        """Make a table with one row per region: label, voxels, mean and sd of each channel, and neighbours."""
+        """Make a table with one row per region: label, voxels, mean and sd of each channel, and neighbours.
+
+        Returns
+        -------
+        DataFrame
+        """
         import pandas as pd
 
         columns: dict[str, Any] = {"region": self.labels, "voxels": self.sizes}

@@ -30,6 +30,8 @@ from atlasseg.regions.label_field import check, random_walk_labels
 from atlasseg.regions.noise import noise_sd
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap, ProbabilityMap
 
+__all__ = ["Change", "Consistent", "make_consistent", "region_channels"]
+
 Partition = Callable[..., LabelMap]
 """A method of this stage: partitions an Image into regions 1..R (0: no region); it takes the keyword `noise_sd`."""
 
@@ -104,7 +106,12 @@ class Consistent:
         return self.probabilities.label_map()
 
     def rows(self) -> list[dict[str, Any]]:
-        """The changes as rows of a table."""
+        """Convert the changes to rows of a table.
+
+        Returns
+        -------
+        list of dict
+        """
         return [asdict(change) for change in self.changes]
 
 

@@ -8,6 +8,8 @@ from atlasseg.errors import InputError
 from atlasseg.recipe.tables import Regions
 from atlasseg.volume import Float64, Image, ProbabilityMap
 
+__all__ = ["with_intensity"]
+
 _LEAST_VARIANCE = 1e-3  # fraction of the image's variance: a label with constant intensity does not exclude all others
 _LEAST_PROBABILITY = 1e-6  # entries below are dropped
 

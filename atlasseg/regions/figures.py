@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from atlasseg.regions.merging import Merges
 
+__all__ = ["borders", "dendrogram"]
+
 BORDER = "#e69f00"
 MOST_LEAVES = 40
 """Default number of leaves of a dendrogram."""

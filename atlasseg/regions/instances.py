@@ -11,6 +11,8 @@ import numpy as np
 from atlasseg.errors import InputError
 from atlasseg.volume import Bool, Float32, Float64, Int32, LabelMap, Mask
 
+__all__ = ["Instances", "instances"]
+
 Split = Literal["components", "watershed"]
 
 
@@ -39,7 +41,12 @@ class Instances:
                 yield int(label), Mask(self.semantic.array == label, self.semantic.affine, f"label {label}")
 
     def rows(self) -> list[dict[str, Any]]:
-        """List one row per instance: number, label, voxels, volume in mm^3 and centre in RAS+ mm."""
+        """List one row per instance: number, label, voxels, volume in mm^3 and centre in RAS+ mm.
+
+        Returns
+        -------
+        list of dict
+        """
         flat = self.instance.array.reshape(-1)
         sizes = np.bincount(flat, minlength=self.labels.size + 1)
         affine = self.instance.affine

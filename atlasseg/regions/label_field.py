@@ -14,6 +14,8 @@ from atlasseg.volume import Float64, Int64
 if TYPE_CHECKING:
     from scipy.sparse import csc_array, csr_array
 
+__all__ = ["random_walk_labels"]
+
 _REACH = 4  # maximum number of edges from a region with a label to the regions that may get it
 _TOLERANCE = 1e-3  # relative residual of the solution
 _MOST_ITERATIONS = 200

@@ -13,6 +13,8 @@ from atlasseg.regions._contraction import MEAN_DIFFERENCE, MUMFORD_SHAH, WARD, c
 from atlasseg.regions.adjacency_graph import AdjacencyGraph
 from atlasseg.volume import Float64, Int32, Int64
 
+__all__ = ["Merges", "merge"]
+
 Criterion = Literal["ward", "mean_difference", "mumford_shah"]
 
 _KINDS = {"mean_difference": MEAN_DIFFERENCE, "ward": WARD, "mumford_shah": MUMFORD_SHAH}

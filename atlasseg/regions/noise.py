@@ -8,6 +8,8 @@ import numpy as np
 
 from atlasseg.volume import Float64, Image
 
+__all__ = ["noise_sd"]
+
 NORMAL_MEDIAN = 0.6744897501960817
 """Median of |z| for a standard normal z."""
 

@@ -18,6 +18,8 @@ from atlasseg.errors import InputError
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap
 
+__all__ = ["split"]
+
 Homogeneity = Literal["range", "variance", "noise"]
 
 _KINDS = {"range": 0, "variance": 1, "noise": 2}

@@ -20,6 +20,8 @@ from atlasseg.methods import Data, method
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap
 
+__all__ = ["find_seeds", "gradient_magnitude"]
+
 Order = Literal["independent", "queue"]
 
 _BITS = 28  # intensities are summed as integers of this size: such sums are exact in any order
@@ -124,7 +126,17 @@ def check_seeds(image: Image, seeds: LabelMap, what: str) -> None:
 
 
 def gradient_magnitude(image: Image) -> Float32:
-    """Compute the gradient magnitude per mm (I, J, K) by central differences; Euclidean over channels."""
+    """Compute the gradient magnitude per mm by central differences; Euclidean over channels.
+
+    Parameters
+    ----------
+    image : Image
+        The volume.
+
+    Returns
+    -------
+    (I, J, K) float32
+    """
     inverse = np.linalg.inv(image.affine[:3, :3])
     squares = np.zeros(image.shape, np.float32)
     for c in range(image.channels.shape[-1]):

@@ -18,6 +18,8 @@ from atlasseg.regions.noise import noise_sd as estimated_noise_sd
 from atlasseg.regions.octree import Homogeneity, split
 from atlasseg.volume import Float64, Image, Int32, LabelMap
 
+__all__ = ["default_threshold", "hierarchy"]
+
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +34,20 @@ def hierarchy(
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
 ) -> tuple[LabelMap, Merges]:
-    """Compute the regions of `partition` with their merges. Row i of the merges is block i + 1 of the split."""
+    """Compute the regions of `partition` with their merges. Row i of the merges is block i + 1 of the split.
+
+    Parameters
+    ----------
+    image, homogeneity, split_threshold, significance, criterion, merge_threshold, regions, noise_sd
+        As for `partition`.
+
+    Returns
+    -------
+    regions : LabelMap
+        Result of `partition`.
+    merges : Merges
+        The merges.
+    """
     if regions is not None and regions > np.prod(image.shape):
         raise InputError(
             f"regions: expected at most the {np.prod(image.shape)} voxels of image {image.name!r}, got {regions}"
@@ -174,6 +189,17 @@ def default_threshold(criterion: Criterion, affine: Float64) -> float:
     always chosen, which selects random differences.
     "mumford_shah": 30 variances per voxel face (of mean area), so that a single voxel must differ by 13 standard
     deviations, and a voxel of a plane between two large regions by 6.
+
+    Parameters
+    ----------
+    criterion : {"ward", "mean_difference", "mumford_shah"}
+        Cost of a merge.
+    affine : (4, 4) float64
+        Affine of the volume.
+
+    Returns
+    -------
+    float
     """
     face_mm2 = float(np.cbrt(np.linalg.det(affine[:3, :3])) ** 2)
     defaults: dict[Criterion, float] = {"mean_difference": 3.0, "ward": 400.0, "mumford_shah": 30.0 / face_mm2}

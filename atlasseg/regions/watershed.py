@@ -17,6 +17,8 @@ from atlasseg.regions.region_growing import check_seeds, gradient_magnitude
 from atlasseg.regions.split_and_merge import default_threshold
 from atlasseg.volume import Bool, Float32, Image, Int32, LabelMap, Mask
 
+__all__ = ["hierarchy"]
+
 
 def hierarchy(
     image: Image,
@@ -30,7 +32,20 @@ def hierarchy(
     regions: int | None = None,
     noise_sd: tuple[float, ...] | None = None,
 ) -> tuple[LabelMap, Merges | None]:
-    """Compute the regions of `partition` with the merges of the basins; None with given markers."""
+    """Compute the regions of `partition` with the merges of the basins; None with given markers.
+
+    Parameters
+    ----------
+    image, markers, inside, depth, sigma_mm, criterion, merge_threshold, regions, noise_sd
+        As for `partition`.
+
+    Returns
+    -------
+    regions : LabelMap
+        Result of `partition`.
+    merges : Merges or None
+        The merges; None with given markers.
+    """
     channels = image.channels.shape[-1]
     if not depth >= 0:
         raise InputError(f"depth: expected 0 or more, got {depth}")

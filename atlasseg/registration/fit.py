@@ -11,10 +11,20 @@ from atlasseg.similarity.local_correlation import LocalCorrelation
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Image, Mask
 
+__all__ = ["RegistrationFit", "measure_fit"]
+
 
 @dataclass(frozen=True)
 class RegistrationFit:
-    """Mean local correlation (0 to 1) of the target and the propagated atlas, and regularity of the transform."""
+    """Similarity after a registration, and regularity of its transform.
+
+    Parameters
+    ----------
+    similarity : float
+        Mean local correlation of the target and the propagated atlas, 0 to 1.
+    quality : RegistrationQuality
+        Regularity of the transform.
+    """
 
     similarity: float
     quality: RegistrationQuality
@@ -26,12 +36,17 @@ def measure_fit(target: Image, mask: Mask | None, carried: Atlas, transform: Tra
     Parameters
     ----------
     target : Image
+        The scan.
     mask : Mask, optional
         Region to measure, on the grid of the target.
     carried : Atlas
         Propagated atlas on the grid of the target; measured where it is known. The similarity is 0 if that is nowhere.
     transform : Transform
         Transform of the registration.
+
+    Returns
+    -------
+    RegistrationFit
     """
     region = np.ones(target.shape, bool) if mask is None else mask.array
     known = region if carried.mask is None else region & carried.mask.array

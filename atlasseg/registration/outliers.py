@@ -19,6 +19,8 @@ import numpy as np
 
 from atlasseg.errors import InputError
 
+__all__ = ["RegistrationQC", "find_failures"]
+
 NORMAL_SD_PER_MAD = 1.4826
 """Standard deviation of a normal distribution whose median absolute deviation is 1."""
 

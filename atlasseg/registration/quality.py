@@ -18,6 +18,8 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.transforms import Transform, split_slabs
 from atlasseg.volume import Float32, Float64, Grid, Mask
 
+__all__ = ["RegistrationQuality", "compute_jacobian_determinant", "measure_quality"]
+
 DETERMINANT_FLOOR = 1e-9
 """Lower limit of determinants in SDlogJ, so that folded voxels have a large effect instead of being left out."""
 
@@ -112,6 +114,10 @@ def measure_quality(transform: Transform, grid: Grid, *, mask: Mask | None = Non
         Grid to measure on: for a registration, that of the fixed image.
     mask : Mask, optional
         Measure only inside; on `grid`. Derivatives still use neighbours outside.
+
+    Returns
+    -------
+    RegistrationQuality
 
     Raises
     ------

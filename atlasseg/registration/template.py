@@ -30,6 +30,8 @@ from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
 from atlasseg.volume import Float64, Grid, Image, Mask
 
+__all__ = ["compose_through_template", "groupwise_template"]
+
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
@@ -132,6 +134,7 @@ def compose_through_template(
     atlas_from_template : sequence of Transform
         Each a displacement field followed by an affine, or one of the two.
     template_from_target : Transform
+        Registration of the target to the template.
     grid : Grid
         Grid of the displacement fields.
 

@@ -34,6 +34,8 @@ from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Bool, Float64, Image, Mask
 
+__all__ = ["ThinPlateSpline", "find_consistent", "fit_landmarks"]
+
 logger = logging.getLogger(__name__)
 
 INVERSE_TOLERANCE_MM = 1e-6
@@ -145,6 +147,10 @@ def fit_landmarks(fixed_points: ArrayLike, moving_points: ArrayLike, *, smoothin
     smoothing : float
         In mm. 0: pass through every landmark. Larger values allow a distance from the landmarks for less bending; the
         limit is the least-squares affine transform.
+
+    Returns
+    -------
+    ThinPlateSpline
 
     Raises
     ------

@@ -118,7 +118,18 @@ class CohortReport:
 
 
 def render_cohort(report: CohortReport) -> str:
-    """Render the page of a run as HTML that needs no network. Equal reports give equal text."""
+    """Render the page of a run as HTML that needs no network. Equal reports give equal text.
+
+    Parameters
+    ----------
+    report : CohortReport
+        Contents of the page.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     values = {int(v) for t in report.targets if t.volumes is not None for v in t.volumes["label"]} - {0}
     found = standouts(_measured(report))
     rows = [_row(target, found.get(target.target, ()), report.table) for target in report.targets]

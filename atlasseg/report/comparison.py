@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from markupsafe import Markup
 
+__all__ = ["comparison_sections", "render_comparison"]
+
 LEVEL = 0.05
 """Significance level for p-values corrected by Holm's method."""
 
@@ -67,6 +69,11 @@ def render_comparison(
         Version of each piece of software.
     left_out : mapping, optional
         Methods that could not be used, each with the reason.
+
+    Returns
+    -------
+    str
+        HTML.
     """
     ranks, means = ranking.mean_rank, scores.mean()
     first = [m for m in ranks.index if ranks[m] <= ranks.iloc[0] + 1e-9]
@@ -97,7 +104,18 @@ def render_comparison(
 
 
 def comparison_sections(metrics: pd.DataFrame, scores: pd.DataFrame, tests: pd.DataFrame, ranking: Ranks) -> Markup:
-    """Render the sections of the comparison alone, for the page of a run. Parameters as of `render_comparison`."""
+    """Render the sections of the comparison alone, for the page of a run.
+
+    Parameters
+    ----------
+    metrics, scores, tests, ranking
+        As for `render_comparison`.
+
+    Returns
+    -------
+    Markup
+        HTML of the sections.
+    """
     return render_macro(
         "comparison_sections.html.j2",
         "sections",

@@ -25,6 +25,8 @@ from atlasseg.volume import Float64, Grid, Image, Int32, LabelMap
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+__all__ = ["Panel", "mosaic"]
+
 Convention = Literal["radiological", "neurological"]
 """Orientation of axial and coronal pictures. Radiological: the patient's right is on the left of the picture."""
 
@@ -52,8 +54,16 @@ _SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
 class Panel:
     """One slice: plane, position and picture.
 
-    `position_mm` is the position of its centre along the plane's normal axis (R, A or S); `place` is the same as text,
-    ``S 12 mm``; `svg` is an HTML element with a description for screen readers.
+    Parameters
+    ----------
+    plane : str
+        ``axial``, ``coronal`` or ``sagittal``.
+    position_mm : float
+        Position of the centre along the normal axis of the plane (R, A or S).
+    place : str
+        The position as text, for example ``S 12 mm``.
+    svg : Markup
+        HTML element with a description for screen readers.
     """
 
     plane: str

@@ -108,6 +108,16 @@ def render(report: TargetReport) -> str:
 
     Equal reports give equal text. All names are escaped.
 
+    Parameters
+    ----------
+    report : TargetReport
+        Contents of the page.
+
+    Returns
+    -------
+    str
+        HTML.
+
     Raises
     ------
     GeometryError

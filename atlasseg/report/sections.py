@@ -13,6 +13,8 @@ from atlasseg.templating import render_macro
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+__all__ = ["Number", "table_section"]
+
 
 @dataclass(frozen=True)
 class Number:
@@ -50,6 +52,11 @@ def table_section(
         One value per column. The first is the name of the row.
     text : str
         Explanation above the table.
+
+    Returns
+    -------
+    Markup
+        HTML of the section.
     """
     rows = list(rows)
     numeric = {n for row in rows for n, value in enumerate(row) if isinstance(value, Number)}

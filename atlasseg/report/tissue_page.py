@@ -18,6 +18,8 @@ from atlasseg.volume import Image, LabelMap
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["TissueReport", "render"]
+
 BINS = 120
 """Number of bins of the histograms."""
 SHOWN_PERCENTILES = (0.2, 99.8)
@@ -28,8 +30,24 @@ SHOWN_PERCENTILES = (0.2, 99.8)
 class TissueReport:
     """Contents of the page of the tissues of one scan.
 
-    `tissues` is a `tissues.Tissues`; `volumes` has one row per class, see `app.tissue.volume_rows`; `naming` tells how
-    the classes were named, see `tissues.naming`; the others are as in `report.page.TargetReport`.
+    Parameters
+    ----------
+    target : str
+        Id of the scan.
+    model : str
+        Name of the tissue model.
+    image : Image
+        The scan.
+    tissues : Tissues
+        Classes of the scan.
+    table : LabelTable
+        Names and colours of the classes.
+    volumes : DataFrame
+        One row per class, from `app.tissue.volume_rows`.
+    naming : str
+        How the classes were named, from `tissues.naming`.
+    seconds, recipe, warnings, versions
+        As for `report.page.TargetReport`.
     """
 
     target: str
@@ -46,7 +64,18 @@ class TissueReport:
 
 
 def render(report: TissueReport) -> str:
-    """Render the page as HTML that contains its pictures and needs no network. Equal reports give equal text."""
+    """Render the page as HTML that contains its pictures and needs no network. Equal reports give equal text.
+
+    Parameters
+    ----------
+    report : TissueReport
+        Contents of the page.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     tissues, channels = report.tissues, range(report.tissues.means.shape[1])
     bias = tissues.bias.channels[tissues.labels.array > 0]
     facts = [

@@ -24,6 +24,8 @@ from atlasseg.volume import Grid, Image, LabelMap
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+__all__ = ["Candidate", "viewer"]
+
 MOST_VOXELS = 10_000_000
 """Maximum number of voxels shown. A larger scan is cropped around its labels and subsampled by an integer factor."""
 CANDIDATE_BYTES = 6_000_000

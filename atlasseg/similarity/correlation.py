@@ -14,6 +14,8 @@ from atlasseg.volume import Bool, Float32, Float64
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["Correlation"]
+
 
 @register_metric
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from atlasseg.volume import Bool, Float32, Float64
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["LocalCorrelation", "local_correlation_map"]
+
 
 @register_metric
 @dataclass(frozen=True)
@@ -82,6 +84,15 @@ def local_correlation_map(
 
     The box has ``2 radius_voxels + 1`` voxels along each axis and is cut at the borders of the volume and of the mask.
     It is 0 outside the mask and in flat windows (see `FLAT_WINDOW`). For several channels, the result is their mean.
+
+    Parameters
+    ----------
+    fixed, warped : (I, J, K) or (I, J, K, C) float
+        Images on one grid.
+    radius_voxels : int
+        Radius of the box, at least 1.
+    mask : (I, J, K) bool, optional
+        Voxels to compare. Default: all.
 
     Returns
     -------

@@ -25,6 +25,19 @@ from atlasseg.volume import Bool, Float32, Float64
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "METRICS",
+    "MetricName",
+    "SimilarityMetric",
+    "checked_images",
+    "create_metric",
+    "metric_class",
+    "metric_names",
+    "register_metric",
+    "spread",
+    "windowed_metric",
+]
+
 log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "atlasseg.similarity"
@@ -248,6 +261,10 @@ def register_metric(metric: Metric) -> Metric:
 def metric_names() -> tuple[str, ...]:
     """List the names of all similarity metrics, in alphabetical order.
 
+    Returns
+    -------
+    tuple of str
+
     Examples
     --------
     >>> "mutual_information" in metric_names()
@@ -376,6 +393,20 @@ def _tell_slow(metric: type[SimilarityMetric]) -> None:
 def checked_images(fixed: Float32, warped: Float32, mask: Bool | None) -> tuple[Float64, Float64, Bool]:
     """Convert both images to (I, J, K, C) float64, and make the mask (I, J, K).
 
+    Parameters
+    ----------
+    fixed, warped : (I, J, K) or (I, J, K, C) float
+        Images on one grid.
+    mask : (I, J, K) bool, optional
+        Voxels to compare. Default: all.
+
+    Returns
+    -------
+    fixed, warped : (I, J, K, C) float64
+        The images.
+    mask : (I, J, K) bool
+        The mask.
+
     Raises
     ------
     InputError
@@ -393,7 +424,22 @@ def checked_images(fixed: Float32, warped: Float32, mask: Bool | None) -> tuple[
 
 
 def spread(gradient: Float64, inside: Bool, like: Float32) -> Float32:
-    """Expand derivatives (n, C) of the voxels in the mask to the shape of the image; 0 outside the mask."""
+    """Expand derivatives (n, C) of the voxels in the mask to the shape of the image; 0 outside the mask.
+
+    Parameters
+    ----------
+    gradient : (n, C) float64
+        Derivatives at the voxels of the mask.
+    inside : (I, J, K) bool
+        The mask.
+    like : (I, J, K) or (I, J, K, C) float32
+        Image whose shape the result has.
+
+    Returns
+    -------
+    float32
+        Derivatives, 0 outside the mask.
+    """
     out = np.zeros((*inside.shape, gradient.shape[-1]), np.float32)
     out[inside] = gradient
     return out.reshape(like.shape)

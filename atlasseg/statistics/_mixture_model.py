@@ -168,6 +168,17 @@ def initialise(
 def check_prior(prior: NDArray[np.floating[Any]], number: int) -> Float64:
     """Check a prior (N, K) and scale its rows to sum 1; rows of sum 0 are set to the mean of the others.
 
+    Parameters
+    ----------
+    prior : (N, K) float
+        Probability of each class at each voxel.
+    number : int
+        Number of voxels N.
+
+    Returns
+    -------
+    (N, K) float64
+
     Raises
     ------
     InputError

@@ -12,6 +12,8 @@ from atlasseg.statistics._field import Field, softmax
 from atlasseg.statistics.mean_field import Marginals
 from atlasseg.volume import Float64
 
+__all__ = ["solve"]
+
 
 def solve(
     field: Field,

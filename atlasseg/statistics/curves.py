@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from atlasseg.errors import InputError
 from atlasseg.volume import Bool, Int64
 
+__all__ = ["curve", "hilbert", "jumps", "scan_order", "serpentine"]
+
 CurveName = Literal["hilbert", "serpentine"]
 
 MOST_PENDING = 1024

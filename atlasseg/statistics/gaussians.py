@@ -13,6 +13,8 @@ from scipy.special import ndtri
 from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Int64
 
+__all__ = ["Gaussians", "estimate", "log_density", "split"]
+
 VARIANCE_FLOOR = 1e-6
 """Minimum variance of a class, as a fraction of the variance of all values."""
 CHUNK = 8192
@@ -75,6 +77,10 @@ def estimate(
         Minimum variance, as a fraction of the variance of all values, above 0.
     before : Gaussians, optional
         Gaussians of the classes without weight.
+
+    Returns
+    -------
+    Gaussians
 
     Raises
     ------
@@ -153,6 +159,11 @@ def split(of_classes: Gaussians, of_class: Int64) -> Gaussians:
         One Gaussian per class.
     of_class : (Q,) int64
         Class of each Gaussian of the result, ascending.
+
+    Returns
+    -------
+    Gaussians
+        One Gaussian per element of `of_class`.
     """
     means, covariances = of_classes.means[of_class], of_classes.covariances[of_class]
     for k, count in enumerate(np.bincount(of_class)):

@@ -12,6 +12,8 @@ from atlasseg.statistics._field import SYMMETRIC, Field
 from atlasseg.statistics.icm import Labelling
 from atlasseg.volume import Float64, Int64
 
+__all__ = ["solve"]
+
 
 def solve(field: Field, *, start: Int64 | None = None, max_cycles: int = 10) -> Labelling:
     """Minimise the energy by expansion moves until no move lowers it ([1]_, with the graph of [2]_).

@@ -11,6 +11,8 @@ from atlasseg.errors import InputError
 from atlasseg.statistics._field import Field
 from atlasseg.volume import Int64
 
+__all__ = ["Labelling", "solve"]
+
 
 @dataclass(frozen=True, eq=False)
 class Labelling:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from atlasseg.errors import InputError
 from atlasseg.volume import Float64, Int64
 
+__all__ = ["Clusters", "cluster"]
+
 SAMPLE = 100_000
 """Approximate maximum number of clustered voxels, evenly spaced. All voxels are then assigned to a centre."""
 

@@ -22,6 +22,8 @@ from atlasseg.statistics.gaussians import Gaussians, from_moments, unpack_moment
 from atlasseg.statistics.markov_field import SOLVERS, Solver, solve_field
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelWeights, ProbabilityMap, take_entries
 
+__all__ = ["chain_posteriors", "field_posteriors"]
+
 RIM_VOXELS = 2
 """Distance up to which certain voxels around uncertain ones are used for the Gaussians and as neighbours."""
 FLOOR = 0.01
@@ -166,6 +168,10 @@ def field_posteriors(
     name : str
         Name of the result.
 
+    Returns
+    -------
+    ProbabilityMap
+
     Raises
     ------
     InputError
@@ -231,6 +237,10 @@ def chain_posteriors(
     stay_odds : float, optional
         o, 1 or more: the probability that the next site has the same label over the probability that it has one given
         other label. None: estimated by expectation maximisation.
+
+    Returns
+    -------
+    ProbabilityMap
 
     Raises
     ------

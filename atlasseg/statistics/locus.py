@@ -16,6 +16,8 @@ from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians
 from atlasseg.statistics.markov_field import Solver, initialise, solve_field
 from atlasseg.volume import Bool, Float64, Int64
 
+__all__ = ["LocalFit", "fit"]
+
 Interpolation = Literal["cubic", "constant"]
 
 
@@ -126,6 +128,10 @@ def fit(
         Strength of the prior on the parameters, above 0; 1 is the weight of all voxels of a cube.
     interpolation : str
         Interpolation of the parameters: `cubic`, or `constant` in each cube.
+
+    Returns
+    -------
+    LocalFit
 
     Raises
     ------

@@ -18,6 +18,8 @@ from atlasseg.statistics.gaussian_mixture import check_prior
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, log_density
 from atlasseg.volume import Bool, Float64, Int32, Int64
 
+__all__ = ["Chain", "fit", "posterior"]
+
 MIN_TRANSITION = 1e-12
 """Minimum transition probability, so that no observation is impossible."""
 

@@ -16,6 +16,8 @@ from atlasseg.statistics.gaussian_mixture import check_prior
 from atlasseg.statistics.gaussians import VARIANCE_FLOOR, Gaussians, estimate, log_density
 from atlasseg.volume import Bool, Float64, Int64
 
+__all__ = ["FieldFit", "fit", "solve_field"]
+
 Solver = Literal["mean_field", "belief_propagation", "icm", "graph_cut"]
 SOLVERS = ("mean_field", "belief_propagation", "icm", "graph_cut")
 
@@ -137,6 +139,10 @@ def fit(
         Maximum number of iterations, at least 1.
     tolerance : float
         Stop when no probability changes by more.
+
+    Returns
+    -------
+    FieldFit
 
     Raises
     ------

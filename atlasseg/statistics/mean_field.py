@@ -11,6 +11,8 @@ from atlasseg.errors import InputError
 from atlasseg.statistics._field import Field
 from atlasseg.volume import Float64
 
+__all__ = ["Marginals", "solve"]
+
 
 @dataclass(frozen=True, eq=False)
 class Marginals:

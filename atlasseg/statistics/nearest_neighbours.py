@@ -11,6 +11,8 @@ from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 from atlasseg.errors import InputError
 from atlasseg.volume import Bool, Float64, Image, Int64
 
+__all__ = ["classify", "features", "select_confident"]
+
 GRADIENT_SIGMA_MM = 1.0
 
 

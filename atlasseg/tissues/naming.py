@@ -15,6 +15,8 @@ from atlasseg.errors import InputError
 from atlasseg.tissues._classes import Tissues
 from atlasseg.volume import Float64, LabelMap, ProbabilityMap
 
+__all__ = ["check_brain", "mean_depths_mm", "name_classes"]
+
 log = logging.getLogger(__name__)
 
 Contrast = Literal["auto", "T1", "T2", "PD", "FLAIR", "ascending"]
@@ -132,7 +134,18 @@ def check_names(names: Sequence[str], classes: int) -> tuple[str, ...]:
 
 
 def mean_depths_mm(found: Tissues) -> list[float]:
-    """Compute the mean distance in mm of each class to the border of the region, weighted by probability."""
+    """Compute the mean distance in mm of each class to the border of the region, weighted by probability.
+
+    Parameters
+    ----------
+    found : Tissues
+        The tissues.
+
+    Returns
+    -------
+    list of float
+        Depth of each class in mm.
+    """
     inside = np.pad(found.labels.array > 0, 1)
     distance = ndimage.distance_transform_edt(inside, sampling=found.labels.grid.spacing_mm)[1:-1, 1:-1, 1:-1]
     depths = []

@@ -26,6 +26,8 @@ from atlasseg.training.patches import PatchSource, draw
 from atlasseg.training.planning import Plan
 from atlasseg.training.scoring import fit_temperature, mean_dice, reliable_logits
 
+__all__ = ["Start"]
+
 log = logging.getLogger(__name__)
 
 

@@ -44,6 +44,10 @@ def train_corrective(
     versions : mapping, optional
         Version of each piece of software, for the record.
 
+    Returns
+    -------
+    CorrectiveModel
+
     Raises
     ------
     InputError

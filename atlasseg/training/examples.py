@@ -34,6 +34,7 @@ def leave_one_out(
     Parameters
     ----------
     atlases : sequence of Atlas
+        Atlases of the library.
     recipe : Recipe
         The stages up to fusion are run.
     registrar, executor
@@ -63,7 +64,21 @@ def segment_example(
     registrar: Registrar | None = None,
     executor: Executor = call_directly,
 ) -> Example:
-    """Segment an atlas from the given others. Parameters and errors as for `leave_one_out`."""
+    """Segment an atlas from other atlases.
+
+    Parameters
+    ----------
+    atlas : Atlas
+        Atlas to segment.
+    others : sequence of Atlas
+        Atlases that vote; `atlas` must not be among them.
+    recipe, registrar, executor
+        As for `leave_one_out`, and so are the errors.
+
+    Returns
+    -------
+    Example
+    """
     alignment = align(atlas.image, others, recipe, mask=atlas.mask, registrar=registrar, executor=executor)
     voters = [candidate.atlas for candidate in alignment.candidates if candidate.qc.keep]
     fused: ProbabilityMap = executor(recipe.fusion.method, alignment.target, voters, mask=alignment.target_mask)

@@ -11,6 +11,8 @@ from atlasseg.errors import InputError
 from atlasseg.recipe.training import Refiner
 from atlasseg.refinement.network.networks import Form, cost
 
+__all__ = ["Plan", "plan"]
+
 GROWTHS = np.arange(0, 13)
 """Steps of the compound scaling: width and patch grow by these powers of the factors below."""
 
@@ -21,7 +23,21 @@ MOST_PATCH = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """A network with patch and batch size, and memory and operations of a training step."""
+    """A network with patch and batch size, and memory and operations of a training step.
+
+    Parameters
+    ----------
+    form : Form
+        Settings of the network.
+    patch_voxels : (3,) int
+        Size of a patch in voxels.
+    batch : int
+        Number of patches per batch.
+    parameters : int
+        Number of weights.
+    step_bytes, step_flops : float
+        Memory and floating-point operations of a training step.
+    """
 
     form: Form
     patch_voxels: tuple[int, int, int]
@@ -31,7 +47,12 @@ class Plan:
     parameters: int
 
     def text(self) -> str:
-        """Describe the plan in one line."""
+        """Describe the plan in one line.
+
+        Returns
+        -------
+        str
+        """
         form = self.form
         patch = " x ".join(map(str, self.patch_voxels))
         return (
@@ -68,6 +89,10 @@ def plan(
         Number of patches per batch.
     memory_bytes, flops : float
         Maximum of a training step.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------

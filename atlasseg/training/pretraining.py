@@ -22,6 +22,8 @@ from atlasseg.training.fitting import Loss, fit
 from atlasseg.training.planning import Plan
 from atlasseg.volume import Float32
 
+__all__ = ["fit_reconstruction"]
+
 HIDDEN = 0.6
 """Fraction of the blocks of a patch that are masked."""
 
@@ -48,6 +50,10 @@ def fit_reconstruction(
         All settings apply except folds, n_models, cross_entropy, dice, foreground and uncertainty.
     device, checkpoint, progress, stop
         As for `fitting.fit`, and so are the errors.
+
+    Returns
+    -------
+    Member
 
     Raises
     ------

@@ -73,6 +73,10 @@ def train_refiner(
     stop : callable, optional
         Called after each atlas and each step. If it returns True, the state is saved and KeyboardInterrupt is raised.
 
+    Returns
+    -------
+    RefinerModel
+
     Raises
     ------
     InputError

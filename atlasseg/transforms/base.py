@@ -62,7 +62,18 @@ class Transform(ABC):
         return parts[0] if len(parts) == 1 else Chain(tuple(parts))
 
     def on_grid(self, grid: Grid) -> Float64:
-        """Map the voxel centres of `grid`: (I, J, K, 3) float64 in RAS+ mm. Faster than calling the transform."""
+        """Map the voxel centres of a grid. This is faster than calling the transform.
+
+        Parameters
+        ----------
+        grid : Grid
+            The grid.
+
+        Returns
+        -------
+        (I, J, K, 3) float64
+            Mapped points in RAS+ mm.
+        """
         return self(grid_points(grid))
 
     @property
@@ -102,7 +113,18 @@ class Transform(ABC):
         return interop.field_to_sitk(self.displacements_mm(where), where.affine)
 
     def displacements_mm(self, grid: Grid) -> Float32:
-        """Displacement of each voxel centre of `grid`, (I, J, K, 3) float32, in RAS+ mm."""
+        """Compute the displacement of each voxel centre of a grid.
+
+        Parameters
+        ----------
+        grid : Grid
+            The grid.
+
+        Returns
+        -------
+        (I, J, K, 3) float32
+            Displacements in RAS+ mm.
+        """
         field = np.empty((*grid.shape, 3), np.float32)
         for start, stop in split_slabs(grid):
             part = grid.cropped((start, 0, 0), (stop, *grid.shape[1:]))
@@ -144,7 +166,13 @@ class Affine(Transform):
 
     @classmethod
     def translation(cls, offset_mm: ArrayLike) -> Affine:
-        """Create the translation ``x -> x + offset_mm``, with an offset of shape (3,)."""
+        """Create the translation ``x -> x + offset_mm``.
+
+        Parameters
+        ----------
+        offset_mm : (3,) float
+            Offset in RAS+ mm.
+        """
         matrix = np.eye(4)
         matrix[:3, 3] = offset_mm
         return cls(matrix)
@@ -194,6 +222,11 @@ class Inverse(Transform):
     whose distance increased. A point that has not converged after `INVERSE_MAX_ITERATIONS` steps, because the transform
     folds or is discontinuous there, keeps the best :math:`x`; a warning states the number of such points and their
     largest error.
+
+    Parameters
+    ----------
+    transform : Transform
+        Transform to invert.
 
     References
     ----------
@@ -286,14 +319,35 @@ class Chain(Transform):
 
 
 def grid_points(grid: Grid) -> Float64:
-    """Voxel centres of a grid in RAS+ mm, (I, J, K, 3) float64."""
+    """Compute the voxel centres of a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid.
+
+    Returns
+    -------
+    (I, J, K, 3) float64
+        Points in RAS+ mm.
+    """
     points = np.zeros((*grid.shape, 3))
     _kernels.add_grid_points(points, grid.affine)
     return points
 
 
 def invert_matrix(matrix: Float64) -> Float64:
-    """Invert an affine matrix, (4, 4)."""
+    """Invert an affine matrix.
+
+    Parameters
+    ----------
+    matrix : (4, 4) float64
+        Affine matrix.
+
+    Returns
+    -------
+    (4, 4) float64
+    """
     return np.asarray(np.linalg.inv(matrix), np.float64)
 
 
@@ -301,6 +355,18 @@ def split_slabs(grid: Grid, voxels: int = 1 << 19) -> Iterable[tuple[int, int]]:
     """Split a grid along the first axis into slabs ``start, stop`` of about `voxels` voxels each, to limit memory.
 
     The slabs depend on the grid only, so results computed slab by slab are the same for any number of threads.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid.
+    voxels : int
+        Approximate number of voxels of a slab.
+
+    Returns
+    -------
+    sequence of (int, int)
+        First and last + 1 index of each slab.
     """
     rows = max(1, voxels // (grid.shape[1] * grid.shape[2]))
     return [(start, min(start + rows, grid.shape[0])) for start in range(0, grid.shape[0], rows)]

@@ -141,6 +141,7 @@ class BSplineField(Transform):
         Parameters
         ----------
         grid : Grid
+            Grid on which the spline is defined.
         spacing_mm : float or (3,)
             Maximum spacing of the control points in mm. It is reduced so that a whole number of steps spans the grid.
         """
@@ -157,7 +158,12 @@ class BSplineField(Transform):
         return Grid((a, b, c), affine)
 
     def refined(self) -> BSplineField:
-        """Exactly the same spline on a control grid of half the spacing; N control points become 2 N - 3."""
+        """Compute exactly the same spline on a control grid of half the spacing; N control points become 2 N - 3.
+
+        Returns
+        -------
+        BSplineField
+        """
         fine = self.coefficients_mm
         for axis in range(3):
             c = np.moveaxis(fine, axis, 0)
@@ -212,5 +218,16 @@ def to_displacement_field(transform: Transform, grid: Grid) -> DisplacementField
     """Sample a transform at the voxel centres of `grid` as a displacement field.
 
     The field is interpolated linearly between voxel centres, and is the identity outside the grid.
+
+    Parameters
+    ----------
+    transform : Transform
+        Transform of points in RAS+ mm.
+    grid : Grid
+        Grid of the field.
+
+    Returns
+    -------
+    DisplacementField
     """
     return DisplacementField(transform.displacements_mm(grid), grid.affine)

@@ -79,6 +79,13 @@ class Atlas:
 def check_channels(target: Image, candidates: Sequence[Atlas]) -> None:
     """Check that all candidates have the same number of channels as the target.
 
+    Parameters
+    ----------
+    target : Image
+        The target.
+    candidates : sequence of Atlas
+        The candidates.
+
     Raises
     ------
     InputError

@@ -104,7 +104,12 @@ class Grid:
         return [(int(axis), bool(direction > 0)) for axis, direction in io_orientation(self.affine)]
 
     def describe(self) -> str:
-        """Describe shape, spacing and orientation in one line, as in the ``repr`` of the data types."""
+        """Describe shape, spacing and orientation in one line, as in the ``repr`` of the data types.
+
+        Returns
+        -------
+        str
+        """
         tilt = self.tilt_degrees
         oblique = f" (oblique, {tilt:.3g} degrees)" if tilt >= OBLIQUE_DEGREES else ""
         shape, spacing = " x ".join(map(str, self.shape)), format_numbers(self.spacing_mm, " x ")
@@ -114,14 +119,34 @@ class Grid:
         return f"Grid({self.describe()}; centre: {format_numbers(self.centre_mm)} mm)"
 
     def matches(self, other: Grid) -> bool:
-        """Whether both grids have the same shape and the same corners within `SAME_GRID_TOLERANCE_VOXELS`."""
+        """Test whether both grids have the same shape and the same corners within `SAME_GRID_TOLERANCE_VOXELS`.
+
+        Parameters
+        ----------
+        other : Grid
+            The other grid.
+
+        Returns
+        -------
+        bool
+        """
         if self.shape != other.shape:
             return False
         apart_mm = np.linalg.norm(self.corners_mm - other.corners_mm, axis=1).max()
         return bool(apart_mm <= SAME_GRID_TOLERANCE_VOXELS * self.spacing_mm.min())
 
     def cropped(self, start: ArrayLike, stop: ArrayLike) -> Grid:
-        """Grid of ``array[start:stop]``; `start` and `stop` are (3,) voxel indices."""
+        """Make the grid of ``array[start:stop]``.
+
+        Parameters
+        ----------
+        start, stop : (3,) int
+            First voxel, and last voxel + 1, along each axis.
+
+        Returns
+        -------
+        Grid
+        """
         first, end = np.asarray(start, int), np.asarray(stop, int)
         affine = self.affine.copy()
         affine[:3, 3] += self.affine[:3, :3] @ first
@@ -133,9 +158,22 @@ class Grid:
 class SourceHeader:
     """Header fields of the file that a volume was read from, used to write results in the same way.
 
-    `sform_code`, `qform_code`, `qform` (voxel to RAS+ mm), `version` (1 or 2) and `unit` (of lengths) are those of a
-    NIfTI header. `dtype` is the data type on disk, as a NumPy name. `pixdim_mm` is the voxel size by pixdim, set only
-    if it differs from that of the sform.
+    Parameters
+    ----------
+    path : Path, optional
+        The file.
+    dtype : str, optional
+        Data type on disk, as a NumPy name.
+    sform_code, qform_code : int
+        Codes of a NIfTI header.
+    qform : (4, 4) nested tuple, optional
+        Affine of the qform, voxel to RAS+ mm.
+    version : {1, 2}
+        Version of the NIfTI format.
+    unit : str
+        Unit of lengths in the file.
+    pixdim_mm : (3,) float, optional
+        Voxel size by pixdim, if it differs from that of the sform.
     """
 
     path: Path | None = None
@@ -148,7 +186,17 @@ class SourceHeader:
     pixdim_mm: tuple[float, float, float] | None = None
 
     def cropped(self, start: ArrayLike) -> SourceHeader:
-        """Header of the volume cropped at voxel `start`, with the qform moved accordingly."""
+        """Make the header of a cropped volume, with the qform moved accordingly.
+
+        Parameters
+        ----------
+        start : (3,) int
+            First voxel of the cropped volume.
+
+        Returns
+        -------
+        SourceHeader
+        """
         if self.qform is None:
             return self
         qform = np.array(self.qform)

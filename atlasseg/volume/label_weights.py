@@ -42,11 +42,30 @@ class LabelWeights:
         return np.repeat(np.arange(self.offsets.size - 1), self.sizes)
 
     def with_values(self, values: NDArray[Any]) -> LabelWeights:
-        """Copy with other weights of the same labels."""
+        """Replace the weights, for the same labels.
+
+        Parameters
+        ----------
+        values : (E,) array
+            New weights.
+
+        Returns
+        -------
+        LabelWeights
+        """
         return replace(self, values=values)
 
     def take(self, places: NDArray[np.integer[Any]]) -> LabelWeights:
         """Select the entries of some places in the given order; places may repeat.
+
+        Parameters
+        ----------
+        places : (N,) int
+            Places to select.
+
+        Returns
+        -------
+        LabelWeights
 
         Examples
         --------
@@ -58,13 +77,38 @@ class LabelWeights:
         return LabelWeights(offsets, self.labels[entries], self.values[entries])
 
     def keep(self, chosen: Bool) -> LabelWeights:
-        """Keep the entries where `chosen`, (E,), is True; a place may end up without entries."""
+        """Keep the entries where `chosen`, (E,), is True; a place may end up without entries.
+
+        Parameters
+        ----------
+        chosen : (E,) bool
+            Entries to keep.
+
+        Returns
+        -------
+        LabelWeights
+        """
         kept = np.concatenate(([0], np.cumsum(chosen)))
         return LabelWeights(kept[self.offsets], self.labels[chosen], self.values[chosen])
 
 
 def take_entries(offsets: Int64, places: NDArray[np.integer[Any]]) -> tuple[Int64, Int64]:
-    """Select some rows (places) of a CSR matrix: returns their new offsets, and the indices of their entries."""
+    """Select rows (places) of a CSR matrix.
+
+    Parameters
+    ----------
+    offsets : (M + 1,) int64
+        Begin and end of the entries of each row.
+    places : (N,) int
+        Rows to select; they may repeat.
+
+    Returns
+    -------
+    offsets : (N + 1,) int64
+        Offsets of the selected rows.
+    entries : (E,) int64
+        Indices of their entries.
+    """
     sizes = np.diff(offsets)[places]
     own = np.concatenate(([0], np.cumsum(sizes)))
     return own, np.arange(own[-1]) + np.repeat(offsets[places] - own[:-1], sizes)

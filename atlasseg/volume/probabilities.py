@@ -92,6 +92,10 @@ class ProbabilityMap:
             Flat voxel index, label, and weight of each entry. Entries with a weight of 0 or below are ignored.
         label_values : sequence of int
             Additional labels of the map.
+        affine : (4, 4) float64
+            Affine, voxel to RAS+ mm.
+        name : str
+            Name of the map.
 
         Raises
         ------
@@ -143,9 +147,20 @@ class ProbabilityMap:
     def from_dense(
         cls, probabilities: NDArray[np.floating[Any]], labels: ArrayLike, affine: Float64, *, name: str = ""
     ) -> ProbabilityMap:
-        """Create a map from weights (I, J, K, L), 0 or above, of the L `labels`; each voxel is scaled to sum 1.
+        """Create a map from dense weights; each voxel is scaled to sum 1.
 
         A voxel whose weights are all 0 becomes background (0) with probability 1.
+
+        Parameters
+        ----------
+        probabilities : (I, J, K, L) float
+            Weights, 0 or above.
+        labels : (L,) int
+            Label of each volume.
+        affine : (4, 4) float64
+            Affine, voxel to RAS+ mm.
+        name : str
+            Name of the map.
 
         Raises
         ------
@@ -169,7 +184,17 @@ class ProbabilityMap:
 
     @classmethod
     def from_labels(cls, labels: LabelMap, *, label_values: ArrayLike = (), name: str = "") -> ProbabilityMap:
-        """Create a map with probability 1 for the label of each voxel."""
+        """Create a map with probability 1 for the label of each voxel.
+
+        Parameters
+        ----------
+        labels : LabelMap
+            The labels.
+        label_values : sequence of int
+            Additional labels of the map.
+        name : str
+            Name of the map.
+        """
         every = np.union1d(labels.values, np.asarray(label_values, dtype=np.int64)).astype(np.int32)
         nothing = np.zeros(0, np.int64)
         return cls(
@@ -190,9 +215,11 @@ class ProbabilityMap:
         Parameters
         ----------
         image : nibabel.spatialimages.SpatialImage
+            The image.
         labels : sequence of L int, optional
             Label of each volume; by default read from the header, where `to_nibabel` stores it.
         name : str, optional
+            Name of the map.
 
         Raises
         ------
@@ -206,12 +233,32 @@ class ProbabilityMap:
 
     @classmethod
     def from_sitk(cls, image: sitk.Image, labels: Sequence[int], *, name: str = "") -> ProbabilityMap:
-        """Convert a SimpleITK vector image with one component per label, see `from_nibabel`."""
+        """Convert a SimpleITK vector image with one component per label, see `from_nibabel`.
+
+        Parameters
+        ----------
+        image : SimpleITK.Image
+            Vector image of probabilities in 0..1.
+        labels : sequence of L int
+            Label of each component.
+        name : str
+            Name of the map.
+        """
         return cls._from_volumes(interop.array_from_sitk(image), labels, interop.affine_from_sitk(image), name)
 
     @classmethod
     def from_ants(cls, image: Any, labels: Sequence[int], *, name: str = "") -> ProbabilityMap:
-        """Convert an ANTs image with one component per label, see `from_nibabel`."""
+        """Convert an ANTs image with one component per label, see `from_nibabel`.
+
+        Parameters
+        ----------
+        image : ants.ANTsImage
+            Image of probabilities in 0..1.
+        labels : sequence of L int
+            Label of each component.
+        name : str
+            Name of the map.
+        """
         return cls._from_volumes(interop.array_from_ants(image), labels, interop.affine_from_ants(image), name)
 
     @classmethod
@@ -231,15 +278,29 @@ class ProbabilityMap:
         """Convert to a nibabel NIfTI image, float32 (I, J, K, L), with the labels in its header.
 
         The image is dense: memory is voxels times labels. The same holds for `to_sitk` and `to_ants`.
+
+        Returns
+        -------
+        nibabel.Nifti1Image
         """
         return interop.array_to_nibabel(self.dense(), self.affine, labels=self.label_values.tolist())
 
     def to_sitk(self) -> sitk.Image:
-        """Convert to a SimpleITK vector image with one component per label, in the order of `label_values`."""
+        """Convert to a SimpleITK vector image with one component per label, in the order of `label_values`.
+
+        Returns
+        -------
+        SimpleITK.Image
+        """
         return interop.array_to_sitk(self.dense(), self.affine, vector=True)
 
     def to_ants(self) -> Any:
-        """Convert to an ANTs image (antspyx) with one component per label, in the order of `label_values`."""
+        """Convert to an ANTs image (antspyx) with one component per label, in the order of `label_values`.
+
+        Returns
+        -------
+        ants.ANTsImage
+        """
         return interop.array_to_ants(self.dense(), self.affine)
 
     def __repr__(self) -> str:
@@ -262,11 +323,26 @@ class ProbabilityMap:
         return np.repeat(self.voxels, np.diff(self.offsets))
 
     def label_map(self) -> LabelMap:
-        """Label map with the most probable label of each voxel (maximum a posteriori)."""
+        """Choose the most probable label of each voxel (maximum a posteriori).
+
+        Returns
+        -------
+        LabelMap
+        """
         return LabelMap(self.mode, self.affine, self.name)
 
     def probability(self, label: int) -> Float32:
-        """Probability of one label at each voxel, (I, J, K) float32."""
+        """Get the probability of one label at each voxel.
+
+        Parameters
+        ----------
+        label : int
+            Label value.
+
+        Returns
+        -------
+        (I, J, K) float32
+        """
         out: Float32 = (self.mode == label).astype(np.float32).reshape(-1)
         out[self.voxels] = 0
         chosen = self.labels == label
@@ -274,13 +350,28 @@ class ProbabilityMap:
         return out.reshape(self.mode.shape)
 
     def dense(self) -> Float32:
-        """Dense probabilities, (I, J, K, L) float32, in the order of `label_values`. Memory is voxels times labels."""
+        """Convert to dense probabilities. Memory is voxels times labels.
+
+        Returns
+        -------
+        (I, J, K, L) float32
+            Probabilities in the order of `label_values`.
+        """
         return np.stack([self.probability(int(label)) for label in self.label_values], axis=-1)
 
     def cropped(self, start: ArrayLike, stop: ArrayLike) -> ProbabilityMap:
-        """Copy of the part ``[start:stop]`` on its own grid; `start` and `stop` are (3,) voxel indices.
+        """Crop the map to ``[start:stop]``. `label_values` does not change.
 
         `label_values` stays the same.
+
+        Parameters
+        ----------
+        start, stop : (3,) int
+            First voxel, and last voxel + 1, along each axis.
+
+        Returns
+        -------
+        ProbabilityMap
         """
         first, last = np.asarray(start, dtype=np.int64), np.asarray(stop, dtype=np.int64)
         grid = self.grid.cropped(first, last)
@@ -298,7 +389,19 @@ class ProbabilityMap:
         )
 
     def padded_to(self, grid: Grid, start: ArrayLike) -> ProbabilityMap:
-        """Copy on a larger `grid` in which this map begins at voxel `start`; all other voxels are background."""
+        """Pad the map to a larger grid; the new voxels are background.
+
+        Parameters
+        ----------
+        grid : Grid
+            The larger grid.
+        start : (3,) int
+            Voxel of `grid` at which this map begins.
+
+        Returns
+        -------
+        ProbabilityMap
+        """
         begin = np.asarray(start, dtype=np.int64)
         mode = np.zeros(grid.shape, np.int32)
         mode[tuple(slice(b, b + n) for b, n in zip(begin, self.shape, strict=True))] = self.mode
@@ -308,14 +411,25 @@ class ProbabilityMap:
         return replace(self, mode=mode, voxels=voxels, affine=grid.affine, label_values=every)
 
     def confidence(self) -> Float32:
-        """Probability of the label in `mode` at each voxel, (I, J, K) float32."""
+        """Get the probability of the label in `mode` at each voxel.
+
+        Returns
+        -------
+        (I, J, K) float32
+        """
         out = np.ones(self.mode.size, np.float32)
         if self.voxels.size:
             out[self.voxels] = np.maximum.reduceat(self.values, self.offsets[:-1])
         return out.reshape(self.mode.shape)
 
     def entropy(self) -> Float32:
-        """Shannon entropy in bits, (I, J, K) float32: 0 if certain, 1 if two labels are equally probable."""
+        """Compute the Shannon entropy at each voxel.
+
+        Returns
+        -------
+        (I, J, K) float32
+            Entropy in bits: 0 if certain, 1 for two equally probable labels.
+        """
         out = np.zeros(self.mode.size, np.float32)
         if self.voxels.size:
             p = self.values.astype(np.float64)

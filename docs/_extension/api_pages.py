@@ -1,4 +1,4 @@
-"""The API reference: a page for ``atlasseg`` and one for every public subpackage and module in it."""
+"""API reference: a page for ``atlasseg``, and one for each subpackage and module that exports names in ``__all__``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 import atlasseg
 from atlasseg import methods
@@ -133,8 +133,8 @@ def described(module: str, name: str, thing: Any) -> str:
 
 
 def is_alias(thing: Any) -> bool:
-    """Whether a name stands for a type with parameters, ``NDArray[np.float32]``."""
-    return isinstance(thing, types.GenericAlias)
+    """Whether a name is an alias of a type, ``NDArray[np.float32]`` or ``Annotated[...]``."""
+    return isinstance(thing, types.GenericAlias) or get_origin(thing) is Annotated
 
 
 def has_docstring(thing: Any) -> bool:
@@ -175,20 +175,12 @@ def submodules(package: ModuleType) -> Iterator[ModuleType]:
 
 
 def public_names(module: ModuleType) -> dict[str, Any]:
-    """What a module offers besides methods: its ``__all__``, or the functions and classes that are defined in it."""
+    """List what a module exports besides methods."""
     of_methods = {id(method.function) for method in methods.list_methods()}
     return {name: thing for name, thing in offered(module).items() if id(thing) not in of_methods}
 
 
 def offered(module: ModuleType) -> dict[str, Any]:
-    """The ``__all__`` of a module, or the functions and classes that are defined in it."""
-    listed = getattr(module, "__all__", None)
-    if listed is not None:
-        return {name: getattr(module, name) for name in listed if not inspect.ismodule(getattr(module, name))}
-    return {
-        name: thing
-        for name, thing in vars(module).items()
-        if not name.startswith("_")
-        and (inspect.isclass(thing) or inspect.isroutine(thing))
-        and getattr(thing, "__module__", None) == module.__name__
-    }
+    """List the names in the ``__all__`` of a module. A module without ``__all__`` has no names on the pages."""
+    things = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    return {name: thing for name, thing in things.items() if not inspect.ismodule(thing)}

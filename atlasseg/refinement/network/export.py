@@ -12,12 +12,26 @@ from atlasseg.files import atomic_write
 from atlasseg.refinement.network.model import RefinerModel
 from atlasseg.refinement.network.networks import build, load_weights
 
+__all__ = ["write_torchscript"]
+
 SAME = 1e-4
 """Maximum difference between the outputs of a network and its export, relative to the largest value."""
 
 
 def write_torchscript(model: RefinerModel, folder: Path) -> list[Path]:
     """Write each network as ``member_N.ts``: inputs (B, inputs, patch) to the correction of log probabilities.
+
+    Parameters
+    ----------
+    model : RefinerModel
+        The model.
+    folder : Path
+        Output folder.
+
+    Returns
+    -------
+    list of Path
+        The files.
 
     Raises
     ------

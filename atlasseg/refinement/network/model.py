@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from atlasseg.refinement.network.networks import Form
 
+__all__ = ["Member", "RefinerModel", "read_model", "write_model"]
+
 FORMAT = 2
 METHOD = "unet"
 HEADER, TABLE, CARD, CURVES, PICTURE = "model.json", "labels.tsv", "README.md", "curves.tsv", "curves.png"
@@ -28,7 +30,19 @@ HEADER, TABLE, CARD, CURVES, PICTURE = "model.json", "labels.tsv", "README.md", 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A trained network: weights, temperature, training curve and validation scores."""
+    """A trained network: weights, temperature, training curve and validation scores.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+        Weights.
+    temperature : float
+        Temperature of the calibration.
+    curve : sequence of mapping
+        Training curve: one row per validation.
+    scores : mapping of str to float
+        Validation scores.
+    """
 
     weights: dict[str, Tensor]
     temperature: float
@@ -43,10 +57,13 @@ class RefinerModel:
     Parameters
     ----------
     form : Form
+        Settings of the networks.
     coding : LabelEncoding
+        Codes of the labels.
     prior : str
         See `recipe.training.Refiner`.
     candidates : int
+        Number of labels per voxel that are inputs.
     patch_voxels : (3,) int
         Along the patient's axes.
     channels : int
@@ -56,6 +73,7 @@ class RefinerModel:
     flips : tuple of str
         Axes that were flipped in training.
     members : tuple of Member
+        The networks.
     provenance : mapping
         See `pipeline.provenance`.
     record : mapping
@@ -107,6 +125,15 @@ def check_free(folder: Path) -> None:
 def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | None = None) -> None:
     """Write a model into a folder. The folder is written atomically.
 
+    Parameters
+    ----------
+    model : RefinerModel
+        The model.
+    folder : path
+        Folder of the model.
+    table : LabelTable, optional
+        Names of the labels.
+
     Raises
     ------
     OutputError
@@ -149,6 +176,15 @@ def write_model(model: RefinerModel, folder: str | Path, *, table: LabelTable | 
 
 def read_model(folder: str | Path) -> RefinerModel:
     """Read a model written by `write_model`.
+
+    Parameters
+    ----------
+    folder : path
+        Folder of the model.
+
+    Returns
+    -------
+    RefinerModel
 
     Raises
     ------
