@@ -10,8 +10,11 @@ from scipy import ndimage
 from atlasseg.atlases.library import read_library
 from atlasseg.atlases.organs import ORGAN, organ_probabilities, organ_volume_mm3, organs_of
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.fusion import majority
 from atlasseg.io import write_image, write_label_map, write_mask
-from atlasseg.organ_mask import find_cut_off, find_organ, largest_part
+from atlasseg.organ_mask import find_organ
+from atlasseg.organ_mask.border import refine_border
+from atlasseg.organ_mask.extraction import find_cut_off, largest_part
 from atlasseg.phantoms import tilted_grid, whole_head, whole_head_grid
 from atlasseg.transforms import Affine
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
@@ -214,3 +217,48 @@ def test_probabilities_of_an_organ():
     made = organ_probabilities(share, np.eye(4))
     np.testing.assert_allclose(made.probability(ORGAN), share)
     assert made.label_values.tolist() == [0, ORGAN] and made.voxels.size == 2
+
+
+def discs(offset_voxels, *, seed, count=5):
+    """A ball in noise with a rim that is darker than both, and candidates whose organs all end `offset_voxels` off."""
+    rng = np.random.default_rng(seed)
+    radius = np.linalg.norm(np.indices((26, 28, 24)) - np.array([12.5, 13.5, 11.5])[:, None, None, None], axis=0)
+
+    def ball(rim, border, label):
+        inside = np.clip(rim - radius + 0.5, 0, 1)
+        dark = np.clip(1.6 - np.abs(radius - rim - 1.2), 0, 1)
+        image = Image(100 * inside - 60 * dark + rng.normal(0, 4, radius.shape) + 80, np.eye(4), label)
+        return Atlas(
+            label, image, organ_probabilities(np.clip(border - radius + 0.5, 0, 1).astype(np.float32), np.eye(4))
+        )
+
+    scan = ball(8, 8, "scan")
+    return scan, [ball(8 + offset_voxels, 8 + offset_voxels, f"a{n}") for n in range(count)]
+
+
+def test_the_border_goes_to_where_the_scan_shows_it():
+    scan, candidates = discs(0.7, seed=1)
+    truth = scan.labels.probability(ORGAN) > 0.5
+    fused = majority.fuse(scan.image, candidates)
+    before = dice(fused.probability(ORGAN) > 0.5, truth)
+    after = dice(refine_border(scan.image, candidates, fused) > 0.5, truth)
+    assert before < 0.93 and after > before + 0.02
+    unchanged = refine_border(scan.image, candidates, fused, weight=0)
+    assert dice(unchanged > 0.5, fused.probability(ORGAN) > 0.5) > 0.96
+
+
+def test_the_border_does_not_depend_on_the_scale_of_intensities_nor_on_the_order():
+    scan, candidates = discs(0.7, seed=2)
+    fused = majority.fuse(scan.image, candidates)
+    expected = refine_border(scan.image, candidates, fused)
+    brighter = scan.image.with_array(scan.image.array * 37)
+    np.testing.assert_allclose(refine_border(brighter, candidates, fused), expected, atol=0.02)
+    np.testing.assert_array_equal(refine_border(scan.image, candidates[::-1], fused), expected)
+
+
+def test_a_border_that_nobody_doubts_stays():
+    scan, candidates = discs(0.0, seed=3)
+    sure = organ_probabilities((scan.labels.probability(ORGAN) > 0.5).astype(np.float32), np.eye(4))
+    np.testing.assert_array_equal(refine_border(scan.image, candidates, sure), sure.probability(ORGAN))
+    with pytest.raises(InputError, match=r"weight: expected a number from 0 to 1, got 1\.5"):
+        refine_border(scan.image, candidates, sure, weight=1.5)

@@ -25,12 +25,14 @@ from scipy import ndimage
 from atlasseg.atlases.organs import ORGAN, organ_probabilities, organ_volume_mm3, organs_of
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.fusion import joint
+from atlasseg.fusion.contrast import match_contrast
+from atlasseg.organ_mask.border import refine_border
 from atlasseg.plausibility import coarsen
 from atlasseg.propagation import propagate
 from atlasseg.refinement import markov_field
 from atlasseg.registration import affine, diffeomorphic
 from atlasseg.registration.outliers import RegistrationQC, find_failures
-from atlasseg.resampling import resample
+from atlasseg.resampling import coverage, resample
 from atlasseg.similarity.local_correlation import LocalCorrelation
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Bool, Float32, Grid, Image, LabelMap, Mask, ProbabilityMap
@@ -129,21 +131,25 @@ def find_organ(scan: Image, atlases: Sequence[Atlas], *, progress: Callable[[str
 
     fine_mm = edge_mm / FINE_PER_ORGAN
     with step("register"):
-        transforms, start, stop = _register(scan, known, edge_mm)
+        registered = _register(scan, known, edge_mm)
     with step("propagate"):
-        target = coarsen(scan.cropped(start, stop), fine_mm)
+        target = coarsen(scan.cropped(registered.start, registered.stop), fine_mm)
         carried = [
             propagate(_at_resolution(atlas, fine_mm), transform, target.grid)
-            for atlas, transform in zip(known, transforms, strict=True)
+            for atlas, transform, check in zip(known, registered.transforms, registered.checks, strict=True)
+            if check.keep
         ]
-        checks, similarities = _check(target, carried, edge_mm)
-        voters = [atlas for atlas, check in zip(carried, checks, strict=True) if check.keep]
     with step("fuse"):
-        fused = joint.fuse(target, voters, search_radius_voxels=SEARCH_VOXELS)
+        match = match_contrast(target, carried)
+        if match.message:
+            log.warning("%s: %s", scan.name or "scan", match.message)
+        fused = joint.fuse(target, match.candidates, search_radius_voxels=SEARCH_VOXELS, contrast="same")
     with step("refine"):
-        refined = markov_field.refine(target, fused)
-        fine = Image(refined.probability(ORGAN), target.affine)
-        probability = resample(fine, scan.grid, fill=0.0).array
+        if match.changed:  # the atlases do not show what the border looks like in this contrast
+            share = markov_field.refine(target, fused).probability(ORGAN)
+        else:
+            share = refine_border(target, match.candidates, fused)
+        probability = resample(Image(share, target.affine), scan.grid, fill=0.0).array
     inside = largest_part(probability > 0.5)
     cut_off = find_cut_off(inside, scan.grid)
     if cut_off:
@@ -156,17 +162,26 @@ def find_organ(scan: Image, atlases: Sequence[Atlas], *, progress: Callable[[str
     return OrganMask(
         Mask(inside, scan.affine, scan.name),
         organ_probabilities(probability, scan.affine, scan.name),
-        {atlas.id: check for atlas, check in zip(known, checks, strict=True)},
-        {atlas.id: value for atlas, value in zip(known, similarities, strict=True)},
+        {atlas.id: check for atlas, check in zip(known, registered.checks, strict=True)},
+        {atlas.id: value for atlas, value in zip(known, registered.similarities, strict=True)},
         cut_off,
         seconds,
     )
 
 
-def _register(
-    scan: Image, atlases: Sequence[Atlas], edge_mm: float
-) -> tuple[list[Transform], tuple[int, int, int], tuple[int, int, int]]:
-    """Transforms from points of the scan to points of each atlas, and the box of the scan that may hold the organ."""
+@dataclass(frozen=True, eq=False)
+class _Registered:
+    """Transforms from points of the scan to points of each atlas, what they are worth, and the box around the organ."""
+
+    transforms: list[Transform]
+    similarities: list[float]
+    checks: list[RegistrationQC]
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+
+
+def _register(scan: Image, atlases: Sequence[Atlas], edge_mm: float) -> _Registered:
+    """Register all atlases to the scan on coarse voxels."""
     coarse_mm = edge_mm / COARSE_PER_ORGAN
     small = coarsen(scan, coarse_mm)
     images = [coarsen(atlas.image, coarse_mm) for atlas in atlases]
@@ -185,12 +200,30 @@ def _register(
         shrink_factors=(2, 1),
         iterations=ITERATIONS,
     )
+    similarities = _similarities(small, images, transforms, near)
+    checks = find_failures(similarities, names=[atlas.id for atlas in atlases])
+    for atlas, check in zip(atlases, checks, strict=True):
+        if not check.keep:
+            log.warning("%s: atlas %s left out of the mask: %s", scan.name or "scan", atlas.id, check.reason)
     factor = np.rint(small.spacing_mm / scan.spacing_mm).astype(int)
     where = np.argwhere(near)
     start = np.maximum((where.min(axis=0) - 1) * factor, 0)
     stop = np.minimum((where.max(axis=0) + 2) * factor, scan.shape)
     stop = np.where(where.max(axis=0) + 2 >= small.shape, scan.shape, stop)  # voxels beyond the last block
-    return transforms, tuple(int(n) for n in start), tuple(int(n) for n in stop)  # type: ignore[return-value]
+    first, last = (tuple(int(n) for n in corner) for corner in (start, stop))
+    return _Registered(transforms, similarities, checks, first, last)  # type: ignore[arg-type]
+
+
+def _similarities(small: Image, images: Sequence[Image], transforms: Sequence[Transform], near: Bool) -> list[float]:
+    """Mean local correlation of the scan and each atlas where the organ may be, on coarse voxels."""
+    values = []
+    for image, transform in zip(images, transforms, strict=True):
+        carried = resample(image, small.grid, transform)
+        known = near & coverage(image.grid, small.grid, transform).array
+        pairs = zip(np.moveaxis(small.channels, 3, 0), np.moveaxis(carried.channels, 3, 0), strict=True)
+        alike = [LocalCorrelation().value(f, w, mask=known) for f, w in pairs] if known.any() else [0.0]
+        values.append(float(np.mean(alike)))
+    return values
 
 
 def _reach(atlases: Sequence[Atlas], transforms: Sequence[Transform], grid: Grid, margin_mm: float) -> Bool:
@@ -213,24 +246,6 @@ def _at_resolution(atlas: Atlas, spacing_mm: float) -> Atlas:
     inside = atlas.labels.array if isinstance(atlas.labels, LabelMap) else atlas.labels.probability(ORGAN)
     share = coarsen(Image(inside.astype(np.float32), atlas.image.affine), spacing_mm)
     return replace(atlas, image=image, labels=organ_probabilities(share.array, image.affine, atlas.id))
-
-
-def _check(target: Image, carried: Sequence[Atlas], edge_mm: float) -> tuple[list[RegistrationQC], list[float]]:
-    """Find the atlases whose registration failed, by their similarity around the organ's border."""
-    inside = np.mean([atlas.segmentation.array != 0 for atlas in carried], axis=0) > 0.5
-    near = ndimage.binary_dilation(inside, iterations=2)
-    values = []
-    for atlas in carried:
-        known = near if atlas.mask is None else near & atlas.mask.array
-        pairs = zip(np.moveaxis(target.channels, 3, 0), np.moveaxis(atlas.image.channels, 3, 0), strict=True)
-        values.append(
-            float(np.mean([LocalCorrelation().value(f, w, mask=known) for f, w in pairs])) if known.any() else 0.0
-        )
-    checks = find_failures(values, names=[atlas.id for atlas in carried])
-    for atlas, check in zip(carried, checks, strict=True):
-        if not check.keep:
-            log.warning("%s: atlas %s left out of the mask: %s", target.name or "scan", atlas.id, check.reason)
-    return checks, values
 
 
 def largest_part(inside: Bool) -> Bool:
