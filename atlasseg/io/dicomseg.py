@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ LABEL_DESCRIPTION = "label {value}"
 """SegmentDescription that keeps the value of a label; segments are numbered from 1 without gaps."""
 
 _LABEL_DESCRIPTION = re.compile(r"label (-?\d{1,10})")
+_UNDEFINED, _SEQUENCE_END = 0xFFFFFFFF, b"\xfe\xff\xdd\xe0"
+_TAIL = 1 << 16  # bytes at the end of a file in which its compressed frames end
 _SAME_PLACE = 0.05  # voxels
 _EVEN = 0.02  # of the distance of slices
 
@@ -77,8 +79,9 @@ def read_segments(path: Path) -> Segments:
     """
     import pydicom
 
-    with quiet_pydicom():
-        header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    with quiet_pydicom(), path.open("rb") as file:
+        header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        _check_pixels(path, header, file)
         rows = [
             (_label(item, _number(item, n)), _number(item, n))
             for n, item in enumerate(header.get("SegmentSequence") or (), start=1)
@@ -106,6 +109,28 @@ def read_segments(path: Path) -> Segments:
             str(references[0].get("SeriesInstanceUID", "")) if len(references) == 1 else "",
             str(header.get("FrameOfReferenceUID", "")),
         )
+
+
+def _check_pixels(path: Path, header: Any, file: IO[bytes]) -> None:
+    """Raise an error if the file ends before its pixels do; `file` is at the element of the pixels."""
+    start = file.read(12)
+    explicit = not header.original_encoding[0]
+    length, begin = (start[8:12], 12) if explicit else (start[4:8], 8)
+    stated = int.from_bytes(length, "little" if header.original_encoding[1] else "big")
+    size = path.stat().st_size - (file.tell() - 12 + begin)
+    bits = int(header.get("BitsAllocated") or 1) * int(header.Rows) * int(header.Columns)
+    compressed = stated == _UNDEFINED
+    expected = 1 if compressed else max(stated, (bits * int(header.get("NumberOfFrames") or 1) + 7) // 8)
+    if len(start) < 12 or size < expected:
+        raise InputError(
+            f"{path}: the file is truncated: expected {expected} bytes of frames, got {max(size, 0)}. Copy it again."
+        )
+    if compressed:
+        file.seek(-min(size, _TAIL), 2)
+        if _SEQUENCE_END not in file.read():
+            raise InputError(
+                f"{path}: the file is truncated: expected the end of its frames, found none. Copy it again."
+            )
 
 
 def own_grid(segments: Segments) -> Grid:
