@@ -55,9 +55,10 @@ def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case
     """
     progress("read")
     scan, mask = target.read()
-    reference = target.read_labels(scan)
+    reference = target.read_labels(scan, library.table)
     atlases = _without_target(target, scan, [read_atlas(library, id_) for id_ in library.ids])
-    not_annotated = library.files(target.id).not_annotated if target.id in library.ids else frozenset()
+    known = library.files(target.id).not_annotated if target.id in library.ids else frozenset()
+    not_annotated = known | target.not_annotated(library.table)
     sources = [str(target.image), *(str(library.files(atlas.id).image) for atlas in atlases)]
     return Case(scan, mask, reference, atlases, not_annotated, sources)
 

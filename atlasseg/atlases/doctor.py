@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from atlasseg import io
+from atlasseg.atlases._structures import dicom_cases, goes_by_names
 from atlasseg.atlases.library import grid_difference, read_library
 from atlasseg.errors import InputError
 from atlasseg.io import read_label_table
@@ -116,12 +117,16 @@ def examine(folder: str | Path, *, progress: Callable[[str], None] | None = None
 
 
 def _examine(root: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
-    if not (root / "images").is_dir():
+    cases_in_dicom = dicom_cases(root) if root.is_dir() and not (root / "images").is_dir() else {}
+    if not (root / "images").is_dir() and not cases_in_dicom:
         yield Finding("error", root, "expected a folder images/, got none", "put the scans into images/ID.nii.gz")
         return
     images, doubled = _volumes(root / "images")
     labels, also = _volumes(root / "labels")
     masks, third = _volumes(root / "masks")
+    if cases_in_dicom:
+        images = {id_: scan for id_, (scan, _) in cases_in_dicom.items()}
+        labels = {id_: file for id_, (_, file) in cases_in_dicom.items()}
     yield from (*doubled, *also, *third)
     if not images:
         yield Finding("error", root / "images", "expected images, got none", "put the scans into images/ID.nii.gz")
@@ -233,7 +238,7 @@ def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case
     if case.labels is not None:
         try:
             with _warnings_as_findings(case.labels, found):
-                labels = io.read_label_map(case.labels)
+                labels = _read_labels(case.labels, image, table)
         except InputError as error:
             found.append(
                 Finding("error", case.labels, str(error), "write the labels as whole numbers on the grid of the scan")
@@ -260,6 +265,12 @@ def _examine_case(case: _Case, table: LabelTable, found: list[Finding]) -> _Case
             found += _apart(case.mask, mask, case.image, image)
             found += _outside_mask(case.mask, mask, labels)
     return case
+
+
+def _read_labels(path: Path, image: Image | None, table: LabelTable) -> LabelMap:
+    if goes_by_names(path):
+        return io.read_label_map(path, reference=image, structures=table if len(table) else None)
+    return io.read_label_map(path)
 
 
 def _apart(path: Path, volume: LabelMap | Mask, image_path: Path, image: Image | None) -> Iterator[Finding]:

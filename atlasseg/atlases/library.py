@@ -24,6 +24,12 @@ from typing import Literal
 import numpy as np
 
 from atlasseg import io
+from atlasseg.atlases._structures import (
+    dicom_cases,
+    dicom_targets,
+    goes_by_names,
+    missing_structures,
+)
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import checked_path
 from atlasseg.io import read_label_table
@@ -190,9 +196,7 @@ class AtlasLibrary:
         image, mask = _read_scan(files.image, files.mask, files.spacing_from)
         labels: LabelMap | ProbabilityMap
         if files.labels is not None:
-            labels = io.read_label_map(files.labels, spacing_from=files.spacing_from)
-            _check_grid(files.labels, labels, files.image, image)
-            labels = replace(labels, affine=image.affine)
+            labels = _read_labels(files.labels, files.image, image, self.table, files.spacing_from)
             self._check_values(files.labels, labels, files.not_annotated)
         else:
             labels = _read_probabilities(files, image)
@@ -255,13 +259,15 @@ class Target:
         """
         return _read_scan(self.image, self.mask, self.spacing_from)
 
-    def read_labels(self, scan: Image) -> LabelMap | None:
+    def read_labels(self, scan: Image, table: LabelTable = LabelTable()) -> LabelMap | None:  # noqa: B008 - frozen
         """Read the reference segmentation; None if there is none.
 
         Parameters
         ----------
         scan : Image
             The scan of the target.
+        table : LabelTable
+            Values of the structures of an RTSTRUCT or DICOM-SEG by their names.
 
         Returns
         -------
@@ -277,9 +283,25 @@ class Target:
         """
         if self.labels is None:
             return None
-        labels = io.read_label_map(self.labels, spacing_from=self.spacing_from)
-        _check_grid(self.labels, labels, self.image, scan)
-        return replace(labels, affine=scan.affine)
+        if goes_by_names(self.labels) and len(table) and len(self.not_annotated(table)) == len(table):
+            log.warning("%s: has no structure of the label table; the result is not evaluated", self.labels)
+            return None
+        return _read_labels(self.labels, self.image, scan, table, self.spacing_from)
+
+    def not_annotated(self, table: LabelTable) -> frozenset[int]:
+        """Find the labels that are not annotated in the reference, if this is an RTSTRUCT or a DICOM-SEG.
+
+        Parameters
+        ----------
+        table : LabelTable
+            Names of the labels.
+
+        Returns
+        -------
+        frozenset of int
+            Values of the structures of the table that the file lacks.
+        """
+        return missing_structures(self.labels, table)
 
 
 def read_library(
@@ -325,11 +347,18 @@ def read_library(
 def _library_in(root: Path, masks_suffice: bool) -> AtlasLibrary:
     """The atlases in one folder."""
     images = _volumes_in(_folder(root) / "images", scans=True)
+    labels, masks = _volumes_in(root / "labels"), _volumes_in(root / "masks")
+    if not images and not (root / "images").exists():
+        found = dicom_cases(root)
+        images, labels = (
+            {id_: scan for id_, (scan, _) in found.items()},
+            {id_: file for id_, (_, file) in found.items()},
+        )
     if not images:
         raise InputError(
-            f"{root / 'images'}: no images found; an atlas library has images/ID.nii.gz and labels/ID.nii.gz"
+            f"{root / 'images'}: no images found; an atlas library has images/ID.nii.gz and labels/ID.nii.gz, or a "
+            "folder ID/ with a DICOM series and its RTSTRUCT or DICOM-SEG for each atlas"
         )
-    labels, masks = _volumes_in(root / "labels"), _volumes_in(root / "masks")
     table = _read_table(root, labels)
     probabilities = _read_probability_files(root, images, labels, table)
     bare = sorted(images.keys() - labels.keys() - probabilities.keys())
@@ -358,7 +387,9 @@ def _library_in(root: Path, masks_suffice: bool) -> AtlasLibrary:
                 labels.get(id_),
                 *probabilities.get(id_, ((), None)),
                 masks.get(id_),
-                table.not_annotated_in(id_) | sidecars.get(id_, frozenset()),
+                table.not_annotated_in(id_)
+                | sidecars.get(id_, frozenset())
+                | missing_structures(labels.get(id_), table, warn=True),
             )
             for id_ in sorted(images)
         ),
@@ -418,7 +449,8 @@ def _targets_in(path: Path) -> list[Target]:
         images = _volumes_in(path, folders=False, scans=True)
         # a folder of slices is one scan
         if not images or all(io.is_dicom_name(image) for image in images.values()):
-            return [Target(path.resolve().name, path)]
+            found = dicom_targets(path, nested=not images)
+            return [Target(id_, *files) for id_, files in found.items()]
         return [Target(id_, images[id_]) for id_ in sorted(images)]
     images = _volumes_in(path / "images", scans=True)
     if not images:
@@ -426,6 +458,18 @@ def _targets_in(path: Path) -> list[Target]:
     labels, masks = _volumes_in(path / "labels"), _volumes_in(path / "masks")
     _check_orphans(images, labels, "labels")
     return [Target(id_, images[id_], labels.get(id_), masks.get(id_)) for id_ in sorted(images)]
+
+
+def _read_labels(
+    path: Path, image_path: Path, image: Image, table: LabelTable, spacing_from: io.SpacingSource
+) -> LabelMap:
+    """Read the labels of a scan on its grid."""
+    if goes_by_names(path):
+        labels = io.read_label_map(path, reference=image, structures=table if len(table) else None)
+    else:
+        labels = io.read_label_map(path, spacing_from=spacing_from)
+    _check_grid(path, labels, image_path, image)
+    return replace(labels, affine=image.affine)
 
 
 def _folder(path: Path) -> Path:
@@ -469,13 +513,26 @@ def _read_table(root: Path, labels: Mapping[str, Path]) -> LabelTable:
     if found:
         return read_label_table(found[0])
     rows: dict[int, tuple[Label, Path]] = {}
-    for path in (labels[id_] for id_ in sorted(labels) if io.is_segmentation(labels[id_])):
+    numbers: dict[str, tuple[int, Path]] = {}
+    for path in (labels[id_] for id_ in sorted(labels)):
+        by_name = goes_by_names(path)
+        if not by_name and not io.is_segmentation(path):
+            continue
+        remedy = "Give a segment the same label value in every file."
+        if by_name:
+            remedy = f"Write the structures to use into {root / _TABLES[0]} (columns index and name)."
         for label in read_label_table(path):
             first, where = rows.setdefault(label.value, (label, path))
             if first.name != label.name:
                 raise InputError(
                     f"{path}: expected one meaning of label {label.value} in all atlases, got {label.name!r}, where "
-                    f"{where.name} has {first.name!r}. Give a segment the same label value in every file."
+                    f"{where if by_name else where.name} has {first.name!r}. {remedy}"
+                )
+            number, where = numbers.setdefault(label.name, (label.value, path))
+            if by_name and number != label.value:
+                raise InputError(
+                    f"{path}: expected one number of {label.name!r} in all atlases, got {label.value}, where {where} "
+                    f"has {number}. {remedy}"
                 )
     return LabelTable(tuple(rows[value][0] for value in sorted(rows)))
 

@@ -40,8 +40,11 @@ from atlasseg.io.probabilities import read_probability_map as read_probability_m
 from atlasseg.io.probabilities import write_probability_map as write_probability_map
 from atlasseg.io.rtstruct import BetweenSlices as BetweenSlices
 from atlasseg.io.segmentations import is_segmentation as is_segmentation
+from atlasseg.io.structures import DicomCase as DicomCase
 from atlasseg.io.structures import Reference as Reference
+from atlasseg.io.structures import find_case as find_case
 from atlasseg.io.structures import has_structures as has_structures
+from atlasseg.io.structures import list_drawn as list_drawn
 from atlasseg.io.structures import read_structures as read_structures
 from atlasseg.io.tables import read_json as read_json
 from atlasseg.io.tables import read_label_table as read_label_table

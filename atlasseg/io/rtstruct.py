@@ -48,8 +48,10 @@ class Contours:
     open_contours: int
 
 
-def read_contours(path: Path) -> tuple[list[Contours], str]:
+def read_contours(path: Path, *, points: bool = True) -> tuple[list[Contours], str]:
     """Read the contours of all structures, and the SeriesInstanceUID that they were drawn on (may be empty).
+
+    Without `points`, the positions of the contours are not read, only how many there are.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def read_contours(path: Path) -> tuple[list[Contours], str]:
             contour = drawn.get(number)
             terms = read_terminology(observed.get(number), "RTROIIdentificationCodeSequence")
             label = Label(number, name, _color(contour), terminology=terms)
-            closed, left_out = _closed(path, name, contour)
+            closed, left_out = _closed(path, name, contour, points)
             frame = str(item.get("ReferencedFrameOfReferenceUID") or shared_frame)
             rows.append(Contours(label, frame, closed, left_out))
         if not rows:
@@ -153,11 +155,11 @@ def _referenced_series(frames: Sequence[Any]) -> str:
     return uids.pop() if len(uids) == 1 else ""
 
 
-def _closed(path: Path, name: str, contour: Any | None) -> tuple[tuple[Float64, ...], int]:
+def _closed(path: Path, name: str, contour: Any | None, with_points: bool) -> tuple[tuple[Float64, ...], int]:
     """Closed contours of a structure in RAS+ mm, and the number of other ones."""
     closed, left_out = [], 0
     for item in (contour.get("ContourSequence") or ()) if contour is not None else ():
-        points = _points(path, name, item)
+        points = _points(path, name, item) if with_points else np.zeros((3, 3))
         if str(item.get("ContourGeometricType", "")).strip() not in _CLOSED:
             left_out += 1
         elif len(points) >= 3:

@@ -88,6 +88,87 @@ def has_structures(path: str | Path) -> bool:
     return find_structure_file(Path(path)) is not None
 
 
+def list_drawn(path: str | Path) -> tuple[str, ...]:
+    """Names of the structures of a file that have voxels: in an RTSTRUCT, those with a closed contour.
+
+    Parameters
+    ----------
+    path : path
+        RTSTRUCT, DICOM-SEG, ``.seg.nrrd``, or a folder with one RTSTRUCT or DICOM-SEG.
+
+    Returns
+    -------
+    tuple of str
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or has another format.
+    """
+    found = find_structure_file(checked_path(path))
+    if found is None:
+        raise InputError(f"{path}: expected an RTSTRUCT, a DICOM-SEG or a .seg.nrrd file, got another format.")
+    if found.kind == "RTSTRUCT":
+        rows = _name_errors(found.path, lambda: read_contours(found.path, points=False)[0])
+        return tuple(row.label.name for row in rows if row.closed)
+    return tuple(label.name for label in table_of_structures(found))
+
+
+@dataclass(frozen=True)
+class DicomCase:
+    """Scan in a folder, and the file of its structures.
+
+    Parameters
+    ----------
+    scan : Path
+        The folder, or ``FOLDER#UID`` among several scans.
+    labels : Path or None
+        RTSTRUCT or DICOM-SEG of the scan.
+    study_uid : str
+        StudyInstanceUID of the scan; may be empty.
+    """
+
+    scan: Path
+    labels: Path | None
+    study_uid: str
+
+
+def find_case(folder: Path) -> DicomCase | None:
+    """Find the DICOM scan in a folder or below it, and its RTSTRUCT or DICOM-SEG; None without a DICOM scan.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    DicomCase or None
+
+    Raises
+    ------
+    InputError
+        There are several files with structures, or several scans and the structures refer to none of them.
+    """
+    scans = [each for each in list_series(folder) if each.is_scan]
+    if not scans:
+        return None
+    header = read_header(scans[0].files[0], tags=["SOPClassUID", "StudyInstanceUID"])
+    study_uid = "" if header is None else str(header.get("StudyInstanceUID", ""))
+    found = find_structure_file(folder)
+    if found is None or len(scans) == 1:
+        return DicomCase(folder, None if found is None else found.path, study_uid)
+    if found.kind == "RTSTRUCT":
+        uid = _name_errors(found.path, lambda: read_contours(found.path, points=False)[1])
+    else:
+        uid = _name_errors(found.path, lambda: read_segments(found.path).series_uid)
+    if uid not in [scan.uid for scan in scans]:
+        raise InputError(
+            f"{folder}: expected the scan that {found.path.name} refers to ({uid or 'none named'}), found "
+            f"{'; '.join(map(str, scans))}. Keep one scan and its structures in a folder."
+        )
+    return DicomCase(folder.with_name(f"{folder.name}#{uid}"), found.path, study_uid)
+
+
 def read_structures(
     path: str | Path,
     *,
@@ -158,7 +239,7 @@ def table_of_structures(file: StructureFile) -> LabelTable:
     """
     path = file.path
     readers: dict[str, Callable[[], Sequence[Label]]] = {
-        "RTSTRUCT": lambda: [each.label for each in read_contours(path)[0]],
+        "RTSTRUCT": lambda: [each.label for each in read_contours(path, points=False)[0]],
         "DICOM-SEG": lambda: read_segments(path).labels,
         ".seg.nrrd": lambda: [label_of_segment(each) for each in read_slicer_segments(path)],
     }

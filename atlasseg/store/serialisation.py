@@ -177,7 +177,10 @@ def copy_name(value: Any, source: Any) -> Any:
 
 
 def _digest_path(path: Path) -> str:
-    """Digest of a file's content, or of the names and contents of all files in a folder."""
+    """Digest of a file's content, or of the names and contents of all files in a folder (perhaps ``FOLDER#2``)."""
+    folder, series = io.split_series(path)
+    if series is not None:
+        return combine_digests("series", series, _digest_path(folder))
     if not path.is_dir():
         return _digest_file(path)
     files = sorted(p for p in path.rglob("*") if p.is_file())
