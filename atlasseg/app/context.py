@@ -75,6 +75,7 @@ def load_inputs(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]
         )
     library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from)
     targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
+    outputs.check_formats(recipe, targets)
     read_checked.cache_clear()
     read_atlas.cache_clear()  # files may have changed since an earlier run in this process
     for id_ in library.ids:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlasseg import io
-from atlasseg.errors import OutputError
+from atlasseg.atlases.library import Target
+from atlasseg.errors import InputError, OutputError
 from atlasseg.evaluation import Score
 from atlasseg.evaluation.calibration import reliability
 from atlasseg.evaluation.disagreement import disagreement
@@ -215,6 +216,37 @@ def calibration_table(
     )
 
 
+_FORMAT_ENDINGS = {"seg.nrrd": "dseg.seg.nrrd", "rtstruct": "rtstruct.dcm", "dicomseg": "dicomseg.dcm"}
+VIEWER_SUFFIXES = (".label", ".nrrd", ".dcm")
+"""Suffixes of the files that other programs open beside the segmentation itself; no part of a BIDS derivative."""
+
+
+def write_labels(folder: Path, stem: str, labels: LabelMap, scan: Image, table: LabelTable, recipe: Recipe) -> None:
+    """Write labels as NIfTI and in the formats of `recipe.output`, their label table, and that for ITK-SNAP."""
+    io.write_label_map(labels, folder / f"{stem}_dseg.nii.gz", like=scan)
+    io.write_label_table(table, folder / f"{stem}_dseg.tsv")
+    io.write_label_table(table, folder / f"{stem}_dseg.label", format="itk-snap")
+    for format in recipe.output.formats:
+        io.write_label_map(labels, folder / f"{stem}_{_FORMAT_ENDINGS[format]}", like=scan, format=format, table=table)
+
+
+def check_formats(recipe: Recipe, targets: Sequence[Target]) -> None:
+    """Check before a run that the targets have what the formats of the results need.
+
+    Raises
+    ------
+    InputError
+        RTSTRUCT or DICOM-SEG is asked for, and a target is not a DICOM series.
+    """
+    wanted = [format for format in recipe.output.formats if format != "seg.nrrd"]
+    for target in targets if wanted else ():
+        if not io.is_dicom(target.image):
+            raise InputError(
+                f"{target.image}: expected a DICOM series, to which the format {wanted[0]} refers, got another volume. "
+                "Give the folder of the series, or choose the format seg.nrrd."
+            )
+
+
 def write_segmentation(
     folder: Path,
     target: str,
@@ -232,8 +264,7 @@ def write_segmentation(
     """
     stem = f"{target}_desc-{entity(variant or recipe.fusion.method.name)}"
     own = stem if variant else target
-    io.write_label_map(result.labels, folder / f"{stem}_dseg.nii.gz", like=scan)
-    io.write_label_table(table, folder / f"{stem}_dseg.tsv")
+    write_labels(folder, stem, result.labels, scan, table, recipe)
     voted = [atlas.id for atlas in voters(result)]
     sidecar = {
         "Sources": [*sources],

@@ -98,6 +98,7 @@ def fuse_files(
     settings: Sequence[str] = (),
     device: str = "auto",
     spacing_from: io.SpacingSource = "sform",
+    format: io.LabelFormat | None = None,
 ) -> ProbabilityMap:
     """Fuse the candidates in a folder and write the segmentation.
 
@@ -108,7 +109,7 @@ def fuse_files(
     candidates : path
         Folder with ``images/`` and ``labels/`` of atlases that are already propagated to the grid of the target.
     out : path
-        Output label map.
+        Output label map, with the names of the label table of `candidates` where its format holds them.
     method : str
         Fusion method.
     settings : sequence of str
@@ -123,6 +124,9 @@ def fuse_files(
     ProbabilityMap
         Fused label probabilities.
 
+    format : {"nifti", "seg.nrrd", "rtstruct", "dicomseg"}, optional
+        As for :func:`atlasseg.io.write_label_map`.
+
     Raises
     ------
     GeometryError
@@ -132,7 +136,7 @@ def fuse_files(
     scan = io.read_image(target, spacing_from=spacing_from)
     library = read_library(candidates, spacing_from=spacing_from)
     fused: ProbabilityMap = recipe.fusion.method(scan, [library.read(id_) for id_ in library.ids])
-    io.write_label_map(fused.label_map(), out, like=scan)
+    io.write_label_map(fused.label_map(), out, like=scan, format=format, table=library.table)
     return fused
 
 

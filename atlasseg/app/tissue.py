@@ -243,8 +243,7 @@ def _write(
 ) -> None:
     assert recipe.tissue is not None
     method = recipe.tissue.method
-    io.write_label_map(found.labels, folder / f"{stem}_dseg.nii.gz", like=scan.image)
-    io.write_label_table(table, folder / f"{stem}_dseg.tsv")
+    outputs.write_labels(folder, stem, found.labels, scan.image, table, recipe)
     io.write_probability_map(found.probabilities, folder / f"{stem}_probseg.nii.gz", like=scan.image)
     io.write_image(found.corrected, folder / f"{stem}_corrected.nii.gz", like=scan.image)
     io.write_image(found.bias, folder / f"{stem}_biasfield.nii.gz", like=scan.image)

@@ -231,7 +231,7 @@ def _publish(target: Target, results: Path, summary: TargetSummary, *, derivativ
         derivative.root / scan.folder, scan.stem, replaced=lambda name: is_result(name, scan), seal="_dseg.json"
     ) as folder:
         for source in results.iterdir():
-            if source.suffix not in (".html", ".json"):
+            if source.suffix not in (".html", ".json", *outputs.VIEWER_SUFFIXES):
                 shutil.copyfile(source, folder / result_name(source.name, target.id, scan, desc))
         for name, sidecar in _sidecars(folder, results, scan, summary, desc, derivative).items():
             io.write_json(sidecar, folder / name)

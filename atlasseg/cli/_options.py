@@ -73,6 +73,15 @@ class BetweenSlicesName(StrEnum):
     interpolate = "interpolate"
 
 
+Formats = Annotated[
+    list[FormatName] | None,
+    typer.Option(
+        "--format",
+        help="Format of the results beside NIfTI, with names and colours: seg.nrrd (3D Slicer), and for DICOM targets "
+        "rtstruct and dicomseg; repeatable.",
+        show_default=False,
+    ),
+]
 StructureNames = Annotated[
     list[str] | None,
     typer.Option(
@@ -204,6 +213,14 @@ def workers_of(
         alone = cluster is not None or count < FEW_TARGETS
         jobs = 1 if alone else min(count_processors(), count)
     return Workers(jobs, scheduler, cluster, settings, certificates=certificates)
+
+
+def add_formats(settings: list[str] | None, formats: list[FormatName] | None) -> list[str] | None:
+    """Settings of a recipe with the formats of the option --format."""
+    if not formats:
+        return settings
+    names = ", ".join(f'"{format.value}"' for format in formats if format is not FormatName.nifti)
+    return [*(settings or ()), f"output.formats=[{names}]"]
 
 
 def load_recipe(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from atlasseg.cli._options import Device, DeviceName, MethodSettings, SpacingFrom, spacing_source
+from atlasseg.cli._options import Device, DeviceName, FormatName, MethodSettings, SpacingFrom, spacing_source
 from atlasseg.methods.stages import STAGES
 
 
@@ -31,6 +31,10 @@ def fuse(
         Path | None, typer.Option(help="Also write the probabilities, 4-D, one volume for each label.")
     ] = None,
     spacing_from: SpacingFrom = None,
+    format: Annotated[
+        FormatName | None,
+        typer.Option("--format", help="Format of the segmentation. [default: by the suffix]", show_default=False),
+    ] = None,
     device: Device = DeviceName.auto,
 ) -> None:
     """Fuse atlases that another program has registered to the target.
@@ -45,7 +49,14 @@ def fuse(
 
     sizes = spacing_source(spacing_from)
     fused = fuse_files(
-        target, candidates, out, method=method, settings=settings or (), device=device.value, spacing_from=sizes
+        target,
+        candidates,
+        out,
+        method=method,
+        settings=settings or (),
+        device=device.value,
+        spacing_from=sizes,
+        format=None if format is None else format.value,
     )
     scan = io.read_image(target, spacing_from=sizes)
     typer.echo(f"wrote {out}")

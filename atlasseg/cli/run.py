@@ -18,6 +18,7 @@ from atlasseg.cli._options import (
     Device,
     DeviceName,
     DryRun,
+    Formats,
     Jobs,
     OptionalRecipe,
     Out,
@@ -26,6 +27,7 @@ from atlasseg.cli._options import (
     Settings,
     SpacingFrom,
     Targets,
+    add_formats,
     load_recipe,
     workers_of,
 )
@@ -51,6 +53,7 @@ def run(
     out: Out = None,
     prepared: Prepared = None,
     settings: Settings = None,
+    formats: Formats = None,
     spacing_from: SpacingFrom = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
@@ -74,6 +77,7 @@ def run(
     - `atlasseg run quickstart`
     - `atlasseg run --atlases my_atlases --targets scan.nii.gz --out results`
     - `atlasseg run hippocampus --atlases my_atlases --targets scan.nii.gz --out results`
+    - `atlasseg run ct_organs --atlases patients --targets new_patients --out results --format rtstruct`
     - `atlasseg run recipe.toml --set fusion.method=joint --set registration.ffd.spacing_voxels=4`
     """
     from atlasseg.cli._progress import Progress, announce
@@ -84,7 +88,7 @@ def run(
     with Progress("read the atlases and the targets") as progress:
         checked = load_recipe(
             recipe,
-            settings,
+            add_formats(settings, formats),
             device,
             targets=targets,
             atlases=atlases,

@@ -12,11 +12,13 @@ from atlasseg.cli._options import (
     Certificates,
     Cluster,
     ClusterSettings,
+    Formats,
     Jobs,
     MethodSettings,
     Out,
     Scheduler,
     SpacingFrom,
+    add_formats,
     workers_of,
 )
 from atlasseg.cli.run import report_failures
@@ -67,6 +69,7 @@ def tissue(
         Path | None, typer.Option("--mask", help="Mask of the voxels to classify. Default: the foreground of the scan.")
     ] = None,
     settings: MethodSettings = None,
+    formats: Formats = None,
     spacing_from: SpacingFrom = None,
     jobs: Jobs = 1,
     scheduler: Scheduler = None,
@@ -106,6 +109,7 @@ def tissue(
     if prior:
         overrides.append(f"tissue.prior={json.dumps([str(path.resolve()) for path in prior])}")
     overrides += [f"tissue.{setting}" for setting in settings or ()]
+    overrides += add_formats(None, formats) or []
     if spacing_from is not None:
         overrides.append(f"data.spacing_from={spacing_from.value}")
     if recipe is not None:

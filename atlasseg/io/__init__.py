@@ -6,6 +6,7 @@ and
 :mod:`atlasseg.itk` convert LPS coordinates and reversed axes.
 """
 
+from atlasseg.io._dicom_reference import is_dicom as is_dicom
 from atlasseg.io._nifti_header import SpacingSource as SpacingSource
 from atlasseg.io._source import Like as Like
 from atlasseg.io._source import Volume as Volume

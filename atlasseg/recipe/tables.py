@@ -287,6 +287,9 @@ class Output:
         Report of each target and of the cohort.
     viewer : bool
         Put the scan into the report, to be viewed in three planes; a 1 mm brain with all its labels takes 10 MB.
+    formats : formats
+        Further formats of the segmentation, with the names and colours of the labels: "seg.nrrd" (3D Slicer), and for
+        targets that are DICOM series "rtstruct" and "dicomseg".
     """
 
     entropy: bool = True
@@ -295,6 +298,7 @@ class Output:
     transforms: bool = False
     report: bool = True
     viewer: bool = True
+    formats: tuple[Literal["seg.nrrd", "rtstruct", "dicomseg"], ...] = ()
 
 
 @dataclass(frozen=True)
