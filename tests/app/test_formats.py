@@ -65,13 +65,12 @@ def test_a_dicom_target_is_written_in_every_format(dataset):
         np.testing.assert_array_equal(found.array, expected.array)
         names = {label.value: label.name for label in io.read_label_table(f"{stem}_{ending}")}
         assert names == {int(value): table.name(int(value)) for value in expected.values if value}
-    with open(f"{stem}_dseg.label") as file:
-        described = parse_label_table(file.read())
+    described = parse_label_table(stem.with_name(f"{stem.name}_dseg.label").read_text())
     assert [(x.value, x.name) for x in described] == [(x.value, x.name) for x in table]
     assert sitk.ReadImage(f"{stem}_dseg.seg.nrrd").GetMetaData("Segment0_Name") == table.name(int(expected.values[1]))
 
 
 def test_formats_that_the_target_does_not_allow_are_refused_before_the_work(dataset):
-    with pytest.raises(InputError, match=r"head3\.nii\.gz: expected a DICOM series, to which the format rtstruct refers"):
+    with pytest.raises(InputError, match=r"head3\.nii\.gz: expected a DICOM series, to which .* rtstruct refers"):
         run(recipe(dataset, dataset / "targets" / "images" / "head3.nii.gz"))
     assert not (dataset / "out" / "head3").exists()
