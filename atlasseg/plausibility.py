@@ -239,7 +239,7 @@ def _small_mask(image: Image, mask: Mask | None) -> Mask | None:
     return small if small is not None and small.array.any() else None
 
 
-def _align(
+def align_coarse(
     fixed: Image, moving: Image, fixed_mask: Mask | None, moving_mask: Mask | None, *, start: Affine | None = None
 ) -> Affine | None:
     """Register two coarse scans by an affine map, from `start` if given; None where they cannot be registered."""
@@ -260,7 +260,7 @@ def _align(
 
 def pair_similarity(fixed: Image, moving: Image, fixed_mask: Mask | None, moving_mask: Mask | None) -> float:
     """`linear_similarity` of two coarse scans after an affine registration; NaN where they cannot be registered."""
-    found = _align(fixed, moving, fixed_mask, moving_mask)
+    found = align_coarse(fixed, moving, fixed_mask, moving_mask)
     if found is None:
         return math.nan
     return linear_similarity(fixed, moving, found, fixed_mask=fixed_mask, moving_mask=moving_mask)
@@ -270,7 +270,7 @@ def pair_mirror_similarities(
     fixed: Image, moving: Image, fixed_mask: Mask | None, moving_mask: Mask | None
 ) -> tuple[float, float]:
     """`mirror_similarities` of two coarse scans after an affine registration; NaN where they cannot be registered."""
-    found = _align(fixed, moving, fixed_mask, moving_mask)
+    found = align_coarse(fixed, moving, fixed_mask, moving_mask)
     if found is None:
         return math.nan, math.nan
     return mirror_similarities(fixed, moving, found, target_mask=fixed_mask, atlas_mask=moving_mask)
@@ -311,7 +311,7 @@ def mirror_similarities(
     out = []
     middle = np.argwhere(_region(target, target_mask)).mean(axis=0) @ target.affine[:3, :3].T + target.affine[:3, 3]
     for start in (transform, as_affine(mirrored(transform(middle[None])[0]) @ transform)):
-        found = _align(target, atlas, target_mask, atlas_mask, start=start)
+        found = align_coarse(target, atlas, target_mask, atlas_mask, start=start)
         out.append(
             math.nan
             if found is None
@@ -412,7 +412,7 @@ def check(
     first, most = MIRRORED_ATLASES
     pairs: list[tuple[float, float]] = []
     for number, n in enumerate(chosen[k] for k in spread(len(chosen), most)):
-        if number == first and _mirror_gain(pairs) < CLEAR_SIDES:
+        if number == first and mirror_gain(pairs) < CLEAR_SIDES:
             break
         pairs.append(executor(mirror_similarities, small, images[n], linear[n], target_mask=mask, atlas_mask=masks[n]))
     exchanged = check_sides(name, pairs)
@@ -420,7 +420,7 @@ def check(
         among = _compare_pairs(
             pair_mirror_similarities, every, reference.spacing_mm, executor, most=MIRRORED_ATLASES[1]
         )
-        if not _mirror_gain([pair for pair in among if np.isfinite(pair).all()]) < SYMMETRIC:
+        if not mirror_gain([pair for pair in among if np.isfinite(pair).all()]) < SYMMETRIC:
             exchanged = []  # the anatomy does not show which side is which
     return (*findings, *exchanged)
 
@@ -523,7 +523,7 @@ def check_transforms(name: str, transforms: Sequence[Affine], overlaps: Sequence
     return found
 
 
-def _mirror_gain(pairs: Sequence[tuple[float, float]]) -> float:
+def mirror_gain(pairs: Sequence[tuple[float, float]]) -> float:
     """Mean ratio of the similarities, mirrored to plain; NaN where one is not known, or there is none."""
     return float(np.mean([math.nan] if not pairs else [mirror / max(plain, 1e-9) for plain, mirror in pairs]))
 
@@ -532,7 +532,7 @@ def check_sides(name: str, pairs: Sequence[tuple[float, float]]) -> list[Finding
     """Compare similarities as the scan is with those of the mirrored scan, `mirror_similarities` of several atlases."""
     if len(pairs) < LEAST_MIRRORED:
         return []
-    if not _mirror_gain(pairs) > MIRROR_GAIN:
+    if not mirror_gain(pairs) > MIRROR_GAIN:
         return []
     plain, mirror = np.array(pairs).T
     return [

@@ -1,7 +1,6 @@
 # The public modules of this package, loaded when they are first used.
 
 from . import (
-    doctor,
     fetching,
     library,
     organs,
@@ -11,7 +10,6 @@ from . import (
 )
 
 __all__ = [
-    "doctor",
     "fetching",
     "library",
     "organs",

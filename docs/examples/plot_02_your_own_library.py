@@ -29,7 +29,7 @@ import nibabel as nib
 import numpy as np
 
 import atlasseg
-from atlasseg.atlases.doctor import examine
+from atlasseg.doctor import examine
 from atlasseg.phantoms import sample
 from atlasseg.report import plot_slices
 
@@ -66,7 +66,7 @@ table = "index\tname\tcolor\n10\tthalamus left\t#0072b2\n49\tthalamus right\t#56
 
 def print_findings(folder):
     """Print what the doctor found, as ``atlasseg doctor`` does."""
-    for finding in examine(folder):
+    for finding in examine(folder).findings:
         print(f"{finding.severity}: {finding.file.name}: {finding.message}. {finding.remedy}.")
 
 

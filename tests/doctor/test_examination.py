@@ -8,13 +8,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from atlasseg import io
-from atlasseg.atlases import doctor
-from atlasseg.atlases.doctor import examine
+from atlasseg import doctor, io
+from atlasseg.doctor import examination, files
 from atlasseg.labels import Label, LabelTable
 from atlasseg.volume import Image, LabelMap, Mask, ProbabilityMap
 
 IDS = "abcdef"
+
+
+def examine(folder, **options):
+    return list(doctor.examine(folder, register=False, **options).findings)
+
+
 SHAPE = (9, 11, 8)
 AFFINE = np.array([[0.9, 0.2, 0.1, 31.0], [-0.15, 1.2, -0.3, -12.5], [0.05, 0.25, 2.5, 7.25], [0, 0, 0, 1]])
 AFFINE[:3, :3] = np.linalg.svd(AFFINE[:3, :3] / [1, 1.2, 2.5])[0] @ np.diag([0.9, 1.2, 2.5])  # no shear
@@ -149,7 +154,7 @@ def test_an_unforeseen_failure_is_a_finding(folder, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(doctor, "_image_flaws", fail)
+    monkeypatch.setattr(files, "_image_flaws", fail)
     findings = examine(folder)
     assert {(finding.severity, finding.message) for finding in findings} == {("error", "ZeroDivisionError: oh")}
     assert len(findings) == len(IDS)
@@ -161,7 +166,7 @@ def test_a_folder_that_cannot_be_listed_is_a_finding(folder, monkeypatch):
     def fail(*_):
         raise PermissionError(13, "Permission denied", "labels")
 
-    monkeypatch.setattr(doctor, "read_library", fail)
+    monkeypatch.setattr(examination, "read_library", fail)
     assert_found(folder, "error", ".", "PermissionError")
     assert_found(folder, "error", "images/a.nii.gz", "every intensity is 7")
 
