@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 
 from atlasseg import io
-from atlasseg.atlases._structures import (
+from atlasseg.atlases.structures import (
     dicom_cases,
     dicom_targets,
     goes_by_names,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from atlasseg import io
 from atlasseg.atlases.library import read_library
+from atlasseg.atlases.structures import dicom_cases
 from atlasseg.doctor.anatomy import check_each, compare_all
 from atlasseg.doctor.files import Case, collect_warnings, examine_case, filter_log
 from atlasseg.doctor.finding import Finding, Severity
@@ -87,12 +88,16 @@ def examine(folder: str | Path, *, register: bool = True, progress: Callable[[st
 
 
 def _examine(root: Path, register: bool, progress: Callable[[str], None], checked: list[str]) -> Iterator[Finding]:
-    if not (root / "images").is_dir():
+    cases_in_dicom = dicom_cases(root) if root.is_dir() and not (root / "images").is_dir() else {}
+    if not (root / "images").is_dir() and not cases_in_dicom:
         yield Finding("error", root, "expected a folder images/, got none", "put the scans into images/ID.nii.gz")
         return
     images, doubled = _volumes(root / "images")
     labels, also = _volumes(root / "labels")
     masks, third = _volumes(root / "masks")
+    if cases_in_dicom:
+        images = {id_: scan for id_, (scan, _) in cases_in_dicom.items()}
+        labels = {id_: file for id_, (_, file) in cases_in_dicom.items()}
     yield from (*doubled, *also, *third)
     if not images:
         yield Finding("error", root / "images", "expected images, got none", "put the scans into images/ID.nii.gz")

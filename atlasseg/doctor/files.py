@@ -12,6 +12,7 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.atlases.library import grid_difference
+from atlasseg.atlases.structures import goes_by_names
 from atlasseg.doctor.anatomy import shrink
 from atlasseg.doctor.finding import Finding, Severity, abbreviate
 from atlasseg.doctor.persons import Trace, trace_source
@@ -74,7 +75,7 @@ def examine_case(case: Case, table: LabelTable, found: list[Finding]) -> Case:
     if case.labels is not None:
         try:
             with collect_warnings(case.labels, found):
-                labels = io.read_label_map(case.labels)
+                labels = _read_labels(case.labels, image, table)
         except InputError as error:
             found.append(
                 Finding("error", case.labels, str(error), "write the labels as whole numbers on the grid of the scan")
@@ -101,6 +102,12 @@ def examine_case(case: Case, table: LabelTable, found: list[Finding]) -> Case:
             found += _apart(case.mask, mask, case.image, image)
             found += _outside_mask(case.mask, mask, labels)
     return case
+
+
+def _read_labels(path: Path, image: Image | None, table: LabelTable) -> LabelMap:
+    if goes_by_names(path):
+        return io.read_label_map(path, reference=image, structures=table if len(table) else None)
+    return io.read_label_map(path)
 
 
 def _apart(path: Path, volume: LabelMap | Mask, image_path: Path, image: Image | None) -> Iterator[Finding]:

@@ -37,7 +37,8 @@ def compare_spacings(cases: Sequence[Case]) -> Iterator[Finding]:
     usual = np.median(sizes, axis=0)
     for case, size in zip(known, sizes, strict=True):
         if (np.maximum(size / usual, usual / size) > SPACING_RATIO).any():
-            message = f"expected voxels of {format_sizes(usual)} mm as in the other scans, got {format_sizes(case.spacing_mm)} mm"
+            own = format_sizes(case.spacing_mm)
+            message = f"expected voxels of {format_sizes(usual)} mm as in the other scans, got {own} mm"
             yield Finding("warning", case.image, message, "is the header right?")
 
 

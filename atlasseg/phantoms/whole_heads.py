@@ -146,6 +146,10 @@ def whole_head(
     largest_mm, smoothness_mm, pose, bias, noise, white_matter, subsamples
         As for `phantoms.head`.
 
+    Returns
+    -------
+    Phantom
+
     Raises
     ------
     InputError
@@ -196,6 +200,10 @@ def whole_head_grid(spacing_mm: ArrayLike = (1.6, 1.7, 1.8), *, axes: str = "RAS
         Voxel size along i, j and k.
     axes : str
         As for `tilted_grid`; the extent follows the axes.
+
+    Returns
+    -------
+    Grid
     """
     spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3)
     world = [next(n for n, pair in enumerate(("LR", "PA", "IS")) if letter in pair) for letter in axes]

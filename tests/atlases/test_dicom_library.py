@@ -6,8 +6,8 @@ import pytest
 from pydicom.uid import CTImageStorage, generate_uid
 
 from atlasseg import io
-from atlasseg.atlases.doctor import examine
 from atlasseg.atlases.library import read_library, read_targets
+from atlasseg.doctor import examine
 from atlasseg.errors import InputError
 from atlasseg.labels import Label, LabelTable
 from atlasseg.volume import LabelMap
@@ -140,4 +140,4 @@ def test_series_of_one_study_are_still_chosen_from(tmp_path):
 
 
 def test_doctor_reads_it(library):
-    assert not [finding for finding in examine(library) if finding.severity == "error"]
+    assert not [finding for finding in examine(library).findings if finding.severity == "error"]
