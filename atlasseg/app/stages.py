@@ -118,14 +118,13 @@ def fuse_files(
         "auto", "cpu" or "cuda".
     spacing_from : {"sform", "pixdim"}
         As of :func:`atlasseg.io.read_image`.
+    format : {"nifti", "seg.nrrd", "rtstruct", "dicomseg"}, optional
+        As for :func:`atlasseg.io.write_label_map`.
 
     Returns
     -------
     ProbabilityMap
         Fused label probabilities.
-
-    format : {"nifti", "seg.nrrd", "rtstruct", "dicomseg"}, optional
-        As for :func:`atlasseg.io.write_label_map`.
 
     Raises
     ------
