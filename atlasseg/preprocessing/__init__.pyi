@@ -6,6 +6,7 @@ from . import (
     histogram_matching,
     intensity,
     n4,
+    window,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "histogram_matching",
     "intensity",
     "n4",
+    "window",
 ]
