@@ -85,3 +85,61 @@ def test_a_series_is_chosen_by_number(cases, tmp_path):
     assert call("convert", folder, tmp_path / "a.nii.gz", "--series", "2")[0] == 0
     assert call("convert", f"{folder}#2", tmp_path / "b.nii.gz")[0] == 0
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+# --------------------------------------------------------------------------------------------- formats with structures
+
+
+def boxes():
+    array = np.zeros((7, 6, 5), np.int32)
+    array[1:3, 1:4, 1:3], array[4:6, 2:5, 2:5] = 3, 40
+    return LabelMap(array, np.diag([-1.5, -1.2, 2.0, 1.0]))
+
+
+TABLE = 'index\tname\tcolor\ttype_code\n3\tKidney "L"\t#0102FF\tSCT^64033007^Kidney\n40\tLiver/é\t#FF8000\tn/a\n'
+
+
+def test_a_slicer_segmentation_keeps_names_colours_and_codes(tmp_path):
+    io.write_label_map(boxes(), tmp_path / "a.nii.gz")
+    (tmp_path / "a.tsv").write_text(TABLE)
+    assert (
+        call("convert", tmp_path / "a.nii.gz", tmp_path / "a.seg.nrrd", "--labels", "--table", tmp_path / "a.tsv")[0]
+        == 0
+    )
+    found = io.read_label_table(tmp_path / "a.seg.nrrd")
+    assert found == io.read_label_table(tmp_path / "a.tsv")
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.seg.nrrd").array, boxes().array)
+    image = sitk.ReadImage(str(tmp_path / "a.seg.nrrd"))
+    assert image.GetMetaData("Segment1_Extent") == "4 5 2 4 2 4" and image.GetMetaData("Segment1_LabelValue") == "40"
+    assert call("convert", tmp_path / "a.seg.nrrd", tmp_path / "b.nii.gz")[0] == 0
+    assert io.read_label_table(tmp_path / "b.tsv") == found
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "b.nii.gz").array, boxes().array)
+
+
+def test_structures_are_chosen_and_ordered(tmp_path):
+    io.write_label_map(boxes(), tmp_path / "a.seg.nrrd")
+    assert call("convert", tmp_path / "a.seg.nrrd", tmp_path / "b.nii.gz", "--structures", "label 40")[0] == 0
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "b.nii.gz").values, [0, 40])
+    status, output = call("convert", tmp_path / "b.nii.gz", tmp_path / "c.nii.gz", "--labels", "--structures", "x")
+    assert status == 2 and "expected a file with named structures" in output
+
+
+def test_negative_labels_have_no_segment(tmp_path):
+    io.write_label_map(LabelMap(-boxes().array, boxes().affine), tmp_path / "a.nii.gz")
+    status, output = call("convert", tmp_path / "a.nii.gz", tmp_path / "a.seg.nrrd", "--labels")
+    assert status == 2 and "expected labels above 0, as 3D Slicer numbers segments, got -40" in " ".join(output.split())
+
+
+def test_the_reference_of_an_evaluation_goes_by_names(tmp_path, cases):
+    structures = cases / "dicomseg" / "two_segments_binary.dcm"
+    labels = io.read_label_map(structures)
+    renumbered = np.select([labels.array == 1, labels.array == 2], [70, 5])
+    renumbered[0, 0, 0] = 9
+    io.write_label_map(LabelMap(renumbered, labels.affine), tmp_path / "seg.nii.gz")
+    (tmp_path / "seg.tsv").write_text("index\tname\n70\tLiver\n5\tspleen\n9\tnode\n")
+    status, output = call("evaluate", tmp_path / "seg.nii.gz", structures, "--out", tmp_path / "scores.tsv")
+    assert status == 0, output
+    rows = [line.split("\t") for line in (tmp_path / "scores.tsv").read_text().splitlines()]
+    dice = {row[1]: float(row[3]) for row in rows if row[2] == "dice"}
+    assert dice == {"spleen": 1.0, "Liver": 1.0, "foreground": 1.0}
+    assert "has no structures for 'node', which are not evaluated" in " ".join(output.split())

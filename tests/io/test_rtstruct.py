@@ -457,3 +457,15 @@ def test_messages_stay_off_the_terminal_of_a_good_file(series, write_rtstruct, c
     caplog.set_level(logging.WARNING)
     io.read_label_map(write_rtstruct(series / "rs.dcm", {"Liver": [(k, OUTER) for k in range(8)]}))
     assert not caplog.records
+
+
+def test_the_phantom_is_its_published_mask(tmp_path, real_data):
+    folder = real_data / "ct_rtstruct"
+    truth = io.read_label_map(folder / "nifti" / "mask" / "mask.nii.gz")
+    found = io.read_label_map(folder / "dicom" / "mask" / "DCM_RS_00060.dcm")
+    assert found.grid.matches(truth.grid)
+    np.testing.assert_array_equal(found.array, truth.array)
+    for name in ("rtstruct", "dicomseg"):
+        io.write_label_map(truth, tmp_path / f"{name}.dcm", like=folder / "dicom" / "image", format=name)
+        again = io.read_label_map(tmp_path / f"{name}.dcm", reference=folder / "dicom" / "image")
+        np.testing.assert_array_equal(again.array, truth.array)
