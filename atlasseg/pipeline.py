@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from atlasseg import io
+from atlasseg.atlases.organs import organs_of
 from atlasseg.atlases.selection import choose, likenesses, select, thumbnails
 from atlasseg.errors import InputError
 from atlasseg.fusion.contrast import match_contrast
+from atlasseg.organ_mask import extract_mask, widen
 from atlasseg.plausibility import Finding, check
 from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
@@ -476,6 +478,8 @@ def preprocess_scans(
     executor: Executor = call_directly,
 ) -> Scans:
     """Treat target and atlases alike."""
+    if recipe.mask == "brain":
+        return _preprocess_brains(scan, atlases, mask, recipe, executor)
     target = preprocess(scan, recipe.steps, executor=executor)
     treated = [
         replace(atlas, image=preprocess(atlas.image, recipe.steps, reference=target, executor=executor))
@@ -483,6 +487,23 @@ def preprocess_scans(
     ]
     masks = [_mask(atlas.image, atlas.mask, recipe, executor) for atlas in treated]
     return Scans(target, _mask(target, mask, recipe, executor), tuple(treated), tuple(masks))
+
+
+def _preprocess_brains(
+    scan: Image, atlases: Sequence[Atlas], mask: Mask | None, recipe: Preprocessing, executor: Executor
+) -> Scans:
+    """Find the brain of the target, and treat all scans inside their brains."""
+    brain: Mask = executor(extract_mask, scan, list(atlases))
+    if mask is not None:
+        brain = brain.with_array(brain.array & mask.array)
+    brains = [Mask(atlas.segmentation.array != 0, atlas.image.affine, atlas.id) for atlas in organs_of(atlases)]
+    target = preprocess(scan, recipe.steps, mask=brain, executor=executor)
+    treated = tuple(
+        replace(atlas, image=preprocess(atlas.image, recipe.steps, reference=target, mask=inside, executor=executor))
+        for atlas, inside in zip(atlases, brains, strict=True)
+    )
+    around = [executor(widen, each, margin_mm=recipe.mask_margin_mm) for each in (brain, *brains)]
+    return Scans(target, around[0], treated, tuple(around[1:]))
 
 
 def _select_atlases(scans: Scans, recipe: Recipe, count: int, executor: Executor) -> Scans:
@@ -529,12 +550,21 @@ def _keep_most_similar(
 
 
 def preprocess(
-    image: Image, steps: Sequence[Step], *, reference: Image | None = None, executor: Executor = call_directly
+    image: Image,
+    steps: Sequence[Step],
+    *,
+    reference: Image | None = None,
+    mask: Mask | None = None,
+    executor: Executor = call_directly,
 ) -> Image:
-    """Run `steps` in order; one that matches to a reference is for the atlases, whose reference is the target."""
+    """Run `steps` in order; one that matches to a reference is for the atlases, whose reference is the target.
+
+    With a `mask`, the steps that know of masks estimate inside it.
+    """
+    inside = {} if mask is None else {"mask": mask}
     for step in steps:
         if reference is not None or not step.method.takes("reference"):
-            image = executor(step, image, reference=reference)
+            image = executor(step, image, reference=reference, **inside)
     return image
 
 

@@ -177,6 +177,9 @@ def _count_results(recipe: Recipe, atlases: int) -> Counter[str]:
     """Number of results of each stage for one target, in the order of the pipeline."""
     used = min(atlases, recipe.selection.before or atlases)
     wanted: Counter[str] = Counter()
+    if recipe.preprocessing.mask == "brain":
+        wanted["extract_mask"] += 1
+        wanted["widen"] += atlases + 1
     for step in recipe.preprocessing.steps:
         wanted[f"preprocessing.{step.name}"] += atlases + (not step.method.takes("reference"))
     first = atlases if recipe.selection.before and recipe.selection.by == "first_step" else used

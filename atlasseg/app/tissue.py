@@ -14,12 +14,14 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.app import outputs
-from atlasseg.atlases.library import Target, read_targets
+from atlasseg.atlases.library import Target, read_library, read_targets
+from atlasseg.atlases.organs import organs_of
 from atlasseg.compute.execution import Listener, Outcome, capture_logs, process_targets
 from atlasseg.compute.workers import Workers
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.files import atomic_directory, discard_partial
 from atlasseg.labels import Label, LabelTable, default_color
+from atlasseg.organ_mask import find_organ
 from atlasseg.pipeline import Progress
 from atlasseg.preprocessing.foreground import find_erased_background, foreground
 from atlasseg.priors import Prior, on_scan, read_prior
@@ -27,7 +29,7 @@ from atlasseg.recipe import Recipe
 from atlasseg.resampling import resample, stack_channels
 from atlasseg.tissues import Tissues
 from atlasseg.tissues.naming import check_brain, check_names, name_classes
-from atlasseg.volume import Image, Mask
+from atlasseg.volume import Atlas, Image, Mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +70,8 @@ def tissue(
         Further modalities of a single target. They are resampled if they are on another grid.
     mask : path, optional
         Mask of the voxels to classify in a single target. By default the mask beside it in a data set, or else the
-        foreground of the scan.
+        foreground of the scan. With ``[preprocessing] mask = "brain"`` the brain is found from the atlases of the
+        recipe in every target that has no mask.
     workers, listener
         As for `app.run.run`.
 
@@ -92,6 +95,7 @@ def tissue(
     targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     if len(targets) > 1 and (modalities or mask is not None):
         raise InputError(f"--with and --mask: expected a single scan, got {len(targets)}")
+    organs = _read_organs(recipe) if recipe.preprocessing.mask == "brain" else ()
     prior = read_prior(recipe.tissue.prior) if recipe.tissue.prior else None
     method = recipe.tissue.method
     if prior is not None and method.arguments.get("classes", len(prior.classes)) != len(prior.classes):
@@ -101,7 +105,9 @@ def tissue(
         )
     out = recipe.data.out
     outputs.prepare_folder(out, recipe)
-    task = partial(_classify, recipe=recipe, prior=prior, modalities=tuple(modalities), mask=mask, out=out)
+    task = partial(
+        _classify, recipe=recipe, prior=prior, modalities=tuple(modalities), mask=mask, organs=organs, out=out
+    )
     return process_targets(
         task, targets, workers=workers, listener=listener, on_abort=lambda target: discard_partial(out / target.id)
     )
@@ -115,6 +121,7 @@ def _classify(
     prior: Prior | None,
     modalities: tuple[Path, ...],
     mask: Path | None,
+    organs: tuple[Atlas, ...],
     out: Path,
 ) -> pd.DataFrame:
     """Read, classify, report and write one target."""
@@ -126,7 +133,7 @@ def _classify(
     seconds: dict[str, float] = {}
     with capture_logs(logging.WARNING, "%(message)s") as heard:
         progress("read")
-        scan = read_scan(target, modalities, mask, recipe)
+        scan = read_scan(target, modalities, mask, recipe, organs, progress)
         seconds["read"] = time.perf_counter() - begun
         given = None
         if prior is not None:
@@ -168,8 +175,29 @@ def _classify(
     return volumes
 
 
-def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, recipe: Recipe) -> Scan:
+def _read_organs(recipe: Recipe) -> tuple[Atlas, ...]:
+    """Read the atlases that the brain is found from."""
+    if not recipe.data.atlases:
+        raise InputError(
+            f'recipe {recipe.name}: expected atlases for [preprocessing] mask = "brain", got none. Give --atlases, or '
+            "[data] atlases in the recipe."
+        )
+    library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from, masks_suffice=True)
+    return tuple(organs_of([library.read(id_) for id_ in library.ids]))
+
+
+def read_scan(
+    target: Target,
+    modalities: Sequence[Path],
+    mask: Path | None,
+    recipe: Recipe,
+    organs: Sequence[Atlas] = (),
+    progress: Progress = lambda stage: None,
+) -> Scan:
     """Read a scan with its modalities as channels on the grid of the first one, and its region.
+
+    Without a mask the region is found from `organs`, where these are given: by the first channel alone if they have one
+    channel.
 
     Raises
     ------
@@ -184,7 +212,9 @@ def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, rec
     for _, finite in read:
         known = known if finite is None else known & resample(finite, image.grid).array
     path = mask or target.mask
-    if path is None or recipe.preprocessing.mask == "foreground":
+    if path is None and organs:
+        inside = _find_region(image, target.id, organs, progress)
+    elif path is None or recipe.preprocessing.mask == "foreground":
         path, inside = None, foreground(image)
     else:
         inside = _read_region(path, target, image)
@@ -192,8 +222,23 @@ def read_scan(target: Target, modalities: Sequence[Path], mask: Path | None, rec
     if not region.any():
         raise InputError(f"{target.image}: no voxel of its mask has a known intensity")
     sources = (target.image, *modalities)
-    whole = path is None and find_erased_background(image.channels[..., 0]) is None
+    whole = path is None and not organs and find_erased_background(image.channels[..., 0]) is None
     return Scan(image, inside.with_array(region), sources, whole)
+
+
+def _find_region(image: Image, id_: str, organs: Sequence[Atlas], progress: Progress) -> Mask:
+    """Find the brain from atlases other than the scan itself."""
+    single = all(atlas.image.channels.shape[3] == 1 for atlas in organs)
+    first = replace(image, array=image.channels[..., 0]) if single else image
+    content = io.content_hash(first)
+    others = [
+        atlas
+        for atlas in organs
+        if atlas.id != id_ and not (atlas.image.shape == first.shape and io.content_hash(atlas.image) == content)
+    ]
+    if not others:
+        raise InputError(f"{id_}: expected atlases other than the scan itself to find its mask, got none")
+    return find_organ(first, others, progress=progress).mask
 
 
 def _read_region(path: Path, target: Target, image: Image) -> Mask:

@@ -68,6 +68,13 @@ def tissue(
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Mask of the voxels to classify. Default: the foreground of the scan.")
     ] = None,
+    atlases: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--atlases",
+            help="Library (images/ with masks/ or labels/) from which the brain is found in scans without a mask.",
+        ),
+    ] = None,
     settings: MethodSettings = None,
     formats: Formats = None,
     spacing_from: SpacingFrom = None,
@@ -87,6 +94,7 @@ def tissue(
     - `atlasseg tissue brain.nii.gz --names CSF,GM,WM --out tissues`
     - `atlasseg tissue t2.nii.gz --names CSF,GM,WM --contrast T2 --out tissues`
     - `atlasseg tissue t1.nii.gz --with t2.nii.gz --mask brain_mask.nii.gz --model chain --out tissues`
+    - `atlasseg tissue head.nii.gz --names CSF,GM,WM --atlases my_atlases --out tissues`
     - `atlasseg tissue scan.nii.gz --prior csf.nii.gz --prior gm.nii.gz --prior wm.nii.gz --out tissues`
     """
     from atlasseg.cli._progress import Progress, announce
@@ -110,6 +118,8 @@ def tissue(
         overrides.append(f"tissue.prior={json.dumps([str(path.resolve()) for path in prior])}")
     overrides += [f"tissue.{setting}" for setting in settings or ()]
     overrides += add_formats(None, formats) or []
+    if atlases:
+        overrides.append("preprocessing.mask=brain")
     if spacing_from is not None:
         overrides.append(f"data.spacing_from={spacing_from.value}")
     if recipe is not None:
@@ -120,7 +130,7 @@ def tissue(
         )
     if checked.tissue is None:
         raise InputError(f"{recipe}: expected a recipe with a table [tissue], got one without")
-    checked = with_paths(checked, targets=scans or (), out=out)
+    checked = with_paths(checked, targets=scans or (), atlases=atlases or (), out=out)
     workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
     with Progress("read the scans") as progress:
         done = classify(checked, modalities=modalities or (), mask=mask, workers=workers, listener=progress)

@@ -20,10 +20,25 @@ LIBRARY_BYTES, TRANSFORM_BYTES, PROPAGATED_BYTES = 13, 24, 40
 PAIR_BYTES, FUSION_BYTES = 100, 150
 """Memory per target voxel: registration of one pair (two run side by side); fusion, entropy included."""
 
-SECONDS = {"preprocessing": 0.05, "registration": 1.5, "propagate": 0.3, "measure_fit": 0.1, "fusion": 3.0}
+SECONDS = {
+    "preprocessing": 0.05,
+    "extract_mask": 10.0,
+    "registration": 1.5,
+    "propagate": 0.3,
+    "measure_fit": 0.1,
+    "fusion": 3.0,
+}
 """Default time per million voxels: fusion for all atlases together, the other stages for one volume."""
 
-CACHED_BYTES = {"preprocessing": 4.0, "registration": 12.0, "propagate": 25.0, "measure_fit": 0.0, "fusion": 20.0}
+CACHED_BYTES = {
+    "preprocessing": 4.0,
+    "extract_mask": 1.0,
+    "widen": 1.0,
+    "registration": 12.0,
+    "propagate": 25.0,
+    "measure_fit": 0.0,
+    "fusion": 20.0,
+}
 """Default size per voxel of a cached result."""
 
 RESULT_BYTES, REPORT_BYTES = 3.0, 600e3

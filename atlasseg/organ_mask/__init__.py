@@ -1,5 +1,5 @@
 """Mask of one organ, such as the brain in a whole-head scan, from a library in which it is known."""
 
-from atlasseg.organ_mask.extraction import OrganMask, find_organ
+from atlasseg.organ_mask.extraction import OrganMask, extract_mask, find_organ, widen
 
-__all__ = ["OrganMask", "find_organ"]
+__all__ = ["OrganMask", "extract_mask", "find_organ", "widen"]

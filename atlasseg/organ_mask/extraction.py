@@ -113,7 +113,7 @@ def find_organ(scan: Image, atlases: Sequence[Atlas], *, progress: Callable[[str
     InputError
         There is no atlas, an atlas has no label above 0, or numbers of channels differ.
     GeometryError
-        No organ of the atlases lands on the scan.
+        No organ of the atlases lands on the scan, or no voxel of the scan is probably organ.
     """
     if not atlases:
         raise InputError(f"{scan.name or 'scan'}: expected at least one atlas, got none")
@@ -151,6 +151,11 @@ def find_organ(scan: Image, atlases: Sequence[Atlas], *, progress: Callable[[str
             share = refine_border(target, match.candidates, fused)
         probability = resample(Image(share, target.affine), scan.grid, fill=0.0).array
     inside = largest_part(probability > 0.5)
+    if not inside.any():
+        raise GeometryError(
+            f"{scan.name or 'scan'}: no voxel is probably organ (the highest probability is {probability.max():.2g}). "
+            "Check that scan and atlases show the same part of the body (atlasseg doctor)."
+        )
     cut_off = find_cut_off(inside, scan.grid)
     if cut_off:
         faces = ", ".join(f"{face} ({100 * share:.1f} % of its voxels)" for face, share in cut_off.items())
@@ -167,6 +172,25 @@ def find_organ(scan: Image, atlases: Sequence[Atlas], *, progress: Callable[[str
         cut_off,
         seconds,
     )
+
+
+def extract_mask(scan: Image, atlases: Sequence[Atlas]) -> Mask:
+    """Find an organ in a scan as `find_organ` does, and return its mask alone."""
+    return find_organ(scan, atlases).mask
+
+
+def widen(mask: Mask, *, margin_mm: float) -> Mask:
+    """Widen a mask by a margin in mm."""
+    if not mask.array.any():
+        return mask
+    spacing_mm = mask.grid.spacing_mm
+    reach = np.ceil(margin_mm / spacing_mm).astype(int)
+    where = np.argwhere(mask.array)
+    first, last = np.maximum(where.min(axis=0) - reach, 0), where.max(axis=0) + reach + 1
+    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    wide = mask.array.copy()
+    wide[box] = ndimage.distance_transform_edt(~mask.array[box], sampling=spacing_mm) <= margin_mm
+    return mask.with_array(wide)
 
 
 @dataclass(frozen=True, eq=False)

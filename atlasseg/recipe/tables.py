@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from atlasseg import methods
 from atlasseg.recipe.training import Augmentation, Refiner, Training
@@ -84,14 +86,18 @@ class Preprocessing:
         Methods of preprocessing, in order.
     mask : str
         Region in which similarity is measured: "given" uses the masks beside the scans where there are any,
-        "foreground" a foreground found in each scan, "none" every voxel.
+        "foreground" a foreground found in each scan, "none" every voxel. "brain" finds the brain, or any other organ
+        that the atlases are labelled in, see `organ_mask.find_organ`; the methods of preprocessing then work inside it.
+    mask_margin_mm : float
+        With "brain": similarity is measured up to this far around it, in mm.
     crop_margin_mm : float, optional
         Crop the target, after the first registration step, to where the atlases' labels land plus this margin in mm.
         Without it the target is not cropped.
     """
 
     steps: tuple[Step, ...] = ()
-    mask: Literal["given", "foreground", "none"] = "given"
+    mask: Literal["given", "foreground", "brain", "none"] = "given"
+    mask_margin_mm: Annotated[float, Ge(0)] = 6.0
     crop_margin_mm: float | None = None
 
 
