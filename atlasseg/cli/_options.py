@@ -37,16 +37,11 @@ SpacingFrom = Annotated[
         show_default=False,
     ),
 ]
-RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="Recipe file (.toml), or a name from `atlasseg recipes`.")
-]
-OptionalRecipe = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[RECIPE]",
-        help="A recipe file (.toml), or a name from `atlasseg recipes`. Without it, methods are chosen for --atlases.",
-    ),
-]
+RECIPE_HELP = "Recipe file (.toml), or a name from `atlasseg recipes`."
+RECIPE_OR_ATLASES_HELP = f"{RECIPE_HELP} Without it, methods are chosen for --atlases."
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)]
+OptionalRecipe = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help=RECIPE_OR_ATLASES_HELP)]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", help=RECIPE_HELP)]
 
 
 class FormatName(StrEnum):

@@ -13,6 +13,7 @@ from atlasseg.cli._options import (
     DeviceName,
     ModelOut,
     RecipeFile,
+    RecipeOption,
     Settings,
     TrainingCache,
     Without,
@@ -53,18 +54,14 @@ def list_atlases(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Fol
 def prepare(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the library.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the prepared library.")],
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            "--recipe", help="Recipe that gives preprocessing and registration; use the one that you will run."
-        ),
-    ] = None,
+    recipe: RecipeOption = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of iterations of the template.")] = 3,
 ) -> None:
     """Make a groupwise template of a library, so that many targets are segmented faster.
 
     A run with --prepared registers the target to the template only. It composes this transform with the one from the
-    template to each atlas, and refines the result in a few iterations.
+    template to each atlas, and refines the result in a few iterations. The recipe gives preprocessing and registration:
+    use the one that you will run.
 
     **Example**
 
@@ -104,10 +101,7 @@ def average(
         Path | None,
         typer.Option("--prepared", help="Output of `atlases prepare` for this library, to reuse its template."),
     ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="Recipe that gives the preprocessing; use the one that you will run."),
-    ] = None,
+    recipe: RecipeOption = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of iterations of the template.")] = 3,
     shrink: Annotated[
         int | None,
@@ -121,7 +115,8 @@ def average(
     """Make a probabilistic atlas of a library: a template with the probability of each label at each voxel.
 
     The result is a library with one atlas, so a run with it needs one registration for each target. Labels that are
-    declared as not annotated in an atlas are not counted as background there.
+    declared as not annotated in an atlas are not counted as background there. The recipe gives the preprocessing: use
+    the one that you will run.
 
     **Example**
 

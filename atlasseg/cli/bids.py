@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from atlasseg.cli._options import (
     DEFAULT_LIMIT_GB,
+    RECIPE_OR_ATLASES_HELP,
     Atlases,
     CacheLimit,
     Certificates,
@@ -92,7 +93,7 @@ def bids(
             "--recipe",
             metavar="RECIPE",
             envvar="ATLASSEG_RECIPE",
-            help="A recipe file (.toml), or a name. Without it, methods are chosen for --atlases.",
+            help=RECIPE_OR_ATLASES_HELP,
         ),
     ] = None,
     atlases: Atlases = None,

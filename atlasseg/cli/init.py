@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from atlasseg.cli._options import RECIPE_HELP
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -16,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 def init(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="Name from `atlasseg recipes`, or a recipe file."),
+        typer.Argument(metavar="[RECIPE]", help=RECIPE_HELP),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")] = Path("recipe.toml"),
     brief: Annotated[

@@ -16,6 +16,7 @@ from atlasseg.cli._options import (
     Jobs,
     MethodSettings,
     Out,
+    RecipeOption,
     Scheduler,
     SpacingFrom,
     add_formats,
@@ -38,7 +39,7 @@ def tissue(
         typer.Argument(metavar="SCAN...", help="Scans (4-D: several modalities), or dataset folders."),
     ] = None,
     out: Out = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Recipe with a table [tissue].")] = None,
+    recipe: RecipeOption = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +88,8 @@ def tissue(
     """Classify the tissues of a scan by intensity, with or without a prior.
 
     Writes for each scan a label map, the probability or (with partial volume) the fraction of each class in each voxel,
-    the scan corrected for its bias field, the bias field, volumes, and a report for the browser.
+    the scan corrected for its bias field, the bias field, volumes, and a report for the browser. Settings are read from
+    the table [tissue] of the recipe.
 
     **Examples**
 
