@@ -8,8 +8,10 @@ from typing import Any
 
 from atlasseg.api.coercion import as_atlases, as_label_table, refuse
 from atlasseg.api.recipes import as_recipe, as_variants, get_kind
-from atlasseg.api.segmentation import as_cases, as_library, exclude_self, make_registrar
+from atlasseg.api.registrar import load_prepared, make_registrar
+from atlasseg.api.segmentation import as_cases, as_library
 from atlasseg.atlases.library import AtlasLibrary
+from atlasseg.atlases.selection import exclude_scan
 from atlasseg.errors import InputError
 from atlasseg.evaluation import evaluate
 from atlasseg.evaluation.comparison import Comparison
@@ -89,15 +91,15 @@ def compare(
             f"targets: expected reference labels with every target, got none with {', '.join(bare)}. Give pairs "
             "(image, labels), or a folder with images/ and labels/."
         )
-    registrar = make_registrar(checked, source)
     named = source.table if isinstance(source, AtlasLibrary) and table is None else None
     named = as_label_table(table) if table is not None else named
-    rows = []
+    prepared, rows = load_prepared(checked, source), []
     for case in cases:
         assert case.reference is not None
-        voters = exclude_self(case, atlases)
+        voters = exclude_scan(case.id, case.scan, atlases)
         origins = [check_provenance(voters, variant) for variant in variants]
         tell = None if progress is None else lambda stage, id=case.id: progress(f"{id}: {stage}")
+        registrar = make_registrar(checked, target=case.id, prepared=prepared)
         alignment = align(case.scan, voters, checked, mask=case.mask, progress=tell, registrar=registrar)
         labels = None if named is None else named.completed(alignment.label_values)
         for variant, origin in zip(variants, origins, strict=True):

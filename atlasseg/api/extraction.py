@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from atlasseg.api.coercion import as_atlases, is_path, refuse
-from atlasseg.api.segmentation import as_cases, exclude_self, is_folder_of_images
+from atlasseg.api.segmentation import as_cases, is_folder_of_images
 from atlasseg.atlases.library import AtlasLibrary, read_library
+from atlasseg.atlases.selection import exclude_scan
 from atlasseg.organ_mask import find_organ
 
 
@@ -63,7 +64,7 @@ def extract_brain(scan: Any, library: Any, *, progress: Callable[[str], None] | 
         else as_atlases(source, what="library")
     )
     cases, many = as_cases(scan)
-    found = [find_organ(case.scan, exclude_self(case, atlases), progress=progress) for case in cases]
+    found = [find_organ(case.scan, exclude_scan(case.id, case.scan, atlases), progress=progress) for case in cases]
     return found if many else found[0]
 
 

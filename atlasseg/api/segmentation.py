@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atlasseg import io
 from atlasseg.api.coercion import (
     IMAGE,
     as_atlases,
@@ -21,15 +19,12 @@ from atlasseg.api.coercion import (
     repeat_or_check,
 )
 from atlasseg.api.recipes import as_recipe, get_kind
+from atlasseg.api.registrar import load_prepared, make_registrar
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
-from atlasseg.atlases.prepared import engine_of, read_prepared, register_prepared
+from atlasseg.atlases.selection import exclude_scan
 from atlasseg.errors import InputError
-from atlasseg.pipeline import Registrar, RegistrationResult, Scans
 from atlasseg.pipeline import segment as segment_scan
-from atlasseg.recipe import Recipe
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +105,15 @@ def segment(
     if progress is not None and not callable(progress):
         raise refuse(progress, "progress", "a function that takes the name of a stage")
     cases, many = as_cases(scan, mask=mask)
-    registrar = make_registrar(checked, source)
+    prepared = load_prepared(checked, source)
     results = [
         segment_scan(
-            case.scan, exclude_self(case, atlases), checked, mask=case.mask, progress=progress, registrar=registrar
+            case.scan,
+            exclude_scan(case.id, case.scan, atlases),
+            checked,
+            mask=case.mask,
+            progress=progress,
+            registrar=make_registrar(checked, target=case.id, prepared=prepared),
         )
         for case in cases
     ]
@@ -164,60 +164,3 @@ def is_folder_of_images(path: Any) -> bool:
 def as_library(value: Any) -> Any:
     """Convert a folder to a library (its volumes are read later); return any other value unchanged."""
     return read_library(value) if is_path(value) and is_folder_of_images(value) else value
-
-
-def exclude_self(case: Case, atlases: Sequence[Atlas]) -> list[Atlas]:
-    """Exclude the atlases that are the scan itself, by id or by content.
-
-    Raises
-    ------
-    InputError
-        No atlas is left.
-    """
-    content = io.content_hash(case.scan)
-    found = []
-    for atlas in atlases:
-        same = atlas.image.shape == case.scan.shape and io.content_hash(atlas.image) == content
-        if atlas.id == case.id or same:
-            log.info("%s: atlas %s is the scan itself and is left out", case.id, atlas.id)
-        else:
-            found.append(atlas)
-    if not found:
-        raise InputError(f"{case.id}: expected atlases other than the scan itself, got none.")
-    return found
-
-
-def make_registrar(recipe: Recipe, library: Any) -> Registrar | None:
-    """Make the function that registers through the template of a prepared library; None if the recipe has none.
-
-    Raises
-    ------
-    InputError
-        The prepared library cannot be read, or does not fit the library.
-    """
-    folder = recipe.registration.prepared
-    if folder is None:
-        return None
-    if not isinstance(library, AtlasLibrary):
-        raise InputError(
-            f"recipe {recipe.name}: expected the library that {folder} was prepared from, got atlases in memory. "
-            "Give an AtlasLibrary or its folder."
-        )
-    prepared = read_prepared(folder)
-    prepared.check(library)
-    engine, iterations = engine_of(recipe.registration.steps), recipe.registration.refine_iterations
-
-    def by_template(scans: Scans) -> RegistrationResult:
-        transforms = register_prepared(
-            scans.target,
-            prepared,
-            scans.images,
-            ids=[atlas.id for atlas in scans.atlases],
-            fixed_mask=scans.target_mask,
-            moving_masks=list(scans.atlas_masks),
-            engine=engine,
-            refine_iterations=iterations,
-        )
-        return RegistrationResult(tuple(transforms), (0, 0, 0), scans.target.shape)
-
-    return by_template

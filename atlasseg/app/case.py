@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from atlasseg import io
 from atlasseg.atlases.library import AtlasLibrary, Target
-from atlasseg.errors import InputError
+from atlasseg.atlases.selection import exclude_scan
 from atlasseg.pipeline import Progress
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +51,7 @@ def read_case(target: Target, library: AtlasLibrary, progress: Progress) -> Case
     progress("read")
     scan, mask = target.read()
     reference = target.read_labels(scan, library.table)
-    atlases = _without_target(target, scan, [read_atlas(library, id_) for id_ in library.ids])
+    atlases = exclude_scan(target.id, scan, [read_atlas(library, id_) for id_ in library.ids])
     known = library.files(target.id).not_annotated if target.id in library.ids else frozenset()
     not_annotated = known | target.not_annotated(library.table)
     sources = [str(target.image), *(str(library.files(atlas.id).image) for atlas in atlases)]
@@ -72,17 +67,3 @@ def read_atlas(library: AtlasLibrary, id_: str) -> Atlas:
 def largest_voxels(library: AtlasLibrary) -> int:
     """Count the voxels of the largest scan of a library."""
     return max(math.prod(read_atlas(library, id_).image.shape) for id_ in library.ids)
-
-
-def _without_target(target: Target, scan: Image, atlases: Sequence[Atlas]) -> list[Atlas]:
-    """Atlases without the target itself, by id or content: a scan never votes on itself."""
-    others = []
-    content = io.content_hash(scan)
-    for atlas in atlases:
-        if atlas.id == target.id or (atlas.image.shape == scan.shape and io.content_hash(atlas.image) == content):
-            log.info("target %s is atlas %s of the library; it is left out of its own fusion", target.id, atlas.id)
-        else:
-            others.append(atlas)
-    if not others:
-        raise InputError(f"target {target.id}: expected a library with other atlases, got only the target itself")
-    return others

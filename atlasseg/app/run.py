@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlasseg import io
+from atlasseg.api.registrar import initial_file
 from atlasseg.app import outputs, pages
 from atlasseg.app.case import largest_voxels, read_case
 from atlasseg.app.context import DEFAULT_LIMIT_BYTES, LOGS, RunContext, begin_run, load_inputs
-from atlasseg.app.registrar import initial_file, make_registrar
+from atlasseg.app.registrar import make_registrar
 from atlasseg.atlases.library import Target
 from atlasseg.compute import costs
 from atlasseg.compute.execution import Listener, Outcome, Phase, capture_logs, process_targets

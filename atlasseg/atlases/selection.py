@@ -8,19 +8,23 @@ greedily avoids atlases that resemble those already chosen.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import fft
 
+from atlasseg import io
 from atlasseg.errors import InputError
 from atlasseg.resampling import coverage, resample
 from atlasseg.similarity import MetricName, metric_class
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Mask, check_channels
 
-__all__ = ["Thumbnails", "choose", "likenesses", "select", "similarities", "thumbnails"]
+__all__ = ["Thumbnails", "choose", "exclude_scan", "likenesses", "select", "similarities", "thumbnails"]
+
+log = logging.getLogger(__name__)
 
 CLIP_PERCENTILES = (1.0, 99.0)
 LEAST_COVERAGE = 0.25
@@ -105,6 +109,40 @@ def select(
     scores = similarities(seen, metric=metric)
     likeness = likenesses(seen) if redundancy > 0 else None
     return choose(scores, count=count, likeness=likeness, redundancy=redundancy)
+
+
+def exclude_scan(id_: str, scan: Image, atlases: Sequence[Atlas]) -> list[Atlas]:
+    """Exclude the atlases that are the scan itself, by id or by content: a scan never votes for itself.
+
+    Parameters
+    ----------
+    id_ : str
+        Id of the scan.
+    scan : Image
+        The scan.
+    atlases : sequence of Atlas
+        The library.
+
+    Returns
+    -------
+    list of Atlas
+
+    Raises
+    ------
+    InputError
+        No atlas is left.
+    """
+    content = io.content_hash(scan)
+    others = []
+    for atlas in atlases:
+        same = atlas.image.shape == scan.shape and io.content_hash(atlas.image) == content
+        if atlas.id == id_ or same:
+            log.info("%s: atlas %s is the scan itself and is left out", id_, atlas.id)
+        else:
+            others.append(atlas)
+    if not others:
+        raise InputError(f"{id_}: expected atlases other than the scan itself, got none")
+    return others
 
 
 def thumbnails(

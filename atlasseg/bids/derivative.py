@@ -10,7 +10,7 @@
     OUT/group_volumes.tsv, .json, index.html              written by the group level
     OUT/logs/                                             logs of scans that failed
 
-The run is the one of :mod:`atlasseg.app.run`, in a separate work folder. The process that computed the results of a
+The run is the one of :func:`atlasseg.run`, in a separate work folder. The process that computed the results of a
 scan moves all of them into the derivative at once, ``dseg.json`` last. A scan without ``dseg.json`` has no result.
 """
 

@@ -2,8 +2,7 @@
 
 Readers return the types of :mod:`atlasseg.volume`, :mod:`atlasseg.transforms` and :mod:`atlasseg.labels`, and name the
 file in every error. Files are written atomically, and the same volume always gives the same bytes. Only this package
-and
-:mod:`atlasseg.itk` convert LPS coordinates and reversed axes.
+and ``atlasseg.itk`` convert LPS coordinates and reversed axes.
 """
 
 from atlasseg.io._dicom_reference import is_dicom as is_dicom

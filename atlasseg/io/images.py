@@ -24,6 +24,8 @@ from atlasseg.io.structures import Reference, find_structure_file, open_structur
 from atlasseg.labels import LabelTable
 from atlasseg.volume import Image, LabelMap, Mask, SourceHeader
 
+__all__ = ["read_image", "read_label_map", "read_mask", "read_scan", "write_image", "write_label_map", "write_mask"]
+
 _LABEL_TYPES = ("uint8", "int16", "uint16", "int32")
 LabelFormat = Literal["nifti", "seg.nrrd", "rtstruct", "dicomseg"]
 """Formats of label maps to write."""
@@ -84,9 +86,21 @@ def read_scan(
     spacing_from: SpacingSource = "sform",
     series: str | int | None = None,
 ) -> tuple[Image, Mask | None]:
-    """Read a scan like :func:`read_image`, and the mask of its finite intensities, or None if all are finite.
+    """Read a scan, and the mask of its finite intensities.
 
-    With `channels`, a 4-D file is read as a scan with several channels.
+    Parameters
+    ----------
+    path, nonfinite, spacing_from, series
+        As for :func:`read_image`, and so are the errors.
+    channels : bool
+        Read a 4-D file as a scan with several channels.
+
+    Returns
+    -------
+    image : Image
+        The scan.
+    mask : Mask or None
+        Voxels with finite intensities; None if all are finite.
     """
     path = checked_path(path)
     raw = read_3d(path, channels=channels, spacing_from=spacing_from, series=series)

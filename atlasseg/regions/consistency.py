@@ -2,8 +2,7 @@
 
 1. Uncertain fused probabilities are updated by the likelihood of the intensities (`evidence.with_intensity`).
 2. Intensity and posterior are the channels of one image, in units of the noise. A method of this stage partitions it
-into
-   regions.
+   into regions.
 3. Each region takes the label of its summed posterior; neighbours without an intensity edge count as well
    (`label_field.random_walk_labels`).
 4. Islands, parts of a label much smaller than its largest part, are given to the neighbour of highest probability.

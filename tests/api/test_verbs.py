@@ -301,6 +301,13 @@ def test_refine_takes_what_fuse_and_segment_give(tiny):
 # --------------------------------------------------------------------------------------------------- segment, compare
 
 
+def test_segment_reads_the_initial_transforms_of_the_recipe(dataset, tmp_path):
+    initial = f'registration.initial="{tmp_path}/{{target}}_{{atlas}}.mat"'
+    recipe = atlasseg.as_recipe("majority", overrides=[*AFFINE_ONLY, initial])
+    with pytest.raises(InputError, match=r"head3_head0\.mat"):
+        atlasseg.segment(dataset / "targets/images/head3.nii.gz", dataset / "atlases", recipe)
+
+
 def test_segment_is_the_pipeline_for_every_form(dataset, heads):
     library = atlasseg.read_library(dataset / "atlases")
     recipe = atlasseg.as_recipe("majority", overrides=AFFINE_ONLY)
