@@ -200,7 +200,7 @@ def read_header(path: Path, *, tags: list[str] | None = None) -> Any | None:
     try:
         with quiet_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
-            complete = "SOPClassUID" in header
+            complete = "SOPClassUID" in header and bool(str(header.SOPClassUID))  # converted here, where it may fail
     except Exception as error:  # a parser may raise anything on bytes that it was not made for
         raise InputError(f"{path}: the DICOM file is damaged ({error}). Copy it again.") from error
     if not complete and marked:

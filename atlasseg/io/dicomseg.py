@@ -307,13 +307,31 @@ def _fill(
 
 def _read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[Any]]:
     """Pixels of some frames, (rows, columns) each."""
+    import pydicom
     from pydicom.pixels.utils import iter_pixels
 
     if not indices:
         return []
     try:
         with quiet_pydicom():
-            return list(iter_pixels(path, indices=list(indices)))
+            dataset = pydicom.dcmread(path, force=True)
+            if int(dataset.BitsAllocated) == 1 and not dataset.file_meta.TransferSyntaxUID.is_compressed:
+                return _unpack_bits(dataset, indices)
+            return list(iter_pixels(dataset, indices=list(indices)))
     except Exception as error:  # a decoder may raise anything on bytes that it was not made for
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: its frames are truncated or damaged ({reason}). Copy it again.") from error
+
+
+def _unpack_bits(dataset: Any, indices: Sequence[int]) -> list[NDArray[Any]]:
+    """Frames of one bit for each pixel; they follow each other without padding, so a frame may begin within a byte."""
+    packed = np.frombuffer(dataset.PixelData, np.uint8)
+    if not dataset.original_encoding[1]:  # big endian: words of 16 bits
+        packed = packed[: len(packed) // 2 * 2].reshape(-1, 2)[:, ::-1].ravel()
+    size = int(dataset.Rows) * int(dataset.Columns)
+    frames = []
+    for n in indices:
+        first, offset = divmod(n * size, 8)
+        bits = np.unpackbits(packed[first : first + (offset + size + 7) // 8], bitorder="little")
+        frames.append(bits[offset : offset + size].reshape(int(dataset.Rows), int(dataset.Columns)))
+    return frames

@@ -65,7 +65,7 @@ def find_structure_file(path: Path) -> StructureFile | None:
     kinds = {SEGMENTATION: "DICOM-SEG", STRUCTURES: "RTSTRUCT"}
     if where.is_file() and volume_suffix(where.name) in ("", ".dcm", ".ima"):
         header = read_header(where, tags=["SOPClassUID", "Rows", "Columns"])
-        kind = kinds.get(kind_of(header)) if header is not None else None
+        kind = _name_errors(where, lambda: kinds.get(kind_of(header))) if header is not None else None
         return None if kind is None else StructureFile(where, kind)
     if not where.is_dir():
         return None

@@ -60,6 +60,7 @@ def series(folder, name):
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = f"1.2.3.{k + 1}"
         dataset.SeriesInstanceUID, dataset.Modality, dataset.SeriesDescription = "1.2.3", "MR", "T1"
+        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = "1.2.4", "1.2.5"
         dataset.SeriesNumber, dataset.InstanceNumber = 1, k + 1
         dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [1, 2, 3 + 2 * k], [1, 0, 0, 0, 1, 0]
         dataset.PixelSpacing, dataset.SliceThickness = [1.5, 1.2], 2
@@ -120,6 +121,10 @@ def make(folder):
     series(folder, "series")
     add("series", (io.read_image,), damaged="series/1.dcm", weight=2)
     add("one.dcm", (io.read_image, io.read_label_map), damaged="series/1.dcm", weight=1)
+    scan = io.read_image(folder / "series")
+    for name, form in (("rs.dcm", "rtstruct"), ("sg.dcm", "dicomseg")):
+        io.write_label_map(LabelMap(LABELS[..., : scan.shape[2]], scan.affine), folder / name, like=scan, format=form)
+        add(name, (lambda path: io.read_label_map(path, reference=scan.grid), io.read_label_table), weight=2)
     io.write_transform(Affine(AFFINE), folder / "t.tfm")
     io.write_transform(Affine(AFFINE), folder / "t.mat")
     io.write_transform(DisplacementField(np.ones((*SHAPE, 3), np.float32), AFFINE), folder / "f.nii.gz")

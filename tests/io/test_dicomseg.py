@@ -227,6 +227,16 @@ def test_what_is_written_is_read_again_exactly(series, tmp_path):
         np.testing.assert_allclose(table.color(value), TABLE.color(value), atol=1)
 
 
+def test_frames_that_begin_within_a_byte_are_read(tmp_path, write_slices):
+    """Frames of 7 x 9 bits: only the first begins at a byte."""
+    values = np.random.default_rng(0).integers(0, 9, (8, 7, 9)).astype(np.uint16)
+    write_slices(tmp_path / "ct", series="CT", values=values)
+    scan = io.read_image(tmp_path / "ct")
+    labels = labels_on(scan)
+    io.write_label_map(labels, tmp_path / "s.dcm", like=scan, format="dicomseg")
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "s.dcm", reference=scan).array, labels.array)
+
+
 def test_highdicom_reads_what_is_written(series, tmp_path):
     scan = io.read_image(series)
     labels = labels_on(scan)
