@@ -12,7 +12,7 @@ from atlasseg.atlases.organs import ORGAN, organ_probabilities, organ_volume_mm3
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.fusion import majority
 from atlasseg.io import write_image, write_label_map, write_mask
-from atlasseg.organ_mask import find_organ
+from atlasseg.organ_mask import extraction, find_organ, widen
 from atlasseg.organ_mask.border import refine_border
 from atlasseg.organ_mask.extraction import find_cut_off, largest_part
 from atlasseg.phantoms import tilted_grid, whole_head, whole_head_grid
@@ -262,3 +262,23 @@ def test_a_border_that_nobody_doubts_stays():
     np.testing.assert_array_equal(refine_border(scan.image, candidates, sure), sure.probability(ORGAN))
     with pytest.raises(InputError, match=r"weight: expected a number from 0 to 1, got 1\.5"):
         refine_border(scan.image, candidates, sure, weight=1.5)
+
+
+def test_a_mask_is_widened_by_mm_on_any_voxels():
+    inside = np.zeros((11, 9, 7), bool)
+    inside[5, 4, 3] = inside[0, 0, 0] = True
+    grid = tilted_grid((11, 9, 7), spacing_mm=(1, 2, 3))
+    wide = widen(Mask(inside, grid.affine), margin_mm=2.0).array
+    expected = np.zeros_like(inside)
+    for i, j, k in np.argwhere(inside):
+        there = np.indices(inside.shape) - np.array([i, j, k])[:, None, None, None]
+        expected |= ((there * np.array([1, 2, 3])[:, None, None, None]) ** 2).sum(axis=0) <= 4.0 + 1e-9
+    np.testing.assert_array_equal(wide, expected)
+    nothing = Mask(np.zeros((3, 3, 3), bool), np.eye(4))
+    assert not widen(nothing, margin_mm=2.0).array.any()
+
+
+def test_a_scan_in_which_nothing_is_probably_organ_is_an_error(target, atlases, monkeypatch):
+    monkeypatch.setattr(extraction, "refine_border", lambda scan, *rest: np.full(scan.shape, 0.25, np.float32))
+    with pytest.raises(GeometryError, match=r"target: no voxel is probably organ \(the highest probability is 0\.25\)"):
+        find_organ(target.image, atlases)

@@ -175,12 +175,36 @@ def find_organ(scan: Image, atlases: Sequence[Atlas], *, progress: Callable[[str
 
 
 def extract_mask(scan: Image, atlases: Sequence[Atlas]) -> Mask:
-    """Find an organ in a scan as `find_organ` does, and return its mask alone."""
+    """Find an organ in a scan as `find_organ` does, and return its mask alone.
+
+    Parameters
+    ----------
+    scan, atlases
+        As for `find_organ`.
+
+    Returns
+    -------
+    Mask
+        On the grid of the scan.
+    """
     return find_organ(scan, atlases).mask
 
 
 def widen(mask: Mask, *, margin_mm: float) -> Mask:
-    """Widen a mask by a margin in mm."""
+    """Widen a mask by a margin.
+
+    Parameters
+    ----------
+    mask : Mask
+        Any mask, also an empty one, which stays empty.
+    margin_mm : float
+        Voxels whose centre is at most this far from that of a voxel of the mask are added.
+
+    Returns
+    -------
+    Mask
+        On the same grid.
+    """
     if not mask.array.any():
         return mask
     spacing_mm = mask.grid.spacing_mm
