@@ -29,20 +29,26 @@ def fill_polygons(polygons: Sequence[Float64], shape: tuple[int, int]) -> Bool:
     -------
     (I, J) bool
     """
-    starts = np.concatenate(list(polygons) or [np.zeros((0, 2))])
-    ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons] or [np.zeros((0, 2))])
-    low = np.clip(np.ceil(np.minimum(starts[:, 1], ends[:, 1])), 0, shape[1]).astype(int)
-    high = np.clip(np.ceil(np.maximum(starts[:, 1], ends[:, 1])), 0, shape[1]).astype(int)
+    filled = np.zeros(shape, bool)
+    if not polygons:
+        return filled
+    starts = np.concatenate(list(polygons))
+    ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+    first = np.clip(np.ceil(starts.min(axis=0)), 0, shape).astype(int)
+    beyond = np.clip(np.ceil(starts.max(axis=0)), first, shape).astype(int)  # a centre on the far edge is outside
+    low = np.clip(np.ceil(np.minimum(starts[:, 1], ends[:, 1])), first[1], beyond[1]).astype(int)
+    high = np.clip(np.ceil(np.maximum(starts[:, 1], ends[:, 1])), first[1], beyond[1]).astype(int)
     lengths = high - low  # columns of voxels j in low <= j < high that an edge crosses
     edge = np.repeat(np.arange(len(starts)), lengths)
     j = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + low[edge]
     (i0, j0), (i1, j1) = starts[edge].T, ends[edge].T
     crossing = i0 + (j - j0) * (i1 - i0) / (j1 - j0)
-    first_inside = np.clip(np.ceil(crossing), 0, shape[0]).astype(int)
-    crossings = np.zeros((shape[0] + 1, shape[1]), np.int64)
-    np.add.at(crossings, (first_inside, j), 1)
-    inside: Bool = np.cumsum(crossings, axis=0)[:-1] % 2 == 1
-    return inside
+    first_inside = np.clip(np.ceil(crossing), first[0], beyond[0]).astype(int)
+    crossings = np.zeros((beyond[0] - first[0] + 1, beyond[1] - first[1]), np.int32)
+    np.add.at(crossings, (first_inside - first[0], j - first[1]), 1)
+    inside = np.bitwise_xor.accumulate(crossings & 1, axis=0)[:-1] == 1
+    filled[first[0] : beyond[0], first[1] : beyond[1]] = inside
+    return filled
 
 
 def trace_polygons(mask: Bool) -> list[Float64]:

@@ -147,6 +147,8 @@ def merge_structures(path: Path, grid: Grid, structures: Iterable[Structure], ov
     done: list[Label] = []
     for structure in structures:
         inside = structure.voxels()
+        if not inside.any():
+            continue
         taken = merged[inside]
         shared = taken[taken != 0]
         if shared.size and overlap == "refuse":

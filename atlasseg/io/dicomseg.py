@@ -253,14 +253,11 @@ def _place(segments: Segments, plane: Plane, grid: Grid) -> _Place | None:
         if not len(inside):
             return None
         crop.append(slice(int(inside[0]), int(inside[-1]) + 1))
-        index[axis] = at[inside]
+        first_at, beyond = int(at[inside[0]]), int(at[inside[-1]]) + sign
+        index[axis] = slice(first_at, beyond if beyond >= 0 else None, sign)
     across = ({0, 1, 2} - set(axes)).pop()
     if not 0 <= index[across] < grid.shape[across]:
         return None
-    arrays = [index[axis] for axis in sorted(axes)]
-    grids = np.ix_(*arrays)
-    for axis, values in zip(sorted(axes), grids, strict=True):
-        index[axis] = values
     return _Place(tuple(index), (crop[0], crop[1]), axes[0] > axes[1])
 
 
@@ -285,6 +282,8 @@ def _fill(
             fractional += int(((values > 0) & (values < segments.scale)).sum())
         else:
             chosen = values == number
+        if not chosen.any():
+            continue
         place = places[n]
         kept = chosen.T[place.crop] if place is not None else np.zeros((0, 0), bool)
         if place is not None:

@@ -267,11 +267,12 @@ def _fill(
 ) -> Bool:
     """Voxels of a structure."""
     across = grid.shape[axis]
-    inside = np.zeros((across, *np.delete(grid.shape, axis)), bool)
+    voxels = np.zeros(grid.shape, bool)
+    inside = np.moveaxis(voxels, axis, 0)  # a view
     size = (inside.shape[1], inside.shape[2])
     places = sorted(planes)
     if not places:
-        return np.moveaxis(inside, 0, axis)
+        return voxels
     _check_inside(path, name, planes, grid, axis)
     for place in places:
         _report_crossing(path, name, planes[place], size)
@@ -294,7 +295,7 @@ def _fill(
             inside[k] = (1 - share) * distance(below) + share * distance(above) < 0
         elif abs(nearest - k) <= (reach if places[0] <= k <= places[-1] else reach - _ROUNDING):
             inside[k] = mask(nearest)
-    return np.moveaxis(inside, 0, axis)
+    return voxels
 
 
 def _check_inside(path: Path, name: str, planes: dict[float, list[Float64]], grid: Grid, axis: int) -> None:
