@@ -7,6 +7,7 @@ from . import (
     prepared,
     probabilistic,
     selection,
+    structures,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "prepared",
     "probabilistic",
     "selection",
+    "structures",
 ]
