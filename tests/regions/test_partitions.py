@@ -166,6 +166,16 @@ def test_order_independent_growing_does_not_see_axes_or_flips(seed, axes, flips,
     np.testing.assert_array_equal(straight, grown(array.transpose(axes)[flipped], seeds.transpose(axes)[flipped]))
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_voxel_between_two_equal_regions_joins_the_smaller_label(first):
+    seeds = np.zeros((7, 1, 1), np.int32)
+    seeds[0], seeds[6] = first, 3 - first
+    grown = region_growing.partition(
+        Image(np.full(seeds.shape, 4.0), OBLIQUE), seeds=LabelMap(seeds, OBLIQUE), noise_sd=(1.0,)
+    )
+    np.testing.assert_array_equal(grown.array.reshape(-1), [first] * 3 + [1] + [3 - first] * 3)
+
+
 def test_queue_growing_keeps_both_limits():
     image, _ = blobs()
     seeds = np.zeros(image.shape, np.int32)

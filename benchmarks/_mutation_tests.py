@@ -1,0 +1,213 @@
+"""Tests of a mutant for `mutation.py`: which ones, in which order, and the process in which they run.
+
+Numba's compiled functions do not show in coverage, so tests are found by names: the tests that mention the changed
+function, then those that mention a function that calls it, and so on. The test file of the changed module goes first.
+"""
+
+import ast
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+
+OPTIONS = ("-x", "-q", "--assert=plain", "--tb=line", "-p", "no:cacheprovider", "--hypothesis-seed=0")
+
+NEAREST_FILES = 8
+
+MOST_HOPS = 4
+
+BROKEN = 70
+"""Exit status of a process that could not run pytest: no statement about the mutant."""
+
+
+class Finder:
+    """Names that the functions of a tree mention, those of the package and those of the tests."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        self.package = {str(p.relative_to(tree)): p for p in sorted(tree.glob("atlasseg/**/*.py"))}
+        self.tests = {str(p.relative_to(tree)): p for p in sorted(tree.glob("tests/**/test_*.py"))}
+
+    @cache  # noqa: B019 - there is one object
+    def parse(self, path: str) -> ast.Module:
+        """Syntax tree of a file."""
+        return ast.parse((self.tree / path).read_text())
+
+    @cache  # noqa: B019
+    def units(self, path: str) -> dict[str, tuple[int, int, frozenset[str]]]:
+        """First and last line of each top-level function, class or constant, and the names that it mentions."""
+        found = {}
+        for node in self.parse(path).body:
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            for name in _defined(node):
+                found[name] = (first, node.end_lineno or first, frozenset(_mentioned(node)))
+        return found
+
+    @cache  # noqa: B019
+    def importers(self, path: str) -> list[str]:
+        """Modules of the package that import a module, itself left out."""
+        module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        parent, _, name = module.rpartition(".")
+        found = []
+        for user in self.package:
+            imports = [node for node in ast.walk(self.parse(user)) if isinstance(node, ast.ImportFrom)]
+            if user != path and any(
+                node.module == module or (node.module == parent and name in [a.name for a in node.names])
+                for node in imports
+            ):
+                found.append(user)
+        return found
+
+    @cache  # noqa: B019
+    def test_names(self, path: str) -> dict[str, frozenset[str]]:
+        """Names that each test of a file mentions, itself or by the helpers and fixtures of the file."""
+        own = {name: set(names) for name, (_, _, names) in self.units(path).items()}
+        for _ in range(3):
+            own = {name: names.union(*(own[n] for n in names if n in own)) for name, names in own.items()}
+        return {name: frozenset(names) for name, names in own.items() if name.startswith(("test", "Test"))}
+
+    def hops(self, path: str, line: int) -> dict[str, int]:
+        """Names of the functions that use the code of a line, with the number of calls between."""
+        stem = Path(path).stem
+        names: dict[str, int] = {}
+        queue = [(path, unit, 0) for unit, (first, last, _) in self.units(path).items() if first <= line <= last]
+        seen = set()
+        while queue:
+            module, unit, hop = queue.pop(0)
+            if (module, unit) in seen or hop > MOST_HOPS:
+                continue
+            seen.add((module, unit))
+            # the functions of methods have the same name in all modules: they go by the name of the method
+            public = Path(module).stem if unit in ("fuse", "register", "refine", "segment") else unit
+            names.setdefault(public, hop)
+            for user in [module, *self.importers(module)]:
+                for other, (_, _, mentioned) in self.units(user).items():
+                    if unit in mentioned and (user, other) not in seen:
+                        queue.append((user, other, hop + 1))
+        return names or {stem: 0}
+
+    def order(self, path: str, line: int) -> dict[str, tuple[bool, bool, int, bool]]:
+        """Rank of the tests of a line, as ``FILE::FUNCTION``: the most likely ones to notice a change come first."""
+        stem, room = Path(path).stem.strip("_"), Path(path).parts[1].removesuffix(".py")
+        names = self.hops(path, line)
+        ranks = {}
+        for file in self.tests:
+            here = f"/{room}/" in file or f"_{room}" in file
+            for test, mentioned in self.test_names(file).items():
+                hop = min((names[n] for n in mentioned if n in names), default=MOST_HOPS + 1)
+                if hop <= MOST_HOPS or stem in Path(file).stem:
+                    ranks[f"{file}::{test}"] = (stem not in Path(file).stem, not here, hop, "contract" in file)
+        if all(away for _, away, _, _ in ranks.values()):
+            ranks |= {
+                f"{f}::{t}": (True, False, 9, True) for f in self.tests if f"/{room}/" in f for t in self.test_names(f)
+            }
+        best: dict[str, tuple] = {}
+        for name, rank in ranks.items():
+            file = name.split("::")[0]
+            best[file] = min(rank, best.get(file, rank))
+        near = sorted(best, key=best.__getitem__)[:NEAREST_FILES]
+        return {name: rank for name, rank in ranks.items() if name.split("::")[0] in near}
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def _mentioned(node: ast.stmt) -> Iterator[str]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            yield part.id
+        elif isinstance(part, ast.Attribute):
+            yield part.attr
+        elif isinstance(part, ast.arg):
+            yield part.arg
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value.isidentifier():
+            yield part.value
+
+
+class Session:
+    """Pytest plugin: the order of the tests, an end after some CPU seconds, and the test that failed."""
+
+    def __init__(self, ranks: dict[str, tuple], budget_s: float, skipped: frozenset[str]) -> None:
+        self.ranks, self.budget_s, self.skipped = ranks, budget_s, skipped
+        self.run, self.failed = 0, ""
+
+    def pytest_collection_modifyitems(self, items):
+        """Sort the tests, and leave out those that fail on the unchanged code."""
+        rank = {id(i): self.ranks.get("::".join(i.nodeid.split("[")[0].split("::")[:2])) for i in items}
+        items[:] = [i for i in items if rank[id(i)] is not None and i.nodeid not in self.skipped]
+        items.sort(key=lambda item: rank[id(item)])
+
+    def pytest_runtest_logreport(self, report):
+        """Count the tests, and note the one that failed."""
+        self.run += report.when == "call"
+        if report.failed:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report):
+        """Note a file that can no longer be imported."""
+        if report.failed:
+            self.failed = report.nodeid
+
+    def pytest_runtest_teardown(self, item, nextitem):
+        """Stop after the time."""
+        if time.process_time() > self.budget_s and nextitem is not None:
+            item.session.shouldstop = "time is over"
+
+
+def run_tests(
+    tree: Path, log: Path, files: list[str], ranks: dict[str, tuple], *, budget_s: float, limit_s: float,
+    skipped: frozenset[str] = frozenset(), options: tuple[str, ...] = OPTIONS,
+) -> tuple[str, str, int]:  # fmt: skip
+    """Outcome, failed test and number of tests of a forked process, which begins with the libraries of this one.
+
+    Both limits are CPU seconds: after `budget_s` no further test is begun, at `limit_s` the process is ended.
+    """
+    note = log.with_suffix(".json")
+    note.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.chdir(tree)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        session = Session(ranks, time.process_time() + budget_s, skipped)
+        status = BROKEN
+        try:
+            status = int(pytest.main([*options, *files], plugins=[session]))
+            note.write_text(json.dumps([session.failed, session.run]))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    process = psutil.Process(child)
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        times = process.cpu_times()
+        if sum(times[:4]) > limit_s or time.time() - process.create_time() > 10 * limit_s:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "timeout", "", 0
+        time.sleep(0.05)
+    failed, count = json.loads(note.read_text()) if note.exists() else ("the process ended", 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == BROKEN:
+        raise RuntimeError(f"{log}: pytest did not run:\n{log.read_text()}")
+    if code == 2 and not failed:  # stopped at the end of its time
+        code = 0
+    return "survived" if code in (0, 5) and not failed else "killed", failed, count
