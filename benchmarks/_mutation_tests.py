@@ -11,14 +11,15 @@ import signal
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import psutil
 import pytest
 
-OPTIONS = ("-x", "-q", "--assert=plain", "--tb=line", "-p", "no:cacheprovider", "--hypothesis-seed=0")
+OPTIONS = ("-q", "--assert=plain", "--tb=line", "-p", "no:cacheprovider", "--hypothesis-seed=0")
 
 NEAREST_FILES = 8
 
@@ -31,8 +32,8 @@ BROKEN = 70
 class Finder:
     """Names that the functions of a tree mention, those of the package and those of the tests."""
 
-    def __init__(self, tree: Path) -> None:
-        self.tree = tree
+    def __init__(self, tree: Path, known: dict[str, int]) -> None:
+        self.tree, self.known = tree, known
         self.package = {str(p.relative_to(tree)): p for p in sorted(tree.glob("atlasseg/**/*.py"))}
         self.tests = {str(p.relative_to(tree)): p for p in sorted(tree.glob("tests/**/test_*.py"))}
 
@@ -74,6 +75,24 @@ class Finder:
             own = {name: names.union(*(own[n] for n in names if n in own)) for name, names in own.items()}
         return {name: frozenset(names) for name, names in own.items() if name.startswith(("test", "Test"))}
 
+    def sources(self) -> dict[str, int]:
+        """Checksum of the code of each test, as ``FILE::FUNCTION``."""
+        found = {}
+        for file, path in self.tests.items():
+            lines = path.read_text().splitlines()
+            for name, (first, last, _) in self.units(file).items():
+                found[f"{file}::{name}"] = zlib.crc32("\n".join(lines[first - 1 : last]).encode())
+        return found
+
+    @cache  # noqa: B019
+    def is_new(self, file: str, test: str) -> bool:
+        """Whether a test was written or changed after the mutants were drawn."""
+        return bool(self.known) and self.known.get(f"{file}::{test}") != self._now[f"{file}::{test}"]
+
+    @cached_property
+    def _now(self) -> dict[str, int]:
+        return self.sources()
+
     def hops(self, path: str, line: int) -> dict[str, int]:
         """Names of the functions that use the code of a line, with the number of calls between."""
         stem = Path(path).stem
@@ -94,7 +113,7 @@ class Finder:
                         queue.append((user, other, hop + 1))
         return names or {stem: 0}
 
-    def order(self, path: str, line: int) -> dict[str, tuple[bool, bool, int, bool]]:
+    def order(self, path: str, line: int) -> dict[str, tuple[bool, bool, bool, int, bool, int]]:
         """Rank of the tests of a line, as ``FILE::FUNCTION``: the most likely ones to notice a change come first."""
         stem, room = Path(path).stem.strip("_"), Path(path).parts[1].removesuffix(".py")
         names = self.hops(path, line)
@@ -103,12 +122,14 @@ class Finder:
             here = f"/{room}/" in file or f"_{room}" in file
             for test, mentioned in self.test_names(file).items():
                 hop = min((names[n] for n in mentioned if n in names), default=MOST_HOPS + 1)
-                if hop <= MOST_HOPS or stem in Path(file).stem:
-                    ranks[f"{file}::{test}"] = (stem not in Path(file).stem, not here, hop, "contract" in file)
-        if all(away for _, away, _, _ in ranks.values()):
-            ranks |= {
-                f"{f}::{t}": (True, False, 9, True) for f in self.tests if f"/{room}/" in f for t in self.test_names(f)
-            }
+                hop = -1 if stem in test else 0 if stem in mentioned else hop
+                new = here and self.is_new(file, test)
+                own = stem in Path(file).stem
+                if hop <= MOST_HOPS or own or new:
+                    ranks[f"{file}::{test}"] = (not new, not here, "contract" in file, hop, not own, len(mentioned))
+        if all(rank[1] for rank in ranks.values()):
+            near = [file for file in self.tests if f"/{room}/" in file]
+            ranks |= {f"{f}::{t}": (True, False, True, 9, True, 0) for f in near for t in self.test_names(f)}
         best: dict[str, tuple] = {}
         for name, rank in ranks.items():
             file = name.split("::")[0]
@@ -141,7 +162,7 @@ class Session:
 
     def __init__(self, ranks: dict[str, tuple], budget_s: float, skipped: frozenset[str]) -> None:
         self.ranks, self.budget_s, self.skipped = ranks, budget_s, skipped
-        self.run, self.failed = 0, ""
+        self.run, self.failed = 0, []
 
     def pytest_collection_modifyitems(self, items):
         """Sort the tests, and leave out those that fail on the unchanged code."""
@@ -153,12 +174,12 @@ class Session:
         """Count the tests, and note the one that failed."""
         self.run += report.when == "call"
         if report.failed:
-            self.failed = report.nodeid
+            self.failed.append(report.nodeid)
 
     def pytest_collectreport(self, report):
         """Note a file that can no longer be imported."""
         if report.failed:
-            self.failed = report.nodeid
+            self.failed.append(report.nodeid)
 
     def pytest_runtest_teardown(self, item, nextitem):
         """Stop after the time."""
@@ -167,13 +188,35 @@ class Session:
 
 
 def run_tests(
-    tree: Path, log: Path, files: list[str], ranks: dict[str, tuple], *, budget_s: float, limit_s: float,
-    skipped: frozenset[str] = frozenset(), options: tuple[str, ...] = OPTIONS,
-) -> tuple[str, str, int]:  # fmt: skip
-    """Outcome, failed test and number of tests of a forked process, which begins with the libraries of this one.
+    tree: Path, log: Path, ranks: dict[str, tuple], *, budget_s: float, limit_s: float, skipped: frozenset[str]
+) -> tuple[str, str, int]:
+    """Outcome, failed test and number of tests of a mutant.
 
     Both limits are CPU seconds: after `budget_s` no further test is begun, at `limit_s` the process is ended.
     """
+    session = Session(ranks, budget_s, skipped)
+    files = sorted({name.split("::")[0] for name in ranks})
+    code, failed, count = _fork(tree, log, [*OPTIONS, "-x", *files], session, limit_s)
+    if code is None:
+        return "timeout", "", count
+    if failed or code not in (0, 2, 5):  # 2: stopped at the end of its time, 5: no test
+        return "killed", failed[0] if failed else f"the process ended with {code}", count
+    return "survived", "", count
+
+
+def failing_tests(tree: Path, log: Path, tests: list[str]) -> set[str]:
+    """Those of the tests that fail on the unchanged code."""
+    files = sorted({name.split("::")[0] for name in tests})
+    ranks = {"::".join(name.split("[")[0].split("::")[:2]): () for name in tests}
+    session = Session(ranks, float("inf"), frozenset())
+    _, failed, _ = _fork(tree, log, [*OPTIONS, *files], session, float("inf")) if tests else (0, [], 0)
+    return set(failed) & set(tests)
+
+
+def _fork(
+    tree: Path, log: Path, arguments: list[str], session: Session, limit_s: float
+) -> tuple[int | None, list[str], int]:
+    """Exit status, failed tests and number of tests of a process that begins with the libraries of this one."""
     note = log.with_suffix(".json")
     note.unlink(missing_ok=True)
     child = os.fork()
@@ -183,10 +226,10 @@ def run_tests(
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        session = Session(ranks, time.process_time() + budget_s, skipped)
         status = BROKEN
         try:
-            status = int(pytest.main([*options, *files], plugins=[session]))
+            session.budget_s += time.process_time()
+            status = int(pytest.main(arguments, plugins=[session]))
             note.write_text(json.dumps([session.failed, session.run]))
         except BaseException:
             traceback.print_exc()
@@ -198,16 +241,13 @@ def run_tests(
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             break
-        times = process.cpu_times()
-        if sum(times[:4]) > limit_s or time.time() - process.create_time() > 10 * limit_s:
+        if sum(process.cpu_times()[:4]) > limit_s or time.time() - process.create_time() > 10 * limit_s:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return "timeout", "", 0
+            return None, [], 0
         time.sleep(0.05)
-    failed, count = json.loads(note.read_text()) if note.exists() else ("the process ended", 0)
     code = os.waitstatus_to_exitcode(status)
     if code == BROKEN:
         raise RuntimeError(f"{log}: pytest did not run:\n{log.read_text()}")
-    if code == 2 and not failed:  # stopped at the end of its time
-        code = 0
-    return "survived" if code in (0, 5) and not failed else "killed", failed, count
+    failed, count = json.loads(note.read_text()) if note.exists() else ([], 0)
+    return code, failed, count

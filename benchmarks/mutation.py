@@ -3,8 +3,8 @@
 ``python benchmarks/mutation.py`` draws mutants of `ROOMS` with the operators of cosmic-ray (a changed operator,
 comparison, number, condition, ...), runs for each the tests that execute its line, and writes
 ``benchmarks/results/mutation.md`` and ``mutation.json``. A run that was broken off goes on where it stopped, with the
-code it began with. After new tests, ``--again`` runs the surviving mutants once more; reasons of those that are left
-are read from ``mutation_reasons.json``. Remove ``build/mutation`` to begin anew.
+code of the commit it began with. ``--again --tests FILE ...`` runs the surviving mutants once more, with new tests;
+reasons of those that are left are read from ``mutation_reasons.json``. Remove ``build/mutation`` to begin anew.
 
 Work is done in ``build/mutation``: a copy of the repository, whose files are mutated one at a time; the tests of each
 line (coverage with contexts, see ``_mutation_tests.py``); and the compiled code of numba, of which each mutant gets a
@@ -16,6 +16,7 @@ Mutants that cannot change a result are not drawn, by the rules of `_mutation_si
 import argparse
 import ast
 import importlib
+import io
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -30,7 +32,7 @@ from pathlib import Path
 
 from _mutation_sites import Mutant, mutate, sites
 from _mutation_table import read, render
-from _mutation_tests import Finder, run_tests
+from _mutation_tests import Finder, failing_tests, run_tests
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "mutation"
@@ -53,31 +55,23 @@ ROOMS = {
 
 LIBRARIES = (
     *("numpy", "numba", "scipy.ndimage", "scipy.optimize", "scipy.stats", "pandas", "torch", "SimpleITK", "nibabel"),
-    *(
-        "sklearn.mixture",
-        "skimage.measure",
-        "matplotlib.pyplot",
-        "pydantic",
-        "pydicom",
-        "statsmodels.api",
-        "hypothesis",
-    ),
-    *("distributed", "_pytest.doctest"),
+    *("sklearn.mixture", "skimage.measure", "matplotlib.pyplot", "pydantic", "pydicom", "statsmodels.api"),
+    "distributed",
 )
 
 
-def copy_tree() -> None:
-    """Copy files of the repository that are new or differ, of the package only once; others keep their time stamps."""
-    again = STATE.exists()
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    names = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
-    for name in (name for name in names if not (again and name.startswith("atlasseg/"))):
-        source, copy = ROOT / name, TREE / name
-        if not copy.exists() or copy.read_bytes() != source.read_bytes():
+def copy_tree(commit: str, new_tests: list[Path]) -> None:
+    """Copy the repository at a commit, and tests of the working tree; equal files keep their time stamps."""
+    packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive if member.isfile()}
+        contents = {name: file.read() for name, file in files.items() if file}
+    contents |= {str(path.resolve().relative_to(ROOT)): path.read_bytes() for path in new_tests}
+    for name, content in contents.items():
+        copy = TREE / name
+        if not copy.exists() or copy.read_bytes() != content:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, copy)
+            copy.write_bytes(content)
     shared = WORK / "shared"
     if not shared.exists() and (ROOT.parent / "shared").is_dir():
         shared.symlink_to(ROOT.parent / "shared")
@@ -110,7 +104,6 @@ def run(finder: Finder, mutant: Mutant, skipped: frozenset[str], budget_s: float
     file = TREE / mutant.path
     original, stat = file.read_text(), file.stat()
     ranks = finder.order(mutant.path, mutant.line)
-    files = sorted({name.split("::")[0] for name in ranks})
     (WORK / "compiled").mkdir(exist_ok=True)
     shutil.rmtree(COMPILED, ignore_errors=True)
     shutil.copytree(WORK / "compiled", COMPILED, copy_function=os.link)  # numba replaces files, it never changes them
@@ -124,7 +117,7 @@ def run(finder: Finder, mutant: Mutant, skipped: frozenset[str], budget_s: float
         file.write_text(mutate(original, mutant))
         os.utime(file, (stat.st_atime, stat.st_mtime + 10 + mutant.number))  # byte code goes by whole seconds
         outcome, failed, count = run_tests(
-            TREE, WORK / "output.txt", files, ranks, budget_s=budget_s, limit_s=limit_s, skipped=skipped
+            TREE, WORK / "output.txt", ranks, budget_s=budget_s, limit_s=limit_s, skipped=skipped
         )
     finally:
         restore()
@@ -191,12 +184,8 @@ def draw(count: int, seed: int) -> dict:
         changes = [pair for pair in zip(code.splitlines(), after.splitlines(), strict=False) if pair[0] != pair[1]]
         before, after = changes[0] if changes else ("", "")
         described.append({**asdict(mutant), "number": number, "before": before.strip(), "after": after.strip()})
-    return {
-        "seed": seed,
-        "places": {room: len(places) for room, places in found.items()},
-        "mutants": described,
-        "failing": [],
-    }
+    places = {room: len(places) for room, places in found.items()}
+    return {"seed": seed, "places": places, "mutants": described, "passing": []}
 
 
 def _is_code(text: str) -> bool:
@@ -208,40 +197,64 @@ def _is_code(text: str) -> bool:
     return True
 
 
-def save(state: dict) -> None:
-    """Keep what was found."""
-    STATE.write_text(json.dumps(state, indent=1) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=300, help="number of mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=25, help="CPU seconds after which no further test is begun")
     parser.add_argument("--limit", type=float, default=100, help="CPU seconds after which a mutant counts as killed")
-    parser.add_argument("--again", action="store_true", help="run the survivors once more, after new tests")
+    parser.add_argument("--again", action="store_true", help="run the survivors once more")
+    parser.add_argument("--tests", type=Path, nargs="*", default=[], help="test files to take from the working tree")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the mutants to run")
+    parser.add_argument("--table", action="store_true", help="write the table of what was run so far, and run nothing")
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     restore()
-    copy_tree()
-    state = read(STATE) or draw(options.mutants, options.seed)
-    save(state)
-    preload()
-    finder = Finder(TREE)
+    state = read(STATE) or read(RESULTS / "mutation.json")
+    if not state or (state["mutants"] and not (STATE.exists() or unfinished(state) or options.again or options.table)):
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        copy_tree(commit.stdout.strip(), [])
+        state = {"commit": commit.stdout.strip(), **draw(options.mutants, options.seed), "failing": []}
+        state["tests"] = Finder(TREE, {}).sources()
+    if not options.table:
+        copy_tree(state["commit"], options.tests)
+        preload()
+        run_all(state, options)
+    (RESULTS / "mutation.json").write_text(json.dumps(state, indent=1) + "\n")
+    reasons = read(RESULTS / "mutation_reasons.json")
+    (RESULTS / "mutation.md").write_text(render(state, reasons, "python benchmarks/mutation.py", _versions()))
+
+
+def unfinished(state: dict) -> bool:
+    """Whether mutants are left to be run."""
+    return any("outcome" not in entry for entry in state["mutants"])
+
+
+def run_all(state: dict, options: argparse.Namespace) -> None:
+    """Run the mutants that are left, or those asked for, then the tests that noticed them on the unchanged code."""
+    finder = Finder(TREE, state["tests"])
     for entry in state["mutants"]:
         again = options.again and entry.get("outcome") == "survived"
         if entry["number"] in options.only if options.only else again or "outcome" not in entry:
             mutant = Mutant(**{field.name: entry[field.name] for field in fields(Mutant)})
             entry |= run(finder, mutant, frozenset(state["failing"]), options.budget, options.limit)
             entry.setdefault("first", entry["outcome"])
-            save(state)
+            STATE.write_text(json.dumps(state, indent=1) + "\n")
             shutil.copy(WORK / "output.txt", WORK / f"output{mutant.number}.txt")
             print(f"{mutant.number} {mutant.path}:{mutant.line} {entry['after']}", flush=True)
             print(f"  {entry['outcome']}, {entry['seconds']} s, {entry['tests']} tests, {entry['by']}", flush=True)
-    shutil.copy(STATE, RESULTS / "mutation.json")
-    command = f"python benchmarks/mutation.py --mutants {len(state['mutants'])} --seed {state['seed']}"
-    (RESULTS / "mutation.md").write_text(render(state, read(RESULTS / "mutation_reasons.json"), command, _versions()))
+    shutil.rmtree(COMPILED, ignore_errors=True)
+    shutil.copytree(WORK / "compiled", COMPILED)
+    noticing = {entry["by"] for entry in state["mutants"] if "::" in entry.get("by", "")} - set(state["passing"])
+    wrong = failing_tests(TREE, WORK / "output.txt", sorted(noticing))
+    for entry in state["mutants"]:
+        if entry.get("by") in wrong:  # to be run again, without that test
+            print(f"{entry['by']} fails on the unchanged code", flush=True)
+            for key in ("outcome", "first", "by"):
+                entry.pop(key)
+    state["failing"] = sorted({*state["failing"], *wrong})
+    state["passing"] = sorted({*state["passing"], *noticing} - wrong)
+    STATE.write_text(json.dumps(state, indent=1) + "\n")
 
 
 def _versions() -> str:

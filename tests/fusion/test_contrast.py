@@ -12,7 +12,7 @@ from atlasseg import methods
 from atlasseg.errors import InputError
 from atlasseg.evaluation import overlap
 from atlasseg.fusion import majority
-from atlasseg.fusion.contrast import SHRINKAGE_VOXELS, match_contrast, measure_agreement
+from atlasseg.fusion.contrast import SHRINKAGE_VOXELS, _spread, match_contrast, measure_agreement
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
 COMPARING = [name for name in methods.names("fusion") if methods.get("fusion", name).needs.compares_intensities]
@@ -111,6 +111,13 @@ def test_agreement_by_hand(library):
     r = r[np.abs(r) >= 0.3]
     expected = (r * np.abs(r)).sum() / (r**2).sum()
     np.testing.assert_allclose(measure_agreement(target, [candidate], where), [[expected]], rtol=1e-5)
+
+
+def test_a_sample_of_voxels_is_spread_over_all_of_them():
+    voxels = np.arange(100, 201)
+    np.testing.assert_array_equal(_spread(voxels, 101), voxels)
+    np.testing.assert_array_equal(_spread(voxels, 6), [100, 120, 140, 160, 180, 200])
+    np.testing.assert_array_equal(_spread(voxels, 1), [100])
 
 
 def test_agreement_of_a_scan_with_itself_and_its_inverse(library):

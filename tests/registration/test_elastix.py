@@ -73,7 +73,8 @@ def test_it_goes_on_from_where_it_starts_and_repeats_itself(pair):
 
 def test_bad_input_is_named(pair, monkeypatch):
     fixed, moving = pair
-    for wrong in ({"metric": "ncc"}, {"transform": "spline"}, {"grid_spacing_mm": 0}, {"iterations": 0}):
+    of_range = ({"grid_spacing_mm": 0}, {"bending": -0.5}, {"resolutions": 0}, {"iterations": 0}, {"samples": 0})
+    for wrong in ({"metric": "ncc"}, {"transform": "spline"}, *of_range):
         with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
             elastix.register(fixed, [moving], **wrong)
     with pytest.raises(InputError, match="constant"):
