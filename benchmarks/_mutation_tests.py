@@ -125,7 +125,7 @@ class Finder:
                 hop = -1 if stem in test else 0 if stem in mentioned else hop
                 new = here and self.is_new(file, test)
                 own = stem in Path(file).stem
-                if hop <= MOST_HOPS or own or new:
+                if hop <= (MOST_HOPS if here else 1) or own or new:
                     ranks[f"{file}::{test}"] = (not new, not here, "contract" in file, hop, not own, len(mentioned))
         if all(rank[1] for rank in ranks.values()):
             near = [file for file in self.tests if f"/{room}/" in file]

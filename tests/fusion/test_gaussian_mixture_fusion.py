@@ -126,3 +126,14 @@ def test_parameters_out_of_range(problem, wrong):
     made = problem(3)
     with pytest.raises(InputError, match="gaussian_mixture: expected power"):
         gaussian_mixture.fuse(made.target, made.candidates, **wrong)
+
+
+def test_a_gaussian_without_share_has_no_part_however_well_it_fits():
+    """One voxel and label: of its two Gaussians the one of share 0 has its mean at the voxel, the other is far away."""
+    posterior = np.empty(1)
+    out = gaussian_mixture._sweep(
+        np.zeros((1, 1)), np.array([0, 1]), np.array([0]), np.ones(1), np.array([[0.0], [100.0]]), np.ones((2, 1, 1)),
+        np.full(2, -0.5 * np.log(2 * np.pi)), np.array([0.0, 1.0]), np.array([0, 2]), 1.0, np.zeros(1), posterior,
+    )  # fmt: skip
+    np.testing.assert_array_equal(posterior, [1])
+    np.testing.assert_allclose(out.sum(axis=0)[:, :2], [[norm.logpdf(0, 100), 0], [0, 1]])

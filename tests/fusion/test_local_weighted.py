@@ -171,7 +171,10 @@ def test_several_channels_are_averaged(problem, similarity):
     assert np.isfinite(fuse(case.target, case.candidates, similarity=similarity).values).all()
 
 
-@pytest.mark.parametrize("wrong", [{"similarity": "charm"}, {"sigma_voxels": 0.0}, {"top": 0}, {"power": -1.0}])
+OUT_OF_RANGE = (("sigma_voxels", 0.0), ("radius_voxels", 0), ("top", 0), ("power", 0.0), ("epsilon", 0.0), ("bins", 1))
+
+
+@pytest.mark.parametrize("wrong", [{"similarity": "charm"}, {"power": -1.0}, *({n: v} for n, v in OUT_OF_RANGE)])
 def test_parameters(problem, wrong):
     case = problem()
     with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
