@@ -123,9 +123,9 @@ class Finder:
             for test, mentioned in self.test_names(file).items():
                 hop = min((names[n] for n in mentioned if n in names), default=MOST_HOPS + 1)
                 hop = -1 if stem in test else 0 if stem in mentioned else hop
-                new = here and self.is_new(file, test)
+                new = here and hop <= MOST_HOPS and self.is_new(file, test)
                 own = stem in Path(file).stem
-                if hop <= (MOST_HOPS if here else 1) or own or new:
+                if hop <= (MOST_HOPS if here else 1) or own:
                     ranks[f"{file}::{test}"] = (not new, not here, "contract" in file, hop, not own, len(mentioned))
         if all(rank[1] for rank in ranks.values()):
             near = [file for file in self.tests if f"/{room}/" in file]

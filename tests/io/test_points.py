@@ -74,3 +74,12 @@ def test_a_cell_too_long_for_a_table_is_refused(tmp_path):
     (tmp_path / "p.csv").write_text("x" * 200_000 + ",y,z\n1,2,3\n")
     with pytest.raises(InputError, match="names of columns"):
         io.read_points(tmp_path / "p.csv")
+
+
+def test_a_file_larger_than_a_table_of_points_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "p.csv").write_text("x,y,z\n1,2,3\n")
+    monkeypatch.setattr("atlasseg.io.points._MAX_BYTES", 12)
+    assert io.read_points(tmp_path / "p.csv").points_mm.tolist() == [[1, 2, 3]]
+    monkeypatch.setattr("atlasseg.io.points._MAX_BYTES", 11)
+    with pytest.raises(InputError, match="at most 11 bytes, got a file of 12"):
+        io.read_points(tmp_path / "p.csv")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.regions import split_and_merge
-from atlasseg.regions.consistency import make_consistent, region_channels
+from atlasseg.regions.consistency import _with_labels, make_consistent, region_channels
 from atlasseg.regions.evidence import with_intensity
 from atlasseg.volume import Image, LabelMap, ProbabilityMap
 
@@ -230,3 +230,16 @@ def test_nothing_but_background_is_left_as_it_is():
     empty = LabelMap(np.zeros((4, 3, 5)), OBLIQUE)
     result = make_consistent(Image(np.zeros((4, 3, 5)), OBLIQUE), empty, method=split_and_merge.partition)
     assert result.voxels_changed == 0 and [c.label for c in result.changes] == [0]
+
+
+@pytest.mark.parametrize("decided", [1, 2, 5])
+def test_a_label_that_was_decided_for_leads_where_it_tied(decided):
+    tie = np.full(3, 1 / 3, np.float32)
+    given = ProbabilityMap.from_entries(
+        np.full((1, 1, 1), 1, np.int32), OBLIQUE, np.zeros(3, np.int64), np.array([1, 2, 5], np.int32), tie,
+        label_values=np.array([1, 2, 5], np.int32),
+    )  # fmt: skip
+    found = _with_labels(given, np.full((1, 1, 1), decided, np.int32))
+    rest = [found.probability(label).item() for label in (1, 2, 5) if label != decided]
+    assert found.mode.item() == decided
+    assert decided == 1 or (found.probability(decided).item() > max(rest) and rest[0] == rest[1])

@@ -39,6 +39,12 @@ def test_rows_give_size_and_centre():
     assert rows[1]["volume_mm3"] == pytest.approx(abs(np.linalg.det(OBLIQUE)))
 
 
+def test_labels_below_zero_are_structures_too():
+    found = instances(LabelMap(np.array([[[-3, -3, 0, 3, -3]]]), OBLIQUE))
+    assert found.labels.tolist() == [-3, -3, 3]
+    np.testing.assert_array_equal(found.instance.array, [[[1, 1, 0, 3, 2]]])
+
+
 def test_masks_are_one_a_label():
     masks = dict(instances(scattered()).masks())
     assert sorted(masks) == [3, 70]

@@ -280,6 +280,19 @@ def test_syn_refuses_a_metric_that_ants_does_not_have(given, message):
         syn.register(picture(FIXED), [picture(MOVING)], **given)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_syn_names_the_images_where_ants_fails(monkeypatch, error):
+    ants = pytest.importorskip("ants", reason="antspyx is not installed")
+
+    def fail(*_, **__):
+        raise error("no gradient")
+
+    monkeypatch.setattr(ants, "registration", fail)
+    message = "fixed image 'target' and moving image 'atlas': ANTs' registration failed: no gradient"
+    with pytest.raises(InputError, match=message):
+        syn.register(picture(FIXED, None, "target"), [picture(MOVING, None, "atlas")])
+
+
 def test_syn_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ants", None)
     with pytest.raises(MissingLibraryError, match=r"atlasseg\[syn\]"):
