@@ -31,8 +31,8 @@ def render(state: dict, reasons: dict[str, str], command: str, versions: str) ->
     for room in [*rooms, None]:
         here = [m for m in outcomes.values() if room in (None, m["room"])]
         count = Counter(m["outcome"] for m in here)
-        first = Counter(m["first"] for m in here)
-        killed, before = count["killed"] + count["timeout"], first["killed"] + first["timeout"]
+        killed = count["killed"] + count["timeout"]
+        before = killed - sum(m["outcome"] == "killed" and m.get("by_new_test") for m in here)
         places = sum(state["places"].values()) if room is None else state["places"][room]
         cells = [room or "**all**", places, f"{len(here)}" if len(here) == drawn[room] or not room else
                  f"{len(here)} of {drawn[room]}", killed, count["timeout"], count["survived"],
@@ -41,7 +41,7 @@ def render(state: dict, reasons: dict[str, str], command: str, versions: str) ->
     lines += ["", "## Survivors", ""]
     lines += _listed((m for m in outcomes.values() if m["outcome"] == "survived"), reasons)
     lines += ["", "## Killed by tests that were written for this table", ""]
-    lines += _listed((m for m in outcomes.values() if m["outcome"] != "survived" and m["first"] == "survived"), None)
+    lines += _listed((m for m in outcomes.values() if m["outcome"] == "killed" and m.get("by_new_test")), None)
     return "\n".join([*lines, "", versions, ""])
 
 

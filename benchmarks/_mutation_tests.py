@@ -85,9 +85,10 @@ class Finder:
         return found
 
     @cache  # noqa: B019
-    def is_new(self, file: str, test: str) -> bool:
+    def is_new(self, test: str) -> bool:
         """Whether a test was written or changed after the mutants were drawn."""
-        return bool(self.known) and self.known.get(f"{file}::{test}") != self._now[f"{file}::{test}"]
+        name = "::".join(test.split("[")[0].split("::")[:2])
+        return bool(self.known) and name in self._now and self.known.get(name) != self._now[name]
 
     @cached_property
     def _now(self) -> dict[str, int]:
@@ -123,7 +124,7 @@ class Finder:
             for test, mentioned in self.test_names(file).items():
                 hop = min((names[n] for n in mentioned if n in names), default=MOST_HOPS + 1)
                 hop = -1 if stem in test else 0 if stem in mentioned else hop
-                new = here and hop <= MOST_HOPS and self.is_new(file, test)
+                new = here and hop <= MOST_HOPS and self.is_new(f"{file}::{test}")
                 own = stem in Path(file).stem
                 if hop <= (MOST_HOPS if here else 1) or own:
                     ranks[f"{file}::{test}"] = (not new, not here, "contract" in file, hop, not own, len(mentioned))

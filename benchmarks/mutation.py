@@ -211,15 +211,16 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     restore()
     state = read(STATE) or read(RESULTS / "mutation.json")
-    if not state or (state["mutants"] and not (STATE.exists() or unfinished(state) or options.again or options.table)):
+    if not state or not (STATE.exists() or unfinished(state) or options.again or options.only or options.table):
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         copy_tree(commit.stdout.strip(), [])
         state = {"commit": commit.stdout.strip(), **draw(options.mutants, options.seed), "failing": []}
-        state["tests"] = Finder(TREE, {}).sources()
     if not options.table:
+        copy_tree(state["commit"], [])
+        known = Finder(TREE, {}).sources()
         copy_tree(state["commit"], options.tests)
         preload()
-        run_all(state, options)
+        run_all(state, Finder(TREE, known), options)
     (RESULTS / "mutation.json").write_text(json.dumps(state, indent=1) + "\n")
     reasons = read(RESULTS / "mutation_reasons.json")
     (RESULTS / "mutation.md").write_text(render(state, reasons, "python benchmarks/mutation.py", _versions()))
@@ -230,15 +231,15 @@ def unfinished(state: dict) -> bool:
     return any("outcome" not in entry for entry in state["mutants"])
 
 
-def run_all(state: dict, options: argparse.Namespace) -> None:
+def run_all(state: dict, finder: Finder, options: argparse.Namespace) -> None:
     """Run the mutants that are left, or those asked for, then the tests that noticed them on the unchanged code."""
-    finder = Finder(TREE, state["tests"])
-    for entry in state["mutants"]:
+    STATE.write_text(json.dumps(state, indent=1) + "\n")
+    for entry in [state["mutants"][n] for n in options.only or range(len(state["mutants"]))]:
         again = options.again and entry.get("outcome") == "survived"
-        if entry["number"] in options.only if options.only else again or "outcome" not in entry:
+        if options.only or again or "outcome" not in entry:
             mutant = Mutant(**{field.name: entry[field.name] for field in fields(Mutant)})
             entry |= run(finder, mutant, frozenset(state["failing"]), options.budget, options.limit)
-            entry.setdefault("first", entry["outcome"])
+            entry["by_new_test"] = finder.is_new(entry["by"])
             STATE.write_text(json.dumps(state, indent=1) + "\n")
             shutil.copy(WORK / "output.txt", WORK / f"output{mutant.number}.txt")
             print(f"{mutant.number} {mutant.path}:{mutant.line} {entry['after']}", flush=True)
@@ -250,7 +251,7 @@ def run_all(state: dict, options: argparse.Namespace) -> None:
     for entry in state["mutants"]:
         if entry.get("by") in wrong:  # to be run again, without that test
             print(f"{entry['by']} fails on the unchanged code", flush=True)
-            for key in ("outcome", "first", "by"):
+            for key in ("outcome", "by"):
                 entry.pop(key)
     state["failing"] = sorted({*state["failing"], *wrong})
     state["passing"] = sorted({*state["passing"], *noticing} - wrong)
