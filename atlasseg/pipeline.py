@@ -25,7 +25,7 @@ from atlasseg.atlases.organs import organs_of
 from atlasseg.atlases.selection import choose, likenesses, select, thumbnails
 from atlasseg.errors import InputError
 from atlasseg.fusion.contrast import match_contrast
-from atlasseg.organ_mask import extract_mask, widen
+from atlasseg.organ_mask import extract_mask, fill_mask, widen
 from atlasseg.plausibility import Finding, check
 from atlasseg.preprocessing.crop import box_around
 from atlasseg.preprocessing.foreground import foreground
@@ -73,6 +73,7 @@ class Scans:
     """What a registration is given: the preprocessed target and atlases, in the atlases' order.
 
     `initial_transforms` are those of the first registration step, where the selection of atlases has computed them.
+    `filled` is the mask that the labels are to fill, if any.
     """
 
     target: Image
@@ -80,6 +81,7 @@ class Scans:
     atlases: tuple[Atlas, ...]
     atlas_masks: tuple[Mask | None, ...]
     initial_transforms: tuple[Transform, ...] | None = None
+    filled: Mask | None = None
 
     @property
     def images(self) -> list[Image]:
@@ -118,6 +120,8 @@ class Alignment:
         Voxels, on the grid of the target, in which similarity was measured. None: all.
     findings : tuple of Finding
         Implausible properties of the scan and its registrations.
+    filled : Mask, optional
+        Mask, on the grid of the target, that the labels fill. None: they are as they were fused.
     """
 
     target: Image
@@ -128,6 +132,7 @@ class Alignment:
     seconds: Mapping[str, float]
     target_mask: Mask | None = None
     findings: tuple[Finding, ...] = ()
+    filled: Mask | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,6 +267,7 @@ def align(
         registered = register(scans, recipe, executor=executor) if registrar is None else registrar(scans)
         target = scans.target.cropped(registered.start, registered.stop)
         target_mask = scans.target_mask and scans.target_mask.cropped(registered.start, registered.stop)
+        filled = scans.filled and scans.filled.cropped(registered.start, registered.stop)
 
     with _stage("propagate", seconds, progress):
         carried = [
@@ -302,7 +308,7 @@ def align(
 
     labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
     values = tuple(int(v) for v in labels)
-    return Alignment(target, candidates, scan.grid, registered.start, values, seconds, target_mask, findings)
+    return Alignment(target, candidates, scan.grid, registered.start, values, seconds, target_mask, findings, filled)
 
 
 def register(
@@ -348,6 +354,9 @@ def register(
         if number == 0 and margin_mm is not None:
             labels = [atlas.segmentation for atlas in scans.atlases]
             box = box_around(labels, transforms, target.grid, margin_mm=margin_mm)
+            if scans.filled is not None:  # all of the mask is needed, wherever the first step put the labels
+                where = np.argwhere(scans.filled.array)
+                box = np.minimum(box[0], where.min(axis=0)), np.maximum(box[1], where.max(axis=0) + 1)
             start, stop = (tuple(int(n) for n in corner) for corner in box)  # type: ignore[assignment]
             target = target.cropped(start, stop)
             target_mask = target_mask and target_mask.cropped(start, stop)
@@ -402,6 +411,8 @@ def fuse(
                 **{f.name: getattr(regions, f.name) for f in fields(regions) if f.name != "method"},
             )
             fused, changes = consistent.probabilities, consistent.changes
+    if alignment.filled is not None:
+        fused = executor(fill_mask, fused, alignment.filled)
     probabilities = fused.padded_to(alignment.grid, alignment.start)
     return Segmentation(probabilities.label_map(), probabilities, alignment, seconds, changes, contrast)
 
@@ -496,6 +507,11 @@ def _preprocess_brains(
     brain: Mask = executor(extract_mask, scan, list(atlases))
     if mask is not None:
         brain = brain.with_array(brain.array & mask.array)
+        if not brain.array.any():
+            raise InputError(
+                f"{scan.name or 'scan'}: expected a mask that shares voxels with the brain, got one that does not. "
+                'Remove the mask, or set [preprocessing] mask = "given".'
+            )
     brains = [Mask(atlas.segmentation.array != 0, atlas.image.affine, atlas.id) for atlas in organs_of(atlases)]
     target = preprocess(scan, recipe.steps, mask=brain, executor=executor)
     treated = tuple(
@@ -503,7 +519,8 @@ def _preprocess_brains(
         for atlas, inside in zip(atlases, brains, strict=True)
     )
     around = [executor(widen, each, margin_mm=recipe.mask_margin_mm) for each in (brain, *brains)]
-    return Scans(target, around[0], treated, tuple(around[1:]))
+    filled = brain if recipe.fill_mask else None
+    return Scans(target, around[0], treated, tuple(around[1:]), filled=filled)
 
 
 def _select_atlases(scans: Scans, recipe: Recipe, count: int, executor: Executor) -> Scans:

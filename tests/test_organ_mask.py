@@ -12,7 +12,7 @@ from atlasseg.atlases.organs import ORGAN, organ_probabilities, organ_volume_mm3
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.fusion import majority
 from atlasseg.io import write_image, write_label_map, write_mask
-from atlasseg.organ_mask import extraction, find_organ, widen
+from atlasseg.organ_mask import extraction, fill_mask, find_organ, widen
 from atlasseg.organ_mask.border import refine_border
 from atlasseg.organ_mask.extraction import find_cut_off, largest_part
 from atlasseg.phantoms import tilted_grid, whole_head, whole_head_grid
@@ -282,3 +282,24 @@ def test_a_scan_in_which_nothing_is_probably_organ_is_an_error(target, atlases, 
     monkeypatch.setattr(extraction, "refine_border", lambda scan, *rest: np.full(scan.shape, 0.25, np.float32))
     with pytest.raises(GeometryError, match=r"target: no voxel is probably organ \(the highest probability is 0\.25\)"):
         find_organ(target.image, atlases)
+
+
+def test_labels_fill_a_mask():
+    weights = np.zeros((5, 4, 3, 3))
+    weights[..., 0] = 1
+    weights[0, 0, 0] = (0.6, 0.3, 0.1)  # background is most probable, and label 4 next
+    weights[1, 0, 0] = (0, 0, 1)
+    weights[2, 0, 0] = (0.2, 0.2, 0.6)
+    weights[4, 3, 2] = (0, 1, 0)  # outside
+    fused = ProbabilityMap.from_dense(weights, (0, 4, 9), np.diag([1, 2, 3, 1]))
+    inside = np.zeros((5, 4, 3), bool)
+    inside[:4, 0, 0] = True
+    filled = fill_mask(fused, Mask(inside, fused.affine))
+    assert filled.mode[:4, 0, 0].tolist() == [4, 9, 9, 9] and (filled.mode != 0).sum() == 4
+    np.testing.assert_allclose(filled.probability(4)[:4, 0, 0], [0.75, 0, 0.25, 0], atol=1e-6)
+    np.testing.assert_allclose(filled.dense().sum(axis=-1), 1, atol=1e-6)
+    assert filled.label_values.tolist() == [0, 4, 9] and filled.probability(4)[4, 3, 2] == 0
+    nothing = ProbabilityMap.from_labels(LabelMap(np.zeros((5, 4, 3)), fused.affine))
+    assert not fill_mask(nothing, Mask(inside, fused.affine)).mode.any()
+    with pytest.raises(GeometryError, match="the mask is not on the grid of the segmentation"):
+        fill_mask(fused, Mask(inside, np.eye(4)))

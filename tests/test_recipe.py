@@ -61,7 +61,7 @@ def test_paths_start_from_the_recipe(tmp_path):
         ({"tissue": {"method": "field"}, **LEAST}, r"a recipe with \[tissue\] cannot have .*\[fusion\]"),
         ({**LEAST, "registration": {"steps": "itk_affine"}}, r"\[registration\] steps: .*got 'itk_affine'"),
         ({**LEAST, "registration": {"steps": ["afine"]}}, "no method 'afine'"),
-        ({**LEAST, "preprocessing": {"mask": "brain"}}, r"\[preprocessing\] mask: .*'given'.*got 'brain'"),
+        ({**LEAST, "preprocessing": {"mask": "skull"}}, r"\[preprocessing\] mask: .*'given'.*got 'skull'"),
         ({**LEAST, "evaluation": {"surface_tolerance_mm": float("nan")}}, "surface_tolerance_mm"),
     ],
 )

@@ -125,6 +125,12 @@ def parse_recipe(
                 f"{where}: a recipe with [tissue] cannot have [{'] and ['.join(apart)}]. Use separate recipes."
             )
         sections["fusion"] = _section(Fusion, "fusion", {"method": "majority"}, where)  # for the atlases of a prior
+    if "preprocessing" in sections:
+        preprocessing = sections["preprocessing"]
+        if preprocessing.fill_mask and preprocessing.mask != "brain":
+            raise InputError(
+                f'{where}: [preprocessing] fill_mask: expected mask = "brain", got {preprocessing.mask!r}. Change one.'
+            )
     if "fusion" not in sections:
         raise InputError(f'{where}: expected the table [fusion] with method = "...". Add it.')
     if base is not None and "data" in sections:

@@ -90,6 +90,8 @@ class Preprocessing:
         that the atlases are labelled in, see `organ_mask.find_organ`; the methods of preprocessing then work inside it.
     mask_margin_mm : float
         With "brain": similarity is measured up to this far around it, in mm.
+    fill_mask : bool
+        With "brain": the labels fill the mask. There is none outside, and no background inside.
     crop_margin_mm : float, optional
         Crop the target, after the first registration step, to where the atlases' labels land plus this margin in mm.
         Without it the target is not cropped.
@@ -98,6 +100,7 @@ class Preprocessing:
     steps: tuple[Step, ...] = ()
     mask: Literal["given", "foreground", "brain", "none"] = "given"
     mask_margin_mm: Annotated[float, Ge(0)] = 6.0
+    fill_mask: bool = False
     crop_margin_mm: float | None = None
 
 

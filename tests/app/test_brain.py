@@ -129,6 +129,19 @@ def test_segment_by_a_recipe_with_a_brain_mask(heads):
     result = atlasseg.segment(heads[2].image, [head.atlas for head in heads[:2]], recipe)
     assert result.labels.array.shape == heads[2].image.shape
     assert dice(result.labels.array > 0, heads[2].labels.array > 0) > 0.9
+    filled = parse_recipe(
+        {**RECIPE, "preprocessing": {**RECIPE["preprocessing"], "crop_margin_mm": 4.0, "fill_mask": True}}
+    )
+    mask = atlasseg.extract_brain(heads[2].image, [head.atlas for head in heads[:2]]).mask.array
+    labels = atlasseg.segment(heads[2].image, [head.atlas for head in heads[:2]], filled).labels.array
+    np.testing.assert_array_equal(labels > 0, mask)
+    same = mask & (result.labels.array > 0)
+    np.testing.assert_array_equal(labels[same], result.labels.array[same])
+    empty = atlasseg.Mask(np.zeros(heads[2].image.shape, bool), heads[2].image.affine)
+    with pytest.raises(atlasseg.errors.InputError, match="head50: expected a mask that shares voxels with the brain"):
+        preprocess_scans(heads[2].image, [heads[0].atlas], empty, recipe.preprocessing)
+    with pytest.raises(atlasseg.errors.InputError, match="fill_mask: expected mask = \"brain\", got 'given'"):
+        parse_recipe({**RECIPE, "preprocessing": {"fill_mask": True}})
     with pytest.raises(atlasseg.errors.InputError, match="mask_margin_mm"):
         parse_recipe({**RECIPE, "preprocessing": {"mask": "brain", "mask_margin_mm": -1.0}})
 
