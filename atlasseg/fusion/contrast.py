@@ -49,8 +49,14 @@ BINS = 24
 """Intensity bins of a candidate, between which the map is linear."""
 SHRINKAGE_VOXELS = 10.0
 """Weight of a label's mean in each of its bins, in voxels."""
-LABEL_GAIN = 0.8
-"""Labels are used if the unexplained variance with labels is below this fraction of that without labels."""
+LABEL_BIAS = 0.8
+"""Labels matter if the mean error of one of them, without labels, is above this fraction of the residual's sd..."""
+BIAS_RATIO = 2.0
+"""...and above this multiple of the same between candidates."""
+BIAS_VOXELS = 20_000
+"""Voxels at which it is measured."""
+BIAS_PAIRS = 3
+"""Other candidates that each candidate is compared with."""
 LEAST_EXPLAINED = 0.05
 """Fraction of the target's variance that a map must explain; otherwise the candidate's intensities are ignored."""
 
@@ -89,7 +95,8 @@ class ContrastMatch:
         told = told[np.isfinite(told)]
         text = f"{len(self.changed)} of {len(self.maps)} atlases differ from the scan in contrast"
         if told.size:
-            text += f" (agreement {np.median(told):.2f}; 1 is the same contrast)"
+            text += f" (agreement {np.median(told):.2f}; 1 is the same contrast"
+            text += ", here within labels, not between them)" if np.median(told) > AGREEMENT_RATIO else ")"
         ways = ", ".join(f"{every.count(kind)} by {kind}" for kind in (BY_INTENSITY, BY_LABEL) if kind in every)
         if ways:
             text += f"; atlas intensities were mapped to the scan's contrast: {ways}"
@@ -102,15 +109,17 @@ def match_contrast(target: Image, candidates: Sequence[Atlas], *, contrast: Cont
     """Map the intensities of candidates with another contrast to the target's contrast.
 
     A candidate differs if its agreement with the target, `measure_agreement`, is below `AGREEMENT_RATIO` of its largest
-    agreement with another candidate: a candidate that is only badly registered agrees with none. Its image A then
-    is replaced by the conditional expectation of the target T given the label of each voxel,
+    agreement with another candidate: a candidate that is only badly registered agrees with none. It also differs if
+    its intensities, by a map that is the same everywhere, predict those of the target with a mean error in some label
+    that is above `LABEL_BIAS` sd, and above `BIAS_RATIO` times that between candidates. Its image A then is
+    replaced by the conditional expectation of the target T given the label of each voxel,
 
         A'(x) = sum over l of p_i(l | x) E[T | A(x), l],
 
-    or E[T | A(x)] where labels add little. The expectations are learned on the voxels where candidates disagree and
-    those near them, l being the label of most candidates and a voxel's weight the fourth power of its share of votes.
-    They are piecewise linear in A; the bins of each label are shrunk to the label's mean. This is the regression of the
-    joint histogram that the correlation ratio [1]_ is based on, for each label separately.
+    or E[T | A(x)] where this is biased for no label. The expectations are learned on the voxels where candidates
+    disagree and those near them, l being the label of most candidates and a voxel's weight the fourth power of its
+    share of votes. They are piecewise linear in A; the bins of each label are shrunk to the label's mean. This is the
+    regression of the joint histogram that the correlation ratio [1]_ is based on, for each label separately.
 
     Parameters
     ----------
@@ -150,18 +159,19 @@ def match_contrast(target: Image, candidates: Sequence[Atlas], *, contrast: Cont
     if not disagreement.any():
         return unchanged
     agreement = measure_agreement(target, candidates, disagreement)
+    biased = _find_biased(target, candidates, disagreement)
     differs = np.ones(agreement.shape, bool)
     if contrast == "auto":
-        differs = _find_differing(agreement, candidates, disagreement)
+        differs = _find_differing(agreement, candidates, disagreement) | biased
     if not differs.any():
         return replace(unchanged, agreement=agreement)
     learning = _Learning.around(target, candidates, disagreement)
     matched, maps = [], []
-    for atlas, mapped in zip(candidates, differs, strict=True):
+    for atlas, mapped, by_label in zip(candidates, differs, biased, strict=True):
         kinds = [""] * channels
         image = atlas.image.channels.copy() if mapped.any() else atlas.image.channels
         for c in np.flatnonzero(mapped):
-            image[..., c], kinds[c] = learning.map_channel(atlas, int(c))
+            image[..., c], kinds[c] = learning.map_channel(atlas, int(c), bool(by_label[c]))
         shaped = atlas.image.with_array(image.reshape(atlas.image.array.shape))
         matched.append(replace(atlas, image=shaped) if mapped.any() else atlas)
         maps.append(tuple(kinds))
@@ -218,6 +228,51 @@ def _find_differing(agreement: Float64, candidates: Sequence[Atlas], where: Bool
         if pairs:
             best[n] = np.nanmax(np.vstack([np.full(agreement.shape[1], -1.0), *pairs]), axis=0)
     return np.asarray(agreement < AGREEMENT_RATIO * best)
+
+
+def _find_biased(target: Image, candidates: Sequence[Atlas], disagreement: Bool) -> Bool:
+    """(N, C) whether intensities of each candidate predict the target with a bias of some label.
+
+    Within each label the contrast may be the same, so that windows agree, and the contrast between labels another. A
+    bias counts if candidates among themselves have less than half of it.
+    """
+    channels = target.channels.shape[-1]
+    out = np.zeros((len(candidates), channels), bool)
+    voxels = _spread(np.flatnonzero(dilate(disagreement, np.full(3, RIM_VOXELS))), BIAS_VOXELS)
+    if len(candidates) < 2 or voxels.size == 0:
+        return out
+    votes = np.stack([atlas.segmentation.array.reshape(-1)[voxels] for atlas in candidates])
+    known = np.stack([_get_coverage(atlas).reshape(-1)[voxels] for atlas in candidates])
+    values = np.unique(votes)
+    counts = np.stack([((votes == value) & known).sum(axis=0) for value in values])
+    labels = counts.argmax(axis=0)
+    weights = (counts.max(axis=0) / np.maximum(known.sum(axis=0), 1)) ** 4.0
+    images = [atlas.image.channels.reshape(-1, channels)[voxels] for atlas in candidates]
+    aims = target.channels.reshape(-1, channels)[voxels]
+    for n, own in enumerate(images):
+        others = [(n + step) % len(images) for step in range(1, min(BIAS_PAIRS, len(images) - 1) + 1)]
+        for c in range(channels):
+            if not (weights * known[n]).any():
+                continue
+            bias = _label_bias(own[:, c], aims[:, c], labels, weights * known[n], values.size)
+            usual = [
+                _label_bias(own[:, c], images[m][:, c], labels, weights * known[n] * known[m], values.size)
+                for m in others
+                if (weights * known[n] * known[m]).any()
+            ]
+            out[n, c] = bias > max([LABEL_BIAS, *(BIAS_RATIO * each for each in usual)])
+    return out
+
+
+def _label_bias(own: Float32, aim: Float32, labels: Int64, weights: Float64, number: int) -> float:
+    """Largest mean error of a label, in sd of what labels leave unexplained, where intensities alone predict `aim`."""
+    bins, wanted = _Bins.of(own[weights > 0]), aim.astype(np.float64)
+    by_bin, by_label = bins.expectations(own, labels, weights, wanted, number)
+    missed = wanted - bins.look_up(by_bin, own, labels)
+    left = np.average((wanted - bins.look_up(by_label, own, labels)) ** 2, weights=weights)
+    sums = np.abs(np.bincount(labels, weights * missed, number))
+    bias = (sums / (np.bincount(labels, weights, number) + SHRINKAGE_VOXELS)).max()
+    return float(bias / np.sqrt(max(left, np.finfo(float).tiny)))
 
 
 def _spread(voxels: Int64, count: int) -> Int64:
@@ -288,7 +343,7 @@ class _Learning:
         weights = majority.confidence().reshape(-1)[voxels].astype(np.float64) ** 4
         return cls(target, voxels, labels, weights, majority.label_values)
 
-    def map_channel(self, atlas: Atlas, channel: int) -> tuple[Float32, str]:
+    def map_channel(self, atlas: Atlas, channel: int, use_labels: bool) -> tuple[Float32, str]:
         """(I, J, K) one channel of an atlas in the target's contrast, and how it was mapped."""
         own = atlas.image.channels[..., channel]
         seen = slice(None) if atlas.mask is None else atlas.mask.array.reshape(-1)[self.voxels]
@@ -305,7 +360,6 @@ class _Learning:
             return float(np.average((aim - bins.look_up(table, own.reshape(-1)[voxels], labels)) ** 2, weights=weights))
 
         left = unexplained(by_bin), unexplained(by_label)
-        use_labels = left[1] < LABEL_GAIN * left[0]
         table, remains = (by_label, left[1]) if use_labels else (by_bin, left[0])
         if remains > (1 - LEAST_EXPLAINED) * total:
             return np.full(own.shape, mean, np.float32), IGNORED

@@ -192,6 +192,28 @@ def test_only_those_that_differ_are_mapped(library):
     assert "atlas intensities were mapped to the scan's contrast: 3 by " in match.message
 
 
+TEXTURE = 2 * ndimage.gaussian_filter(np.random.default_rng(7).normal(0, 1, SHAPE), 0.8)
+
+
+@pytest.mark.parametrize("name", ["joint", "nearest_patches", "generative", "local_weighted"])
+def test_labels_of_another_order_are_found_where_windows_agree(name):
+    """The same texture in all images is stronger than the contrast of labels: correlations in windows see no change."""
+
+    def textured(labels, contrast, seed):
+        image = np.vectorize(contrast.get)(labels) + TEXTURE + np.random.default_rng(seed).normal(0, 0.03, SHAPE)
+        return Image(image, AFFINE, "scan")
+
+    labels = [anatomy(n) for n in range(7)]
+    atlases = [Atlas(f"a{n}", textured(each, T1, n), LabelMap(each, AFFINE)) for n, each in enumerate(labels)]
+    same, other = textured(anatomy(100), T1, 100), textured(anatomy(100), CONTRASTS["random"], 100)
+    assert not match_contrast(same, atlases).changed
+    match = match_contrast(other, atlases)
+    assert match.changed == tuple(range(7)) and match.maps[0] == ("label and intensity",)
+    assert np.median(match.agreement) > 0.9 and "here within labels, not between them" in match.message
+    fused = methods.get("fusion", name).function(other, atlases, **OPTIONS.get(name, {}))
+    assert dice(fused) > dice(majority.fuse(other, atlases)) - 0.02
+
+
 def test_a_bad_registration_is_no_other_contrast(library):
     shift = (5, 5, 2)
     image, labels = (np.roll(each.array, shift, axis=(0, 1, 2)) for each in (library[0].image, library[0].labels))
