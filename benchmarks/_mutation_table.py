@@ -25,14 +25,14 @@ def render(state: dict, reasons: dict[str, str], command: str, versions: str) ->
         "",
         *RULES.splitlines(),
         "",
-        "| room | places | mutants | killed | of these by time | survived | killed, % | before new tests, % |",
+        "| room | places | mutants | killed | of these by time | survived | killed, % | by earlier tests, % |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for room in [*rooms, None]:
         here = [m for m in outcomes.values() if room in (None, m["room"])]
         count = Counter(m["outcome"] for m in here)
         killed = count["killed"] + count["timeout"]
-        before = killed - sum(m["outcome"] == "killed" and m.get("by_new_test") for m in here)
+        before = killed - sum(m["outcome"] == "killed" and m.get("by_new_test", False) for m in here)
         places = sum(state["places"].values()) if room is None else state["places"][room]
         cells = [room or "**all**", places, f"{len(here)}" if len(here) == drawn[room] or not room else
                  f"{len(here)} of {drawn[room]}", killed, count["timeout"], count["survived"],

@@ -25,6 +25,16 @@ NEAREST_FILES = 8
 
 MOST_HOPS = 4
 
+USERS = (
+    "tests/fusion/",
+    "tests/refinement/test_markov",
+    "tests/regions/",
+    "tests/registration/",
+    "tests/tissues/",
+    "tests/test_",
+)
+"""Tests of rooms that use others: those of the application are run only where they mention a caller of the code."""
+
 BROKEN = 70
 """Exit status of a process that could not run pytest: no statement about the mutant."""
 
@@ -126,7 +136,7 @@ class Finder:
                 hop = -1 if stem in test else 0 if stem in mentioned else hop
                 new = here and hop <= MOST_HOPS and self.is_new(f"{file}::{test}")
                 own = stem in Path(file).stem
-                if hop <= (MOST_HOPS if here else 1) or own:
+                if hop <= (MOST_HOPS if here or file.startswith(USERS) else 1) or own:
                     ranks[f"{file}::{test}"] = (not new, not here, "contract" in file, hop, not own, len(mentioned))
         if all(rank[1] for rank in ranks.values()):
             near = [file for file in self.tests if f"/{room}/" in file]
