@@ -243,9 +243,9 @@ def _find_biased(target: Image, candidates: Sequence[Atlas], disagreement: Bool)
         return out
     votes = np.stack([atlas.segmentation.array.reshape(-1)[voxels] for atlas in candidates])
     known = np.stack([_get_coverage(atlas).reshape(-1)[voxels] for atlas in candidates])
-    values = np.unique(votes)
-    counts = np.stack([((votes == value) & known).sum(axis=0) for value in values])
-    labels = counts.argmax(axis=0)
+    counts = np.stack([((votes == own) & known).sum(axis=0) for own in votes])
+    most = np.where(counts == counts.max(axis=0), votes, np.iinfo(votes.dtype).max).min(axis=0)
+    values, labels = np.unique(most, return_inverse=True)
     weights = (counts.max(axis=0) / np.maximum(known.sum(axis=0), 1)) ** 4.0
     images = [atlas.image.channels.reshape(-1, channels)[voxels] for atlas in candidates]
     aims = target.channels.reshape(-1, channels)[voxels]

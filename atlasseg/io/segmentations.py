@@ -142,7 +142,9 @@ def merge_layers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
 
 def _present(path: Path, header: dict[str, str], segments: list[Segment]) -> list[Segment]:
     """Segments whose layer is in the file; checks that they differ in layer or label value."""
-    count = int(header["sizes"].split()[0]) if header.get("dimension") == "4" and header.get("sizes") else 1
+    count = 1
+    if header.get("dimension") == "4" and header.get("sizes"):
+        count = _whole(path, {"sizes": header["sizes"].split()[0]}, "sizes", 1)
     absent = [segment.name for segment in segments if not 0 <= segment.layer < count]
     if absent:
         log.warning(
