@@ -211,7 +211,7 @@ def test_torchscript_says_the_same(model, tmp_path, monkeypatch):
     paths = write_torchscript(replace(model, members=model.members[:1]), tmp_path)
     assert [path.name for path in paths] == ["member_0.ts"] and paths[0].stat().st_size > 1000
     monkeypatch.setattr("atlasseg.refinement.network.export.SAME", -1.0)
-    with pytest.raises(OutputError, match="the export differs"):
+    with pytest.raises(OutputError, match="expected the outputs of the network"):
         write_torchscript(replace(model, members=model.members[:1]), tmp_path / "other")
     assert not list((tmp_path / "other").iterdir())
 
@@ -311,7 +311,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_then_told(job, monkeypatch, cap
     short = replace(job, training=replace(QUICK, steps=1))
     with caplog.at_level(logging.WARNING):
         fit(short)
-    assert "batches of 1 in place of 2" in caplog.text
+    assert "batch size 1 instead of 2" in caplog.text
     most = 0
     said = r"enough for one patch .*dynunet, 3 levels.*--gpu-memory 0\.\d+GB, which chooses one for \d{6} bytes"
     with pytest.raises(InputError, match=said):

@@ -55,8 +55,6 @@ def write_torchscript(model: RefinerModel, folder: Path) -> list[Path]:
                 expected, found = network(other), torch.jit.load(str(aside))(other)  # type: ignore[no-untyped-call]
                 apart = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-6))
                 if not apart <= SAME:
-                    raise OutputError(
-                        f"{path}: expected the outputs of the network, got a relative difference of {apart:.2g}"
-                    )
+                    raise OutputError(f"expected the outputs of the network, got a relative difference of {apart:.2g}")
         written.append(path)
     return written
