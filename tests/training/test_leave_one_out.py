@@ -143,7 +143,7 @@ def test_further_cases_are_learned_on_and_do_not_vote(marked):
     header = json.loads((marked / "more/model.json").read_text())
     assert header["cases"] == ["head3", "head4"] and set(header["provenance"]["atlases"]) == {"head0", "head1", "head2"}
     assert max(sum(n.values()) for n in more.record["samples"].values()) == 300  # 60 of each of five
-    with pytest.raises(InputError, match="case head0 is atlas head0 of the library"):
+    with pytest.raises(InputError, match="case head0: expected a scan that is no atlas, got atlas head0"):
         correct(recipe, marked / "more", cases=marked / "atlases")
 
 
