@@ -210,7 +210,12 @@ def linear_part(transform: Transform, points_mm: Float64) -> Affine:
 
 
 def linear_similarity(
-    fixed: Image, moving: Image, transform: Affine, *, fixed_mask: Mask | None = None, moving_mask: Mask | None = None
+    fixed: Image,
+    moving: Image,
+    transform: Transform,
+    *,
+    fixed_mask: Mask | None = None,
+    moving_mask: Mask | None = None,
 ) -> float:
     """Mean squared local correlation of two coarse images in the first one's mask or foreground, from 0 to 1.
 

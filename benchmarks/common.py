@@ -31,6 +31,15 @@ def coarsened(atlas: Atlas, spacing_mm: float) -> Atlas:
     )
 
 
+def mean_dice(labels: np.ndarray, reference: np.ndarray) -> float:
+    """Compute the mean Dice over the labels of the reference, without background."""
+    size = int(max(labels.max(), reference.max())) + 1
+    ours, theirs = np.bincount(labels.ravel(), minlength=size), np.bincount(reference.ravel(), minlength=size)
+    both = np.bincount(reference[labels == reference].ravel(), minlength=size)
+    present = np.flatnonzero(theirs)[1:]
+    return float(np.mean(2 * both[present] / (ours[present] + theirs[present])))
+
+
 class Kept:
     """Executor that computes each function of `PER_SCAN` once for the same volumes."""
 

@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from common import Kept, coarsened
+from common import Kept, coarsened, mean_dice
 
 from atlasseg import io
 from atlasseg.plausibility import check
@@ -83,15 +83,6 @@ def turned(volume: Volume, rotation: np.ndarray) -> Volume:
     matrix[:3, :3] = rotation
     matrix[:3, 3] = image.grid.centre_mm - rotation @ image.grid.centre_mm
     return Image(image.array, matrix @ image.affine), LabelMap(labels.array, matrix @ labels.affine)
-
-
-def dice(labels: np.ndarray, reference: np.ndarray) -> float:
-    """Mean over the reference's labels."""
-    size = int(max(labels.max(), reference.max())) + 1
-    ours, theirs = np.bincount(labels.ravel(), minlength=size), np.bincount(reference.ravel(), minlength=size)
-    both = np.bincount(reference[labels == reference].ravel(), minlength=size)
-    present = np.flatnonzero(theirs)[1:]
-    return float(np.mean(2 * both[present] / (ours[present] + theirs[present])))
 
 
 def ants_affine(fixed: Image, moving: Image) -> np.ndarray:
@@ -190,7 +181,7 @@ def main() -> None:
                     kept.write_text(json.dumps([np.asarray(matrix).tolist(), seconds]))
             transform = Affine(np.array(matrix))
             carried = resample(moving[1], fixed[1].grid, transform, interpolation="nearest")
-            score = dice(carried.array, fixed[1].array)
+            score = mean_dice(carried.array, fixed[1].array)
             rows.append(
                 (
                     kind,

@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from common import mean_dice
 
 from atlasseg.atlases.library import read_library
+from atlasseg.fusion import majority
 from atlasseg.organ_mask import find_organ
 from atlasseg.pipeline import segment
 from atlasseg.recipe import read_recipe
@@ -32,30 +34,18 @@ from atlasseg.volume import Atlas, Image
 FIELDS = ("target", "engine", "mask_dice", "regions_dice", "seconds", "cpu_seconds")
 
 
-def mean_dice(labels: np.ndarray, reference: np.ndarray) -> float:
-    """Mean over the reference's labels."""
-    size = int(max(labels.max(), reference.max())) + 1
-    ours, theirs = np.bincount(labels.ravel(), minlength=size), np.bincount(reference.ravel(), minlength=size)
-    both = np.bincount(reference[labels == reference].ravel(), minlength=size)
-    present = np.flatnonzero(theirs)[1:]
-    return float(np.mean(2 * both[present] / (ours[present] + theirs[present])))
-
-
 def mask_dice(labels: np.ndarray, reference: np.ndarray) -> float:
     return float(2 * ((labels != 0) & (reference != 0)).sum() / ((labels != 0).sum() + (reference != 0).sum()))
 
 
 def vote(scan: Image, atlases: Sequence[Atlas]) -> np.ndarray:
     """The label that most atlases have after SyN; the smallest on a tie."""
+    transforms = syn.register(scan, [atlas.image for atlas in atlases])
     carried = [
-        resample(atlas.segmentation, scan.grid, transform, interpolation="nearest").array
-        for atlas, transform in zip(atlases, syn.register(scan, [a.image for a in atlases]), strict=True)
+        Atlas(atlas.id, scan, resample(atlas.segmentation, scan.grid, transform, interpolation="nearest"))
+        for atlas, transform in zip(atlases, transforms, strict=True)
     ]
-    best, most = np.zeros(scan.shape, np.int32), np.zeros(scan.shape, int)
-    for label in np.unique(carried):
-        count = np.sum([each == label for each in carried], axis=0)
-        best, most = np.where(count > most, label, best), np.maximum(count, most)
-    return best
+    return majority.fuse(scan, carried).mode
 
 
 def run(engine: str, target: Atlas, atlases: Sequence[Atlas]) -> dict[str, object]:

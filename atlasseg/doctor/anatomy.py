@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from atlasseg.doctor.persons import LEAST_SCANS, SamePerson, find_repeats
+from atlasseg.fusion.contrast import pool_correlations
 from atlasseg.plausibility import (
     CLEAR_SIDES,
     MIRRORED_ATLASES,
@@ -53,8 +54,6 @@ REFERENCES = 16
 """So many scans, spread over the folder, are those that contrasts are compared with."""
 WINDOW = 5
 """In voxels: the side of the windows in which contrasts are compared."""
-LEAST_CORRELATION = 0.3
-"""A window with a smaller correlation tells nothing of the contrast."""
 SAME_CONTRAST, OTHER_CONTRAST = 0.7, 0.3
 """Agreement, from -1 (inverted) to 1, above which two contrasts are the same, and below which they differ."""
 
@@ -230,18 +229,13 @@ def _standardise(array: Float32, region: Bool) -> Float32:
     return out.astype(np.float32)
 
 
-def _agreement(one: Float32, other: Float32) -> float:
-    """Agreement of two standardised scans in contrast, from -1 to 1, as in `fusion.contrast.measure_agreement`."""
-    r = ndimage.uniform_filter(one * other, WINDOW)
-    r = r[np.abs(r) >= LEAST_CORRELATION]
-    return float((r * np.abs(r)).sum() / (r**2).sum()) if r.size else np.nan
-
-
 def _compare_contrasts(standard: Sequence[Float32]) -> Iterator[tuple[int, str]]:
     """Scans whose contrast differs from that of the scan that agrees with most."""
     count = len(standard)
     shown = spread(count, REFERENCES)
-    agreement = np.array([[_agreement(each, standard[m]) for m in shown] for each in standard])
+    agreement = np.array(
+        [[pool_correlations(ndimage.uniform_filter(each * standard[m], WINDOW)) for m in shown] for each in standard]
+    )
     typical = int(np.argmax(np.nan_to_num(np.nanmedian(agreement, axis=0))))
     same = [k for k, m in enumerate(shown) if agreement[m, typical] > SAME_CONTRAST]
     if 2 * len(same) <= len(shown):

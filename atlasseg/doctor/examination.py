@@ -178,7 +178,15 @@ def _compare_anatomies(
             "after affine registrations on coarse voxels: fields of view, foreground, similarity, orientation, left "
             "and right, contrast, scans of one person"
         )
-    yield from _same_person(known, pairs, _read_subjects(root))
+    subjects: dict[str, str] = {}
+    for path in (root / SUBJECTS, root.parent / SUBJECTS):
+        if path.is_file():
+            try:
+                subjects = _read_subjects(path)
+            except InputError as error:
+                yield Finding("error", path, str(error), "correct the table, or remove it")
+            break
+    yield from _same_person(known, pairs, subjects)
 
 
 def _same_person(cases: Sequence[Case], pairs: Sequence[SamePerson], subjects: Mapping[str, str]) -> Iterator[Finding]:
@@ -197,14 +205,23 @@ def _same_person(cases: Sequence[Case], pairs: Sequence[SamePerson], subjects: M
             )
 
 
-def _read_subjects(root: Path) -> dict[str, str]:
-    """The person of each scan, from the table of subjects in the folder or above it; empty without one."""
-    for path in (root / SUBJECTS, root.parent / SUBJECTS):
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file, delimiter="\t"))
-            return {row["id"]: row["subject"] for row in rows if row.get("id") and row.get("subject")}
-    return {}
+def _read_subjects(path: Path) -> dict[str, str]:
+    """Read the person of each scan from a table of subjects.
+
+    Raises
+    ------
+    InputError
+        The file is not text, or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file, delimiter="\t")
+            columns, rows = table.fieldnames or [], list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"expected a table of tab-separated text, got a file that cannot be read: {error}") from error
+    if not {"id", "subject"} <= set(columns):
+        raise InputError(f"expected the columns id and subject, got {', '.join(columns) or 'none'}")
+    return {row["id"]: row["subject"] for row in rows if row["id"] and row["subject"]}
 
 
 def _volumes(folder: Path) -> tuple[dict[str, Path], list[Finding]]:

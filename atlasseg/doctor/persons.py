@@ -13,6 +13,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ MOST_SHARING = 4
 
 RUN = 24
 """Differences of neighbours in a run of intensities."""
+BASE = 0x5851F42D4C957F2D
+"""Odd number whose powers weigh the differences in the hash of a run."""
 LEAST_CHANGES = 16
 """So many of them are not 0; runs through background are left out."""
 SKETCH = 4000
@@ -109,26 +112,42 @@ def _is_plain(step: float) -> bool:
 
 
 def _hash_runs(codes: NDArray[np.int64]) -> UInt64:
-    """The `SKETCH` smallest hashes of all runs along the three axes, in both directions."""
-    factors = np.random.default_rng(0).integers(1, 2**63, RUN, dtype=np.uint64) | np.uint64(1)
+    """The `SKETCH` smallest hashes of all runs along the three axes; a run and its reverse have the same hash.
+
+    With d the differences of neighbours in a run of R, the hash is the sum over k of d_k (B^k - B^(R-1-k)) modulo 2^64.
+    Reversing a run reverses the order and the sign of d, which leaves it. All sums come from cumulative ones.
+    """
     kept = np.zeros(0, np.uint64)
     for axis in range(3):
-        for along in (codes, np.flip(codes, axis)):
-            differences = np.diff(along, axis=axis).astype(np.uint64)
-            count = differences.shape[axis] - RUN + 1
-            if count < 1:
-                continue
-            moved = np.moveaxis(differences, axis, 0)
-            hashes = np.zeros((count, *moved.shape[1:]), np.uint64)
-            changes = np.zeros(hashes.shape, np.uint8)
-            for n in range(RUN):
-                hashes += moved[n : n + count] * factors[n]
-                changes += moved[n : n + count] != 0
-            found = hashes[changes >= LEAST_CHANGES]
-            found ^= found >> np.uint64(31)
-            found *= np.uint64(0x9E3779B97F4A7C15)  # so that the smallest are a random sample
-            kept = np.unique(np.concatenate([kept, found]))[:SKETCH]
+        differences = np.moveaxis(np.diff(codes, axis=axis), axis, 0).astype(np.uint64)
+        count = len(differences) - RUN + 1
+        if count < 1:
+            continue
+        ahead, back = (_powers(base, len(differences) + RUN)[:, None, None] for base in (BASE, pow(BASE, -1, 2**64)))
+        forward = _window_sums(differences * ahead[: len(differences)]) * back[:count]
+        reverse = _window_sums(differences * back[: len(differences)]) * ahead[RUN - 1 :][:count]
+        changes = _window_sums((differences != 0).astype(np.int32))
+        found = (forward - reverse)[changes >= LEAST_CHANGES]
+        found ^= found >> np.uint64(31)
+        found *= np.uint64(0x9E3779B97F4A7C15)  # so that the smallest are a random sample
+        if found.size > 16 * SKETCH:
+            found = np.partition(found, 16 * SKETCH)[: 16 * SKETCH]
+        kept = np.unique(np.concatenate([kept, found]))[:SKETCH]
     return kept
+
+
+def _powers(base: int, count: int) -> UInt64:
+    """Powers 0 to `count` - 1 of an odd number, modulo 2^64."""
+    powers = np.full(count, base, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers, dtype=np.uint64)
+
+
+def _window_sums(values: NDArray[Any]) -> NDArray[Any]:
+    """Sums of `RUN` neighbours along the first axis."""
+    total = np.cumsum(values, axis=0, dtype=values.dtype)
+    total[RUN:] -= total[:-RUN].copy()
+    return total[RUN - 1 :]
 
 
 def find_crops(traces: Sequence[Trace]) -> list[SamePerson]:

@@ -255,12 +255,11 @@ def _find_biased(target: Image, candidates: Sequence[Atlas], disagreement: Bool)
             if not (weights * known[n]).any():
                 continue
             bias = _label_bias(own[:, c], aims[:, c], labels, weights * known[n], values.size)
-            usual = [
-                _label_bias(own[:, c], images[m][:, c], labels, weights * known[n] * known[m], values.size)
+            out[n, c] = bias > LABEL_BIAS and all(
+                bias > BIAS_RATIO * _label_bias(own[:, c], images[m][:, c], labels, both, values.size)
                 for m in others
-                if (weights * known[n] * known[m]).any()
-            ]
-            out[n, c] = bias > max([LABEL_BIAS, *(BIAS_RATIO * each for each in usual)])
+                if (both := weights * known[n] * known[m]).any()
+            )
     return out
 
 
@@ -301,11 +300,14 @@ def _agreement(channels: Float32, known: Bool, atlas: Atlas, voxels: Int64) -> F
     for c in range(out.size):
         covariance, variance, other = moments[:, c].T
         varied = (variance > FLAT_WINDOW * variance.mean()) & (other > FLAT_WINDOW * other.mean())
-        r = covariance[varied] / np.sqrt(variance[varied] * other[varied])
-        r = r[np.abs(r) >= LEAST_CORRELATION]
-        if r.size:
-            out[c] = (r * np.abs(r)).sum() / (r**2).sum()
+        out[c] = pool_correlations(covariance[varied] / np.sqrt(variance[varied] * other[varied]))
     return out
+
+
+def pool_correlations(r: Float64) -> float:
+    """Agreement of two images, see `measure_agreement`, from their correlations in windows; NaN if all are small."""
+    r = r[np.abs(r) >= LEAST_CORRELATION]
+    return float((r * np.abs(r)).sum() / (r**2).sum()) if r.size else np.nan
 
 
 @dataclass(frozen=True, eq=False)

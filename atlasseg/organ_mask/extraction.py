@@ -27,13 +27,12 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.fusion import joint
 from atlasseg.fusion.contrast import match_contrast
 from atlasseg.organ_mask.border import refine_border
-from atlasseg.plausibility import coarsen
+from atlasseg.plausibility import coarsen, linear_similarity
 from atlasseg.propagation import propagate
 from atlasseg.refinement import markov_field
 from atlasseg.registration import affine, diffeomorphic
 from atlasseg.registration.outliers import RegistrationQC, find_failures
-from atlasseg.resampling import coverage, resample
-from atlasseg.similarity.local_correlation import LocalCorrelation
+from atlasseg.resampling import resample
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Bool, Float32, Grid, Image, LabelMap, Mask, ProbabilityMap
 
@@ -240,15 +239,19 @@ def _register(scan: Image, atlases: Sequence[Atlas], edge_mm: float) -> _Registe
             f"{scan.name or 'scan'}: no organ of the {len(atlases)} atlases lands on the scan. Check that scan and "
             "atlases show the same part of the body (atlasseg doctor)."
         )
+    around = Mask(near, small.affine)
     transforms = diffeomorphic.register(
         small,
         images,
         initial=starts,
-        fixed_mask=Mask(near, small.affine),
+        fixed_mask=around,
         shrink_factors=(2, 1),
         iterations=ITERATIONS,
     )
-    similarities = _similarities(small, images, transforms, near)
+    similarities = [
+        linear_similarity(small, image, transform, fixed_mask=around)
+        for image, transform in zip(images, transforms, strict=True)
+    ]
     checks = find_failures(similarities, names=[atlas.id for atlas in atlases])
     for atlas, check in zip(atlases, checks, strict=True):
         if not check.keep:
@@ -260,18 +263,6 @@ def _register(scan: Image, atlases: Sequence[Atlas], edge_mm: float) -> _Registe
     stop = np.where(where.max(axis=0) + 2 >= small.shape, scan.shape, stop)  # voxels beyond the last block
     first, last = (tuple(int(n) for n in corner) for corner in (start, stop))
     return _Registered(transforms, similarities, checks, first, last)  # type: ignore[arg-type]
-
-
-def _similarities(small: Image, images: Sequence[Image], transforms: Sequence[Transform], near: Bool) -> list[float]:
-    """Mean local correlation of the scan and each atlas where the organ may be, on coarse voxels."""
-    values = []
-    for image, transform in zip(images, transforms, strict=True):
-        carried = resample(image, small.grid, transform)
-        known = near & coverage(image.grid, small.grid, transform).array
-        pairs = zip(np.moveaxis(small.channels, 3, 0), np.moveaxis(carried.channels, 3, 0), strict=True)
-        alike = [LocalCorrelation().value(f, w, mask=known) for f, w in pairs] if known.any() else [0.0]
-        values.append(float(np.mean(alike)))
-    return values
 
 
 def _reach(atlases: Sequence[Atlas], transforms: Sequence[Transform], grid: Grid, margin_mm: float) -> Bool:

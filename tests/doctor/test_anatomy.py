@@ -123,6 +123,36 @@ def test_two_crops_of_one_scan_are_found_whatever_their_axes(changed):
     assert not persons.find_crops([first, other])
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"id,subject\na,one\n", "expected the columns id and subject, got id,subject"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_a_faulty_table_of_subjects_is_an_error(changed, content, reason):
+    (changed / "subjects.tsv").write_bytes(content)
+    (error,) = (f for f in doctor.examine(changed, register=False).findings if f.severity == "error")
+    assert error.file == changed / "subjects.tsv" and reason in error.message
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_hashes_of_runs_by_hand(axis):
+    """Of one line along each axis, as the sum in the docstring."""
+    line = np.random.default_rng(0).integers(0, 50, 40)
+    size, base = persons.RUN, persons.BASE
+    d = np.diff(line).tolist()
+    sums = [
+        sum(d[n + k] * (pow(base, k, 2**64) - pow(base, size - 1 - k, 2**64)) for k in range(size)) % 2**64
+        for n in range(len(d) - size + 1)
+    ]
+    mixed = {(s ^ s >> 31) * 0x9E3779B97F4A7C15 % 2**64 for s in sums}
+    shape = [1, 1, 1]
+    shape[axis] = line.size
+    assert persons._hash_runs(line.reshape(shape)).tolist() == sorted(mixed)
+    np.testing.assert_array_equal(persons._hash_runs(line[::-1].reshape(shape)), sorted(mixed))
+
+
 def test_crops_without_overlap_are_found_by_the_step_of_their_intensities():
     def rescaled(seed, factor):
         return persons.trace_source(Image((np.rint(head(seed)) * factor).astype(np.float32), GRID.affine))
