@@ -95,6 +95,7 @@ def tissue(
     targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
     if len(targets) > 1 and (modalities or mask is not None):
         raise InputError(f"--with and --mask: expected a single scan, got {len(targets)}")
+    outputs.check_formats(recipe, targets)
     organs = _read_organs(recipe) if recipe.preprocessing.mask == "brain" else ()
     prior = read_prior(recipe.tissue.prior) if recipe.tissue.prior else None
     method = recipe.tissue.method

@@ -27,7 +27,7 @@ def doctor(
 ) -> None:
     """Check a dataset for problems: files, geometry, intensities, labels, anatomy, contrast, copies, persons.
 
-    The scans are compared with each other after affine registrations on coarse voxels, about a second a scan. Scans
+    The scans are compared with each other after affine registrations on coarse voxels, a few seconds a scan. Scans
     that seem to be of one person are listed, unless `subjects.tsv` in the folder names them (columns id, subject).
 
     Exit status: 0 if there are no errors, 1 if there is an error that would make a run fail.

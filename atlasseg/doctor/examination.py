@@ -64,8 +64,8 @@ def examine(folder: str | Path, *, register: bool = True, progress: Callable[[st
         Folder with ``images/``, and optionally ``labels/``, ``masks/``, ``probabilities/``, a label table and
         ``subjects.tsv``.
     register : bool
-        Whether to compare the anatomies, contrasts and persons too, by affine registrations on coarse voxels: about a
-        second a scan.
+        Whether to compare the anatomies, contrasts and persons too, by affine registrations on coarse voxels: a few
+        seconds a scan.
     progress : callable, optional
         Called with each id when its files are read, and with each later step.
 

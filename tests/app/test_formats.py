@@ -8,6 +8,7 @@ from pydicom.uid import MRImageStorage, generate_uid
 
 from atlasseg import io
 from atlasseg.app.run import run
+from atlasseg.app.tissue import tissue
 from atlasseg.errors import InputError
 from atlasseg.labels import parse_label_table
 from atlasseg.recipe import parse_recipe
@@ -73,4 +74,12 @@ def test_a_dicom_target_is_written_in_every_format(dataset):
 def test_formats_that_the_target_does_not_allow_are_refused_before_the_work(dataset):
     with pytest.raises(InputError, match=r"head3\.nii\.gz: expected a DICOM series, to which .* rtstruct refers"):
         run(recipe(dataset, dataset / "targets" / "images" / "head3.nii.gz"))
+    assert not (dataset / "out" / "head3").exists()
+
+
+def test_tissue_refuses_them_before_the_work_too(dataset):
+    targets = [str(dataset / "targets" / "images" / "head3.nii.gz")]
+    tables = {"data": {"targets": targets, "out": str(dataset / "out")}, "tissue": {"method": "mixture"}}
+    with pytest.raises(InputError, match=r"head3\.nii\.gz: expected a DICOM series, .* dicomseg refers"):
+        tissue(parse_recipe({**tables, "output": {"formats": ["dicomseg"]}}))
     assert not (dataset / "out" / "head3").exists()
