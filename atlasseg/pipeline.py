@@ -25,6 +25,8 @@ from atlasseg.atlases.organs import organs_of
 from atlasseg.atlases.selection import choose, likenesses, select, thumbnails
 from atlasseg.errors import InputError
 from atlasseg.fusion.contrast import match_contrast
+from atlasseg.localisation import OrganLocation, surroundings
+from atlasseg.localisation.agreement import find_disagreeing
 from atlasseg.organ_mask import extract_mask, fill_mask, widen
 from atlasseg.plausibility import Finding, check
 from atlasseg.preprocessing.crop import box_around
@@ -73,6 +75,7 @@ class Scans:
     """What a registration is given: the preprocessed target and atlases, in the atlases' order.
 
     `initial_transforms` are those of the first registration step, where the selection of atlases has computed them.
+    `starts` are transforms that the first step starts from, where the organ was localised.
     `filled` is the mask that the labels are to fill, if any.
     """
 
@@ -82,6 +85,7 @@ class Scans:
     atlas_masks: tuple[Mask | None, ...]
     initial_transforms: tuple[Transform, ...] | None = None
     filled: Mask | None = None
+    starts: tuple[Transform, ...] | None = None
 
     @property
     def images(self) -> list[Image]:
@@ -122,6 +126,8 @@ class Alignment:
         Implausible properties of the scan and its registrations.
     filled : Mask, optional
         Mask, on the grid of the target, that the labels fill. None: they are as they were fused.
+    localisation : OrganLocation, optional
+        Where the organ was found, if the recipe localises it.
     """
 
     target: Image
@@ -133,6 +139,7 @@ class Alignment:
     target_mask: Mask | None = None
     findings: tuple[Finding, ...] = ()
     filled: Mask | None = None
+    localisation: OrganLocation | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +266,11 @@ def align(
     with _stage("preprocess", seconds, progress):
         scans = preprocess_scans(scan, atlases, mask, recipe.preprocessing, executor=executor)
 
+    localised: OrganLocation | None = None
+    if recipe.localisation.method is not None:
+        with _stage("localise", seconds, progress):
+            scans, localised = _localise(scans, recipe.localisation.method, executor)
+
     if recipe.selection.before is not None:
         with _stage("select", seconds, progress):
             scans = _select_atlases(scans, recipe, recipe.selection.before, executor)
@@ -286,6 +298,8 @@ def align(
             for atlas, transform in zip(carried, registered.transforms, strict=True)
         ]
         candidates = flag_outliers(target, carried, registered.transforms, fits, drop=recipe.registration.drop_failed)
+        if localised is not None and localised.found and recipe.registration.drop_failed:
+            candidates = _drop_disagreeing(target, candidates)
         if recipe.selection.after is not None:
             candidates = _keep_most_similar(
                 target, target_mask, candidates, recipe.selection.after, recipe.selection.redundancy
@@ -308,7 +322,10 @@ def align(
 
     labels = reduce(np.union1d, (a.label_values for a in atlases), np.zeros(1, np.int32))
     values = tuple(int(v) for v in labels)
-    return Alignment(target, candidates, scan.grid, registered.start, values, seconds, target_mask, findings, filled)
+    offset = localised.start if localised is not None and localised.found else (0, 0, 0)
+    i, j, k = (a + b for a, b in zip(offset, registered.start, strict=True))
+    start = (i, j, k)
+    return Alignment(target, candidates, scan.grid, start, values, seconds, target_mask, findings, filled, localised)
 
 
 def register(
@@ -340,7 +357,9 @@ def register(
     start, stop = (0, 0, 0), target.shape
     margin_mm = recipe.preprocessing.crop_margin_mm
     transforms: Sequence[Transform] | None = scans.initial_transforms
-    given = None if initial is None else [initial[atlas.id] for atlas in scans.atlases]
+    given = list(scans.starts) if scans.starts is not None else None
+    if initial is not None:
+        given = [initial[atlas.id] for atlas in scans.atlases]
     for number, step in enumerate(recipe.registration.steps):
         if number > 0 or transforms is None:
             transforms = executor(
@@ -450,7 +469,9 @@ def provenance(atlases: Sequence[Atlas], recipe: Recipe) -> dict[str, dict[str, 
             return [to_json(each) for each in value]
         return str(value) if isinstance(value, Path) else value
 
-    stages = ("preprocessing", "selection", "registration", "propagation", "fusion")
+    stages = ["preprocessing", "selection", "registration", "propagation", "fusion"]
+    if recipe.localisation.method is not None:  # without it, provenances are those of models trained earlier
+        stages.insert(1, "localisation")
     made = {
         stage: {f.name: to_json(getattr(getattr(recipe, stage), f.name)) for f in fields(getattr(recipe, stage))}
         for stage in stages
@@ -523,19 +544,65 @@ def _preprocess_brains(
     return Scans(target, around[0], treated, tuple(around[1:]), filled=filled)
 
 
+def _localise(scans: Scans, step: Step, executor: Executor) -> tuple[Scans, OrganLocation]:
+    """Find the organ, and restrict the scans to it: target to the box, atlases to those that found it."""
+    name = scans.target.name or "scan"
+    found: OrganLocation = executor(
+        step, scans.target, scans.atlases, target_mask=scans.target_mask, atlas_masks=scans.atlas_masks
+    )
+    if found.message:
+        log.warning("%s: %s", name, found.message)
+    if not found.found or found.region is None:
+        return scans, found
+    dropped = [pose for pose in found.poses if not pose.keep]
+    for pose in dropped:
+        log.warning("%s: atlas %s left out: %s", name, pose.atlas, pose.reason)
+    kept = [n for n, pose in enumerate(found.poses) if pose.keep]
+    region = found.region.array
+    if scans.target_mask is not None:
+        valid = region & scans.target_mask.cropped(found.start, found.stop).array
+        region = valid if valid.any() else region
+    near = []
+    for n in kept:
+        mask, around = scans.atlas_masks[n], executor(surroundings, scans.atlases[n])
+        near.append(around if mask is None else around.with_array(around.array & mask.array))
+    return replace(
+        scans,
+        target=scans.target.cropped(found.start, found.stop),
+        target_mask=found.region.with_array(region),
+        atlases=tuple(scans.atlases[n] for n in kept),
+        atlas_masks=tuple(near),
+        starts=tuple(found.transforms[n] for n in kept),
+    ), found
+
+
+def _drop_disagreeing(target: Image, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Leave out the candidates whose labels lie elsewhere than those of the others."""
+    voting = [n for n, c in enumerate(candidates) if c.qc.keep]
+    reasons = dict(zip(voting, find_disagreeing([candidates[n].atlas for n in voting]), strict=True))
+    for n, reason in reasons.items():
+        if reason:
+            log.warning("%s: atlas %s left out: %s", target.name, candidates[n].atlas.id, reason)
+    return tuple(
+        replace(c, qc=replace(c.qc, keep=False, weight=0.0, reason=reasons[n])) if reasons.get(n) else c
+        for n, c in enumerate(candidates)
+    )
+
+
 def _select_atlases(scans: Scans, recipe: Recipe, count: int, executor: Executor) -> Scans:
     """The scans with the `count` atlases that look most like the target, in the library's order."""
     initial: Sequence[Transform] | None = None
     if recipe.selection.by == "first_step":
         step = recipe.registration.steps[0]
+        given = {} if scans.starts is None else {"initial": scans.starts}
         initial = executor(
-            step, scans.target, scans.images, fixed_mask=scans.target_mask, moving_masks=scans.atlas_masks
+            step, scans.target, scans.images, **given, fixed_mask=scans.target_mask, moving_masks=scans.atlas_masks
         )
     chosen = select(
         scans.target,
         scans.atlases,
         count=count,
-        transforms=initial,
+        transforms=scans.starts if initial is None else initial,
         metric=recipe.selection.metric,
         redundancy=recipe.selection.redundancy,
         mask=scans.target_mask,
@@ -547,6 +614,7 @@ def _select_atlases(scans: Scans, recipe: Recipe, count: int, executor: Executor
         atlases=tuple(scans.atlases[n] for n in kept),
         atlas_masks=tuple(scans.atlas_masks[n] for n in kept),
         initial_transforms=None if initial is None else tuple(initial[n] for n in kept),
+        starts=None if scans.starts is None else tuple(scans.starts[n] for n in kept),
     )
 
 

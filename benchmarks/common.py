@@ -27,7 +27,7 @@ def coarsened(atlas: Atlas, spacing_mm: float) -> Atlas:
     return replace(
         atlas,
         image=resample(atlas.image, grid, antialias=True),
-        segmentation=resample(atlas.segmentation, grid, interpolation="nearest"),
+        labels=resample(atlas.segmentation, grid, interpolation="nearest"),
     )
 
 

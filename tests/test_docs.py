@@ -45,7 +45,8 @@ def test_every_key_of_a_recipe_has_a_meaning_and_an_example_that_is_valid(extens
         assert set(examples[title]) == set(keys), f"[{title}]: one example for each key"
     apart = {"tissue": examples.pop("tissue")}  # these exclude others
     initial = {"registration": {"initial": examples["registration"].pop("initial")}, "fusion": examples["fusion"]}
-    for tables in (examples, apart, initial):
+    localised = {"localisation": examples.pop("localisation"), "fusion": examples["fusion"]}
+    for tables in (examples, apart, initial, localised):
         recipe.parse_recipe(tables)
 
 

@@ -23,6 +23,7 @@ from atlasseg.api.registrar import load_prepared, make_registrar
 from atlasseg.atlases.library import AtlasLibrary, Target, read_library, read_targets
 from atlasseg.atlases.selection import exclude_scan
 from atlasseg.errors import InputError
+from atlasseg.methods import STAGES
 from atlasseg.pipeline import segment as segment_scan
 from atlasseg.volume import Atlas, Image, LabelMap, Mask
 
@@ -45,6 +46,7 @@ def segment(
     *,
     mask: Any = None,
     overrides: Sequence[str] = (),
+    localise: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Any:
     """Segment one or many scans with a library of atlases.
@@ -66,6 +68,9 @@ def segment(
         Region of the scan in which similarity is measured.
     overrides : sequence of str
         Values of the recipe to set, as by ``--set``: ``["fusion.beta=3"]``.
+    localise : bool
+        Find the organ first, by its surroundings in every atlas, and register in a box around it: for a small organ in
+        a large, variable view. Sets ``localisation.method`` of the recipe to ``"template_search"``.
     progress : callable, optional
         Called with the name of each stage when it starts.
 
@@ -99,6 +104,8 @@ def segment(
     """
     source = as_library(library)
     atlases = as_atlases(source, what="library")
+    if localise:
+        overrides = [f"localisation.method={STAGES['localisation'].main_default}", *overrides]
     checked = as_recipe(recipe, overrides=overrides, kind=get_kind(atlases))
     if checked.tissue is not None:
         raise InputError(f"recipe {checked.name}: expected no table [tissue], got one. Use it with atlasseg.tissue.")

@@ -118,6 +118,7 @@ def page(
         metrics=summary.metrics,
         predicted=summary.predicted,
         atlases=outputs.atlas_rows(result),
+        localisation=result.alignment.localisation,
         changes=outputs.change_rows(result),
         seconds=seconds,
         recipe=recipe.text,

@@ -176,6 +176,14 @@ CacheLimit = Annotated[
     ),
 ]
 DEFAULT_LIMIT_GB = 50.0
+Localise = Annotated[
+    bool,
+    typer.Option(
+        "--localise",
+        help="Find the organ first, by its surroundings in every atlas, and register in a box around it: for a small "
+        "organ in a large, variable view. Sets localisation.method=template_search.",
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the plan (steps, cached results, estimated time and memory) and stop."),
@@ -208,6 +216,15 @@ def workers_of(
         alone = cluster is not None or count < FEW_TARGETS
         jobs = 1 if alone else min(count_processors(), count)
     return Workers(jobs, scheduler, cluster, settings, certificates=certificates)
+
+
+def add_localisation(settings: list[str] | None, localise: bool) -> list[str] | None:
+    """Settings of a recipe with the localisation of the option --localise."""
+    from atlasseg.methods.stages import STAGES
+
+    if not localise:
+        return settings
+    return [f"localisation.method={STAGES['localisation'].main_default}", *(settings or ())]
 
 
 def add_formats(settings: list[str] | None, formats: list[FormatName] | None) -> list[str] | None:

@@ -17,6 +17,7 @@ from atlasseg.cli._options import (
     Device,
     DeviceName,
     Jobs,
+    Localise,
     OptionalRecipe,
     Out,
     Prepared,
@@ -24,6 +25,7 @@ from atlasseg.cli._options import (
     Settings,
     SpacingFrom,
     Targets,
+    add_localisation,
     load_recipe,
     workers_of,
 )
@@ -53,6 +55,7 @@ def compare(
     cache: CacheFolder = None,
     cache_limit: CacheLimit = DEFAULT_LIMIT_GB,
     prepared: Prepared = None,
+    localise: Localise = False,
     settings: Settings = None,
     spacing_from: SpacingFrom = None,
     device: Device = DeviceName.auto,
@@ -87,7 +90,7 @@ def compare(
     with Progress("read the atlases and the targets") as progress:
         checked = load_recipe(
             recipe,
-            settings,
+            add_localisation(settings, localise),
             device,
             targets=targets,
             atlases=atlases,

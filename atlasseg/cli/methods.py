@@ -16,7 +16,8 @@ def methods(
     stage: Annotated[
         str | None,
         typer.Argument(
-            help="preprocessing, registration, fusion, refinement, regions or tissue. Without it, all stages."
+            help="preprocessing, localisation, registration, fusion, refinement, regions or tissue. "
+            "Without it, all stages."
         ),
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One method of the stage, with its full description.")] = None,

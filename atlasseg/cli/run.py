@@ -20,6 +20,7 @@ from atlasseg.cli._options import (
     DryRun,
     Formats,
     Jobs,
+    Localise,
     OptionalRecipe,
     Out,
     Prepared,
@@ -28,6 +29,7 @@ from atlasseg.cli._options import (
     SpacingFrom,
     Targets,
     add_formats,
+    add_localisation,
     load_recipe,
     workers_of,
 )
@@ -52,6 +54,7 @@ def run(
     atlases: Atlases = None,
     out: Out = None,
     prepared: Prepared = None,
+    localise: Localise = False,
     settings: Settings = None,
     formats: Formats = None,
     spacing_from: SpacingFrom = None,
@@ -88,7 +91,7 @@ def run(
     with Progress("read the atlases and the targets") as progress:
         checked = load_recipe(
             recipe,
-            add_formats(settings, formats),
+            add_formats(add_localisation(settings, localise), formats),
             device,
             targets=targets,
             atlases=atlases,

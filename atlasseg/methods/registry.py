@@ -47,7 +47,7 @@ def method(stage: str, *, name: str = "", summary: str = "", **needs: Any) -> Ca
     Parameters
     ----------
     stage : str
-        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue".
+        "preprocessing", "localisation", "registration", "fusion", "refinement", "regions" or "tissue".
     name : str
         Name of the method. Default: the name of the file.
     summary : str
@@ -90,7 +90,7 @@ def register_method(
     Parameters
     ----------
     stage : str
-        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue".
+        "preprocessing", "localisation", "registration", "fusion", "refinement", "regions" or "tissue".
     function : callable
         The method.
     name, summary, **needs
@@ -114,7 +114,7 @@ def list_methods(stage: str | None = None) -> tuple[Method, ...]:
     Parameters
     ----------
     stage : str, optional
-        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue". None: all stages.
+        "preprocessing", "localisation", "registration", "fusion", "refinement", "regions" or "tissue". None: all.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def names(stage: str) -> tuple[str, ...]:
     Parameters
     ----------
     stage : str
-        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue".
+        "preprocessing", "localisation", "registration", "fusion", "refinement", "regions" or "tissue".
 
     Returns
     -------
@@ -170,7 +170,7 @@ def get(stage: str, name: str) -> Method:
     Parameters
     ----------
     stage : str
-        "preprocessing", "registration", "fusion", "refinement", "regions" or "tissue".
+        "preprocessing", "localisation", "registration", "fusion", "refinement", "regions" or "tissue".
     name : str
         Name of the method.
 

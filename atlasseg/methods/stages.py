@@ -57,6 +57,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "preprocessing": Stage(("image",), optional=("mask", "reference"), default=("intensity",)),
+    "localisation": Stage(("target", "atlases"), optional=("target_mask", "atlas_masks"), default=("template_search",)),
     "registration": Stage(
         ("fixed", "moving"),
         required=("initial", "fixed_mask", "moving_masks"),

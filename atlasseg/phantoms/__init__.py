@@ -14,6 +14,7 @@ folded brain of three tissues whose fractions in every voxel are known.
 from atlasseg.phantoms.heads import HEAD_SEMI_AXES_MM, STRUCTURES, Phantom, Structure, anatomy, head, moving_from_fixed
 from atlasseg.phantoms.samples import LABEL_TABLE, SAMPLE_ATLASES, SAMPLE_TARGETS, sample, sample_files
 from atlasseg.phantoms.scanning import bias_field, rician, smooth_deformation, tilted_grid
+from atlasseg.phantoms.small_organs import small_organ
 from atlasseg.phantoms.tissues import TISSUES, TissuePhantom, tissue
 from atlasseg.phantoms.whole_heads import CONTRASTS, whole_head, whole_head_anatomy, whole_head_grid
 
@@ -35,6 +36,7 @@ __all__ = [
     "rician",
     "sample",
     "sample_files",
+    "small_organ",
     "smooth_deformation",
     "tilted_grid",
     "tissue",

@@ -106,7 +106,7 @@ def smooth_deformation(
     sigma = smoothness_mm / grid.spacing_mm
     smooth = np.stack([gaussian_filter(noise[..., c], sigma, mode="reflect") for c in range(3)], axis=-1)
     for axis, n in enumerate(grid.shape):
-        fade = np.sin(np.pi * np.arange(n) / max(n - 1, 1)) ** 0.5
+        fade = np.maximum(np.sin(np.pi * np.arange(n) / max(n - 1, 1)), 0) ** 0.5  # a rounded pi may lie beyond pi
         smooth *= fade.reshape([-1 if a == axis else 1 for a in range(3)] + [1])
     longest = np.sqrt((smooth**2).sum(-1)).max()
     displacement_mm = (smooth * (largest_mm / longest if longest > 0 else 0.0)).astype(np.float32)

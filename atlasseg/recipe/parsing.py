@@ -119,7 +119,9 @@ def parse_recipe(
             raise InputError(f"{where}: {title}: expected a table [{title}], got {table!r}")
         sections[title] = _section(SECTIONS[title], title, table, where)
     if "tissue" in sections:
-        apart = [title for title in ("selection", "fusion", "refinement", "regions") if title in sections]
+        apart = [
+            title for title in ("localisation", "selection", "fusion", "refinement", "regions") if title in sections
+        ]
         if apart:
             raise InputError(
                 f"{where}: a recipe with [tissue] cannot have [{'] and ['.join(apart)}]. Use separate recipes."
@@ -146,6 +148,8 @@ def parse_recipe(
         sections["registration"] = replace(registration, prepared=base / registration.prepared)
     if "registration" in sections and sections["registration"].initial is not None:
         sections["registration"] = _check_initial(sections["registration"], sections.get("selection"), base, where)
+    if "localisation" in sections and sections["localisation"].method is not None:
+        _check_localisation(sections, where)
     if base is not None and "tissue" in sections:
         tissue = sections["tissue"]
         sections["tissue"] = replace(tissue, prior=tuple(base / file for file in tissue.prior))
@@ -182,6 +186,26 @@ def _check_initial(
     return registration if base is None else replace(registration, initial=str(base / pattern))
 
 
+def _check_localisation(sections: Mapping[str, Any], where: str) -> None:
+    """Check that nothing else decides where the registration starts.
+
+    Raises
+    ------
+    InputError
+        The recipe has a prepared library, initial transforms, or a brain mask.
+    """
+    registration, preprocessing = sections.get("registration"), sections.get("preprocessing")
+    for key in ("prepared", "initial"):
+        if registration is not None and getattr(registration, key) is not None:
+            raise InputError(
+                f"{where}: [localisation] method and [registration] {key} exclude each other. Remove one of them."
+            )
+    if preprocessing is not None and preprocessing.mask == "brain":
+        raise InputError(
+            f'{where}: [localisation] method and [preprocessing] mask = "brain" exclude each other. Remove one of them.'
+        )
+
+
 def _resolve_paths(refinement: Refinement, base: Path | None) -> Refinement:
     """Make the paths among the parameters relative to the folder `base`."""
     step = refinement.method
@@ -206,7 +230,7 @@ def _apply_overrides(tables: Mapping[str, Any], overrides: Sequence[str], where:
         if path[0] not in SECTIONS:
             raise InputError(f"--set {override}: there is no stage {path[0]!r}{methods.suggestion(path[0], SECTIONS)}")
         table = merged.setdefault(path[0], {})
-        of_method = path[0] in ("fusion", "refinement", "tissue") and "method" in table
+        of_method = path[0] in ("localisation", "fusion", "refinement", "tissue") and "method" in table
         if len(path) == 2 and of_method and path[1] not in (f.name for f in fields(SECTIONS[path[0]])):
             path.insert(1, table["method"])
         if len(path) == 3:

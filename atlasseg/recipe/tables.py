@@ -105,6 +105,22 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Localisation:
+    """Localisation of a small organ in a large, variable view, before registration; without a method there is none.
+
+    Every atlas is aligned around its labels alone, wherever the organ lies in the scan. Registration then starts from
+    there, in a box around the organ, without the atlases that miss it. All labels above 0 are taken as one organ.
+
+    Parameters
+    ----------
+    method : method, optional
+        Method of localisation.
+    """
+
+    method: Step | None = None
+
+
+@dataclass(frozen=True)
 class Selection:
     """Selection of the atlases that are used for a target; without it all are used.
 
@@ -316,7 +332,9 @@ class Recipe:
 
     Parameters
     ----------
-    fusion, data, preprocessing, selection, registration, propagation, refinement, evaluation, output : table
+    fusion, data, preprocessing, localisation, selection, registration, propagation, refinement : table
+        Tables with these names; missing ones have their defaults.
+    evaluation, output : table
         Tables with these names; missing ones have their defaults.
     regions, tissue : table, optional
         Tables with these names; None if the recipe does not have them.
@@ -335,6 +353,7 @@ class Recipe:
     fusion: Fusion
     data: Data = field(default_factory=Data)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    localisation: Localisation = field(default_factory=Localisation)
     selection: Selection = field(default_factory=Selection)
     registration: Registration = field(default_factory=Registration)
     propagation: Propagation = field(default_factory=Propagation)
@@ -361,6 +380,7 @@ class Recipe:
 SECTIONS: dict[str, type] = {
     "data": Data,
     "preprocessing": Preprocessing,
+    "localisation": Localisation,
     "selection": Selection,
     "registration": Registration,
     "propagation": Propagation,

@@ -22,7 +22,17 @@ __all__ = ["format_template"]
 WIDTH = 100
 """Maximum length of a comment line."""
 
-APART = ("selection", "propagation", "fusion", "refinement", "regions", "refiner", "training", "augmentation")
+APART = (
+    "localisation",
+    "selection",
+    "propagation",
+    "fusion",
+    "refinement",
+    "regions",
+    "refiner",
+    "training",
+    "augmentation",
+)
 """Tables of ``atlasseg run`` and ``train`` that a recipe of ``atlasseg tissue`` does not have."""
 
 SWITCHES = ("regions", "tissue")

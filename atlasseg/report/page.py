@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from atlasseg import templating
 from atlasseg.evaluation import without_tolerance
 from atlasseg.labels import LabelTable
+from atlasseg.localisation import OrganLocation
+from atlasseg.localisation.result import describe_view
 from atlasseg.report import figures, viewer
 from atlasseg.report.sections import Number, label_colors, voxel_size
 from atlasseg.report.viewer import Candidate
@@ -60,6 +62,8 @@ class TargetReport:
     atlases : DataFrame, optional
         Columns ``atlas``, ``similarity``, ``jacobian_min``, ``jacobian_max``, ``folded_percent``, ``sd_log_jacobian``,
         ``voted`` (``yes`` or ``no``), ``reason``, ``weight``. A missing column is not shown.
+    localisation : OrganLocation, optional
+        Where the organ was found, if it was localised.
     changes : DataFrame, optional
         Changes by regions: columns ``label``, ``voxels_before``, ``voxels_after``, ``parts_before``, ``parts_after``,
         ``by_region``, ``islands``, ``holes``, ``restored``; one row per label, background included.
@@ -92,6 +96,7 @@ class TargetReport:
     metrics: pd.DataFrame | None = None
     predicted: Mapping[int, float] = field(default_factory=dict)
     atlases: pd.DataFrame | None = None
+    localisation: OrganLocation | None = None
     changes: pd.DataFrame | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     recipe: str = ""
@@ -413,6 +418,39 @@ def _stages(report: TargetReport) -> Markup | str:
     return _section("stages", seconds=stages, total=report.seconds.get("total", sum(stages.values())))
 
 
+def _localisation(report: TargetReport) -> Markup | str:
+    """Candidate places of the organ, and how each atlas was aligned there."""
+    found = report.localisation
+    if found is None:
+        return ""
+    places = [
+        {
+            "name": f"{n}" if n > 1 or not found.found else "1 (chosen)",
+            "centre": ", ".join(f"{x:.0f}" for x in place.centre_mm),
+            "view": describe_view(place.turned_degrees, place.mirrored) or "as in the atlases",
+            "figures": [Number(place.votes, 0), Number(place.score, 2), Number(place.similarity, 2)],
+        }
+        for n, place in enumerate(found.places, start=1)
+    ]
+    poses = [
+        {
+            "atlas": pose.atlas,
+            "figures": [
+                Number(pose.similarity, 2),
+                Number(pose.apart_mm, 1),
+                Number(pose.turned_degrees, 0),
+                Number(pose.scale, 2),
+            ],
+            "keep": pose.keep,
+            "reason": pose.reason,
+        }
+        for pose in found.poses
+    ]
+    spans = zip(found.start, found.stop, strict=True)
+    box = " x ".join(f"{first} to {stop - 1}" for first, stop in spans) if found.found else ""
+    return _section("localisation", box=box, message=found.message, places=places, poses=poses)
+
+
 SECTIONS: list[Callable[[TargetReport], Markup | str]] = [
     _pictures,
     _viewer,
@@ -420,6 +458,7 @@ SECTIONS: list[Callable[[TargetReport], Markup | str]] = [
     _structures,
     _groups,
     _regions,
+    _localisation,
     _atlases,
     _stages,
 ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from atlasseg import io
 from atlasseg.device import resolve_device
+from atlasseg.localisation import AtlasPose, OrganLocation, Place
 from atlasseg.recipe import Step
 from atlasseg.regions.consistency import Change, Consistent
 from atlasseg.registration.fit import RegistrationFit
@@ -29,7 +30,7 @@ KINDS: dict[str, type] = {
     for kind in (
         *(Image, Mask, LabelMap, ProbabilityMap, Atlas),
         *(Affine, DisplacementField, BSplineField, Inverse, Chain),
-        *(RegistrationFit, RegistrationQuality, Consistent, Change),
+        *(RegistrationFit, RegistrationQuality, Consistent, Change, OrganLocation, Place, AtlasPose),
     )
 }
 """Classes that can be packed, besides numbers, strings, arrays, tables, and tuples and mappings of these."""

@@ -16,6 +16,11 @@ STAGES = {
         "Steps applied to target and atlases before registration: bias field correction and intensity normalisation. "
         "A recipe lists them in the order in which they run."
     ),
+    "localisation": (
+        "Methods that find a small organ in a large, variable view before registration, from the atlases' labels and "
+        "their surroundings. Without a table ``[localisation]`` the whole view is registered. See "
+        ":doc:`/guide/localisation`."
+    ),
     "registration": (
         "Methods that find, for every point of the target, the corresponding point of an atlas. A recipe lists several "
         "steps; each starts from the transform that the step before it found."
