@@ -6,7 +6,7 @@
 Sets of targets that the settings were not chosen on (with `--choosing`: those that they were chosen on):
 
 - phantoms: hearts of `phantoms.small_organ` in thick slices, which move by themselves in variable chests.
-- heads: whole heads (`whole_head`, 4 mm) with one small structure as the only label, cut to a random part and turned by
+- heads: whole heads (`whole_head`, 3 mm) with one small structure as the only label, cut to a random part and turned by
   up to 30 degrees about a random axis, with the voxels of the cut along the turned axes.
 - cord: grey and white matter of `spinal_cord_gm`, each scan from those of the other persons.
 
@@ -41,15 +41,19 @@ from atlasseg.volume import Atlas, Grid, LabelMap
 Case = tuple[str, Atlas, list[Atlas]]
 """Name, target with its true labels, atlases."""
 
-STRUCTURES = {"choosing": (47, 59), "reporting": (48, 36, 52)}
-"""Labels of the heads: right hippocampus and thalamus; left hippocampus, right caudate, left lateral ventricle."""
+STRUCTURES = {"choosing": (47, 59, 31), "reporting": (48, 36, 52)}
+"""Labels of the heads: hippocampus, thalamus and amygdala (right); left hippocampus, right caudate, left ventricle."""
+
+
+VARIABLE = {"contrast": 0.35, "noise": 0.08, "off_centre_mm": 60.0}
+"""Brightness of tissues, noise and place in the view of the phantoms."""
 
 
 def phantoms(seeds: Sequence[int], count: int, choosing: bool) -> Iterator[Case]:
     first = 500 if choosing else 0
-    library = [small_organ(f"atlas{n}", seed=first + 100 + n) for n in range(count)]
+    library = [small_organ(f"atlas{n}", seed=first + 100 + n, **VARIABLE) for n in range(count)]
     for seed in seeds:
-        yield f"phantom {seed}", small_organ(f"target{seed}", seed=first + 200 + seed), library
+        yield f"phantom {seed}", small_organ(f"target{seed}", seed=first + 200 + seed, **VARIABLE), library
 
 
 def cut(atlas: Atlas, rng: np.random.Generator, share: float = 0.72, turn_degrees: float = 30.0) -> Atlas:

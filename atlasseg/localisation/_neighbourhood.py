@@ -10,6 +10,7 @@ from numba import njit
 from scipy import ndimage
 
 from atlasseg.errors import InputError
+from atlasseg.localisation._correlation import LEAST_VARIANCE
 from atlasseg.organ_mask import widen
 from atlasseg.plausibility import coarsen
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Mask
@@ -17,11 +18,14 @@ from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Mask
 VOXELS_PER_ORGAN = 12.0
 """Voxels along the edge of a cube of the size of the organ's box, at most."""
 
-MOST_VOXELS = 16_000
-"""Voxels of a coarse scan, at most."""
+MOST_VOXELS = 40_000
+"""Voxels of a scan that is searched, at most."""
 
 SURROUNDINGS = 0.6
 """An atlas is registered up to this far around its labels, as a fraction of the organ's size."""
+
+EDGE_SIGMA = 1.0
+"""Standard deviation, in voxels, of the Gaussian under which the gradient is taken."""
 
 CLIP_PERCENTILES = (1.0, 99.0)
 
@@ -83,10 +87,10 @@ def surroundings(atlas: Atlas) -> Mask:
     return widen(Mask(labels.array != 0, atlas.image.affine, atlas.id), margin_mm=SURROUNDINGS * organ_edge_mm([atlas]))
 
 
-def coarse_spacing_mm(images: Sequence[Image], edge_mm: float) -> float:
-    """Voxel size at which the organ is searched: fine enough for the organ, coarse enough for the largest scan."""
+def coarse_spacing_mm(image: Image, edge_mm: float, most_voxels: float) -> float:
+    """Voxel size that is fine enough for the organ, and with which a scan has at most so many voxels."""
     spacing = edge_mm / VOXELS_PER_ORGAN
-    while max(_voxels(image, spacing) for image in images) > MOST_VOXELS:
+    while _voxels(image, spacing) > most_voxels:
         spacing *= 1.05
     return spacing
 
@@ -105,6 +109,20 @@ def clip(image: Image) -> Image:
     return image.with_array(clipped if image.array.ndim == 4 else clipped[..., 0])
 
 
+def with_edges(image: Image) -> Image:
+    """Clip an image, add the magnitude of its gradient for each channel, and scale all channels to mean 0 and sd 1."""
+    clipped = clip(image).channels
+    sigma = np.minimum(EDGE_SIGMA * image.spacing_mm.min() / image.spacing_mm, EDGE_SIGMA)
+    edges = [
+        ndimage.gaussian_gradient_magnitude(clipped[..., c].astype(np.float32), sigma, mode="nearest")
+        for c in range(clipped.shape[-1])
+    ]
+    channels = np.concatenate([clipped, np.stack(edges, axis=-1)], axis=-1)
+    flat = channels.reshape(-1, channels.shape[-1])
+    spread = flat.std(axis=0)
+    return image.with_array(((channels - flat.mean(axis=0)) / np.where(spread > 0, spread, 1)).astype(np.float32))
+
+
 def coarsen_mask(mask: Mask, spacing_mm: float) -> Mask:
     """Mask on coarse voxels of which at least half lies inside."""
     share = coarsen(Image(mask.array.astype(np.float32), mask.affine), spacing_mm)
@@ -113,7 +131,7 @@ def coarsen_mask(mask: Mask, spacing_mm: float) -> Mask:
 
 def find_neighbourhood(atlas: Atlas, mask: Mask | None, spacing_mm: float, margin_mm: float) -> Neighbourhood:
     """Crop an atlas to the neighbourhood of its labels on coarse voxels."""
-    image = clip(coarsen(atlas.image, spacing_mm))
+    image = with_edges(coarsen(atlas.image, spacing_mm))
     labels = atlas.segmentation
     organ = coarsen(Image((labels.array != 0).astype(np.float32), labels.affine), spacing_mm)
     inside: Bool = organ.array > min(0.25, 0.99 * float(organ.array.max()))
@@ -151,7 +169,7 @@ LEAST_OVERLAP = 0.55
 
 
 def correlation_at(target: Image, known: Bool, atlas: Neighbourhood, atlas_from_target: Float64) -> float:
-    """Correlation of the scan with the neighbourhood of an atlas under a matrix (4, 4), mean over the channels.
+    """Mean of correlation and concordance of scan and neighbourhood of an atlas under a matrix (4, 4), over channels.
 
     It is reduced by the share of the neighbourhood that lies outside the scan; -1 where that is most of it.
     """
@@ -194,7 +212,8 @@ def _correlate(channels, known, points, values, to_voxels, least):  # type: igno
     total = 0.0
     for m in range(count):
         a, b = sums[m, 0] / seen, sums[m, 1] / seen
-        product = (sums[m, 2] / seen - a * a) * (sums[m, 3] / seen - b * b)
-        if product > 0:
-            total += (sums[m, 4] / seen - a * b) / np.sqrt(product) / count
+        ours, theirs = sums[m, 2] / seen - a * a, sums[m, 3] / seen - b * b
+        if ours > LEAST_VARIANCE and theirs > LEAST_VARIANCE:
+            both = sums[m, 4] / seen - a * b
+            total += (both / np.sqrt(ours * theirs) / 2 + both / (ours + theirs + (a - b) ** 2)) / count
     return total * (0.75 + 0.25 * seen / len(points))

@@ -12,12 +12,12 @@ import numpy as np
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.localisation._neighbourhood import (
     Neighbourhood,
-    clip,
     coarse_spacing_mm,
     coarsen_mask,
     correlation_at,
     find_neighbourhood,
     organ_edge_mm,
+    with_edges,
 )
 from atlasseg.localisation._views import View, list_linear_parts, thick_axis
 from atlasseg.localisation.result import AtlasPose, OrganLocation, Place, describe_view
@@ -43,6 +43,9 @@ LEAST_SIMILARITY = 0.25
 
 LEAST_AGREEING = 0.5
 """Fraction of the atlases that must agree on the place."""
+
+LEAST_VOTES = 0.25
+"""Fraction of the atlases that must find the place by themselves, or a warning is given."""
 
 BOX_MARGIN, REGION_MARGIN = 0.5, 0.35
 """Margins around the organ, as fractions of its edge: of the box, and of the region in which similarity is measured."""
@@ -79,8 +82,17 @@ def prepare_search(
     target_mask: Mask | None,
     atlas_masks: Sequence[Mask | None] | None,
     margin: float,
+    *,
+    most_voxels: float = np.inf,
 ) -> Search:
-    """Bring scan and atlases to coarse voxels; `margin` is a fraction of the organ's edge.
+    """Bring scan and atlases to coarse voxels.
+
+    Parameters
+    ----------
+    margin : float
+        Width of the neighbourhood of the labels, as a fraction of the organ's edge.
+    most_voxels : float
+        Voxels of the scan at most.
 
     Raises
     ------
@@ -97,8 +109,8 @@ def prepare_search(
                 f"got {atlas.image.channels.shape[-1]}"
             )
     edge_mm = organ_edge_mm(atlases)
-    spacing_mm = coarse_spacing_mm([target], edge_mm)
-    small = clip(coarsen(target, spacing_mm))
+    spacing_mm = coarse_spacing_mm(target, edge_mm, most_voxels)
+    small = with_edges(coarsen(target, spacing_mm))
     known = np.ones(small.shape, bool) if target_mask is None else coarsen_mask(target_mask, spacing_mm).array
     masks = [None] * len(atlases) if atlas_masks is None else list(atlas_masks)
     around = [
@@ -118,6 +130,7 @@ def align_at(search: Search, atlas: Neighbourhood, centre_mm: Float64, view: Vie
     reach_mm : float
         It is searched this far around along each axis of the scan.
     """
+    search = crop_around(search, centre_mm, reach_mm)
     directions = search.target.affine[:3, :3] / search.target.spacing_mm
     steps = [(-reach_mm, 0.0, reach_mm) if reach_mm >= 0.5 * step else (0.0,) for step in search.target.spacing_mm]
     offsets = [directions @ np.array(step) for step in itertools.product(*steps)]
@@ -141,6 +154,18 @@ def align_at(search: Search, atlas: Neighbourhood, centre_mm: Float64, view: Vie
     return max([tried[0], *optimise(search, atlas, starts)], key=lambda pose: pose.similarity)
 
 
+def crop_around(search: Search, centre_mm: Float64, reach_mm: float) -> Search:
+    """Crop the scan to what an atlas can reach at a place."""
+    widest = max(float(np.linalg.norm(a.points_mm - a.centre_mm, axis=1).max()) for a in search.atlases)
+    reach = (1.3 * widest + MISSED * search.edge_mm + reach_mm) / search.target.spacing_mm
+    inverse = np.linalg.inv(search.target.affine)
+    middle = inverse[:3, :3] @ centre_mm + inverse[:3, 3]
+    start = np.clip(np.floor(middle - reach), 0, np.array(search.target.shape) - 1).astype(int)
+    stop = np.clip(np.ceil(middle + reach) + 1, start + 1, search.target.shape).astype(int)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    return replace(search, target=search.target.cropped(start, stop), known=search.known[box])
+
+
 def optimise(search: Search, atlas: Neighbourhood, starts: Sequence[Pose]) -> list[Pose]:
     """Optimise poses of an atlas by similarity transforms, measured in its neighbourhood."""
     known = None if search.known.all() else Mask(search.known, search.target.affine)
@@ -162,7 +187,11 @@ def optimise(search: Search, atlas: Neighbourhood, starts: Sequence[Pose]) -> li
 
 
 def settle(
-    search: Search, target: Image, atlases: Sequence[Atlas], places: Sequence[tuple[Place, View]]
+    search: Search,
+    target: Image,
+    atlases: Sequence[Atlas],
+    places: Sequence[tuple[Place, View]],
+    own_places_mm: Sequence[Float64] | None = None,
 ) -> OrganLocation:
     """Choose among candidate places by aligning all atlases at each, judge the atlases there, and make the box.
 
@@ -173,6 +202,8 @@ def settle(
         At full resolution.
     places : sequence of (Place, View)
         Candidates, by descending score.
+    own_places_mm : sequence of (3,)
+        The place that each atlas by itself finds best; by default the candidates keep their votes.
     """
     name = target.name or "scan"
     tried: list[tuple[float, Place, View, list[Pose]]] = []
@@ -190,6 +221,9 @@ def settle(
     centre, poses, checks = judge(search, poses, view)
     x, y, z = (float(value) for value in centre)
     place = replace(place, centre_mm=(x, y, z))
+    if own_places_mm is not None:
+        votes = sum(distance(search, own - centre) <= tolerance(search) for own in own_places_mm)
+        place = replace(place, votes=int(votes))
     ordered = (place, *(each[1] for each in tried[1:]))
     kept = [n for n, check in enumerate(checks) if check.keep]
     trusted = float(np.median([poses[n].similarity for n in kept])) if kept else -1.0
@@ -203,6 +237,11 @@ def settle(
     transforms = tuple(Affine(pose.matrix) for pose in poses)
     start, stop, region = make_box(target, atlases, transforms, kept, search.edge_mm)
     message = ""
+    if place.votes < LEAST_VOTES * len(checks):
+        message = (
+            f"{place.votes} of {len(checks)} atlases find the organ at this place by themselves, the others elsewhere. "
+            "Check the place in the report"
+        )
     if not view.as_usual:
         seen = describe_view(view.turned_degrees, view.mirrored)
         message = (
@@ -212,7 +251,7 @@ def settle(
     return OrganLocation(True, message, ordered, checks, transforms, start, stop, region)
 
 
-UNUSUAL = 0.08
+UNUSUAL = 0.04
 """Advantage in correlation that a place needs to be believed in a turned or mirrored view."""
 
 

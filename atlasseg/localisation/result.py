@@ -17,7 +17,7 @@ class Place:
     centre_mm : (3,) float
         Centre of the organ there, RAS+ mm.
     votes : int
-        Number of atlases that point to this place.
+        Number of atlases that find this place best by themselves.
     score : float
         Accumulated evidence of the atlases, as the method defines it; higher is better.
     similarity : float

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from scipy import ndimage
 
 from atlasseg.localisation._correlation import CorrelationMap
-from atlasseg.localisation._neighbourhood import LEAST_OVERLAP, Neighbourhood, sample
+from atlasseg.localisation._neighbourhood import LEAST_OVERLAP, MOST_VOXELS, Neighbourhood, sample
 from atlasseg.localisation._settling import UNUSUAL, Search, distance, prepare_search, settle, tolerance
 from atlasseg.localisation._views import View, list_linear_parts, list_views, thick_axis
 from atlasseg.localisation.result import OrganLocation, Place
@@ -18,7 +18,7 @@ from atlasseg.methods import Data, method
 from atlasseg.volume import Atlas, Float32, Float64, Image, Mask
 
 UNANIMOUS = 0.75
-"""Other views are searched where less than this fraction of the atlases votes for one place in the usual view."""
+"""Quarter turns are searched where less than this fraction of the atlases votes for one place in the usual view."""
 
 
 @method("localisation")
@@ -29,14 +29,15 @@ def localise(
     target_mask: Data[Mask | None] = None,
     atlas_masks: Data[Sequence[Mask | None] | None] = None,
     margin: Annotated[float, Gt(0)] = 0.5,
-    places: Annotated[int, Ge(1)] = 4,
+    places: Annotated[int, Ge(1)] = 6,
     quarter_turns: bool = True,
     mirrored: bool = False,
 ) -> OrganLocation:
     """Localise the organ that the atlases are labelled in.
 
-    The neighbourhood of each atlas's labels is a template, which is correlated with the scan at every place, in several
-    turns and sizes, on coarse voxels. The best correlation of each atlas at each place is its vote, and the mean of all
+    The neighbourhood of each atlas's labels is a template, which is compared with the scan at every place, in several
+    turns and sizes, on coarse voxels: intensities and the magnitude of their gradient, by the mean of correlation and
+    concordance. The best correlation of each atlas at each place is its vote, and the mean of all
     votes has its maxima at the candidate places. At each of them all atlases are aligned by similarity transforms from
     their best poses, and the place with the highest median correlation is chosen. Atlases whose organ ends elsewhere
     start again from there, and are dropped if they miss it again or resemble the scan much less than the others.
@@ -73,15 +74,18 @@ def localise(
        2706-2718.
     .. [2] Isgum, I., et al. (2009). Multi-atlas-based segmentation with local decision fusion: application to cardiac
        and aortic segmentation in CT scans. IEEE Trans Med Imaging 28(7), 1000-1010.
+    .. [3] Lin, L. I.-K. (1989). A concordance correlation coefficient to evaluate reproducibility. Biometrics 45(1),
+       255-268.
     """
-    search = prepare_search(target, atlases, target_mask, atlas_masks, margin)
+    search = prepare_search(target, atlases, target_mask, atlas_masks, margin, most_voxels=MOST_VOXELS)
     usual, *others = list_views(search.target.grid, quarter_turns=quarter_turns, mirrored=mirrored)
     maps = {usual: vote_maps(search, usual)}
     found = find_places(search, maps, places)
-    if others and found[0][0].votes < UNANIMOUS * len(atlases):
+    if others and (mirrored or found[0][0].votes < UNANIMOUS * len(atlases)):
         maps |= {view: vote_maps(search, view) for view in others}
         found = find_places(search, maps, places)
-    return settle(search, target, atlases, found)
+    fine = prepare_search(target, atlases, target_mask, atlas_masks, margin)
+    return settle(fine, target, atlases, found, _best_of_atlases(search, maps))
 
 
 def localise_at(
@@ -124,9 +128,7 @@ def vote_maps(search: Search, view: View) -> Float32:
     images = []
     for c in range(search.target.channels.shape[-1]):
         channel = search.target.channels[..., c].astype(np.float32)
-        values = channel[search.known]
-        scaled = (channel - values.mean()) / max(float(values.std()), 1e-6)
-        images.append(CorrelationMap(scaled, search.known, (i, j, k)))
+        images.append(CorrelationMap(channel, search.known, (i, j, k)))
     out = np.full((len(search.atlases), *grid.shape), -1, np.float32)
     for n, each in enumerate(templates):
         for channels, weight in each:
