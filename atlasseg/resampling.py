@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, overload
 
 import numba
@@ -270,12 +271,22 @@ def stack_channels(images: Sequence[Image]) -> tuple[Image, Mask]:
             reached = coverage(other.grid, first.grid).array
             if not reached.any():
                 raise GeometryError(f"{name}: it does not overlap {names[0]} in space")
-            log.warning("%s: on another grid than %s; it is resampled, lying where the header says", name, names[0])
+            log.warning(
+                "%s: on another grid than %s; it is resampled, lying where the header says, from voxels of %s to %s mm",
+                name,
+                Path(names[0]).name,
+                _format_mm(other.spacing_mm),
+                _format_mm(first.spacing_mm),
+            )
             known = known & reached
             other = resample(other, first.grid)
         channels.append(other.channels)
     stacked = replace(first, array=np.concatenate(channels, axis=3)) if len(channels) > 1 else first
     return stacked, Mask(known, first.affine, first.name)
+
+
+def _format_mm(sizes_mm: Float64) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes_mm)
 
 
 def smooth(image: Image, sigma_mm: float | ArrayLike) -> Image:

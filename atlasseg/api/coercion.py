@@ -6,6 +6,7 @@ functions behind the API need not check again.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,8 +23,11 @@ from atlasseg.labels import LabelTable
 from atlasseg.methods import Method
 from atlasseg.pipeline import Segmentation
 from atlasseg.recipe import Step, make_step
+from atlasseg.resampling import stack_channels
 from atlasseg.transforms import Transform
 from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap
+
+log = logging.getLogger(__name__)
 
 V = TypeVar("V", Image, LabelMap, Mask)
 
@@ -81,9 +85,9 @@ def as_image(value: Any, *, what: str = "image") -> Image:
     Parameters
     ----------
     value : path, Image, Atlas or image of another library
-        The path of a volume or of the folder of a DICOM series. Components of a SimpleITK or ANTs image become
-        channels. A nibabel image with a fourth axis is an error, since the axis may be time (`Image.from_nibabel`
-        accepts it).
+        The path of a volume or of the folder of a DICOM series. A list holds the channels of one scan. Components of a
+        SimpleITK or ANTs image become channels. A nibabel image with a fourth axis is an error, since the axis may be
+        time (`Image.from_nibabel` accepts it).
     what : str
         Name of the argument in messages.
 
@@ -115,6 +119,12 @@ def as_image(value: Any, *, what: str = "image") -> Image:
         return value.read()[0]
     if is_path(value):
         return io.read_image(as_path(value, what=what, expected=IMAGE))
+    if isinstance(value, list) and value:
+        parts = [as_image(part, what=f"{what}, channel {number}") for number, part in enumerate(value, start=1)]
+        image, reached = stack_channels(parts)
+        if not reached.array.all():
+            log.warning("%s: some voxels are outside the field of view of a channel; it is 0 there", image.name or what)
+        return image
     if interop.image_library(value) == "nibabel" and [n for n in value.shape[3:] if n != 1]:
         advice = "If its fourth axis holds channels, give atlasseg.Image.from_nibabel(image)"
         raise InputError(f"{what}: expected a 3-D image, got a nibabel image of shape {value.shape}. {advice}.")

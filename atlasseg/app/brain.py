@@ -38,6 +38,7 @@ def extract_brains(
     organ: str = "brain",
     report: bool = True,
     spacing_from: io.SpacingSource = "sform",
+    channels: Sequence[str] = (),
     workers: Workers = Workers(),  # noqa: B008 - frozen
     listener: Listener | None = None,
 ) -> list[Outcome[pd.DataFrame]]:
@@ -58,6 +59,8 @@ def extract_brains(
         Write the pages.
     spacing_from : {"sform", "pixdim"}
         As of :func:`atlasseg.io.read_image`.
+    channels : sequence of str
+        As of :func:`atlasseg.atlases.library.read_library`.
     workers, listener
         As for `app.run.run`.
 
@@ -80,10 +83,10 @@ def extract_brains(
         )
     if not outputs.entity(organ):
         raise InputError(f"--organ: expected a name with letters, got {organ!r}")
-    library = read_library(*atlases, spacing_from=spacing_from, masks_suffice=True)
+    library = read_library(*atlases, spacing_from=spacing_from, masks_suffice=True, channels=channels)
     read_atlas.cache_clear()  # files may have changed since an earlier call in this process
     organs_of([read_atlas(library, id_) for id_ in library.ids])  # to find an atlas without an organ before the work
-    targets = read_targets(scans, spacing_from=spacing_from)
+    targets = read_targets(scans, spacing_from=spacing_from, channels=channels)
     outputs.check_writable(out)
     io.write_json(_description(scans, atlases, organ), out / outputs.DESCRIPTION)
     task = partial(_extract, library=library, out=out, organ=organ, report=report)

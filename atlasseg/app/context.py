@@ -73,8 +73,8 @@ def load_inputs(recipe: Recipe) -> tuple[AtlasLibrary, tuple[Target, ...], Path]
         raise InputError(
             f"recipe {recipe.name}: expected atlases, targets and out in [data]. Add them, or give them as options."
         )
-    library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from)
-    targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
+    library = read_library(*recipe.data.atlases, **recipe.data.reading)
+    targets = read_targets(recipe.data.targets, **recipe.data.reading)
     outputs.check_formats(recipe, targets)
     read_checked.cache_clear()
     read_atlas.cache_clear()  # files may have changed since an earlier run in this process
@@ -136,7 +136,7 @@ def training_library(recipe: Recipe, without: Collection[str] = ()) -> AtlasLibr
     """
     if not recipe.data.atlases:
         raise InputError(f"recipe {recipe.name}: expected atlases in [data]. Add them, or give them as an option.")
-    library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from)
+    library = read_library(*recipe.data.atlases, **recipe.data.reading)
     return library.only([id_ for id_ in library.ids if id_ not in {library.files(left).id for left in without}])
 
 

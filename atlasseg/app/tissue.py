@@ -14,6 +14,7 @@ import numpy as np
 
 from atlasseg import io
 from atlasseg.app import outputs
+from atlasseg.atlases.channels import read_channels
 from atlasseg.atlases.library import Target, read_library, read_targets
 from atlasseg.atlases.organs import organs_of
 from atlasseg.compute.execution import Listener, Outcome, capture_logs, process_targets
@@ -26,7 +27,6 @@ from atlasseg.pipeline import Progress
 from atlasseg.preprocessing.foreground import find_erased_background, foreground
 from atlasseg.priors import Prior, on_scan, read_prior
 from atlasseg.recipe import Recipe
-from atlasseg.resampling import resample, stack_channels
 from atlasseg.tissues import Tissues
 from atlasseg.tissues.naming import check_brain, check_names, name_classes
 from atlasseg.volume import Atlas, Image, Mask
@@ -92,7 +92,7 @@ def tissue(
         raise InputError(f"recipe {recipe.name}: expected the table [tissue]. Add it")
     if not recipe.data.targets or recipe.data.out is None:
         raise InputError("expected scans and an output folder. Give SCAN... and --out, or [data] in the recipe")
-    targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
+    targets = read_targets(recipe.data.targets, **recipe.data.reading)
     if len(targets) > 1 and (modalities or mask is not None):
         raise InputError(f"--with and --mask: expected a single scan, got {len(targets)}")
     outputs.check_formats(recipe, targets)
@@ -183,7 +183,7 @@ def _read_organs(recipe: Recipe) -> tuple[Atlas, ...]:
             f'recipe {recipe.name}: expected atlases for [preprocessing] mask = "brain", got none. Give --atlases, or '
             "[data] atlases in the recipe."
         )
-    library = read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from, masks_suffice=True)
+    library = read_library(*recipe.data.atlases, masks_suffice=True, **recipe.data.reading)
     return tuple(organs_of([library.read(id_) for id_ in library.ids]))
 
 
@@ -207,11 +207,9 @@ def read_scan(
     GeometryError
         A mask is not on the grid of the scan, or a modality does not overlap the scan.
     """
-    read = [io.read_scan(path, channels=True, spacing_from=target.spacing_from) for path in (target.image, *modalities)]
-    image, reached = stack_channels([scan for scan, _ in read])
-    known = reached.array
-    for _, finite in read:
-        known = known if finite is None else known & resample(finite, image.grid).array
+    sources = (target.image, *target.channels, *modalities)
+    image, finite = read_channels(sources, spacing_from=target.spacing_from)
+    known = np.ones(image.shape, bool) if finite is None else finite.array
     path = mask or target.mask
     if path is None and organs:
         inside = _find_region(image, target.id, organs, progress)
@@ -222,7 +220,6 @@ def read_scan(
     region = inside.array & known
     if not region.any():
         raise InputError(f"{target.image}: no voxel of its mask has a known intensity")
-    sources = (target.image, *modalities)
     whole = path is None and not organs and find_erased_background(image.channels[..., 0]) is None
     return Scan(image, inside.with_array(region), sources, whole)
 

@@ -192,7 +192,7 @@ def pretrain(
     require_libraries()
     where = resolve_device(device)
     check_free(out)
-    targets = read_targets(recipe.data.targets, spacing_from=recipe.data.spacing_from)
+    targets = read_targets(recipe.data.targets, **recipe.data.reading)
     images = [preprocess(target.read()[0], recipe.preprocessing.steps) for target in targets]
     by_id = dict(zip((target.id for target in targets), images, strict=True))
     count = count_channels(by_id)

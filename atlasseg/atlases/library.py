@@ -3,6 +3,7 @@
 ::
 
     LIBRARY/images/ID.nii.gz          scans, one per atlas (or ID/, a DICOM series)
+    LIBRARY/images/ID_CHANNEL.nii.gz  instead: one file per channel, where the channels are named
     LIBRARY/labels/ID.nii.gz          their labels, each on the grid of its own scan (Slicer's ID.seg.nrrd too)
     LIBRARY/labels/ID.json            optional: {"not_annotated": [3, "amygdala"]}, labels not annotated in it
     LIBRARY/masks/ID.nii.gz           optional: foreground masks of the scans
@@ -16,7 +17,7 @@ A library with one atlas is *single*, one with probabilities is *probabilistic*,
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,15 @@ from typing import Literal
 import numpy as np
 
 from atlasseg import io
+from atlasseg.atlases.channels import (
+    check_names,
+    choose_volumes,
+    find_siblings,
+    format_hint,
+    group_channels,
+    read_channels,
+    suggest_channels,
+)
 from atlasseg.atlases.structures import (
     dicom_cases,
     dicom_targets,
@@ -68,6 +78,8 @@ class AtlasFiles:
         Labels that are not annotated in this atlas.
     spacing_from : {"sform", "pixdim"}
         As of :func:`atlasseg.io.read_image`.
+    channels : tuple of Path
+        Files of the further channels of the scan.
     """
 
     id: str
@@ -78,6 +90,7 @@ class AtlasFiles:
     mask: Path | None = None
     not_annotated: frozenset[int] = frozenset()
     spacing_from: io.SpacingSource = "sform"
+    channels: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +206,7 @@ class AtlasLibrary:
             Its labels, probabilities or mask are not on the grid of its image.
         """
         files = self.files(id)
-        image, mask = _read_scan(files.image, files.mask, files.spacing_from)
+        image, mask = _read_scan((files.image, *files.channels), files.mask, files.spacing_from)
         labels: LabelMap | ProbabilityMap
         if files.labels is not None:
             labels = _read_labels(files.labels, files.image, image, self.table, files.spacing_from)
@@ -232,6 +245,8 @@ class Target:
         Mask of the scan.
     spacing_from : {"sform", "pixdim"}
         As of :func:`atlasseg.io.read_image`.
+    channels : tuple of Path
+        Files of the further channels of the scan.
     """
 
     id: str
@@ -239,6 +254,7 @@ class Target:
     labels: Path | None = None
     mask: Path | None = None
     spacing_from: io.SpacingSource = "sform"
+    channels: tuple[Path, ...] = ()
 
     def read(self) -> tuple[Image, Mask | None]:
         """Read the scan and its mask. Intensities that are not finite are masked too, with a warning.
@@ -257,7 +273,7 @@ class Target:
         GeometryError
             The mask is not on the grid of the scan.
         """
-        return _read_scan(self.image, self.mask, self.spacing_from)
+        return _read_scan((self.image, *self.channels), self.mask, self.spacing_from)
 
     def read_labels(self, scan: Image, table: LabelTable = LabelTable()) -> LabelMap | None:  # noqa: B008 - frozen
         """Read the reference segmentation; None if there is none.
@@ -305,7 +321,12 @@ class Target:
 
 
 def read_library(
-    folder: str | Path, *more: str | Path, spacing_from: io.SpacingSource = "sform", masks_suffice: bool = False
+    folder: str | Path,
+    *more: str | Path,
+    spacing_from: io.SpacingSource = "sform",
+    masks_suffice: bool = False,
+    channels: Sequence[str] = (),
+    volumes: Sequence[int] = (),
 ) -> AtlasLibrary:
     """Find the atlases in one or several folders with the layout of this module. Volumes are read later.
 
@@ -321,6 +342,11 @@ def read_library(
         Which voxel size the volumes are read with, as of :func:`atlasseg.io.read_image`.
     masks_suffice : bool
         A scan without labels is an atlas if it has a mask, which then stands for its labels.
+    channels : sequence of str
+        Names of the channels of each scan, in order: ``["T1", "FLAIR"]`` reads ``images/ID_T1.nii.gz`` and
+        ``images/ID_FLAIR.nii.gz`` as one scan with two channels, on the grid of the first. Labels and masks are ``ID``.
+    volumes : sequence of int
+        Volumes of each 4-D file to read, numbered from 1; with several they are channels.
 
     Returns
     -------
@@ -330,9 +356,10 @@ def read_library(
     ------
     InputError
         A folder is absent or holds no images; an id occurs twice; an image lacks its labels or labels their image; a
-        label table or sidecar is faulty. The message names folder, files and ids.
+        scan lacks a channel; a label table or sidecar is faulty. The message names folder, files and ids.
     """
-    parts = [_library_in(checked_path(each, "library"), masks_suffice) for each in (folder, *more)]
+    named = check_names(channels)
+    parts = [_library_in(checked_path(each, "library"), masks_suffice, named, volumes) for each in (folder, *more)]
     found: dict[str, AtlasFiles] = {}
     for atlas in (atlas for part in parts for atlas in part.atlases):
         if atlas.id in found:
@@ -344,9 +371,11 @@ def read_library(
     return AtlasLibrary(parts[0].root, tuple(found[id_] for id_ in sorted(found)), table)
 
 
-def _library_in(root: Path, masks_suffice: bool) -> AtlasLibrary:
+def _library_in(root: Path, masks_suffice: bool, channels: Sequence[str], volumes: Sequence[int]) -> AtlasLibrary:
     """The atlases in one folder."""
     images = _volumes_in(_folder(root) / "images", scans=True)
+    scans = group_channels(images, channels, folder=root / "images") if channels and images else {}
+    images = {id_: files[0] for id_, files in scans.items()} or images
     labels, masks = _volumes_in(root / "labels"), _volumes_in(root / "masks")
     if not images and not (root / "images").exists():
         found = dicom_cases(root)
@@ -366,10 +395,12 @@ def _library_in(root: Path, masks_suffice: bool) -> AtlasLibrary:
         labels |= {id_: masks[id_] for id_ in bare if id_ in masks}
         bare = [id_ for id_ in bare if id_ not in masks]
     if bare:
+        alike = suggest_channels(images)
+        hint = f". {format_hint(alike)}" if alike else ""
         raise InputError(
             f"{root}: {len(bare)} of {len(images)} images have no label file in labels/"
             f"{' and no mask in masks/' if masks_suffice else ''}: {_some(bare)} "
-            f"(expected e.g. {root / 'labels' / (bare[0] + '.nii.gz')})"
+            f"(expected e.g. {root / 'labels' / (bare[0] + '.nii.gz')}){hint}"
         )
     both = sorted(labels.keys() & probabilities.keys())
     if both:
@@ -383,13 +414,14 @@ def _library_in(root: Path, masks_suffice: bool) -> AtlasLibrary:
         tuple(
             AtlasFiles(
                 id_,
-                images[id_],
+                choose_volumes(images[id_], volumes),
                 labels.get(id_),
                 *probabilities.get(id_, ((), None)),
                 masks.get(id_),
                 table.not_annotated_in(id_)
                 | sidecars.get(id_, frozenset())
                 | missing_structures(labels.get(id_), table, warn=True),
+                channels=tuple(choose_volumes(path, volumes) for path in scans.get(id_, ())[1:]),
             )
             for id_ in sorted(images)
         ),
@@ -398,7 +430,11 @@ def _library_in(root: Path, masks_suffice: bool) -> AtlasLibrary:
 
 
 def read_targets(
-    paths: str | Path | Iterable[str | Path], *, spacing_from: io.SpacingSource = "sform"
+    paths: str | Path | Iterable[str | Path],
+    *,
+    spacing_from: io.SpacingSource = "sform",
+    channels: Sequence[str] = (),
+    volumes: Sequence[int] = (),
 ) -> tuple[Target, ...]:
     """Find the scans to segment. Volumes are read later.
 
@@ -409,6 +445,8 @@ def read_targets(
         folders of volumes; folders with a DICOM series in them or below them, ``FOLDER#2`` being the second of several.
     spacing_from : {"sform", "pixdim"}
         Which voxel size the volumes are read with, as of :func:`atlasseg.io.read_image`.
+    channels, volumes
+        As for :func:`read_library`. For a file the other channels are found beside it.
 
     Returns
     -------
@@ -418,16 +456,28 @@ def read_targets(
     Raises
     ------
     InputError
-        A path is absent, a folder holds no scan, or an id occurs twice. The message names them.
+        A path is absent, a folder holds no scan, a scan lacks a channel, or an id occurs twice. The message names them.
     """
     targets: dict[str, Target] = {}
+    named = check_names(channels)
     for path in _paths(paths):
-        for target in _targets_in(path):
+        for target in _targets_in(path, named):
             if target.id in targets and targets[target.id].image != target.image:
                 raise InputError(
                     f"expected unique ids, got two targets {target.id!r}: {targets[target.id].image} and {target.image}"
                 )
             targets[target.id] = replace(target, spacing_from=spacing_from)
+    targets = {
+        id_: replace(
+            target,
+            image=choose_volumes(target.image, volumes),
+            channels=tuple(choose_volumes(path, volumes) for path in target.channels),
+        )
+        for id_, target in targets.items()
+    }
+    alike = suggest_channels(targets) if not named else ()
+    if alike:
+        log.warning("%d targets, each a scan of its own. %s", len(targets), format_hint(alike))
     if not targets:
         raise InputError("expected at least one target, got none")
     return tuple(targets.values())
@@ -439,14 +489,20 @@ def _paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return [checked_path(path, "targets") for path in (paths if many and not isinstance(paths, Path) else [paths])]
 
 
-def _targets_in(path: Path) -> list[Target]:
+def _targets_in(path: Path, channels: Sequence[str] = ()) -> list[Target]:
     folder, series = io.split_series(path)
     if not folder.exists():
         raise InputError(f"{path}: no such file or folder")
+    if channels and series is None and not path.is_dir():
+        id_, files = find_siblings(path, channels)
+        return [Target(id_, files[0], channels=files[1:])]
     if series is not None or not path.is_dir():
         return [Target(io.volume_id(path), path)]
     if not (path / "images").is_dir():
         images = _volumes_in(path, folders=False, scans=True)
+        if channels:
+            scans = group_channels(images, channels, folder=path)
+            return [Target(id_, files[0], channels=files[1:]) for id_, files in scans.items()]
         # a folder of slices is one scan
         if not images or all(io.is_dicom_name(image) for image in images.values()):
             found = dicom_targets(path, nested=not images)
@@ -456,8 +512,13 @@ def _targets_in(path: Path) -> list[Target]:
     if not images:
         raise InputError(f"{path / 'images'}: no images found")
     labels, masks = _volumes_in(path / "labels"), _volumes_in(path / "masks")
+    scans = group_channels(images, channels, folder=path / "images") if channels else {}
+    images = {id_: files[0] for id_, files in scans.items()} or images
     _check_orphans(images, labels, "labels")
-    return [Target(id_, images[id_], labels.get(id_), masks.get(id_)) for id_ in sorted(images)]
+    return [
+        Target(id_, images[id_], labels.get(id_), masks.get(id_), channels=scans.get(id_, ())[1:])
+        for id_ in sorted(images)
+    ]
 
 
 def _read_labels(
@@ -603,8 +664,11 @@ def _integer(text: str) -> int | None:
         return None
 
 
-def _read_scan(path: Path, mask_path: Path | None, spacing_from: io.SpacingSource) -> tuple[Image, Mask | None]:
-    image, finite = io.read_scan(path, spacing_from=spacing_from)
+def _read_scan(
+    paths: tuple[Path, ...], mask_path: Path | None, spacing_from: io.SpacingSource
+) -> tuple[Image, Mask | None]:
+    path = paths[0]
+    image, finite = read_channels(paths, spacing_from=spacing_from)
     if mask_path is None:
         return image, finite
     mask = io.read_mask(mask_path, spacing_from=spacing_from)

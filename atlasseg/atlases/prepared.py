@@ -121,7 +121,8 @@ def fingerprints(library: AtlasLibrary) -> dict[str, str]:
     """SHA-256 digest of the scan and mask files of each atlas, by id. Labels do not count: a template ignores them."""
     return {
         files.id: hashlib.sha256(
-            f"{_file_hash(files.image)} {_file_hash(files.mask)}{_SIZES[files.spacing_from]}".encode()
+            f"{_file_hash(files.image)} {_file_hash(files.mask)}{_SIZES[files.spacing_from]}"
+            f"{''.join(f' {_file_hash(each)}' for each in files.channels)}".encode()
         ).hexdigest()
         for files in library.atlases
     }
@@ -133,7 +134,7 @@ def _file_hash(path: Path | None) -> str:
         return "none"
     digest = hashlib.sha256()
     folder, series = io.split_series(path)
-    for part in sorted(folder.rglob("*")) if folder.is_dir() else [path]:
+    for part in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
         if part.is_file():
             with part.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

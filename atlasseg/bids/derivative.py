@@ -186,7 +186,7 @@ def prepare_recipe(
             )
     if recipe.output.transforms and recipe.data.atlases:
         names: dict[str, str] = {}
-        for atlas in read_library(*recipe.data.atlases, spacing_from=recipe.data.spacing_from).ids:
+        for atlas in read_library(*recipe.data.atlases, **recipe.data.reading).ids:
             other = names.setdefault(outputs.entity(atlas), atlas)
             if other != atlas:
                 raise InputError(
@@ -233,7 +233,7 @@ def _publish(target: Target, results: Path, summary: TargetSummary, *, derivativ
         for source in results.iterdir():
             if source.suffix not in (".html", ".json", *outputs.VIEWER_SUFFIXES):
                 shutil.copyfile(source, folder / result_name(source.name, target.id, scan, desc))
-        for name, sidecar in _sidecars(folder, results, scan, summary, desc, derivative).items():
+        for name, sidecar in _sidecars(folder, results, scan, target.channels, summary, desc, derivative).items():
             io.write_json(sidecar, folder / name)
     page = results / f"{target.id}.html"
     if page.is_file():
@@ -273,13 +273,19 @@ COLUMNS = {
 
 
 def _sidecars(
-    folder: Path, results: Path, scan: Scan, summary: TargetSummary, desc: str, derivative: Derivative
+    folder: Path,
+    results: Path,
+    scan: Scan,
+    channels: Sequence[Path],
+    summary: TargetSummary,
+    desc: str,
+    derivative: Derivative,
 ) -> dict[str, dict[str, Any]]:
     """Contents of the JSON sidecars of a scan, by file name."""
     stem, raw = f"{scan.stem}_{desc}", derivative.uri(scan)
     image = f"bids::{scan.folder}/{stem}_dseg.nii.gz"
-    placed = {"Sources": [raw], "SpatialReference": raw}
-    made = {**io.read_json(results / f"{scan.id}_{desc}_dseg.json"), "Warnings": summary.warnings}
+    placed = {"Sources": [raw, *(derivative.uri(Scan(path)) for path in channels)], "SpatialReference": raw}
+    made = {**io.read_json(results / f"{results.name}_{desc}_dseg.json"), "Warnings": summary.warnings}
     sidecars = {
         "dseg": {**made, **placed, **COLUMNS["dseg"], "Description": "labels fused from atlases", "Manual": False},
         "entropy": {
@@ -293,7 +299,7 @@ def _sidecars(
         },
         "volumes": {"Description": "volumes of the labels", "Sources": [image], **COLUMNS["volumes"]},
     }
-    order = results / f"{scan.id}_{desc}_probseg.json"
+    order = results / f"{results.name}_{desc}_probseg.json"
     if order.is_file():
         description = "label probabilities, one volume per label, in the order of LabelMap"
         sidecars["probseg"] = {"Description": description, **io.read_json(order), **placed, "Manual": False}

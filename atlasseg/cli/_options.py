@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +36,14 @@ SpacingFrom = Annotated[
         "--spacing-from",
         help="Voxel size to use where the sform and the pixdim of a NIfTI header differ. [default: sform]",
         show_default=False,
+    ),
+]
+Channels = Annotated[
+    str | None,
+    typer.Option(
+        "--channels",
+        metavar="NAME,NAME",
+        help="Channels of every scan, in order: with T1,FLAIR the files ID_T1.nii.gz and ID_FLAIR.nii.gz are one scan.",
     ),
 ]
 RECIPE_HELP = "Recipe file (.toml), or a name from `atlasseg recipes`."
@@ -206,13 +215,14 @@ def workers_of(
     cluster: str | None,
     settings: Path | None,
     certificates: Path | None,
+    reading: Mapping[str, Any] | None = None,
 ) -> Workers:
-    """Choose the workers according to the options."""
+    """Choose the workers according to the options; `reading` says how the targets are read."""
     from atlasseg.atlases.library import read_targets
     from atlasseg.compute.workers import Workers, count_processors
 
     if jobs == 0:
-        count = len(read_targets(targets)) if targets else 0
+        count = len(read_targets(targets, **(reading or {}))) if targets else 0
         alone = cluster is not None or count < FEW_TARGETS
         jobs = 1 if alone else min(count_processors(), count)
     return Workers(jobs, scheduler, cluster, settings, certificates=certificates)
@@ -235,6 +245,18 @@ def add_formats(settings: list[str] | None, formats: list[FormatName] | None) ->
     return [*(settings or ()), f"output.formats=[{names}]"]
 
 
+def add_channels(settings: list[str] | None, channels: str | None) -> list[str] | None:
+    """Settings of a recipe with the channels of the option --channels."""
+    if channels is None:
+        return settings
+    return [*(settings or ()), f"data.channels={json.dumps(channel_names(channels))}"]
+
+
+def channel_names(channels: str | None) -> list[str]:
+    """Names of the option --channels."""
+    return [] if channels is None else [name.strip() for name in channels.split(",")]
+
+
 def load_recipe(
     path: Path | None,
     settings: list[str] | None,
@@ -245,12 +267,14 @@ def load_recipe(
     out: Path | None,
     prepared: Path | None,
     spacing_from: SpacingName | None = None,
+    channels: str | None = None,
 ) -> Recipe:
     """Read a recipe; options replace its own paths. Without a path the kind of the library chooses the recipe."""
     from atlasseg.recipe import read_recipe, with_device, with_paths
 
     if spacing_from is not None:
         settings = [*(settings or ()), f"data.spacing_from={spacing_from.value}"]
+    settings = add_channels(settings, channels)
     chosen = _choose_recipe(atlases, settings) if path is None else read_recipe(path, overrides=settings or ())
     recipe = with_device(chosen, device.value)
     return with_paths(recipe, targets=targets or (), atlases=atlases or (), out=out, prepared=prepared)
@@ -265,7 +289,7 @@ def _choose_recipe(atlases: list[Path] | None, settings: list[str] | None) -> Re
 
     if not atlases:
         raise InputError("expected a recipe or --atlases DIR, got neither. Try: atlasseg run quickstart")
-    library = read_library(*atlases)
+    library = read_library(*atlases, **default_recipe("multi", overrides=settings or ()).data.reading)
     recipe = default_recipe(library.kind, overrides=settings or ())
     if not is_quiet():
         kind = f"{len(library)} atlases" if library.kind == "multi" else f"a {library.kind} atlas"

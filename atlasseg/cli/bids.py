@@ -16,6 +16,7 @@ from atlasseg.cli._options import (
     Atlases,
     CacheLimit,
     Certificates,
+    Channels,
     Cluster,
     ClusterSettings,
     Device,
@@ -97,6 +98,7 @@ def bids(
         ),
     ] = None,
     atlases: Atlases = None,
+    channels: Channels = None,
     participant_label: Annotated[
         list[str] | None,
         typer.Option("--participant-label", "--participant_label", help="Only these participants, e.g. 01 02."),
@@ -197,8 +199,12 @@ def bids(
         *(settings or ()),
         *(f"{key}={str(value).lower()}" for key, value in switches.items() if value is not None),
     ]
-    checked = load_recipe(recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=prepared)
-    workers = workers_of(nprocs, [scan.path for scan in scans], scheduler, cluster, cluster_settings, certificates)
+    checked = load_recipe(
+        recipe, changed, device, targets=None, atlases=atlases, out=None, prepared=prepared, channels=channels
+    )
+    workers = workers_of(
+        nprocs, [scan.path for scan in scans], scheduler, cluster, cluster_settings, certificates, checked.data.reading
+    )
     workers = replace(workers, memory_bytes=None if mem_gb is None else 1e9 * mem_gb)
     limit_bytes = int(1e9 * cache_limit)
     if dry_run:

@@ -9,11 +9,13 @@ import typer
 
 from atlasseg.cli._options import (
     Certificates,
+    Channels,
     Cluster,
     ClusterSettings,
     Jobs,
     Scheduler,
     SpacingFrom,
+    channel_names,
     spacing_source,
     workers_of,
 )
@@ -41,6 +43,7 @@ def brain(
     ] = "brain",
     report: Annotated[bool, typer.Option(help="Write a report for the browser for each scan.")] = True,
     spacing_from: SpacingFrom = None,
+    channels: Channels = None,
     jobs: Jobs = 1,
     scheduler: Scheduler = None,
     cluster: Cluster = None,
@@ -68,7 +71,9 @@ def brain(
     from atlasseg.app.brain import extract_brains
     from atlasseg.cli._tables import print_table
 
-    workers = workers_of(jobs, scans, scheduler, cluster, cluster_settings, certificates)
+    workers = workers_of(
+        jobs, scans, scheduler, cluster, cluster_settings, certificates, {"channels": channel_names(channels)}
+    )
     with Progress("read the library and the scans") as progress:
         done = extract_brains(
             scans,
@@ -77,6 +82,7 @@ def brain(
             organ=organ,
             report=report,
             spacing_from=spacing_source(spacing_from),
+            channels=channel_names(channels),
             workers=workers,
             listener=progress,
         )

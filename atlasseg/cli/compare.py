@@ -12,6 +12,7 @@ from atlasseg.cli._options import (
     CacheFolder,
     CacheLimit,
     Certificates,
+    Channels,
     Cluster,
     ClusterSettings,
     Device,
@@ -58,6 +59,7 @@ def compare(
     localise: Localise = False,
     settings: Settings = None,
     spacing_from: SpacingFrom = None,
+    channels: Channels = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
     scheduler: Scheduler = None,
@@ -97,11 +99,14 @@ def compare(
             out=out,
             prepared=prepared,
             spacing_from=spacing_from,
+            channels=channels,
         )
         if leave_one_out:
             checked = with_paths(checked, targets=checked.data.atlases)
         chosen = methods.names("fusion") if names == "all" else [name.strip() for name in names.split(",")]
-        workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
+        workers = workers_of(
+            jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates, checked.data.reading
+        )
         found = compare_methods(
             checked, chosen, workers=workers, listener=progress, cache=cache, limit_bytes=int(1e9 * cache_limit)
         )

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from atlasseg.cli._options import Channels, channel_names
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -24,6 +26,7 @@ def doctor(
     every: Annotated[
         bool, typer.Option("--all", help="List every finding; by default similar ones are folded.")
     ] = False,
+    channels: Channels = None,
 ) -> None:
     """Check a dataset for problems: files, geometry, intensities, labels, anatomy, contrast, copies, persons.
 
@@ -44,7 +47,7 @@ def doctor(
 
     announce(f"doctor: read {folder}")
     with Progress() as progress:
-        result = examine(folder, register=not quick, progress=progress.text)
+        result = examine(folder, register=not quick, progress=progress.text, channels=channel_names(channels))
     rows = [
         {
             "severity": finding.severity,

@@ -13,6 +13,7 @@ from atlasseg.cli._options import (
     CacheFolder,
     CacheLimit,
     Certificates,
+    Channels,
     Cluster,
     ClusterSettings,
     Device,
@@ -58,6 +59,7 @@ def run(
     settings: Settings = None,
     formats: Formats = None,
     spacing_from: SpacingFrom = None,
+    channels: Channels = None,
     device: Device = DeviceName.auto,
     jobs: Jobs = 0,
     scheduler: Scheduler = None,
@@ -98,8 +100,11 @@ def run(
             out=out,
             prepared=prepared,
             spacing_from=spacing_from,
+            channels=channels,
         )
-        workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
+        workers = workers_of(
+            jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates, checked.data.reading
+        )
         limit_bytes = int(1e9 * cache_limit)
         if not dry_run:
             done = run_recipe(checked, workers=workers, listener=progress, cache=cache, limit_bytes=limit_bytes)

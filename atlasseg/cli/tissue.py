@@ -10,6 +10,7 @@ import typer
 
 from atlasseg.cli._options import (
     Certificates,
+    Channels,
     Cluster,
     ClusterSettings,
     Formats,
@@ -19,6 +20,7 @@ from atlasseg.cli._options import (
     RecipeOption,
     Scheduler,
     SpacingFrom,
+    add_channels,
     add_formats,
     workers_of,
 )
@@ -79,6 +81,7 @@ def tissue(
     settings: MethodSettings = None,
     formats: Formats = None,
     spacing_from: SpacingFrom = None,
+    channels: Channels = None,
     jobs: Jobs = 1,
     scheduler: Scheduler = None,
     cluster: Cluster = None,
@@ -124,6 +127,7 @@ def tissue(
         overrides.append("preprocessing.mask=brain")
     if spacing_from is not None:
         overrides.append(f"data.spacing_from={spacing_from.value}")
+    overrides += add_channels(None, channels) or []
     if recipe is not None:
         checked = read_recipe(recipe, overrides=overrides)
     else:
@@ -133,7 +137,9 @@ def tissue(
     if checked.tissue is None:
         raise InputError(f"{recipe}: expected a recipe with a table [tissue], got one without")
     checked = with_paths(checked, targets=scans or (), atlases=atlases or (), out=out)
-    workers = workers_of(jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates)
+    workers = workers_of(
+        jobs, checked.data.targets, scheduler, cluster, cluster_settings, certificates, checked.data.reading
+    )
     with Progress("read the scans") as progress:
         done = classify(checked, modalities=modalities or (), mask=mask, workers=workers, listener=progress)
     for outcome in done:

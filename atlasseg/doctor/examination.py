@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from atlasseg import io
+from atlasseg.atlases.channels import check_names, format_hint, group_channels, suggest_channels
 from atlasseg.atlases.library import read_library
 from atlasseg.atlases.structures import dicom_cases
 from atlasseg.doctor.anatomy import check_each, compare_all
@@ -55,7 +56,13 @@ class Examination:
     checked: tuple[str, ...]
 
 
-def examine(folder: str | Path, *, register: bool = True, progress: Callable[[str], None] | None = None) -> Examination:
+def examine(
+    folder: str | Path,
+    *,
+    register: bool = True,
+    progress: Callable[[str], None] | None = None,
+    channels: Sequence[str] = (),
+) -> Examination:
     """Check a library of atlases or a folder of targets for problems.
 
     Parameters
@@ -68,6 +75,8 @@ def examine(folder: str | Path, *, register: bool = True, progress: Callable[[st
         seconds a scan.
     progress : callable, optional
         Called with each id when its files are read, and with each later step.
+    channels : sequence of str
+        As of :func:`atlasseg.atlases.library.read_library`. The anatomies are compared by the first channel.
 
     Returns
     -------
@@ -78,7 +87,7 @@ def examine(folder: str | Path, *, register: bool = True, progress: Callable[[st
     checked: list[str] = []
     with filter_log("atlasseg.atlases.library", lambda record: record.levelno > logging.WARNING):
         try:
-            for finding in _examine(root, register, progress or (lambda _: None), checked):
+            for finding in _examine(root, register, progress or (lambda _: None), checked, check_names(channels)):
                 findings.append(finding)
         except Exception as error:  # for example a folder that cannot be listed; earlier findings are kept
             findings.append(Finding("error", root, f"{type(error).__name__}: {error}", "the rest was not checked"))
@@ -87,7 +96,9 @@ def examine(folder: str | Path, *, register: bool = True, progress: Callable[[st
     return Examination(tuple(ordered), tuple(checked))
 
 
-def _examine(root: Path, register: bool, progress: Callable[[str], None], checked: list[str]) -> Iterator[Finding]:
+def _examine(
+    root: Path, register: bool, progress: Callable[[str], None], checked: list[str], channels: Sequence[str]
+) -> Iterator[Finding]:
     cases_in_dicom = dicom_cases(root) if root.is_dir() and not (root / "images").is_dir() else {}
     if not (root / "images").is_dir() and not cases_in_dicom:
         yield Finding("error", root, "expected a folder images/, got none", "put the scans into images/ID.nii.gz")
@@ -99,6 +110,15 @@ def _examine(root: Path, register: bool, progress: Callable[[str], None], checke
         images = {id_: scan for id_, (scan, _) in cases_in_dicom.items()}
         labels = {id_: file for id_, (_, file) in cases_in_dicom.items()}
     yield from (*doubled, *also, *third)
+    scans: dict[str, tuple[Path, ...]] = {}
+    if channels and images:
+        try:
+            scans = group_channels(images, channels, folder=root / "images")
+            images = {id_: files[0] for id_, files in scans.items()}
+        except InputError as error:
+            yield Finding("error", root / "images", str(error), "the scans were checked one file at a time")
+    elif alike := suggest_channels(images):
+        yield Finding("note", root / "images", format_hint(alike), f"check them so: --channels {','.join(alike)}")
     if not images:
         yield Finding("error", root / "images", "expected images, got none", "put the scans into images/ID.nii.gz")
     table = LabelTable()
@@ -117,7 +137,7 @@ def _examine(root: Path, register: bool, progress: Callable[[str], None], checke
     for id_, image in sorted(images.items()):
         progress(id_)
         found: list[Finding] = []
-        case = Case(id_, image, labels.get(id_), masks.get(id_))
+        case = Case(id_, image, labels.get(id_), masks.get(id_), channels=scans.get(id_, ())[1:])
         try:
             cases.append(examine_case(case, table, found))
         except Exception as error:  # a broken file is a finding
@@ -138,7 +158,7 @@ def _examine(root: Path, register: bool, progress: Callable[[str], None], checke
     not_annotated: dict[str, frozenset[int]] = {}
     if labels or has_probabilities:
         try:
-            library = read_library(root)
+            library = read_library(root, channels=channels)
             not_annotated = {atlas.id: atlas.not_annotated for atlas in library.atlases}
             for atlas in library.atlases:
                 if atlas.probabilities:

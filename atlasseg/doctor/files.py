@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from atlasseg import io
+from atlasseg.atlases.channels import read_channels
 from atlasseg.atlases.library import grid_difference
 from atlasseg.atlases.structures import goes_by_names
 from atlasseg.doctor.anatomy import shrink
@@ -47,6 +48,7 @@ class Case:
     voxel_mm3: float = 0.0
     trace: Trace | None = None
     small: Image | None = None
+    channels: tuple[Path, ...] = ()
 
 
 def examine_case(case: Case, table: LabelTable, found: list[Finding]) -> Case:
@@ -54,7 +56,7 @@ def examine_case(case: Case, table: LabelTable, found: list[Finding]) -> Case:
     image: Image | None = None
     try:
         with collect_warnings(case.image, found):
-            image, finite = io.read_scan(case.image)
+            image, finite = read_channels((case.image, *case.channels))
     except InputError as error:
         found.append(Finding("error", case.image, str(error), "replace the file, or take it out of the folder"))
     else:

@@ -14,14 +14,20 @@ VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".hdr", ".hdr.gz", *MGH_SUFFIXES, *ITK_SUFFI
 """File name suffixes of volume formats."""
 
 _SERIES = re.compile(r"#([0-9.]+)$")
+_VOLUMES = re.compile(r"#([0-9,]+)$")
 
 
 def volume_id(path: str | Path) -> str:
     """File name of a volume without its suffixes: ``scan`` for ``folder/scan.nii.gz``, ``ct_series-2`` for ``ct#2``.
 
-    A 3D Slicer segmentation has the name of its scan: ``scan`` for ``scan.seg.nrrd``.
+    Volumes of a 4-D file have the id ``scan_volumes-1-3`` for ``scan.nii.gz#1,3``. A 3D Slicer segmentation has the
+    name of its scan: ``scan`` for ``scan.seg.nrrd``.
     """
-    name = _SERIES.sub(r"_series-\1", Path(path).name)
+    name = Path(path).name
+    chosen = _VOLUMES.search(name)
+    if chosen is not None and volume_suffix(name[: chosen.start()]):
+        return f"{volume_id(name[: chosen.start()])}_volumes-{chosen[1].replace(',', '-')}"
+    name = _SERIES.sub(r"_series-\1", name)
     suffix = volume_suffix(name)
     stem = name.removesuffix(name[-len(suffix) :]) if suffix else name
     return re.sub(r"(?i)\.seg$", "", stem) if suffix in (".nrrd", ".nhdr") else stem

@@ -43,7 +43,7 @@ _TAGS = [
     "NumberOfFrames",
 ]
 _DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
-_SERIES_OF = re.compile(r"(?P<folder>.+)#(?P<series>[0-9.]+)$")
+_SERIES_OF = re.compile(r"(?P<folder>.+)#(?P<series>[0-9.,]+)$")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class DicomSeries:
 
 
 def split_series(path: Path) -> tuple[Path, str | None]:
-    """Split ``FOLDER#2`` into folder and series; a path that exists as it is is not split."""
+    """Split ``FOLDER#2`` into folder and series, ``FILE#1,3`` into file and volumes; an existing path is not split."""
     match = None if path.exists() else _SERIES_OF.fullmatch(str(path))
     return (path, None) if match is None else (Path(match["folder"]), match["series"])
 

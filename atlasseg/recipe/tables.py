@@ -68,12 +68,24 @@ class Data:
         Folder for the results.
     spacing_from : {"sform", "pixdim"}
         Which voxel size of a NIfTI header to use where its sform and its pixdim differ by more than 1 %.
+    channels : strings
+        Channels of every scan, in order: ``["T1", "FLAIR"]`` reads ``ID_T1.nii.gz`` and ``ID_FLAIR.nii.gz`` as one
+        scan ``ID``, on the grid of the first. Without it each file is a scan.
+    volumes : ints
+        Volumes of each 4-D scan to read, numbered from 1; several are channels. Without it all are channels.
     """
 
     atlases: tuple[Path, ...] = ()
     targets: tuple[Path, ...] = ()
     out: Path | None = None
     spacing_from: Literal["sform", "pixdim"] = "sform"
+    channels: tuple[str, ...] = ()
+    volumes: tuple[int, ...] = ()
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Arguments of `read_library` and `read_targets`: how scans are read."""
+        return {"spacing_from": self.spacing_from, "channels": self.channels, "volumes": self.volumes}
 
 
 @dataclass(frozen=True)
