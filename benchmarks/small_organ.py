@@ -1,7 +1,7 @@
 """A small organ in a large, variable view: localisation beside ordinary registration, and beside perfect localisation.
 
     python benchmarks/small_organ.py [--data DIR] [--sets phantoms,heads,cord] [--seeds 0,1,...] [--atlases 8]
-        [--methods ordinary,template_search,perfect,antspyx] [--choosing]
+        [--methods ordinary,template_search,voting_forest,combined,perfect,antspyx] [--choosing]
 
 Sets of targets that the settings were not chosen on (with `--choosing`: those that they were chosen on):
 
@@ -107,7 +107,7 @@ def recipe(method: str) -> Recipe:
         "fusion": {"method": "joint"},
     }
     if method != "ordinary":
-        tables["localisation"] = {"method": "template_search"}
+        tables["localisation"] = {"method": "template_search" if method == "perfect" else method}
     found = parse_recipe(tables)
     if method == "perfect":
         step = found.localisation.method
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--sets", default="phantoms,heads,cord")
-    parser.add_argument("--methods", default="ordinary,template_search,perfect")
+    parser.add_argument("--methods", default="ordinary,template_search,voting_forest,combined,perfect")
     parser.add_argument("--seeds", default="0,1,2,3,4,5")
     parser.add_argument("--atlases", type=int, default=8)
     parser.add_argument("--choosing", action="store_true")

@@ -79,7 +79,7 @@ def test_each_comment_that_holds_a_key_is_valid_where_it_stands(text):
 
 def test_all_keys_together_are_valid():
     switched = re.sub(r"(?m)^# \[regions\]$", "[regions]", FULL).replace("# prepared =", "# no prepared =")
-    switched = re.sub(r'(?m)^# method = "template_search"$', "# no localisation", switched)  # initial excludes it
+    switched = re.sub(r'(?m)^# method = "combined"$', "# no localisation", switched)  # initial excludes it
     parse_recipe(tomllib.loads(KEY.sub(r"\1 = \2", switched)))
 
 

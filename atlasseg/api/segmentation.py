@@ -70,7 +70,7 @@ def segment(
         Values of the recipe to set, as by ``--set``: ``["fusion.beta=3"]``.
     localise : bool
         Find the organ first, by its surroundings in every atlas, and register in a box around it: for a small organ in
-        a large, variable view. Sets ``localisation.method`` of the recipe to ``"template_search"``.
+        a large, variable view. Sets ``localisation.method`` of the recipe to ``"combined"``.
     progress : callable, optional
         Called with the name of each stage when it starts.
 

@@ -190,7 +190,7 @@ Localise = Annotated[
     typer.Option(
         "--localise",
         help="Find the organ first, by its surroundings in every atlas, and register in a box around it: for a small "
-        "organ in a large, variable view. Sets localisation.method=template_search.",
+        "organ in a large, variable view. Sets localisation.method=combined.",
     ),
 ]
 DryRun = Annotated[

@@ -203,7 +203,7 @@ def settle(
     places : sequence of (Place, View)
         Candidates, by descending score.
     own_places_mm : sequence of (3,)
-        The place that each atlas by itself finds best; by default the candidates keep their votes.
+        The place that each atlas by itself finds best; by default that where it can be aligned best.
     """
     name = target.name or "scan"
     tried: list[tuple[float, Place, View, list[Pose]]] = []
@@ -221,9 +221,13 @@ def settle(
     centre, poses, checks = judge(search, poses, view)
     x, y, z = (float(value) for value in centre)
     place = replace(place, centre_mm=(x, y, z))
-    if own_places_mm is not None:
-        votes = sum(distance(search, own - centre) <= tolerance(search) for own in own_places_mm)
-        place = replace(place, votes=int(votes))
+    if own_places_mm is None:
+        own_places_mm = [
+            max((each[3][n] for each in tried), key=lambda pose: pose.similarity).centre_mm(atlas)
+            for n, atlas in enumerate(search.atlases)
+        ]
+    votes = sum(distance(search, own - centre) <= tolerance(search) for own in own_places_mm)
+    place = replace(place, votes=int(votes))
     ordered = (place, *(each[1] for each in tried[1:]))
     kept = [n for n, check in enumerate(checks) if check.keep]
     trusted = float(np.median([poses[n].similarity for n in kept])) if kept else -1.0

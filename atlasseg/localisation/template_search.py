@@ -78,14 +78,21 @@ def localise(
        255-268.
     """
     search = prepare_search(target, atlases, target_mask, atlas_masks, margin, most_voxels=MOST_VOXELS)
+    found, own_mm = search_places(search, places, quarter_turns=quarter_turns, mirrored=mirrored)
+    return settle(prepare_search(target, atlases, target_mask, atlas_masks, margin), target, atlases, found, own_mm)
+
+
+def search_places(
+    search: Search, count: int, *, quarter_turns: bool, mirrored: bool
+) -> tuple[list[tuple[Place, View]], list[Float64]]:
+    """Find candidate places in all views that are asked for, and the place that each atlas by itself finds best."""
     usual, *others = list_views(search.target.grid, quarter_turns=quarter_turns, mirrored=mirrored)
     maps = {usual: vote_maps(search, usual)}
-    found = find_places(search, maps, places)
-    if others and (mirrored or found[0][0].votes < UNANIMOUS * len(atlases)):
+    found = find_places(search, maps, count)
+    if others and (mirrored or found[0][0].votes < UNANIMOUS * len(search.atlases)):
         maps |= {view: vote_maps(search, view) for view in others}
-        found = find_places(search, maps, places)
-    fine = prepare_search(target, atlases, target_mask, atlas_masks, margin)
-    return settle(fine, target, atlases, found, _best_of_atlases(search, maps))
+        found = find_places(search, maps, count)
+    return found, _best_of_atlases(search, maps)
 
 
 def localise_at(

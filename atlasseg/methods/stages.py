@@ -57,7 +57,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "preprocessing": Stage(("image",), optional=("mask", "reference"), default=("intensity",)),
-    "localisation": Stage(("target", "atlases"), optional=("target_mask", "atlas_masks"), default=("template_search",)),
+    "localisation": Stage(("target", "atlases"), optional=("target_mask", "atlas_masks"), default=("combined",)),
     "registration": Stage(
         ("fixed", "moving"),
         required=("initial", "fixed_mask", "moving_masks"),

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 import atlasseg
 from atlasseg.errors import InputError
-from atlasseg.localisation import _views, agreement, template_search
+from atlasseg.localisation import _views, agreement, combined, template_search, voting_forest
 from atlasseg.localisation._correlation import CorrelationMap
 from atlasseg.localisation._views import View, list_bases, list_linear_parts, list_views, thick_axis
 from atlasseg.localisation.result import describe_view
@@ -237,9 +237,26 @@ def test_python_takes_localise(target, atlases):
         atlases[:2],
         "majority",
         localise=True,
-        overrides=['registration.steps=["rigid"]', "localisation.places=1"],
+        overrides=[
+            'registration.steps=["rigid"]',
+            "localisation.places=1",
+            "localisation.forest_places=1",
+            "localisation.trees=10",
+        ],
     )
     assert result.alignment.localisation.found
+
+
+def test_a_forest_finds_the_place(target, atlases):
+    found = voting_forest.localise(target.image, atlases, places=1, trees=20)
+    assert found.found and found.places[0].votes == 4 and 0.2 < found.places[0].score <= 1
+    assert np.linalg.norm(np.array(found.places[0].centre_mm) - centre_mm(target)) < 12
+
+
+def test_both_ways_give_candidates(target, atlases):
+    found = combined.localise(target.image, atlases[:2], places=2, forest_places=2, trees=10, quarter_turns=False)
+    assert found.found and len(found.places) == 4
+    assert np.linalg.norm(np.array(found.places[0].centre_mm) - centre_mm(target)) < 15
 
 
 def test_known_place(target, atlases):
