@@ -16,6 +16,7 @@ from . import (
     preprocessing,
     propagation,
     recipe,
+    recommendation,
     refinement,
     regions,
     registration,
@@ -47,6 +48,7 @@ from .api.registration import PairwiseRegistration, register
 from .api.segmentation import segment
 from .api.tissues import tissue
 from .api.transformation import apply_transform
+from .app.recommend import Recommendation, recommend
 from .app.run import run
 from .atlases.library import AtlasLibrary, read_library, read_targets
 from .evaluation.comparison import Comparison
@@ -97,6 +99,7 @@ __all__ = [
     "PairwiseRegistration",
     "ProbabilityMap",
     "Recipe",
+    "Recommendation",
     "Segmentation",
     "Tissues",
     "Transform",
@@ -142,6 +145,8 @@ __all__ = [
     "read_targets",
     "read_transform",
     "recipe",
+    "recommend",
+    "recommendation",
     "refine",
     "refinement",
     "regions",

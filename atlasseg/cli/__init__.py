@@ -24,6 +24,7 @@ from atlasseg.cli import (
     init,
     methods,
     recipes,
+    recommend,
     regions,
     register,
     run,
@@ -76,6 +77,7 @@ compare.add_to(app)
 view.add_to(app)
 evaluate.add_to(app)
 doctor.add_to(app)
+recommend.add_to(app)
 convert.add_to(app)
 transform.add_to(app)
 fetch.add_to(app)

@@ -6,7 +6,6 @@ mask, and with the rest of the folder. A file that fails a check is a finding, n
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +31,10 @@ from atlasseg.doctor.folder import (
     find_volume_outliers,
 )
 from atlasseg.doctor.persons import LEAST_SCANS, SamePerson, find_crops, find_shared_steps
+from atlasseg.doctor.subjects import SUBJECTS, find_subjects, read_subjects
 from atlasseg.errors import InputError
 from atlasseg.io import read_label_table
 from atlasseg.labels import LabelTable
-
-SUBJECTS = "subjects.tsv"
-"""Table of a folder with the columns `id` and `subject`: which scans are of one person."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +196,12 @@ def _compare_anatomies(
             "and right, contrast, scans of one person"
         )
     subjects: dict[str, str] = {}
-    for path in (root / SUBJECTS, root.parent / SUBJECTS):
-        if path.is_file():
-            try:
-                subjects = _read_subjects(path)
-            except InputError as error:
-                yield Finding("error", path, str(error), "correct the table, or remove it")
-            break
+    path = find_subjects(root)
+    if path is not None:
+        try:
+            subjects = read_subjects(path)
+        except InputError as error:
+            yield Finding("error", path, str(error), "correct the table, or remove it")
     yield from _same_person(known, pairs, subjects)
 
 
@@ -223,25 +219,6 @@ def _same_person(cases: Sequence[Case], pairs: Sequence[SamePerson], subjects: M
                 f"seems to be of the same person as {first.image.name}: {pair.reason}",
                 f"do not segment one by the other; if it is so, list both in {SUBJECTS} (columns id, subject)",
             )
-
-
-def _read_subjects(path: Path) -> dict[str, str]:
-    """Read the person of each scan from a table of subjects.
-
-    Raises
-    ------
-    InputError
-        The file is not text, or lacks a column.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file, delimiter="\t")
-            columns, rows = table.fieldnames or [], list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"expected a table of tab-separated text, got a file that cannot be read: {error}") from error
-    if not {"id", "subject"} <= set(columns):
-        raise InputError(f"expected the columns id and subject, got {', '.join(columns) or 'none'}")
-    return {row["id"]: row["subject"] for row in rows if row["id"] and row["subject"]}
 
 
 def _volumes(folder: Path) -> tuple[dict[str, Path], list[Finding]]:

@@ -27,6 +27,7 @@ def evaluate(
     groups: Mapping[str, Collection[int]] | None = None,
     not_annotated: Collection[int] = (),
     surface_tolerance_mm: float = Evaluation.surface_tolerance_mm,
+    surfaces: bool = True,
 ) -> EvaluationResult:
     """Evaluate a segmentation against a reference.
 
@@ -48,6 +49,8 @@ def evaluate(
         Labels that are not annotated in the reference. They are not evaluated, and are removed from the groups.
     surface_tolerance_mm : float
         Tolerance of the surface Dice (by area, and of voxels) in mm, 0 or above.
+    surfaces : bool
+        Compute the surface measures too; they take most of the time.
 
     Returns
     -------
@@ -94,18 +97,20 @@ def evaluate(
     counts = overlap.count(s, r)
 
     scores: list[Score] = []
-    layers = _Surfaces.find(s, r, grid)
+    layers = _Surfaces.find(s, r, grid) if surfaces else None
     for n, label in enumerate(counts.labels.tolist()):
-        scores += _scores(label, known.name(label), _one(counts, n), layers.measure(label, surface_tolerance_mm))
+        of_label = {} if layers is None else layers.measure(label, surface_tolerance_mm)
+        scores += _scores(label, known.name(label), _one(counts, n), of_label)
     for name, labels in (*unions.items(), (FOREGROUND, counts.labels)):
         members = np.intersect1d(np.fromiter(labels, np.int64), counts.labels)
         if members.size:
             in_s, in_r = (np.isin(array, members).astype(np.uint8) for array in (s, r))
             union = overlap.count(in_s, in_r)
-            scores += _scores(None, name, union, _Surfaces.find(in_s, in_r, grid).measure(1, surface_tolerance_mm))
+            of_union = _Surfaces.find(in_s, in_r, grid).measure(1, surface_tolerance_mm) if surfaces else {}
+            scores += _scores(None, name, union, of_union)
     if not counts.labels.size:
         notes.append("neither the segmentation nor the reference has a label: all measures are undefined (NaN)")
-        names = (*overlap.METRICS, *_surface_measures(surface_tolerance_mm))
+        names = (*overlap.METRICS, *(_surface_measures(surface_tolerance_mm) if surfaces else ()))
         scores += [Score(None, FOREGROUND, metric, math.nan, "empty in both") for metric in names]
     title = f"{segmentation.name or 'segmentation'} against {reference.name or 'reference'}"
     return EvaluationResult(scores, notes=notes, title=title)

@@ -7,7 +7,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,14 @@ PLACES = {("data", "atlases"): ["my_atlases"], ("data", "targets"): ["my_scans"]
 """Examples of paths."""
 
 
-def format_template(given: Mapping[str, Any], *, title: str, brief: bool = False) -> str:
+def format_template(
+    given: Mapping[str, Any],
+    *,
+    title: str,
+    brief: bool = False,
+    remarks: Sequence[str] = (),
+    reasons: Mapping[str, str] | None = None,
+) -> str:
     """Format a commented recipe: the given keys, and all other keys as comments with their defaults.
 
     A comment ``# key = value`` becomes part of the recipe if its ``# `` is removed. Parameters of methods are written
@@ -56,6 +63,10 @@ def format_template(given: Mapping[str, Any], *, title: str, brief: bool = False
         First line of the comment at the top.
     brief : bool
         Leave out tables without given keys, except the most common ones, and methods that are not used.
+    remarks : sequence of str
+        Further lines of the comment at the top; they are not wrapped if they are aligned as a table.
+    reasons : mapping of str to str, optional
+        Reason of the given keys of a table, by its name.
 
     Returns
     -------
@@ -64,6 +75,7 @@ def format_template(given: Mapping[str, Any], *, title: str, brief: bool = False
     """
     lines = [
         *_comment(title),
+        *(line for remark in remarks for line in ([f"#   {remark}"] if "  " in remark else _comment(remark))),
         "#",
         *_comment(
             "Lines such as '# key = value' are defaults or examples: remove the '# ' to change one. Relative paths "
@@ -75,16 +87,21 @@ def format_template(given: Mapping[str, Any], *, title: str, brief: bool = False
     for section, kind in SECTIONS.items():
         common = section in ("data", "registration", "fusion", "output", "tissue")
         if section not in unused and (not brief or common or section in given):
-            lines += ["", "", *_section(section, kind, given.get(section, {}), brief, section in given)]
+            why = (reasons or {}).get(section, "")
+            lines += ["", "", *_section(section, kind, given.get(section, {}), brief, section in given, why)]
     return "\n".join(lines) + "\n"
 
 
-def _section(section: str, kind: type, given: Mapping[str, Any], brief: bool, is_given: bool) -> Iterator[str]:
+def _section(
+    section: str, kind: type, given: Mapping[str, Any], brief: bool, is_given: bool, reason: str = ""
+) -> Iterator[str]:
     """Format the lines of one table."""
     document = inspect.getdoc(kind) or ""
     meanings = methods.described_parameters(document)
     hints = typing.get_type_hints(kind, include_extras=True)
     yield from _comment(document.partition("\n\n")[0])
+    if reason:
+        yield from _comment(reason)
     if section in SWITCHES and not is_given:
         yield from _comment(f"Remove the '# ' before [{section}] too: the table takes effect by its presence.")
         yield f"# [{section}]"
