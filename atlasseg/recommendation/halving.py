@@ -49,16 +49,51 @@ class Search:
     complete: bool = False
 
     def mean(self, pair: Pair, cases: Sequence[int] | None = None) -> float:
-        """Mean Dice of a pair over the cases that it has, or over those given."""
+        """Compute the mean Dice of a pair.
+
+        Parameters
+        ----------
+        pair : (str, str)
+            Registration and fusion.
+        cases : sequence of int, optional
+            Cases. Default: all that were measured.
+
+        Returns
+        -------
+        float
+            0 to 1.
+        """
         known = self.dice[pair]
         return float(np.mean([known[case] for case in (known if cases is None else cases)]))
 
     def cost(self, pair: Pair) -> float:
-        """Mean seconds of a pair for one case."""
+        """Compute the mean time of a pair for one case.
+
+        Parameters
+        ----------
+        pair : (str, str)
+            Registration and fusion.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
         return float(np.mean(list(self.seconds[pair].values())))
 
     def best(self, cases: Sequence[int] | None = None) -> Pair | None:
-        """Best finalist on the cases that all finalists have; of those within `TIE` the fastest. None without any."""
+        """Find the best finalist; of those within `TIE` of it the fastest.
+
+        Parameters
+        ----------
+        cases : sequence of int, optional
+            Cases that decide. Default: all that every finalist has.
+
+        Returns
+        -------
+        (str, str) or None
+            Registration and fusion; None if nothing was measured.
+        """
         chosen = self.cases if cases is None else cases
         if not self.finalists or not chosen:
             return None
@@ -66,7 +101,13 @@ class Search:
         return min((p for p in self.finalists if self.mean(p, chosen) >= highest - TIE), key=self.cost)
 
     def nested_dice(self) -> list[float]:
-        """Dice of each case by the finalist that is best on the other cases; empty with fewer than two cases."""
+        """List the Dice of each case by the finalist that is best on the other cases.
+
+        Returns
+        -------
+        list of float
+            Empty with fewer than two cases.
+        """
         found = []
         for case in self.cases if len(self.cases) > 1 else ():
             pair = self.best([other for other in self.cases if other != case])

@@ -57,7 +57,13 @@ class LibraryProperties:
         return int(np.argmax(self.spacing_mm))
 
     def describe(self) -> str:
-        """Describe the library in one sentence."""
+        """Describe the library in one sentence.
+
+        Returns
+        -------
+        str
+            Its sizes.
+        """
         shape = " x ".join(map(str, self.shape))
         spacing = " x ".join(f"{value:.3g}" for value in self.spacing_mm)
         return (
