@@ -38,7 +38,7 @@ from atlasseg.registration.fit import RegistrationFit, measure_fit
 from atlasseg.registration.outliers import RegistrationQC, find_failures
 from atlasseg.registration.quality import RegistrationQuality
 from atlasseg.transforms import Transform
-from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap
+from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask, ProbabilityMap, check_channels
 
 __all__ = ["Alignment", "Segmentation", "align", "segment"]
 
@@ -261,6 +261,7 @@ def align(
     """
     if not atlases:
         raise InputError(f"{scan.name or 'scan'}: there is no atlas to segment it with")
+    _check_channels(scan, atlases, recipe)
     seconds: dict[str, float] = {}
 
     with _stage("preprocess", seconds, progress):
@@ -326,6 +327,26 @@ def align(
     i, j, k = (a + b for a, b in zip(offset, registered.start, strict=True))
     start = (i, j, k)
     return Alignment(target, candidates, scan.grid, start, values, seconds, target_mask, findings, filled, localised)
+
+
+def _check_channels(scan: Image, atlases: Sequence[Atlas], recipe: Recipe) -> None:
+    """Check, before any work, that target and atlases have the same channels, and that all steps use them.
+
+    Raises
+    ------
+    InputError
+        An atlas has another number of channels, or a method uses one only.
+    """
+    check_channels(scan, atlases)
+    count = scan.channels.shape[3]
+    registrations = recipe.registration.steps if recipe.registration.prepared is None else ()
+    steps = (*registrations, recipe.fusion.method, recipe.refinement.method)
+    for step in steps if count > 1 else ():
+        if step is not None and step.method.needs.channels != "all":
+            raise InputError(
+                f"{scan.name or 'scan'}: expected one channel for the {step.method.stage} {step.name}, got {count}. "
+                "Choose another method, or one channel."
+            )
 
 
 def register(

@@ -146,6 +146,8 @@ def parse_recipe(
     if base is not None and "registration" in sections and sections["registration"].prepared is not None:
         registration = sections["registration"]
         sections["registration"] = replace(registration, prepared=base / registration.prepared)
+    if "registration" in sections and sections["registration"].channel_weights:
+        sections["registration"] = _weigh_channels(sections["registration"], where)
     if "registration" in sections and sections["registration"].initial is not None:
         sections["registration"] = _check_initial(sections["registration"], sections.get("selection"), base, where)
     if "localisation" in sections and sections["localisation"].method is not None:
@@ -156,6 +158,32 @@ def parse_recipe(
     if "refinement" in sections:
         sections["refinement"] = _resolve_paths(sections["refinement"], base)
     return Recipe(**sections, name=name, text=tomli_w.dumps(merged), base=base)
+
+
+def _weigh_channels(registration: Registration, where: str) -> Registration:
+    """Pass the weights of the channels to the steps that do not have their own.
+
+    Raises
+    ------
+    InputError
+        A step uses a single channel, the registration is a prepared one, or all weights are 0.
+    """
+    weights = registration.channel_weights
+    if registration.prepared is not None:
+        raise InputError(
+            f"{where}: [registration] channel_weights and prepared exclude each other. Remove one of them."
+        )
+    if not any(weights):
+        raise InputError(f"{where}: [registration] channel_weights: expected a weight above 0, got {list(weights)}.")
+    steps = []
+    for step in registration.steps:
+        if "channel_weights" not in {parameter.name for parameter in step.method.parameters}:
+            raise InputError(
+                f"{where}: [registration] channel_weights: expected steps that weigh channels, got {step.name}. "
+                "Choose another step, or remove the weights."
+            )
+        steps.append(Step(step.method, {"channel_weights": weights, **step.arguments}))
+    return replace(registration, steps=tuple(steps))
 
 
 def _check_initial(

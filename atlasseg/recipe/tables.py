@@ -176,6 +176,9 @@ class Registration:
         File of the transform that the first step starts from, ``{target}`` and ``{atlas}`` standing for their ids, as
         ``transforms/{target}_{atlas}.h5``. It takes points of the target to points of the atlas; any format of
         `io.read_transform`.
+    channel_weights : floats
+        Weight of each channel in the similarity that the steps maximise, in the order of the channels. A step may have
+        its own, ``ffd.channel_weights``. Without it all weigh the same.
     """
 
     steps: tuple[Step, ...] = ()
@@ -183,6 +186,7 @@ class Registration:
     refine_iterations: tuple[int, ...] = (30, 30, 8)
     drop_failed: bool = True
     initial: str | None = None
+    channel_weights: tuple[Annotated[float, Ge(0)], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def linear_registration(model: TransformModel, transform: str, *, module: str) -
         radius_voxels: int = 2,
         finest_shrink: int = 2,
         iterations: int = 30,
+        channel_weights: tuple[float, ...] = (),
         device: Device = "auto",
     ) -> list[Transform]:
         """Register each moving image to the fixed one by TRANSFORM.
@@ -67,6 +68,8 @@ def linear_registration(model: TransformModel, transform: str, *, module: str) -
             Voxel size of the finest level, as a multiple of that of the fixed image.
         iterations : int
             Maximum number of iterations per level.
+        channel_weights : sequence of float
+            Weight of each channel in the similarity; by default all weigh the same.
         device : {"auto", "cpu", "cuda"}
             "cuda": compute all images in one tensor with torch. "cpu": compiled CPU kernels. "auto": CUDA if there is a
             GPU, else CPU.
@@ -103,6 +106,7 @@ def linear_registration(model: TransformModel, transform: str, *, module: str) -
             finest=finest_shrink,
             iterations=iterations,
             device=device,
+            channel_weights=channel_weights,
         )
 
     register.__doc__ = (register.__doc__ or "").replace("TRANSFORM", transform)

@@ -24,8 +24,9 @@ import numpy as np
 
 from atlasseg.errors import InputError
 from atlasseg.methods import Data, method
-from atlasseg.registration._coarse import check_starts_and_masks, coarsen, get_first_channel
+from atlasseg.registration._coarse import check_starts_and_masks, coarsen
 from atlasseg.registration._discrete import search
+from atlasseg.registration._engine.pyramid import normalise_weights
 from atlasseg.registration._mind import mind_ssc
 from atlasseg.resampling import coverage, resample
 from atlasseg.transforms import Affine, DisplacementField, Transform
@@ -37,7 +38,7 @@ CELL_VOXELS = 3
 """Voxels along each axis over which descriptors are averaged at a node."""
 
 
-@method("registration", channels="first")
+@method("registration")
 def register(
     fixed: Image,
     moving: Sequence[Image],
@@ -49,13 +50,14 @@ def register(
     radius_nodes: int = 3,
     smoothness: float = 1.0,
     symmetric: bool = True,
+    channel_weights: tuple[float, ...] = (),
 ) -> list[Transform]:
     """Register by trying every displacement of a window at coarse nodes, and smoothing what is best.
 
     Parameters
     ----------
     fixed : Image
-        The target; only the first channel is used.
+        The target.
     moving : sequence of Image
         The atlases; each is registered on its own.
     initial : sequence of Transform, optional
@@ -73,6 +75,8 @@ def register(
         Weight of the coupling to the smoothed field; 1 as published.
     symmetric : bool
         Search in both directions and keep the consistent part; takes twice the time.
+    channel_weights : sequence of float
+        Weight of each channel in the squared distance of the descriptors; by default all weigh the same.
 
     Returns
     -------
@@ -82,7 +86,7 @@ def register(
     Raises
     ------
     InputError
-        A parameter is out of range, the lists differ in length, or a mask is empty.
+        A parameter is out of range, the lists differ in length, numbers of channels differ, or a mask is empty.
     GeometryError
         A mask is not on its image's grid.
     """
@@ -91,13 +95,18 @@ def register(
             f"expected node_voxels of at least 1, radius_nodes of at least 1 and smoothness of at least 0, got "
             f"{node_voxels}, {radius_nodes} and {smoothness}"
         )
+    channels = fixed.channels.shape[3]
+    weights = normalise_weights(channel_weights, channels)
+    for image in moving:
+        if image.channels.shape[3] != channels:
+            raise InputError(f"{image.name}: expected {channels} channels like {fixed.name}, got another number.")
     found, masks = check_starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
     for apart in node_voxels:
         grid = _make_descriptor_grid(fixed.grid, apart, radius_nodes)
         nodes = _make_node_grid(grid)
-        target, target_known = _compute_descriptors(fixed, fixed_mask, grid, Affine.identity())
+        target, target_known = _compute_descriptors(fixed, fixed_mask, grid, Affine.identity(), weights)
         for n, (image, mask) in enumerate(zip(moving, masks, strict=True)):
-            source, source_known = _compute_descriptors(image, mask, grid, found[n])
+            source, source_known = _compute_descriptors(image, mask, grid, found[n], weights)
             if not source_known.any():
                 logger.warning("%s: no overlap with the fixed image: the initial transform is kept", image.name)
                 continue
@@ -132,13 +141,24 @@ def _make_node_grid(grid: Grid) -> Grid:
     return Grid((a, b, c), affine)
 
 
-def _compute_descriptors(image: Image, mask: Mask | None, grid: Grid, transform: Transform) -> tuple[Float32, Bool]:
-    """Compute the descriptors of the nodes, (A, B, C, 12), and whether half of each cell is known, (A, B, C)."""
-    seen = get_first_channel(resample(image, grid, transform, antialias=True))
+def _compute_descriptors(
+    image: Image, mask: Mask | None, grid: Grid, transform: Transform, weights: Sequence[float]
+) -> tuple[Float32, Bool]:
+    """Compute the descriptors of the nodes, (A, B, C, 12 N), and whether half of each cell is known, (A, B, C).
+
+    The descriptors of N channels are scaled so that squared distances are weighted means over the channels.
+    """
+    seen = resample(image, grid, transform, antialias=True).channels
+    described = [
+        mind_ssc(np.ascontiguousarray(seen[..., c])) * np.float32(np.sqrt(weight / len(weights)))
+        for c, weight in enumerate(weights)
+    ]
     known = coverage(image.grid, grid, transform).array
     if mask is not None:
         known = known & resample(mask, grid, transform).array
-    return _average_cells(mind_ssc(seen)), _average_cells(known[..., None].astype(np.float32))[..., 0] >= 0.5
+    return _average_cells(np.concatenate(described, axis=3)), _average_cells(known[..., None].astype(np.float32))[
+        ..., 0
+    ] >= 0.5
 
 
 def _average_cells(values: Float32) -> Float32:

@@ -42,6 +42,7 @@ def register(
     folding: float = 0.02,
     step_voxels: float = 0.25,
     tolerance: float = 1e-4,
+    channel_weights: tuple[float, ...] = (),
     device: Device = "auto",
     precision: Literal["single", "mixed"] = "single",
 ) -> list[Transform]:
@@ -84,6 +85,8 @@ def register(
         Approximate largest step of a control point in one iteration, in voxels of the level.
     tolerance : float
         Stop a level when ten iterations raise the similarity by less than this.
+    channel_weights : sequence of float
+        Weight of each channel in the similarity; by default all weigh the same.
     device : {"auto", "cpu", "cuda"}
         "cuda": compute all images in one tensor with torch. "cpu": compiled CPU kernels. "auto": CUDA if there is a
         GPU, else CPU.
@@ -116,7 +119,7 @@ def register(
     require({"bending": bending, "folding": folding}, least=0)
     mixed = is_mixed(precision)
     machine = resolve_device(device)
-    prepared = prepare_pairs(fixed, moving, initial, fixed_mask, moving_masks)
+    prepared = prepare_pairs(fixed, moving, initial, fixed_mask, moving_masks, channel_weights)
     if not prepared:
         return []
     shrinks, counts = choose_schedule(prepared[0].fixed, shrink_factors, iterations)

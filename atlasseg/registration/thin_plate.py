@@ -237,7 +237,7 @@ def find_consistent(fixed_points: Float64, moving_points: Float64, *, trim: floa
     return kept
 
 
-@method("registration", channels="first")
+@method("registration", channels="one")
 def register(
     fixed: Image,
     moving: Sequence[Image],
@@ -261,7 +261,7 @@ def register(
     Parameters
     ----------
     fixed : Image
-        The target; only the first channel is used.
+        The target: one channel.
     moving : sequence of Image
         The atlases; each is registered on its own.
     initial : sequence of Transform, optional
@@ -289,7 +289,7 @@ def register(
     Raises
     ------
     InputError
-        A parameter is out of range, the lists differ in length, or a mask is empty.
+        An image has several channels, a parameter is out of range, the lists differ in length, or a mask is empty.
     GeometryError
         A mask is not on its image's grid.
     """
@@ -299,6 +299,12 @@ def register(
             f"trim {trim}, landmarks {landmarks}, block radius {block_radius_voxels}, search {search_voxels}, "
             f"levels {levels}"
         )
+    for image in (fixed, *moving):
+        if image.channels.shape[3] != 1:
+            raise InputError(
+                f"image {image.name!r}: expected one channel for the registration thin_plate, got "
+                f"{image.channels.shape[3]}. Choose another registration."
+            )
     found, masks = check_starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
     for level in levels:
         grid = coarsen(fixed.grid, level * float(fixed.spacing_mm.min()))

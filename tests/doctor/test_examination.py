@@ -151,7 +151,7 @@ def test_labels_that_are_not_whole_are_errors(folder):
 
 
 def test_an_unforeseen_failure_is_a_finding(folder, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(files, "_image_flaws", fail)
@@ -163,7 +163,7 @@ def test_an_unforeseen_failure_is_a_finding(folder, monkeypatch):
 def test_a_folder_that_cannot_be_listed_is_a_finding(folder, monkeypatch):
     nifti(folder / "images" / "a.nii.gz", np.full(SHAPE, 7, np.uint8), place("a"))
 
-    def fail(*_):
+    def fail(*_, **__):
         raise PermissionError(13, "Permission denied", "labels")
 
     monkeypatch.setattr(examination, "read_library", fail)

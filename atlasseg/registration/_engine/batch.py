@@ -83,6 +83,7 @@ def prepare_pairs(
     initial: Sequence[Transform] | None,
     fixed_mask: Mask | None,
     moving_masks: Sequence[Mask | None] | None,
+    channel_weights: Sequence[float] = (),
 ) -> list[Pair]:
     """Prepare all pairs of one fixed image.
 
@@ -96,7 +97,7 @@ def prepare_pairs(
     for given, what in ((initial, "initial transforms"), (moving_masks, "moving masks")):
         if given is not None and len(given) != len(moving):
             raise InputError(f"{what}: expected one per moving image ({len(moving)}), got {len(given)}")
-    target = prepare(fixed, fixed_mask)
+    target = prepare(fixed, fixed_mask, channel_weights=channel_weights)
 
     def pair(n: int) -> Pair:
         image, mask = moving[n], None if moving_masks is None else moving_masks[n]
@@ -154,7 +155,7 @@ def resample_moving(pair: Pair) -> Pair:
         warped = np.empty(fixed.valid.shape, np.float32)
         fields.warp(channel, known, everywhere, to_moving, displacement_voxels, warped, weight)
         channels.append(warped)
-    on_fixed = Prepared(tuple(channels), fixed.affine, weight > 0, fixed.start, moving.name)
+    on_fixed = Prepared(tuple(channels), fixed.affine, weight > 0, fixed.start, moving.name, moving.weights)
     return replace(pair, moving=on_fixed, matrix_mm=np.eye(4), before=None, known=True)
 
 

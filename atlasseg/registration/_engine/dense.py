@@ -107,11 +107,11 @@ def _optimise_level(
     values: list[float] = []
     for _ in range(iterations):
         value = 0.0
-        for c, (f, m) in enumerate(zip(fixed.channels, moving.channels, strict=True)):
+        for c, (f, m, w) in enumerate(zip(fixed.channels, moving.channels, fixed.weights, strict=True)):
             fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
             part, slope, _ = schedule.similarity.derivatives(f, warped, weight)
-            value += part / len(fixed.channels)
-            fields.metric_gradient(slope, warped, finest**2, c > 0, near, update)
+            value += w * part / len(fixed.channels)
+            fields.metric_gradient(slope if w == 1 else slope * np.float32(w), warped, finest**2, c > 0, near, update)
         values.append(value)
         if has_converged(values, schedule.tolerance):
             break

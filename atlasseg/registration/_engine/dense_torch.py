@@ -86,8 +86,8 @@ def _optimise_level(
         value, update = torch.zeros(len(active), device=device), torch.zeros_like(field)
         for c in range(target.shape[1]):
             part, gradient, _ = metric.derivatives_torch(target[:, c : c + 1], warped[:, c : c + 1], weight)
-            value += part / target.shape[1]
-            update += gradient * compute_slopes(warped[:, c : c + 1]) * scale
+            value += batch.weights[c] * part / target.shape[1]
+            update += batch.weights[c] * gradient * compute_slopes(warped[:, c : c + 1]) * scale
         update = (smooth_halved if schedule.mixed else smooth)(update, update_sigma.tolist())
         longest = update.square().sum(dim=1).amax(dim=(1, 2, 3)).sqrt()
         going = []

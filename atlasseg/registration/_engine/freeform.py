@@ -151,9 +151,9 @@ def similarity(
     where = (moving.mask == VALID).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
     out, value = np.zeros_like(field), 0.0
-    for f, m in zip(fixed.channels, moving.channels, strict=True):
+    for f, m, w in zip(fixed.channels, moving.channels, fixed.weights, strict=True):
         fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
         part, slope, _ = measure.derivatives(f, warped, weight)
-        value += part / len(fixed.channels)
-        fields.add_moving_slope(m, to_moving, field, slope, np.float32(1 / max(float(weight.sum()), 1)), out)
+        value += w * part / len(fixed.channels)
+        fields.add_moving_slope(m, to_moving, field, slope, np.float32(w / max(float(weight.sum()), 1)), out)
     return value, out / np.float32(len(fixed.channels))

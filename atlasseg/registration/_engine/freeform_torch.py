@@ -125,8 +125,10 @@ def similarity(
     value, out = torch.zeros(len(active), device=field.device), torch.zeros_like(field)
     for c in range(channels):
         part, slope, _ = measured.derivatives_torch(batch.target[:, c : c + 1], warped[:, c : c + 1], weight)
-        value += part / channels
-        out += torch.einsum("nab,naijk->nbijk", matrix[:, :, :3], batch.slope(active, c, there) * (scale * slope))
+        value += batch.weights[c] * part / channels
+        out += torch.einsum(
+            "nab,naijk->nbijk", matrix[:, :, :3], batch.slope(active, c, there) * (batch.weights[c] * scale * slope)
+        )
     return value, out
 
 

@@ -101,11 +101,11 @@ def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: SimilarityM
     nowhere = np.zeros((*fixed.shape, 3), np.float32)
     where = (moving.mask == VALID).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     value, sums = 0.0, np.zeros(72)
-    for f, m in zip(fixed.channels, moving.channels, strict=True):
+    for f, m, w in zip(fixed.channels, moving.channels, fixed.weights, strict=True):
         fields.warp(m, where, fixed.mask, to_moving[:3], nowhere, warped, weight)
         part, gradient, curvature = similarity.derivatives(f, warped, weight)
-        value += part / len(fixed.channels)
-        sums += _moments(gradient, curvature, warped).sum(axis=0)
+        value += w * part / len(fixed.channels)
+        sums += w * _moments(gradient, curvature, warped).sum(axis=0)
     second = np.zeros((3, 3, 4, 4))
     a, b = np.triu_indices(3)
     d, e = np.triu_indices(4)
@@ -453,9 +453,10 @@ def register_all(
     finest: int,
     iterations: int,
     device: Device,
+    channel_weights: Sequence[float] = (),
 ) -> list[Transform]:
     """Register all moving images by one transform model, as in :mod:`rigid`, :mod:`similarity` and :mod:`affine`."""
     machine = resolve_device(device)
-    prepared = prepare_pairs(fixed, moving, initial, fixed_mask, moving_masks)
+    prepared = prepare_pairs(fixed, moving, initial, fixed_mask, moving_masks, channel_weights)
     found = register_pairs(prepared, model, similarity, device=machine, finest=finest, iterations=iterations)
     return [Affine(matrix) for matrix in found]

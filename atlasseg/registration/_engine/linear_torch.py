@@ -79,10 +79,10 @@ def fit_many(
     for c in range(channels):
         image = warped[:, c : c + 1]
         part, first, second = similarity.derivatives_torch(batch.target[:, c : c + 1], image, weight)
-        value += part / channels
+        value += batch.weights[c] * part / channels
         of_first, of_second = _moments(first, second, compute_slopes(image))
-        gradient += of_first
-        hessian += of_second
+        gradient += batch.weights[c] * of_first
+        hessian += batch.weights[c] * of_second
     overlap = weight.sum(dim=(1, 2, 3, 4)) / batch.valid.sum()
     return [Fit(*each) for each in zip(value.tolist(), gradient, hessian, overlap.tolist(), strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numba
@@ -40,11 +41,14 @@ class Level:
         Voxel to RAS+ mm.
     mask : (I, J, K) uint8
         0, `SUPPORT` or `VALID`.
+    weights : tuple of float
+        Weight of each channel, 1 on average.
     """
 
     channels: tuple[Float32, ...]
     affine: Float64
     mask: UInt8
+    weights: tuple[float, ...]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,6 +71,8 @@ class Prepared:
     start: tuple[int, int, int]
     """First voxel of the crop in the grid of the image."""
     name: str
+    weights: tuple[float, ...]
+    """Weight of each channel, 1 on average."""
     levels: dict[tuple[int, int, int], Level] = field(default_factory=dict, repr=False, compare=False)
     """Levels made so far."""
 
@@ -108,10 +114,30 @@ class Prepared:
             support = _dilate(support, (axis,))
         mask = support.astype(np.uint8) * np.uint8(SUPPORT)
         mask[valid] = VALID
-        return Level(tuple(_block_mean(c, factors) for c in self.channels), affine, mask)
+        return Level(tuple(_block_mean(c, factors) for c in self.channels), affine, mask, self.weights)
 
 
-def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prepared:
+def normalise_weights(weights: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Scale weights of channels to a mean of 1; without weights all channels weigh the same.
+
+    Raises
+    ------
+    InputError
+        There is not one weight for each channel, a weight is negative, or all are 0.
+    """
+    if not weights:
+        return (1.0,) * channels
+    if len(weights) != channels or min(weights) < 0 or sum(weights) <= 0 or not np.isfinite(weights).all():
+        raise InputError(
+            f"channel_weights: expected {channels} weights from 0, one for each channel and not all 0, got "
+            f"{', '.join(f'{weight:g}' for weight in weights)}."
+        )
+    return tuple(float(weight) * channels / float(sum(weights)) for weight in weights)
+
+
+def prepare(
+    image: Image, mask: Mask | None = None, *, cut: bool = True, channel_weights: Sequence[float] = ()
+) -> Prepared:
     """Prepare an image for registration: scale the intensities, find the foreground, and crop to it.
 
     Parameters
@@ -121,6 +147,8 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
         On the grid of the image: only voxels inside count. Default: all voxels except empty space.
     cut : bool
         Crop to the bounding box of the voxels that count.
+    channel_weights : sequence of float
+        Weight of each channel; by default all weigh the same.
 
     Raises
     ------
@@ -130,6 +158,7 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
         The mask is not on the image's grid.
     """
     who = f"image {image.name!r}" if image.name else "an image"
+    weights = normalise_weights(channel_weights, image.channels.shape[3])
     if mask is not None:
         if not image.grid.matches(mask.grid):
             raise GeometryError(
@@ -169,7 +198,7 @@ def prepare(image: Image, mask: Mask | None = None, *, cut: bool = True) -> Prep
         channels.append(np.ascontiguousarray(scaled, dtype=np.float32))
     affine = image.grid.cropped(start, stop).affine
     i, j, k = (int(x) for x in start)
-    return Prepared(tuple(channels), affine, valid[box], (i, j, k), image.name)
+    return Prepared(tuple(channels), affine, valid[box], (i, j, k), image.name, weights)
 
 
 def _dilate(mask: Bool, axes: tuple[int, ...]) -> Bool:

@@ -54,6 +54,7 @@ class MovingBatch:
         self.wanted = torch.from_numpy(fixed.mask > 0).to(device)
         self.valid = torch.from_numpy(fixed.mask == VALID)[None, None].to(device)
         self.here = make_voxels(fixed.shape, self.target.device)
+        self.weights = fixed.weights
         self._fixed_affine = fixed.affine
         self._from_mm = [np.linalg.inv(m.affine) for m in moving]
 
