@@ -74,7 +74,7 @@ def register_start():
 
 @pytest.mark.parametrize("name", methods.names("tissue"))
 def test_tissue_models_use_the_second_channel(name):
-    prior = 0.1 + 0.8 * np.eye(3)[LABELS.ravel()]
+    prior = 0.01 + 0.97 * np.eye(3)[LABELS.ravel()]
     known = prior / prior.sum(axis=1, keepdims=True) if name == "nearest_neighbours" else None
     inside = Mask(np.ones(SHAPE, bool), AFFINE)
     noisy = [10 * LABELS + RANDOM.normal(0, 2, SHAPE) for _ in range(3)]
