@@ -44,7 +44,8 @@ def test_every_key_of_a_recipe_has_a_meaning_and_an_example_that_is_valid(extens
         assert [key for key in keys if not meanings.get(key)] == [], f"[{title}]: keys without a meaning"
         assert set(examples[title]) == set(keys), f"[{title}]: one example for each key"
     apart = {"tissue": examples.pop("tissue")}  # these exclude others
-    initial = {"registration": {"initial": examples["registration"].pop("initial")}, "fusion": examples["fusion"]}
+    given = {key: examples["registration"].pop(key) for key in ("initial", "channel_weights")}  # not with `prepared`
+    initial = {"registration": given, "fusion": examples["fusion"]}
     localised = {"localisation": examples.pop("localisation"), "fusion": examples["fusion"]}
     for tables in (examples, apart, initial, localised):
         recipe.parse_recipe(tables)
