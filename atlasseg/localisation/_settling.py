@@ -38,8 +38,8 @@ STARTS = 3
 MISSED = 0.4
 """An atlas misses the place if its organ ends further from the others' than this fraction of the organ's edge."""
 
-LEAST_SIMILARITY = 0.25
-"""Median correlation of the atlases below which there is no organ at a place."""
+LEAST_SIMILARITY = 0.15
+"""Median similarity of the atlases below which there is no organ at a place."""
 
 LEAST_AGREEING = 0.5
 """Fraction of the atlases that must agree on the place."""
@@ -234,7 +234,7 @@ def settle(
     if len(kept) < LEAST_AGREEING * len(checks) or trusted < LEAST_SIMILARITY:
         message = (
             f"the organ was not localised: {len(kept)} of {len(checks)} atlases agree on a place, with a median "
-            f"correlation of {trusted:.2f} around the organ (expected at least {LEAST_AGREEING:.0%} and "
+            f"similarity of {trusted:.2f} around the organ (expected at least {LEAST_AGREEING:.0%} and "
             f"{LEAST_SIMILARITY}). The whole view is registered instead"
         )
         return OrganLocation(False, message, ordered, checks, (), (0, 0, 0), target.shape, None)

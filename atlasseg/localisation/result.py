@@ -21,7 +21,8 @@ class Place:
     score : float
         Accumulated evidence of the atlases, as the method defines it; higher is better.
     similarity : float
-        Median correlation of the atlases after they were aligned there, -1 to 1; NaN if this was not tried.
+        Median similarity of the atlases after they were aligned there, -1 to 1; NaN if this was not tried. It is the
+        mean of correlation and concordance, of intensities and of the magnitude of their gradient.
     turned_degrees : float
         Quarter turns of the field of view, in the slice, from the atlases' to this scan.
     mirrored : bool
@@ -47,7 +48,7 @@ class AtlasPose:
     keep : bool
         False if it misses the place, or resembles the scan much less than the others there.
     similarity : float
-        Correlation around the organ, -1 to 1.
+        Similarity around the organ, -1 to 1, as for `Place`.
     apart_mm : float
         Distance of its organ's centre from the place.
     turned_degrees, scale : float

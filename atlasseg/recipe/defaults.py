@@ -74,6 +74,7 @@ def describe(recipe: Recipe) -> str:
     """
     stages = {
         "preprocessing": recipe.preprocessing.steps,
+        "localisation": (recipe.localisation.method,),
         "registration": recipe.registration.steps,
         "fusion": (recipe.fusion.method,),
         "refinement": (recipe.refinement.method,),

@@ -87,8 +87,11 @@ def test_the_organ_is_found_where_it_is(target, found, atlases):
         assert np.linalg.norm(transform(centre_mm(target)) - centre_mm(atlas)) < 22
 
 
-def test_the_same_atlases_in_another_order_give_the_same(target, found, atlases):
-    again = template_search.localise(target.image, atlases[::-1], places=2, quarter_turns=False)
+def test_the_same_atlases_in_another_order_give_the_same(target, atlases):
+    found, again = (
+        template_search.localise(target.image, each, places=1, quarter_turns=False)
+        for each in (atlases[:2], atlases[1::-1])
+    )
     assert again.places[0].centre_mm == pytest.approx(found.places[0].centre_mm, abs=1e-3)
     assert [p.atlas for p in again.poses] == [p.atlas for p in found.poses][::-1]
 
