@@ -16,6 +16,8 @@ from atlasseg.methods import registry
 # ANTs takes its number of threads from the environment when it is first imported, by whichever test that is; with more
 # than one its sums, and with them its results, change from run to run
 os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+# as the command sets it: with two processes of pytest on two cores, threads that spin take ten times as long
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # times are never asserted, and the first example of a compiled function includes its compilation
 settings.register_profile("atlasseg", deadline=None, suppress_health_check=[HealthCheck.too_slow])

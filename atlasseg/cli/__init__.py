@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -120,4 +121,6 @@ def main() -> None:
     """Run the command line."""
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot encode is no error
+    # threads that wait for others leave their core to whatever runs beside; OpenMP reads this when it is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()

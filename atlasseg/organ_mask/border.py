@@ -92,9 +92,12 @@ def refine_border(
     after = before
     if weight > 0 and 0 < y.sum() < y.size:
         from sklearn.ensemble import HistGradientBoostingClassifier
+        from threadpoolctl import threadpool_limits
 
         model = HistGradientBoostingClassifier(max_iter=iterations, early_stopping=False, random_state=seed)
-        appearance = model.fit(x, y).predict_proba(near.features(target, np.arange(len(near.index))))[:, 1]
+        everywhere = near.features(target, np.arange(len(near.index)))
+        with threadpool_limits(1, user_api="openmp"):  # so few examples that threads would mostly wait for each other
+            appearance = model.fit(x, y).predict_proba(everywhere)[:, 1]
         combined = weight * _log_odds(appearance) + (1 - weight) * _log_odds(before[near.voxels])
         after = before.copy()
         after[near.voxels] = 1 / (1 + np.exp(-combined))
