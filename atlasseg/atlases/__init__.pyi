@@ -1,6 +1,7 @@
 # The public modules of this package, loaded when they are first used.
 
 from . import (
+    channels,
     fetching,
     library,
     organs,
@@ -11,6 +12,7 @@ from . import (
 )
 
 __all__ = [
+    "channels",
     "fetching",
     "library",
     "organs",
