@@ -1,17 +1,15 @@
 """SimpleITK registration: checks, initial alignments, pyramid, and the optimisation at one level.
 
-Every pair runs with one ITK thread, since ITK's sums depend on the number of threads. Several pairs run in parallel,
-each in a thread of Python, since SimpleITK releases the interpreter lock.
+Every pair runs with one ITK thread, since ITK's sums depend on the number of threads, and pairs run one after another:
+when two ran side by side in threads of Python, about one result in a hundred was another one. `--jobs` uses more cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
@@ -28,7 +26,7 @@ from atlasseg.itk import (
 from atlasseg.methods import OneOf
 from atlasseg.resampling import coverage, resample, smooth
 from atlasseg.similarity.metric import RENAMED
-from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points, to_displacement_field
+from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, to_displacement_field
 from atlasseg.volume import Grid, Image, Mask
 
 if TYPE_CHECKING:
@@ -109,11 +107,11 @@ def register_pairs(
     moving_masks: Sequence[Mask | None] | None,
     one: Callable[[Side, Side, Transform | None], Transform],
 ) -> list[Transform]:
-    """Check all inputs, then run `one` on each pair, several in parallel."""
+    """Check all inputs, then run `one` on each pair, one after another."""
     target, sides = check_sides(fixed, moving, initial, fixed_mask, moving_masks)
     starts: Sequence[Transform | None] = initial or [None] * len(moving)
-    with one_thread(), ThreadPoolExecutor(_count_parallel_pairs(len(sides))) as pool:
-        return list(pool.map(one, [target] * len(sides), sides, starts))
+    with one_thread():
+        return [one(target, side, start) for side, start in zip(sides, starts, strict=True)]
 
 
 def register_linear(
@@ -130,12 +128,6 @@ def register_linear(
         return register_linear_pair(target, source, start, **options)
 
     return register_pairs(fixed, moving, initial, fixed_mask, moving_masks, one)
-
-
-def _count_parallel_pairs(pairs: int) -> int:
-    """Return the number of parallel pairs: numba's threads, or 1 if several threads of Python cannot share them."""
-    grid_points(Grid((1, 1, 1), np.eye(4)))  # the first parallel loop chooses the threading layer
-    return 1 if numba.threading_layer() == "workqueue" else max(1, min(pairs, numba.get_num_threads()))
 
 
 def measure_overlap(fixed: Side, moving: Side, transform: Transform) -> float:
