@@ -123,11 +123,13 @@ def read_series_step(path: Path) -> tuple[float | None, int]:
     where, named = split_series(path)
     if named is not None or not where.is_file() or volume_suffix(where.name) == "" or _is_dicom(where):
         return None, 1
-    with open_volume(path) as source:
-        count = math.prod(source.shape[3:])
-    if count == 1 or volume_suffix(where.name) not in NIFTI_SUFFIXES:
+    if volume_suffix(where.name) not in NIFTI_SUFFIXES:
+        with open_volume(path) as source:
+            return None, math.prod(source.shape[3:])
+    header = read_nifti_header(where)  # without the warnings, which come when the scan is read
+    count = math.prod(max(1, int(n)) for n in header["dim"][4 : int(header["dim"][0]) + 1])
+    if count == 1:
         return None, count
-    header = read_nifti_header(where)
     unit = {8: 1.0, 16: 1e-3, 24: 1e-6}.get(int(header["xyzt_units"]) & 0x38)
     step = float(header["pixdim"][4])
     return (unit * step if unit is not None and step > 0 else None), count

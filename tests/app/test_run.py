@@ -223,7 +223,7 @@ def half_a_voxel(path):
     [
         (IMAGE, truncate, "head3.nii.gz"),
         (IMAGE, as_text, "head3.nii.gz"),
-        (IMAGE, to_shape(9, 8, 7, 3), r"head3.nii.gz.*\(9, 8, 7, 3\)"),
+        (IMAGE, to_shape(9, 8, 7, 9), r"head3.nii.gz.*9 volumes with more than 8"),
         (IMAGE, to_shape(9, 8), r"head3.nii.gz.*\(9, 8\)"),
         (IMAGE, constant, "head3.*all its intensities are 7"),
         (IMAGE, all_nan, "head3.nii.gz.*finite"),

@@ -246,11 +246,9 @@ def test_weights_minimise_the_expected_error(size, seed, log_alpha):
     closed = np.maximum(np.linalg.solve(m, np.ones(size)), 0)
     np.testing.assert_allclose(clipped, closed / closed.sum(), atol=1e-7)
     assert (w >= 0).all() and abs(w.sum() - 1) < 1e-9
-    root = np.linalg.cholesky(m).T
-    best = nnls(root, np.linalg.solve(root.T, np.ones(size)))[0]
-    best /= best.sum()
-    assert w @ m @ w <= best @ m @ best * (1 + 1e-9)
-    np.testing.assert_allclose(w, best, atol=1e-6)
+    # the conditions of Karush, Kuhn and Tucker: no atlas without weight lowers it; scipy's nnls stops short at times
+    gradient = m @ w
+    assert (gradient >= w @ gradient * (1 - 1e-7)).all()
 
 
 def test_joint_beats_majority_on_a_phantom():

@@ -42,7 +42,7 @@ def level(image: np.ndarray, affine: np.ndarray, valid: np.ndarray | None = None
     if valid is not None:
         near = ndimage.binary_dilation(valid, np.ones((3, 3, 3)))
         mask = np.where(valid, VALID, np.where(near, SUPPORT, 0)).astype(np.uint8)
-    return Level((image,), affine, mask)
+    return Level((image,), affine, mask, (1.0,))
 
 
 OBLIQUE = np.array([[0.9, 0.1, 0.05, -7.0], [-0.12, 1.1, 0.0, 3.0], [0.0, 0.1, 1.7, 20.0], [0, 0, 0, 1.0]])
