@@ -297,7 +297,7 @@ def _find_persons(
         pair_similarity(small[0], small[1], None, None)
         needed = (time.perf_counter() - start) * (2 * count + 20)
         if needed <= PERSONS_SHARE * budget_s:
-            likeness = compare_all(small, lambda text: tell(text))
+            likeness = compare_all(small, tell)
             pairs += [(pair.first, pair.second) for pair in likeness.persons]
             how = "Persons: by identical intensities and by similarity after affine registration."
             odd = ", ".join(atlases[each.scan].id for each in likeness.contrasts)

@@ -29,6 +29,9 @@ EDGE_SIGMA = 1.0
 
 CLIP_PERCENTILES = (1.0, 99.0)
 
+LEAST_OVERLAP = 0.55
+"""Fraction of an atlas's neighbourhood that must lie in the scan."""
+
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
@@ -44,7 +47,7 @@ class Neighbourhood:
         Voxels near the labels.
     centre_mm : (3,) float64
         Centre of mass of the labels.
-    points_mm, values, weights
+    points_mm, values
         Points (N, 3) of the voxels in `near`, and the intensities (N, C) there.
     """
 
@@ -162,10 +165,6 @@ def sample(channel: Float32, affine: Float64, points_mm: Float64, *, outside: fl
     inside = ((voxels >= -0.5) & (voxels <= last + 0.5)).all(axis=1)
     found = ndimage.map_coordinates(channel, np.clip(voxels, 0, last).T, order=1, mode="nearest", output=np.float64)
     return np.where(inside, found, outside)
-
-
-LEAST_OVERLAP = 0.55
-"""Fraction of an atlas's neighbourhood that must lie in the scan."""
 
 
 def correlation_at(target: Image, known: Bool, atlas: Neighbourhood, atlas_from_target: Float64) -> float:

@@ -47,6 +47,12 @@ LEAST_AGREEING = 0.5
 LEAST_VOTES = 0.25
 """Fraction of the atlases that must find the place by themselves, or a warning is given."""
 
+LEAST_OF_USUAL = 0.6
+"""Fraction of the similarity that the atlases have with each other below which a warning is given."""
+
+UNUSUAL = 0.04
+"""Advantage in correlation that a place needs to be believed in a turned or mirrored view."""
+
 BOX_MARGIN, REGION_MARGIN = 0.5, 0.35
 """Margins around the organ, as fractions of its edge: of the box, and of the region in which similarity is measured."""
 
@@ -206,6 +212,12 @@ def settle(
         The place that each atlas by itself finds best; by default that where it can be aligned best.
     """
     name = target.name or "scan"
+    if not places:
+        message = (
+            "the organ was not localised: nowhere does enough of the atlases' neighbourhood of the organ lie in the "
+            "scan and its mask. The whole view is registered instead"
+        )
+        return OrganLocation(False, message, (), (), (), (0, 0, 0), target.shape, None)
     tried: list[tuple[float, Place, View, list[Pose]]] = []
     reach_mm = float(np.min(search.target.spacing_mm))
     for place, view in places:
@@ -240,23 +252,37 @@ def settle(
         return OrganLocation(False, message, ordered, checks, (), (0, 0, 0), target.shape, None)
     transforms = tuple(Affine(pose.matrix) for pose in poses)
     start, stop, region = make_box(target, atlases, transforms, kept, search.edge_mm)
-    message = ""
+    doubts = []
     if place.votes < LEAST_VOTES * len(checks):
-        message = (
+        doubts.append(
             f"{place.votes} of {len(checks)} atlases find the organ at this place by themselves, the others elsewhere. "
             "Check the place in the report"
         )
+    usual = usual_similarity(search)
+    if trusted < LEAST_OF_USUAL * usual:
+        doubts.append(
+            f"around the organ the atlases are less similar to the scan ({trusted:.2f}) than to each other "
+            f"({usual:.2f}), as with another contrast or at a wrong place. Check the place in the report"
+        )
     if not view.as_usual:
         seen = describe_view(view.turned_degrees, view.mirrored)
-        message = (
+        doubts.append(
             f"the organ was found in a view that is {seen} relative to that of the atlases. "
             "Check left and right, and the header of the scan"
         )
-    return OrganLocation(True, message, ordered, checks, transforms, start, stop, region)
+    return OrganLocation(True, "; ".join(doubts), ordered, checks, transforms, start, stop, region)
 
 
-UNUSUAL = 0.04
-"""Advantage in correlation that a place needs to be believed in a turned or mirrored view."""
+def usual_similarity(search: Search) -> float:
+    """Median similarity of each atlas with the next one by id around the organ, its place known; 0 for one atlas."""
+    if len(search.atlases) < 2:
+        return 0.0
+    ring = sorted(search.atlases, key=lambda atlas: atlas.id)
+    found = []
+    for known, atlas in itertools.pairwise((*ring, ring[0])):
+        alone = replace(search, target=known.image, known=np.ones(known.image.shape, bool))
+        found.append(align_at(alone, atlas, known.centre_mm, View(), reach_mm=0.0).similarity)
+    return float(np.median(found))
 
 
 def judge(search: Search, given: Sequence[Pose], view: View) -> tuple[Float64, list[Pose], tuple[AtlasPose, ...]]:

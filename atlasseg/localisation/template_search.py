@@ -89,7 +89,7 @@ def search_places(
     usual, *others = list_views(search.target.grid, quarter_turns=quarter_turns, mirrored=mirrored)
     maps = {usual: vote_maps(search, usual)}
     found = find_places(search, maps, count)
-    if others and (mirrored or found[0][0].votes < UNANIMOUS * len(search.atlases)):
+    if others and (mirrored or not found or found[0][0].votes < UNANIMOUS * len(search.atlases)):
         maps |= {view: vote_maps(search, view) for view in others}
         found = find_places(search, maps, count)
     return found, _best_of_atlases(search, maps)

@@ -98,8 +98,9 @@ def register(
     channels = fixed.channels.shape[3]
     weights = normalise_weights(channel_weights, channels)
     for image in moving:
-        if image.channels.shape[3] != channels:
-            raise InputError(f"{image.name}: expected {channels} channels like {fixed.name}, got another number.")
+        count = image.channels.shape[3]
+        if count != channels:
+            raise InputError(f"image {image.name!r}: expected {channels} channels, as in {fixed.name!r}, got {count}")
     found, masks = check_starts_and_masks(fixed, moving, initial, fixed_mask, moving_masks)
     for apart in node_voxels:
         grid = _make_descriptor_grid(fixed.grid, apart, radius_nodes)
@@ -156,9 +157,8 @@ def _compute_descriptors(
     known = coverage(image.grid, grid, transform).array
     if mask is not None:
         known = known & resample(mask, grid, transform).array
-    return _average_cells(np.concatenate(described, axis=3)), _average_cells(known[..., None].astype(np.float32))[
-        ..., 0
-    ] >= 0.5
+    share = _average_cells(known[..., None].astype(np.float32))[..., 0]
+    return _average_cells(np.concatenate(described, axis=3)), share >= 0.5
 
 
 def _average_cells(values: Float32) -> Float32:

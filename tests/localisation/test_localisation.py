@@ -132,6 +132,43 @@ def test_a_scan_without_the_organ_is_registered_whole_and_this_is_said(atlases, 
     assert not found.localisation.found and found.start == (0, 0, 0) and found.target.shape == scan.shape
 
 
+def test_atlases_that_resemble_each_other_more_than_the_scan_are_told(target, found, atlases):
+    assert "less similar" not in found.message
+    inverted = target.image.with_array(target.image.array.max() - target.image.array)
+    other = template_search.localise(inverted, atlases, places=2, quarter_turns=False)
+    assert other.found and "less similar to the scan" in other.message and "another contrast" in other.message
+    usual = float(other.message.split("each other (")[1][:4])
+    own = np.median([pose.similarity for pose in found.poses])
+    assert 0.8 * own < usual < 1.25 * own  # atlases of a kind have among themselves what they have with a scan of it
+
+
+def test_doubts_do_not_hide_each_other(target, atlases):
+    mirrored = Image(target.image.array[::-1].copy(), target.image.affine, "mirrored")
+    labels = target.segmentation.with_array(target.segmentation.array[::-1].copy())
+    centre = centre_mm(replace(target, labels=labels))
+    search = template_search.prepare_search(mirrored, atlases, None, None, 0.5)
+    places = [(template_search.Place(tuple(centre), 0, 0.0), View(mirrored=True))]
+    told = template_search.settle(search, mirrored, atlases, places, [centre + 200.0] * len(atlases)).message
+    assert "0 of 4 atlases find the organ at this place" in told and "Check left and right" in told
+
+
+@pytest.mark.parametrize("part", ["slice", "corner", "mask"])
+@pytest.mark.parametrize("way", [template_search, combined])
+def test_a_view_that_cannot_hold_the_organ_is_registered_whole(target, atlases, part, way):
+    image, mask = target.image, None
+    if part == "slice":
+        image = image.cropped((0, 0, 3), (44, 40, 4))
+    elif part == "corner":
+        image = image.cropped((0, 0, 0), (6, 6, 3))
+    else:
+        known = np.zeros(image.shape, bool)
+        known[:3, :3, :2] = True
+        mask = Mask(known, image.affine)
+    trees = {"trees": 2} if way is combined else {}
+    told = way.localise(image, atlases, target_mask=mask, places=1, quarter_turns=False, **trees)
+    assert not told.found and told.message.startswith("the organ was not localised")
+
+
 def test_a_view_turned_in_the_slice_is_found_and_said(atlases):
     turn = 90
     scan = small_organ("turned", seed=3, contrast=0.1, **SMALL)
