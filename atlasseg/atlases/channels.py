@@ -21,9 +21,6 @@ from atlasseg.volume import Image, Mask
 
 log = logging.getLogger(__name__)
 
-MOST_CHANNELS = 8
-"""Number of volumes above which a 4-D file is taken for a series, of which volumes must be chosen."""
-
 Files = tuple[Path, ...]
 """Files of the channels of one scan, in the order of the channels."""
 
@@ -55,9 +52,7 @@ def read_channels(paths: Sequence[Path], *, spacing_from: io.SpacingSource = "sf
     GeometryError
         A file does not overlap the first in space.
     """
-    for path in paths:
-        _check_no_series(path)
-    read = [io.read_scan(path, channels=True, spacing_from=spacing_from) for path in paths]
+    read = [io.read_scan(path, channels="few", spacing_from=spacing_from) for path in paths]
     if len(read) == 1:
         return read[0]
     image, reached = stack_channels([scan for scan, _ in read])
@@ -66,19 +61,6 @@ def read_channels(paths: Sequence[Path], *, spacing_from: io.SpacingSource = "sf
         if finite is not None:
             known = known & resample(finite, image.grid).array
     return image, None if known.all() else Mask(known, image.affine, image.name, image.source_header)
-
-
-def _check_no_series(path: Path) -> None:
-    """Raise an error for a 4-D file that seems to be a series of volumes (in time, or of directions)."""
-    seconds, count = io.read_series_step(path)
-    if count <= 1 or (seconds is None and count <= MOST_CHANNELS):
-        return
-    reason = f"a time step of {seconds:g} s" if seconds is not None else f"more than {MOST_CHANNELS}"
-    raise InputError(
-        f"{path}: expected a scan, or its channels, got {count} volumes with {reason}, as of a time series or of "
-        f"diffusion. Choose volumes: '{path}#1' is the first, '{path}#1,3' the first and the third as channels; for "
-        "all scans of a run write volumes = [1, 3] in [data] of the recipe (--set 'data.volumes=[1, 3]')."
-    )
 
 
 def check_names(channels: Sequence[str]) -> tuple[str, ...]:
@@ -198,7 +180,7 @@ def suggest_channels(ids: Iterable[str]) -> tuple[str, ...]:
     if len(endings) < 2 or len(counts) != 1:
         return ()
     (common,) = counts
-    return tuple(sorted(common)) if 2 <= len(common) <= MOST_CHANNELS else ()
+    return tuple(sorted(common)) if 2 <= len(common) <= io.MOST_CHANNELS else ()
 
 
 def format_hint(channels: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ and ``atlasseg.itk`` convert LPS coordinates and reversed axes.
 
 from atlasseg.io._dicom_reference import is_dicom as is_dicom
 from atlasseg.io._nifti_header import SpacingSource as SpacingSource
-from atlasseg.io._opening import read_series_step as read_series_step
+from atlasseg.io._opening import MOST_CHANNELS as MOST_CHANNELS
 from atlasseg.io._source import Like as Like
 from atlasseg.io._source import Volume as Volume
 from atlasseg.io._structure_set import Overlap as Overlap

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -17,24 +17,34 @@ from atlasseg.io.dicom import read_dicom
 from atlasseg.io.dicom_series import split_series
 from atlasseg.io.itk_formats import read_with_itk
 from atlasseg.io.mgh import open_mgh
-from atlasseg.io.nifti import open_nifti, read_nifti_header
+from atlasseg.io.nifti import open_nifti
 from atlasseg.io.pairs import open_pair
+
+MOST_CHANNELS = 8
+"""Number of volumes above which a 4-D file is taken for a series, of which volumes must be chosen."""
+
+Channels = bool | Literal["few"]
+"""Whether a file may have several volumes; ``"few"``: those of one scan, not a series in time or of directions."""
 
 
 def read_3d(
-    path: Path, *, channels: bool = False, spacing_from: SpacingSource = "sform", series: str | int | None = None
+    path: Path, *, channels: Channels = False, spacing_from: SpacingSource = "sform", series: str | int | None = None
 ) -> Raw:
     """Read all values of a 3-D volume, or with `channels` also of a 4-D volume.
 
     Raises
     ------
     InputError
-        The file cannot be read, or has another number of axes. The message names the file.
+        The file cannot be read, or has another number of axes; with ``channels="few"`` also if its header states a time
+        step, or it has more than `MOST_CHANNELS` volumes that were not chosen. The message names the file.
     """
     with open_volume(path, spacing_from=spacing_from, series=series) as source:
         shape = source.shape
-        channels = channels or names_volumes(path)
+        chosen = names_volumes(path)
         more = [n for n in shape[3:] if n != 1]
+        if channels == "few" and more and not chosen:
+            _check_no_series(path, int(np.prod(more)), source.step_s)
+        channels = bool(channels) or chosen
         if len(shape) < 3 or len(more) > channels:
             expected = "a 3-D volume, or a 4-D volume of channels" if channels else "one 3-D volume"
             advice = f". Choose volumes: '{path}#1' is the first" if len(shape) == 4 else ""
@@ -42,6 +52,18 @@ def read_3d(
         if 0 in shape:
             raise InputError(f"{path}: expected at least one voxel, got shape {shape}")
         return Raw(source.array().reshape(*shape[:3], *more), source.affine, source.source_header)
+
+
+def _check_no_series(path: Path, count: int, step_s: float | None) -> None:
+    """Raise an error for volumes that seem to be a series (in time, or of directions)."""
+    if step_s is None and count <= MOST_CHANNELS:
+        return
+    reason = f"a time step of {step_s:g} s" if step_s is not None else f"more than {MOST_CHANNELS}"
+    raise InputError(
+        f"{path}: expected a scan, or its channels, got {count} volumes with {reason}, as of a time series or of "
+        f"diffusion. Choose volumes: '{path}#1' is the first, '{path}#1,3' the first and the third as channels; for "
+        "all scans of a run write volumes = [1, 3] in [data] of the recipe (--set 'data.volumes=[1, 3]')."
+    )
 
 
 @contextmanager
@@ -108,31 +130,6 @@ def choose_volumes(source: Source, named: str) -> Source:
     read = {n: source.volume(n - 1) for n in sorted(numbers)}
     array = np.stack([read[n] for n in numbers], axis=-1)
     return Source(array, source.affine, source.source_header)
-
-
-def read_series_step(path: Path) -> tuple[float | None, int]:
-    """Time step in s between the volumes of a file, if its header states one, and the number of volumes.
-
-    A file of which volumes are chosen, ``FILE#1,3``, and a DICOM folder have no step and one volume.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read. The message names it.
-    """
-    where, named = split_series(path)
-    if named is not None or not where.is_file() or volume_suffix(where.name) == "" or _is_dicom(where):
-        return None, 1
-    if volume_suffix(where.name) not in NIFTI_SUFFIXES:
-        with open_volume(path) as source:
-            return None, math.prod(source.shape[3:])
-    header = read_nifti_header(where)  # without the warnings, which come when the scan is read
-    count = math.prod(max(1, int(n)) for n in header["dim"][4 : int(header["dim"][0]) + 1])
-    if count == 1:
-        return None, count
-    unit = {8: 1.0, 16: 1e-3, 24: 1e-6}.get(int(header["xyzt_units"]) & 0x38)
-    step = float(header["pixdim"][4])
-    return (unit * step if unit is not None and step > 0 else None), count
 
 
 def _is_dicom(path: Path) -> bool:

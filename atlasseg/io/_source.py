@@ -25,12 +25,16 @@ Like = Image | LabelMap | Mask | SourceHeader | None
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Opened file with known shape and affine; its values `data` are an array or a nibabel proxy, read on demand."""
+    """Opened file with known shape and affine; its values `data` are an array or a nibabel proxy, read on demand.
+
+    `step_s` is the time between two volumes that the header states, if any.
+    """
 
     data: Any
     affine: Float64
     source_header: SourceHeader
     labels: list[int] | None = None
+    step_s: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

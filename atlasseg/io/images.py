@@ -12,7 +12,7 @@ from atlasseg.errors import InputError
 from atlasseg.files import atomic_write, checked_content, checked_path
 from atlasseg.io._dicom_writing import Algorithm, make_dicomseg, make_rtstruct
 from atlasseg.io._nifti_header import SpacingSource
-from atlasseg.io._opening import read_3d
+from atlasseg.io._opening import Channels, read_3d
 from atlasseg.io._source import Like, log, name_file
 from atlasseg.io._structure_set import Overlap, Structures, merge_structures
 from atlasseg.io._suffixes import volume_id
@@ -82,7 +82,7 @@ def read_scan(
     path: str | Path,
     *,
     nonfinite: Literal["mask", "refuse"] = "mask",
-    channels: bool = False,
+    channels: Channels = False,
     spacing_from: SpacingSource = "sform",
     series: str | int | None = None,
 ) -> tuple[Image, Mask | None]:
@@ -92,8 +92,9 @@ def read_scan(
     ----------
     path, nonfinite, spacing_from, series
         As for :func:`read_image`, and so are the errors.
-    channels : bool
-        Read a 4-D file as a scan with several channels.
+    channels : bool or "few"
+        Read a 4-D file as a scan with several channels. ``"few"``: a file that seems to be a series in time, or of
+        directions, of which no volumes are chosen, is an error.
 
     Returns
     -------

@@ -27,7 +27,8 @@ def open_nifti(path: Path, spacing_from: SpacingSource = "sform") -> Iterator[So
     """Open a single NIfTI file, compressed or not; its values are read from the stream."""
     with _open_header(path) as (kind, header, stream):
         affine, source = read_geometry(path, header, spacing_from)
-        yield Source(kind.ImageArrayProxy(stream, header, mmap=False), affine, source, _read_embedded_labels(header))
+        data = kind.ImageArrayProxy(stream, header, mmap=False)
+        yield Source(data, affine, source, _read_embedded_labels(header), _read_step_s(header))
         while isinstance(stream, gzip.GzipFile) and stream.read(
             1 << 20
         ):  # read to the end, where gzip verifies its checksum
@@ -115,6 +116,13 @@ def _embed_labels(header: Any, labels: Sequence[int]) -> None:
 
     text = json.dumps({"LabelMap": list(labels)})
     header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", text.encode()))
+
+
+def _read_step_s(header: Any) -> float | None:
+    """Time between two volumes, if the header states one with its unit."""
+    unit_s = {8: 1.0, 16: 1e-3, 24: 1e-6}.get(int(header["xyzt_units"]) & 0x38)
+    step = float(header["pixdim"][4])
+    return unit_s * step if unit_s is not None and step > 0 else None
 
 
 def _read_embedded_labels(header: Any) -> list[int] | None:

@@ -9,11 +9,13 @@ import pytest
 from atlasseg import io
 from atlasseg.api.coercion import as_image
 from atlasseg.api.segmentation import as_cases
-from atlasseg.atlases.channels import suggest_channels
+from atlasseg.atlases.channels import read_channels, suggest_channels
 from atlasseg.atlases.library import read_library, read_targets
 from atlasseg.doctor import examine
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.io import _opening
 from atlasseg.recipe import parse_recipe
+from atlasseg.volume import Image
 
 SHAPE = (12, 13, 14)
 RANDOM = np.random.default_rng(3)
@@ -139,6 +141,17 @@ def test_more_volumes_than_channels_are_a_series(tmp_path):
     path = write(tmp_path / "dwi.nii.gz", RANDOM.random((4, 4, 4, 9), np.float32))
     with pytest.raises(InputError, match="got 9 volumes with more than 8"):
         read_targets(path)[0].read()
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
+def test_a_scan_is_opened_once(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    io.write_image(Image(np.arange(24, dtype=np.float32).reshape(2, 3, 4), np.eye(4)), path)
+    opened = []
+    usual = _opening._open_file
+    monkeypatch.setattr(_opening, "_open_file", lambda file, *more: opened.append(file) or usual(file, *more))
+    read_channels([path])
+    assert opened == [path]
 
 
 def test_volumes_are_chosen_by_number(series):
