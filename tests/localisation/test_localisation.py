@@ -1,7 +1,9 @@
 """Localisation of a small organ: correlation against brute force, phantoms against their truth, messages."""
 
 import logging
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from atlasseg.localisation.result import describe_view
 from atlasseg.phantoms import small_organ, tilted_grid
 from atlasseg.pipeline import align, segment
 from atlasseg.recipe import parse_recipe
+from atlasseg.report import page
 from atlasseg.transforms import Affine
 from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask
 
@@ -140,6 +143,18 @@ def test_atlases_that_resemble_each_other_more_than_the_scan_are_told(target, fo
     usual = float(other.message.split("each other (")[1][:4])
     own = np.median([pose.similarity for pose in found.poses])
     assert 0.8 * own < usual < 1.25 * own  # atlases of a kind have among themselves what they have with a scan of it
+
+
+def test_the_page_shows_places_poses_and_doubts(found):
+    shown = page._localisation(SimpleNamespace(localisation=replace(found, message="a scan of T2 < T1. Check it")))
+    text = " ".join(re.sub(r"<[^>]+>", " ", str(shown)).split())
+    assert "A scan of T2 &lt; T1. Check it." in text
+    box = " x ".join(f"{a} to {b - 1}" for a, b in zip(found.start, found.stop, strict=True))
+    assert f"in the voxels {box} of the scan" in text and "1 (chosen)" in text
+    for pose in found.poses:
+        assert f"{pose.atlas} {pose.similarity:.2f} {pose.apart_mm:.1f}" in text
+    nowhere = replace(found, found=False, places=(), poses=(), message="not found")
+    assert "in the voxels" not in str(page._localisation(SimpleNamespace(localisation=nowhere)))
 
 
 def test_doubts_do_not_hide_each_other(target, atlases):
