@@ -163,6 +163,7 @@ def _source_and_imports(module: str) -> tuple[bytes, frozenset[str]]:
     return source, frozenset(found)
 
 
+@cache
 def _file_of(module: str) -> tuple[Path | None, bool]:
     """Source file of a module, or None, and whether the module is a package."""
     if module == "__main__":
@@ -177,7 +178,11 @@ def _file_of(module: str) -> tuple[Path | None, bool]:
     return Path(spec.origin), bool(spec.submodule_search_locations)
 
 
+@cache
 def _is_module(name: str) -> bool:
+    parent, is_package = _file_of(name.rpartition(".")[0])
+    if parent is not None and not is_package:  # most names: quicker than a search
+        return False
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:

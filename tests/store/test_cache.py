@@ -286,7 +286,7 @@ def test_digests_tell_contents_apart_and_not_names(tmp_path):
 
 
 def renewed_version(function, *modules):
-    for cached in (versions._version, versions._source_and_imports, versions._is_library, versions._installed):
+    for cached in vars(versions).values():
         if hasattr(cached, "cache_clear"):
             cached.cache_clear()
     return versions.fingerprint(function, *modules)
