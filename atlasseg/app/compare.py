@@ -231,7 +231,16 @@ def _fuse_every_variant(
             cost["expected_calibration_error"] = float(bins["expected_calibration_error"].iloc[0])
             found.append(pd.concat([rows, _cost_rows(cost, target.id, variant)], ignore_index=True))
             outputs.write_segmentation(
-                results, target.id, case.scan, result, each, table, case.sources, variant=variant
+                results,
+                target.id,
+                case.scan,
+                result,
+                each,
+                table,
+                case.sources,
+                variant=variant,
+                reference=case.reference,
+                not_annotated=case.not_annotated,
             )
             stem = f"{target.id}_desc-{outputs.entity(variant)}"
             outputs.write_table(bins, results / f"{stem}_calibration.tsv")

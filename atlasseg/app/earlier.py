@@ -23,7 +23,7 @@ EARLIER = "earlier"
 DESCRIPTION = "dataset_description.json"
 
 SUMMARIES = (
-    *("index.html", "metrics.tsv", "quality.tsv", "comparison.html"),
+    *("index.html", "metrics.tsv", "quality.tsv", "volumes.tsv", "comparison.html"),
     *("comparison.tsv", "comparison_tests.tsv", "comparison_ranks.tsv", "logs"),
 )
 """Files and folders that a run writes for all targets together."""

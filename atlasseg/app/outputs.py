@@ -92,22 +92,53 @@ def check_writable(out: Path) -> None:
     sweep(out)
 
 
-def volumes(labels: LabelMap, table: LabelTable) -> pd.DataFrame:
-    """Number of voxels and volume in mm^3 of every label of the table or the map, without background."""
+def volumes(
+    labels: LabelMap, table: LabelTable, *, reference: LabelMap | None = None, not_annotated: Collection[int] = ()
+) -> pd.DataFrame:
+    """Number of voxels and volume in mm^3 of every label of the table or the maps, without background.
+
+    With a reference also its volumes, in the column ``reference_mm3``; missing for labels that are not annotated in it.
+    """
     import pandas as pd
 
-    voxel_mm3 = abs(float(np.linalg.det(labels.affine[:3, :3])))
-    values, counts = np.unique(labels.array, return_counts=True)
-    voxels = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    every = sorted({*(entry.value for entry in table), *voxels} - {0})
-    return pd.DataFrame(
+    voxels = _count_voxels(labels)
+    of_reference = {} if reference is None else _count_voxels(reference)
+    every = sorted({*(entry.value for entry in table), *voxels, *of_reference} - {0})
+    found = pd.DataFrame(
         {
             "label": every,
             "name": [table.name(value) for value in every],
             "voxels": [voxels.get(value, 0) for value in every],
-            "volume_mm3": [voxels.get(value, 0) * voxel_mm3 for value in every],
+            "volume_mm3": [voxels.get(value, 0) * _voxel_mm3(labels) for value in every],
         }
     )
+    if reference is not None:
+        found["reference_mm3"] = [
+            float("nan") if value in not_annotated else of_reference.get(value, 0) * _voxel_mm3(reference)
+            for value in every
+        ]
+    return found
+
+
+def _count_voxels(labels: LabelMap) -> dict[int, int]:
+    values, counts = np.unique(labels.array, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _voxel_mm3(labels: LabelMap) -> float:
+    return abs(float(np.linalg.det(labels.affine[:3, :3])))
+
+
+def volumes_table(summaries: Sequence[TargetSummary]) -> pd.DataFrame:
+    """Volumes of the structures of all targets in one table, with a column ``target``."""
+    import pandas as pd
+
+    tables = []
+    for summary in summaries:
+        if summary.volumes is not None:
+            tables.append(summary.volumes.copy())
+            tables[-1].insert(0, "target", summary.target)
+    return pd.concat(tables)
 
 
 def atlas_rows(result: Segmentation) -> pd.DataFrame:
@@ -257,6 +288,8 @@ def write_segmentation(
     sources: Sequence[str],
     *,
     variant: str | None = None,
+    reference: LabelMap | None = None,
+    not_annotated: Collection[int] = (),
 ) -> None:
     """Write labels, label table, sidecar, volumes, atlas table and the optional files of `recipe.output`.
 
@@ -281,7 +314,8 @@ def write_segmentation(
         "Libraries": software_versions(),
     }
     io.write_json(sidecar, folder / f"{stem}_dseg.json")
-    write_table(volumes(result.labels, table), folder / f"{own}_volumes.tsv")
+    sizes = volumes(result.labels, table, reference=reference, not_annotated=not_annotated)
+    write_table(sizes, folder / f"{own}_volumes.tsv")
     write_table(atlas_rows(result), folder / f"{target}_atlases.tsv")
     write_table(prediction_table(result, table), folder / f"{own}_prediction.tsv")
     changes = change_rows(result)

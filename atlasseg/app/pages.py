@@ -82,7 +82,7 @@ def summarise_target(
         target=id_,
         href=f"{id_}/{id_}.html" if reported else "",
         picture=contact(case.scan, result.labels, table=table) if reported else "",
-        volumes=outputs.volumes(result.labels, table),
+        volumes=outputs.volumes(result.labels, table, reference=case.reference, not_annotated=case.not_annotated),
         metrics=metrics,
         predicted=dict(zip(prediction["label"].tolist(), prediction["predicted_dice"].tolist(), strict=True)),
         similarity=float(np.mean([c.similarity for c in kept])),

@@ -122,8 +122,10 @@ def run(
     summaries = [o.result for o in done if o.result is not None]
     if summaries:
         outputs.write_table(outputs.quality_table(summaries), out / "quality.tsv")
+        outputs.write_table(outputs.volumes_table(summaries), out / "volumes.tsv")
     elif not keep_others:
         context.earlier.set_aside("quality.tsv")
+        context.earlier.set_aside("volumes.tsv")
     if recipe.output.report:
         pages.write_index(done, [o.result for o in done], library, recipe, out)
     elif not keep_others:
@@ -245,7 +247,17 @@ def segment_target(target: Target, progress: Progress, *, context: RunContext) -
             )
         progress("write")
         with atomic_directory(out / target.id) as folder:
-            outputs.write_segmentation(folder, target.id, case.scan, result, recipe, table, case.sources)
+            outputs.write_segmentation(
+                folder,
+                target.id,
+                case.scan,
+                result,
+                recipe,
+                table,
+                case.sources,
+                reference=case.reference,
+                not_annotated=case.not_annotated,
+            )
             if metrics is not None:
                 outputs.write_table(metrics, folder / f"{target.id}_metrics.tsv")
                 outputs.write_table(calibration, folder / f"{target.id}_calibration.tsv")

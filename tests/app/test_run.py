@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from atlasseg import io
 from atlasseg.app import outputs
 from atlasseg.cli import app
+from atlasseg.labels import LabelTable
+from atlasseg.volume import LabelMap
 
 RECIPE = """
 [data]
@@ -93,6 +95,7 @@ def test_a_run_writes_a_derivative_on_each_targets_own_grid(recipe, dataset):
         "head4",
         "metrics.tsv",
         "quality.tsv",
+        "volumes.tsv",
     ]
     for id_ in ("head3", "head4"):
         scan = nib.load(dataset / "targets" / "images" / f"{id_}.nii.gz")
@@ -120,6 +123,16 @@ def test_a_run_writes_a_derivative_on_each_targets_own_grid(recipe, dataset):
         assert sidecar["Atlases"] == ["head0", "head1", "head2"]
     metrics = pd.read_csv(out / "metrics.tsv", sep="\t")
     assert list(metrics.columns) == ["target", "method", "label", "name", "metric", "value", "note"]
+    volumes = pd.read_csv(out / "volumes.tsv", sep="\t")
+    assert list(volumes.columns) == ["target", "label", "name", "voxels", "volume_mm3", "reference_mm3"]
+    for row in volumes.itertuples():
+        for path, volume_mm3 in (
+            (out / row.target / f"{row.target}_desc-majority_dseg.nii.gz", row.volume_mm3),
+            (dataset / "targets" / "labels" / f"{row.target}.nii.gz", row.reference_mm3),
+        ):
+            labels = nib.load(path)
+            voxel_mm3 = np.prod(labels.header.get_zooms())
+            assert volume_mm3 == pytest.approx((labels.get_fdata() == row.label).sum() * voxel_mm3, rel=1e-4)
     dice = metrics[(metrics.metric == "dice") & metrics.label.notna()]
     assert dice.groupby("target").value.mean().min() > 0.4  # heads of 18 voxels, affine alone; an unregistered one: 0.2
 
@@ -179,6 +192,16 @@ def test_labels_that_an_atlas_does_not_annotate_are_not_background(recipe, datas
     assert run(recipe)[0] == 0
     kept = (io.read_label_map(dataset / "out/head3/head3_desc-majority_dseg.nii.gz").array == 2).sum()
     assert lost < 0.5 * kept  # two votes of three against it, or none
+
+
+def test_a_label_that_the_reference_does_not_annotate_has_no_reference_volume():
+    made, drawn = (
+        LabelMap(np.int32(values).reshape(1, 2, 4), np.diag([2.0, 1, 3, 1]))
+        for values in ([1, 1, 2, 2, 2, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 4])
+    )
+    found = outputs.volumes(made, LabelTable(), reference=drawn, not_annotated={2})
+    assert found["volume_mm3"].tolist() == [12, 18, 0]
+    np.testing.assert_array_equal(found["reference_mm3"], [18, np.nan, 6])
 
 
 # -- a target that is wrong: it is named, the other one is done, nothing half-written remains --------
@@ -246,6 +269,7 @@ def test_a_broken_target_is_named_and_the_others_are_done(recipe, dataset, name,
         "logs",
         "metrics.tsv",
         "quality.tsv",
+        "volumes.tsv",
     ]
 
 
@@ -449,7 +473,7 @@ def test_nothing_of_an_earlier_run_is_taken_for_the_present_ones(recipe, dataset
     assert not (moved / "head3").exists(), "its successor is written"
     assert (moved / "head4" / "head4_metrics.tsv").read_bytes() == first["head4/head4_metrics.tsv"]
     assert sorted(p.name for p in out.iterdir()) == [
-        *(".cache", "dataset_description.json", "earlier", "head3", "logs", "quality.tsv")
+        *(".cache", "dataset_description.json", "earlier", "head3", "logs", "quality.tsv", "volumes.tsv")
     ]
     assert not (out / "head3" / "head3_metrics.tsv").exists()
     shutil.rmtree(out / "earlier")
@@ -458,7 +482,7 @@ def test_nothing_of_an_earlier_run_is_taken_for_the_present_ones(recipe, dataset
     assert run(recipe, "--targets", dataset / "targets" / "images" / "head3.nii.gz")[0] == 0
     (moved,) = (out / "earlier").iterdir()
     assert sorted(p.name for p in out.iterdir()) == [
-        *(".cache", "dataset_description.json", "earlier", "head3", "quality.tsv")
+        *(".cache", "dataset_description.json", "earlier", "head3", "quality.tsv", "volumes.tsv")
     ]
     # the recipe that is written down names what was used, not what the file said
     assert "head3.nii.gz" in io.read_json(out / "dataset_description.json")["Recipe"]
