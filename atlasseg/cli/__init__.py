@@ -21,6 +21,7 @@ from atlasseg.cli import (
     doctor,
     evaluate,
     fetch,
+    figure,
     fuse,
     init,
     methods,
@@ -92,6 +93,7 @@ brain.add_to(app)
 tissue.add_to(app)
 train.add_to(app)
 certificates.add_to(app)
+app.add_typer(figure.app, name="figure")
 app.add_typer(atlases.app, name="atlases")
 app.add_typer(cache.app, name="cache")
 

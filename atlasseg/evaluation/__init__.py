@@ -9,7 +9,19 @@ __all__ = ["FOREGROUND", "EvaluationResult", "Score", "evaluate", "mean_over_lab
 
 __getattr__, _dir, _submodules = _lazy.attach(
     __name__,
-    ["calibration", "comparison", "disagreement", "overlap", "prediction", "result", "surface", "surfels", "table"],
+    [
+        "agreement",
+        "calibration",
+        "comparison",
+        "disagreement",
+        "groups",
+        "overlap",
+        "prediction",
+        "result",
+        "surface",
+        "surfels",
+        "table",
+    ],
 )
 
 
