@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.threads import run_slices
 from atlasseg.transforms import EDGE_VOXELS, Affine, Transform, invert_matrix, split_slabs
 from atlasseg.volume import Float64, Grid, Image, Int32, LabelMap, Mask, ProbabilityMap
 
@@ -194,10 +195,14 @@ def resample_fractions(
     entry_labels, entry_values = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
     for start, stop, points in _slabs_of_points(grid, through):
         modes = out_mode[start:stop].reshape(-1)
-        count = _count_fractions(points, inverse, mode, *rows, size, sigma, widest, modes)
+        count = np.empty(len(points), np.int64)
+        given = inverse, mode, *rows, size, sigma, widest
+        run_slices(_count_fractions, _count_chunks(points), points, *given, modes, count)
         uncertain = np.flatnonzero(count > 1)
         offsets = np.concatenate(([0], np.cumsum(count[uncertain])))
-        found = _fill_fractions(points[uncertain], inverse, mode, *rows, size, sigma, widest, offsets)
+        points = points[uncertain]
+        found = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+        run_slices(_fill_fractions, _count_chunks(points), points, *given, offsets, *found)
         voxels.append(uncertain + start * grid.shape[1] * grid.shape[2])
         counts.append(count[uncertain])
         entry_labels.append(found[0])
@@ -346,7 +351,8 @@ def _resample_image(
         if interpolation == "cubic":
             _fill_cubic(part, points, inverse, splines, fills)
         else:
-            _fill_linear(part, points, inverse, channels, fills, interpolation == "nearest")
+            nearest = interpolation == "nearest"
+            run_slices(_fill_linear, _count_chunks(points), points, inverse, channels, fills, nearest, part)
     return Image(out if image.array.ndim == 4 else out[..., 0], grid.affine, image.name)
 
 
@@ -379,8 +385,13 @@ def _resample_labels(
     out = np.empty(grid.shape, np.int32)
     for start, stop, points in _slabs_of_points(grid, transform):
         modes = out[start:stop].reshape(-1)
-        _count_fractions(points, inverse, labels, *nothing, size, sigma, size**3, modes)
+        given = inverse, labels, *nothing, size, sigma, size**3
+        run_slices(_count_fractions, _count_chunks(points), points, *given, modes, np.empty(len(points), np.int64))
     return out
+
+
+def _count_chunks(points: Float64) -> int:
+    return -(-len(points) // CHUNK)
 
 
 @numba.njit(cache=True)
@@ -475,16 +486,17 @@ def _gather(mode, row, offsets, entry_labels, entry_values, size, first, taps, l
     return n
 
 
-@numba.njit(cache=True, parallel=True)
-def _count_fractions(points, inverse, mode, row, offsets, entry_labels, entry_values, size, sigma, widest, modes):  # type: ignore[no-untyped-def]
-    """Number of labels on each point; the heaviest of them, the smallest on a tie, is put into `modes`."""
-    count = np.zeros(points.shape[0], np.int64)
+@numba.njit(cache=True, nogil=True)
+def _count_fractions(  # type: ignore[no-untyped-def]
+    start, stop, points, inverse, mode, row, offsets, entry_labels, entry_values, size, sigma, widest, modes, count
+):
+    """Put the number of labels on each point into `count`, the heaviest, the smallest on a tie, into `modes`."""
     plain = entry_labels.size == 0
-    for chunk in numba.prange((points.shape[0] + CHUNK - 1) // CHUNK):
+    for chunk in range(start, stop):
         x, first, taps = np.empty(3), np.empty(3, np.int64), np.empty((3, size))
         labels, weights = np.empty(widest + 1, np.int32), np.empty(widest + 1)
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, points.shape[0])):
-            modes[n] = 0
+            modes[n] = count[n] = 0
             if not _locate(points, n, inverse, mode.shape, x):
                 continue
             if size == 2 and _alike(mode, row, plain, x):  # most voxels, by far
@@ -498,14 +510,28 @@ def _count_fractions(points, inverse, mode, row, offsets, entry_labels, entry_va
             while weights[m] < heaviest - TIE:
                 m += 1
             modes[n] = labels[m]
-    return count
 
 
-@numba.njit(cache=True, parallel=True)
-def _fill_fractions(points, inverse, mode, row, offsets, entry_labels, entry_values, size, sigma, widest, starts):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _fill_fractions(  # type: ignore[no-untyped-def]
+    start,
+    stop,
+    points,
+    inverse,
+    mode,
+    row,
+    offsets,
+    entry_labels,
+    entry_values,
+    size,
+    sigma,
+    widest,
+    starts,
+    out_labels,
+    out_values,
+):
     """Labels and fractions, summing to 1, of points known to have several; of point n from ``starts[n]`` on."""
-    out_labels, out_values = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
-    for chunk in numba.prange((points.shape[0] + CHUNK - 1) // CHUNK):
+    for chunk in range(start, stop):
         x, first, taps = np.empty(3), np.empty(3, np.int64), np.empty((3, size))
         labels, weights = np.empty(widest + 1, np.int32), np.empty(widest + 1)
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, points.shape[0])):
@@ -518,14 +544,13 @@ def _fill_fractions(points, inverse, mode, row, offsets, entry_labels, entry_val
             for m in range(count):
                 out_labels[starts[n] + m] = labels[m]
                 out_values[starts[n] + m] = weights[m] / total
-    return out_labels, out_values
 
 
-@numba.njit(cache=True, parallel=True)
-def _fill_linear(out, points, inverse, channels, fills, nearest):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _fill_linear(start, stop, points, inverse, channels, fills, nearest, out):  # type: ignore[no-untyped-def]
     size = 1 if nearest else 2
     shape = channels.shape[:3]
-    for chunk in numba.prange((points.shape[0] + CHUNK - 1) // CHUNK):
+    for chunk in range(start, stop):
         x, first, taps = np.empty(3), np.empty(3, np.int64), np.empty((3, 2))
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, points.shape[0])):
             if not _locate(points, n, inverse, shape, x):

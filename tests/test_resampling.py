@@ -1,6 +1,5 @@
 """Resampling against SciPy, SimpleITK and brute force."""
 
-import numba
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -13,6 +12,7 @@ from scipy.stats import norm
 from atlasseg import itk
 from atlasseg.errors import InputError
 from atlasseg.resampling import coverage, resample, resample_fractions, smooth
+from atlasseg.threads import limit_threads
 from atlasseg.transforms import Affine, BSplineField, grid_points
 from atlasseg.volume import Grid, Image, LabelMap, Mask, ProbabilityMap
 
@@ -244,16 +244,12 @@ def test_axes_may_come_in_any_order_and_direction(seed, order, flips):
 
 def test_results_do_not_depend_on_the_number_of_threads():
     onto, results = ONTO["oblique"], []
-    before = numba.get_num_threads()
-    try:
-        for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
-            numba.set_num_threads(threads)
+    for threads in (1, 3):
+        with limit_threads(threads):
             fractions = resample_fractions(labels(), onto, bend(onto))
             results.append(
                 (resample(image(), onto, bend(onto)).array, fractions.mode, fractions.labels, fractions.values)
             )
-    finally:
-        numba.set_num_threads(before)
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 
 from atlasseg.fusion._encoded_votes import EncodedVotes
-from atlasseg.fusion._patches import Box, PatchSearch, map_tiles, split_into_tiles
+from atlasseg.fusion._patches import Box, PatchSearch, split_into_tiles
+from atlasseg.threads import map_in_threads
 from atlasseg.volume import Bool, Float32, Float64, Int32, Int64
 
 CHUNK = 4096
@@ -77,7 +78,7 @@ def joint_weights(
             weights,
         )
 
-    map_tiles(solve, split_into_tiles(search.where))
+    map_in_threads(solve, split_into_tiles(search.where))
     return chosen, weights
 
 
@@ -305,7 +306,7 @@ def count_votes(
         )
         return found
 
-    parts = map_tiles(count, range(0, voxels.size, CHUNK))
+    parts = map_in_threads(count, range(0, voxels.size, CHUNK))
     return (
         np.concatenate([part[0] for part in parts]),
         np.concatenate([part[1] for part in parts]),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.fusion._patches import NearestPatches, list_offsets
+from atlasseg.threads import run_slices
 from atlasseg.volume import Bool, Float32
 
 
@@ -71,7 +72,10 @@ def run_patch_match(
     distance = np.full((voxels.size, count), np.inf)
     arrays = (scan, library, known, voxels, place, near, offsets, row_of, search_radius_voxels, radius)
     for iteration in range(iterations + 1):
-        which, chosen, distance = _step(*arrays, which, chosen, distance, np.uint64(seed), np.uint64(iteration))
+        found = which.copy(), chosen.copy(), distance.copy()
+        draws = np.uint64(seed), np.uint64(iteration)
+        run_slices(_step, voxels.size, *arrays, which, chosen, distance, *draws, *found)
+        which, chosen, distance = found
     order = np.argsort(distance, axis=1, kind="stable")
     which, chosen, distance = (np.take_along_axis(part, order, axis=1) for part in (which, chosen, distance))
     return NearestPatches(voxels, offsets, which, chosen, -distance)
@@ -102,15 +106,15 @@ def _squared_difference(scan, candidate, x, y, z, a, b, c, radius, least):  # ty
     return total
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _step(  # type: ignore[no-untyped-def]
-    scan, library, known, voxels, place, near, offsets, row_of, window, radius, which, chosen, distance, seed, iteration
-):
-    new_which, new_chosen, new_distance = which.copy(), chosen.copy(), distance.copy()
+    start, stop, scan, library, known, voxels, place, near, offsets, row_of, window, radius, which, chosen, distance,
+    seed, iteration, new_which, new_chosen, new_distance,
+):  # fmt: skip
     shape = known.shape[1:]
     n = library.shape[0]
     side = 2 * window + 1
-    for m in prange(voxels.size):
+    for m in range(start, stop):
         x, y, z = place[m]
         for run in range(which.shape[1]):
             key = _random(_random(_random(seed, voxels[m]), run), np.int64(iteration))
@@ -154,4 +158,3 @@ def _step(  # type: ignore[no-untyped-def]
                 if apart < least:
                     best, row, least = np.int32(i), np.int32(o), apart
             new_which[m, run], new_chosen[m, run], new_distance[m, run] = best, row, least
-    return new_which, new_chosen, new_distance

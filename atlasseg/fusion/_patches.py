@@ -9,17 +9,16 @@ contain it). The volume is processed in tiles that fit into the cache, only arou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-import numba
 import numpy as np
 from numba import njit
 from scipy.ndimage import maximum_filter
 
 from atlasseg.errors import InputError
+from atlasseg.threads import map_in_threads
 from atlasseg.volume import Bool, Float32, Float64, Int32, Int64
 
 Radius = int | tuple[int, int, int]
@@ -122,7 +121,7 @@ def find_nearest_patches(
             codes[rows[1], m] = code[m, ..., :width][rows[0]]
             scores[rows[1], m] = search.unscale(tile, score[m])[..., :width][rows[0]]
 
-    map_tiles(find, split_into_tiles(where))
+    map_in_threads(find, split_into_tiles(where))
     number = len(search.offsets)
     found = codes >= 0
     which, offset = np.where(found, codes // number, -1), np.where(found, codes % number, -1)
@@ -281,12 +280,6 @@ def shrink_box(where: Bool, start: Int64, stop: Int64) -> tuple[Int64, Int64]:
                     first[1], last[1] = min(first[1], j), max(last[1], j + 1)
                     first[2], last[2] = min(first[2], k), max(last[2], k + 1)
     return first, last
-
-
-def map_tiles(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Map a task that releases the interpreter's lock over items, on as many threads as numba may use."""
-    with ThreadPoolExecutor(max_workers=numba.get_num_threads()) as pool:
-        return list(pool.map(task, items))
 
 
 def expand_masks(inside: Sequence[Bool | None] | None, count: int, shape: tuple[int, ...]) -> list[Bool]:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from atlasseg.fusion._votes import Votes
+from atlasseg.threads import run_slices
 from atlasseg.volume import Atlas, Bool, Float64, Int32, Int64, LabelWeights, take_entries
 
 BUFFER_BYTES = 1 << 26
@@ -82,11 +83,13 @@ def estimate_confusion(rows: RaterVotes, weights: Float64, raters: int, labels: 
     The column of a true label that a rater never meets is 0.
     """
     parts = int(np.clip(BUFFER_BYTES // max(raters * labels**2 * 8, 1), 1, MAX_BUFFERS))
-    counts = _count(
-        np.linspace(0, rows.counts.size, parts + 1).astype(np.int64), rows.counts, rows.entry_offsets,
+    sums = np.zeros((parts, raters, labels, labels))
+    run_slices(
+        _count, parts, np.linspace(0, rows.counts.size, parts + 1).astype(np.int64), rows.counts, rows.entry_offsets,
         rows.entry_raters, rows.entry_labels, rows.entry_fractions,
-        rows.possible.offsets, rows.possible.labels, weights, raters, labels,
-    ).sum(axis=0)  # fmt: skip
+        rows.possible.offsets, rows.possible.labels, weights, sums,
+    )  # fmt: skip
+    counts = sums.sum(axis=0)
     total = counts.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(counts, total, out=np.zeros_like(counts), where=total > 0))
 
@@ -140,9 +143,11 @@ def list_possible_labels(rows: RaterVotes, confusion: Float64, prior: Float64) -
     list_offsets = np.concatenate(([0], np.cumsum(some.sum(axis=1))))
     lists = np.nonzero(some)[1].astype(np.int32)
     args = (rows.entry_offsets, rows.entry_raters, rows.entry_labels, allowed, list_offsets, lists)
-    counts, _ = _possible(*args, np.zeros(0, np.int64))
+    counts = np.zeros(len(rows.entry_offsets) - 1, np.int64)
+    run_slices(_find_possible, counts.size, *args, np.zeros(0, np.int64), counts, np.zeros(0, np.int32))
     offsets = np.concatenate(([0], np.cumsum(counts)))
-    _, labels = _possible(*args, offsets)
+    labels = np.empty(offsets[-1], np.int32)
+    run_slices(_find_possible, counts.size, *args, offsets, counts, labels)
     return RaterVotes(
         rows.counts, rows.entry_offsets, rows.entry_raters, rows.entry_labels, rows.entry_fractions,
         LabelWeights(offsets, labels, prior[labels]),
@@ -151,7 +156,8 @@ def list_possible_labels(rows: RaterVotes, confusion: Float64, prior: Float64) -
 
 def group_by_votes(votes: Votes) -> tuple[Int64, Int64, Int64]:
     """Group active voxels by their votes: first voxel of each group, group of each voxel, size of each group."""
-    keys = _hash(votes.entry_offsets, votes.entry_candidates, votes.entry_labels)
+    keys = np.empty(votes.voxels.size, np.uint64)
+    run_slices(_hash, keys.size, votes.entry_offsets, votes.entry_candidates, votes.entry_labels, keys)
     _, first, group, size = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     return first, group, size
 
@@ -277,21 +283,24 @@ def _run_e_step(rows: RaterVotes, confusion: Float64, weights: Float64, neighbou
     )  # fmt: skip
     if neighbours is None:
         nothing = np.zeros((0, 6), np.int64)
-        return np.asarray(_posterior(*shared, weights, nothing, np.zeros(6), np.zeros(0, np.bool_), False, 0.0))
+        found = weights.copy()
+        given = nothing, np.zeros(6), np.zeros(0, np.bool_), False, 0.0
+        run_slices(_posterior, len(rows.counts), *shared, weights, *given, found)
+        return found
     for colour in (False, True):
-        weights = _posterior(
-            *shared, weights, neighbours.rows, neighbours.weights, neighbours.odd, colour, neighbours.beta
-        )
+        found = weights.copy()
+        given = neighbours.rows, neighbours.weights, neighbours.odd, colour, neighbours.beta
+        run_slices(_posterior, len(rows.counts), *shared, weights, *given, found)
+        weights = found
     return weights
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _posterior(  # type: ignore[no-untyped-def]
-    entry_offsets, entry_raters, entry_labels, entry_fractions, offsets, labels, prior, confusion,
-    before, neighbours, neighbour_weights, odd, colour, beta,
+    start, stop, entry_offsets, entry_raters, entry_labels, entry_fractions, offsets, labels, prior, confusion,
+    before, neighbours, neighbour_weights, odd, colour, beta, out,
 ):  # fmt: skip
-    out = before.copy()
-    for r in prange(offsets.size - 1):
+    for r in range(start, stop):
         if beta > 0 and r < odd.size and odd[r] != colour:
             continue
         first, last = offsets[r], offsets[r + 1]
@@ -335,31 +344,39 @@ def _posterior(  # type: ignore[no-untyped-def]
                 total += prior[p]
             for p in range(first, last):
                 out[p] = prior[p] / total if total > 0 else 1.0 / (last - first)
-    return out
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _count(  # type: ignore[no-untyped-def]
-    parts, counts, entry_offsets, entry_raters, entry_labels, entry_fractions, offsets, labels, weights, raters, number
+    start,
+    stop,
+    parts,
+    counts,
+    entry_offsets,
+    entry_raters,
+    entry_labels,
+    entry_fractions,
+    offsets,
+    labels,
+    weights,
+    out,
 ):
-    out = np.zeros((parts.size - 1, raters, number, number))
-    for part in prange(parts.size - 1):
+    for part in range(start, stop):
         for r in range(parts[part], parts[part + 1]):
             for e in range(entry_offsets[r], entry_offsets[r + 1]):
                 amount = counts[r] * entry_fractions[e]
                 for p in range(offsets[r], offsets[r + 1]):
                     out[part, entry_raters[e], entry_labels[e], labels[p]] += amount * weights[p]
-    return out
 
 
-@njit(cache=True, parallel=True)
-def _possible(entry_offsets, entry_raters, entry_labels, allowed, list_offsets, lists, offsets):  # type: ignore[no-untyped-def]
-    """Count the possible labels of each row (no offsets given), or list them."""
+@njit(cache=True, nogil=True)
+def _find_possible(  # type: ignore[no-untyped-def]
+    start, stop, entry_offsets, entry_raters, entry_labels, allowed, list_offsets, lists, offsets, counts, out
+):
+    """Count the possible labels of each row, and with offsets list them."""
     number = allowed.shape[1]
-    counts = np.zeros(entry_offsets.size - 1, np.int64)
     listing = offsets.size > 0
-    out = np.empty(offsets[-1] if listing else 0, np.int32)
-    for r in prange(entry_offsets.size - 1):
+    for r in range(start, stop):
         begin, end = entry_offsets[r], entry_offsets[r + 1]
         shortest = np.int64(entry_raters[begin]) * number + entry_labels[begin]
         for e in range(begin, end):
@@ -378,14 +395,12 @@ def _possible(entry_offsets, entry_raters, entry_labels, allowed, list_offsets, 
                     out[offsets[r] + n] = lists[at]
                 n += 1
         counts[r] = n
-    return counts, out
 
 
-@njit(cache=True, parallel=True)
-def _hash(entry_offsets, entry_candidates, entry_labels):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _hash(start, stop, entry_offsets, entry_candidates, entry_labels, keys):  # type: ignore[no-untyped-def]
     """64-bit key of each row's (candidate, label) pairs, order mattering (FNV over splitmix64)."""
-    keys = np.empty(entry_offsets.size - 1, np.uint64)
-    for r in prange(keys.size):
+    for r in range(start, stop):
         key = np.uint64(0xCBF29CE484222325)
         for e in range(entry_offsets[r], entry_offsets[r + 1]):
             x = (np.uint64(entry_candidates[e]) << np.uint64(32)) | np.uint64(entry_labels[e])
@@ -394,4 +409,3 @@ def _hash(entry_offsets, entry_candidates, entry_labels):  # type: ignore[no-unt
             x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             key = (key ^ x ^ (x >> np.uint64(31))) * np.uint64(0x100000001B3)
         keys[r] = key
-    return keys

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.threads import run_slices
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Grid, Image, Int32, Int64, LabelMap, ProbabilityMap
 
 MAX_CANDIDATES = 1 << 16
@@ -146,8 +147,8 @@ class Votes:
         for index, (volume, mode, mask) in enumerate(zip(volumes, modes, masks, strict=True)):
             count, first = _entry_counts(volume, mask, voxels)
             labels, values = (volume.labels, volume.values) if isinstance(volume, ProbabilityMap) else nothing
-            fill_entries(
-                index, np.searchsorted(label_values, mode[voxels]), count, first,
+            run_slices(
+                fill_entries, voxels.size, index, np.searchsorted(label_values, mode[voxels]), count, first,
                 np.searchsorted(label_values, labels), values, filled, entry_candidates, entry_labels, entry_fractions,
             )  # fmt: skip
         slot_counts, slots = index_slots(entry_offsets, entry_labels)
@@ -204,12 +205,13 @@ class Votes:
         if given.shape[1] not in (1, self.voxels.size):
             raise InputError(f"weights: expected shape ({n}, {self.voxels.size}), got {given.shape}")
         overlap = self.unknown.astype(np.float32)
-        sums = _tally(
-            given, self.entry_offsets, self.entry_candidates, self.entry_slots, self.entry_fractions,
-            self.slot_offsets, self.slot_labels, int(np.searchsorted(self.label_values, 0)),
-            self.unknown.any(axis=1), (overlap @ overlap.T) == 0, self.unknown,
+        sums = np.zeros(self.slot_labels.size)
+        run_slices(
+            _tally, self.voxels.size, given, self.entry_offsets, self.entry_candidates, self.entry_slots,
+            self.entry_fractions, self.slot_offsets, self.slot_labels, int(np.searchsorted(self.label_values, 0)),
+            self.unknown.any(axis=1), (overlap @ overlap.T) == 0, self.unknown, sums,
         )  # fmt: skip
-        return np.asarray(sums)
+        return sums
 
     def to_map(
         self,
@@ -234,7 +236,14 @@ class Votes:
         """
         offsets = self.slot_offsets if offsets is None else offsets
         labels = self.slot_labels if labels is None else labels
-        mode, probability, kept = _normalise(np.asarray(weights, np.float64), offsets, labels, self.label_values)
+        count = len(offsets) - 1
+        mode, kept, probability = (
+            np.empty(count, np.int32),
+            np.zeros(count, np.int64),
+            np.zeros(len(labels), np.float32),
+        )
+        given = np.asarray(weights, np.float64), offsets, labels, self.label_values
+        run_slices(_normalise, count, *given, mode, probability, kept)
         whole = self.certain.reshape(-1).copy()
         whole[self.voxels] = mode
         listed = kept > 1
@@ -293,9 +302,11 @@ def _entry_counts(volume: LabelMap | ProbabilityMap, mask: Bool | None, voxels: 
     return count, first
 
 
-@njit(cache=True, parallel=True)
-def fill_entries(index, mode, count, first, labels, values, filled, entry_candidates, entry_labels, entry_fractions):  # type: ignore[no-untyped-def]
-    for m in prange(count.size):
+@njit(cache=True, nogil=True)
+def fill_entries(  # type: ignore[no-untyped-def]
+    start, stop, index, mode, count, first, labels, values, filled, entry_candidates, entry_labels, entry_fractions
+):
+    for m in range(start, stop):
         for e in range(count[m]):
             at = filled[m] + e
             entry_candidates[at] = index
@@ -304,12 +315,16 @@ def fill_entries(index, mode, count, first, labels, values, filled, entry_candid
         filled[m] += count[m]
 
 
-@njit(cache=True, parallel=True)
-def index_slots(entry_offsets, entry_labels):  # type: ignore[no-untyped-def]
+def index_slots(entry_offsets: Int64, entry_labels: NDArray[np.integer]) -> tuple[Int64, Int32]:
     """Number of different labels at each voxel, and the rank of each entry's label among them."""
-    counts = np.zeros(entry_offsets.size - 1, np.int64)
-    slots = np.zeros(entry_labels.size, np.int32)
-    for m in prange(counts.size):
+    counts, slots = np.zeros(len(entry_offsets) - 1, np.int64), np.zeros(len(entry_labels), np.int32)
+    run_slices(_index_slots, len(counts), entry_offsets, entry_labels, counts, slots)
+    return counts, slots
+
+
+@njit(cache=True, nogil=True)
+def _index_slots(start, stop, entry_offsets, entry_labels, counts, slots):  # type: ignore[no-untyped-def]
+    for m in range(start, stop):
         begin, end = entry_offsets[m], entry_offsets[m + 1]
         different = np.empty(end - begin, np.int32)
         n = 0
@@ -327,20 +342,26 @@ def index_slots(entry_offsets, entry_labels):  # type: ignore[no-untyped-def]
         counts[m] = n
         for e in range(begin, end):
             slots[e] = np.searchsorted(different[:n], entry_labels[e])
-    return counts, slots
 
 
-@njit(cache=True, parallel=True)
-def label_slots(entry_offsets, entry_labels, slots, slot_offsets):  # type: ignore[no-untyped-def]
+def label_slots(entry_offsets: Int64, entry_labels: NDArray[np.integer], slots: Int32, slot_offsets: Int64) -> Int32:
+    """Label of each slot, from the ranks of the entries' labels."""
     labels = np.empty(slot_offsets[-1], np.int32)
-    for m in prange(slot_offsets.size - 1):
-        for e in range(entry_offsets[m], entry_offsets[m + 1]):
-            labels[slot_offsets[m] + slots[e]] = entry_labels[e]
+    run_slices(_label_slots, len(slot_offsets) - 1, entry_offsets, entry_labels, slots, slot_offsets, labels)
     return labels
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
+def _label_slots(start, stop, entry_offsets, entry_labels, slots, slot_offsets, labels):  # type: ignore[no-untyped-def]
+    for m in range(start, stop):
+        for e in range(entry_offsets[m], entry_offsets[m + 1]):
+            labels[slot_offsets[m] + slots[e]] = entry_labels[e]
+
+
+@njit(cache=True, nogil=True)
 def _tally(  # type: ignore[no-untyped-def]
+    start,
+    stop,
     weights,
     entry_offsets,
     entry_candidates,
@@ -352,10 +373,10 @@ def _tally(  # type: ignore[no-untyped-def]
     has_missing_labels,
     knows,
     unknown,
+    sums,
 ):
-    sums = np.zeros(slot_labels.size, np.float64)
     per_voxel = weights.shape[1] > 1
-    for m in prange(slot_offsets.size - 1):
+    for m in range(start, stop):
         column = np.int64(m) if per_voxel else np.int64(0)
         begin, end, slot = entry_offsets[m], entry_offsets[m + 1], slot_offsets[m]
         total = 0.0
@@ -384,17 +405,12 @@ def _tally(  # type: ignore[no-untyped-def]
                 if knows[i, j] and (other == background or unknown[i, other]):
                     share = entry_fractions[f] * (1.0 if equal else weights[j, column]) / known
                     sums[slot + entry_slots[f]] += weight * share
-    return sums
 
 
-@njit(cache=True, parallel=True)
-def _normalise(sums, slot_offsets, slot_labels, label_values):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _normalise(start, stop, sums, slot_offsets, slot_labels, label_values, mode, probability, kept):  # type: ignore[no-untyped-def]
     """Most probable label (ties to the smallest), probabilities, and how many are above 0, at each voxel."""
-    count = slot_offsets.size - 1
-    mode = np.empty(count, np.int32)
-    kept = np.zeros(count, np.int64)
-    probability = np.zeros(sums.size, np.float32)
-    for m in prange(count):
+    for m in range(start, stop):
         begin, end = slot_offsets[m], slot_offsets[m + 1]
         total = 0.0
         for s in range(begin, end):
@@ -407,4 +423,3 @@ def _normalise(sums, slot_offsets, slot_labels, label_values):  # type: ignore[n
             if probability[s] > 0:
                 kept[m] += 1
         mode[m] = label_values[slot_labels[best]]
-    return mode, probability, kept

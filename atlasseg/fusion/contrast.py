@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._encoded_votes import find_disagreement
 from atlasseg.fusion._patches import dilate
 from atlasseg.fusion._votes import Votes, check_candidates
+from atlasseg.threads import run_slices
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, LabelMap, check_channels
 
 __all__ = ["ContrastMatch", "match_contrast", "measure_agreement"]
@@ -294,9 +295,9 @@ def _agreement(channels: Float32, known: Bool, atlas: Atlas, voxels: Int64) -> F
     if voxels.size == 0:
         return out
     place = np.stack(np.unravel_index(voxels, both.shape), axis=-1)
-    moments = _window_moments(
-        np.ascontiguousarray(channels), np.ascontiguousarray(atlas.image.channels), both, place, WINDOW_RADIUS
-    )
+    first, second = np.ascontiguousarray(channels), np.ascontiguousarray(atlas.image.channels)
+    moments = np.zeros((len(place), out.size, 3))
+    run_slices(_window_moments, len(place), first, second, both, place, WINDOW_RADIUS, moments)
     for c in range(out.size):
         covariance, variance, other = moments[:, c].T
         varied = (variance > FLAT_WINDOW * variance.mean()) & (other > FLAT_WINDOW * other.mean())
@@ -426,12 +427,11 @@ class _Bins:
         return of_bin[None], table
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _window_moments(first, second, known, place, radius):  # type: ignore[no-untyped-def]
-    """(M, C, 3) covariance and the two variances of images (I, J, K, C) in windows, cut at the grid and at `known`."""
+@njit(cache=True, nogil=True)
+def _window_moments(start, stop, first, second, known, place, radius, out):  # type: ignore[no-untyped-def]
+    """Write (M, C, 3): covariance and variances of two images (I, J, K, C) in windows, cut at the grid and `known`."""
     channels = first.shape[3]
-    out = np.zeros((place.shape[0], channels, 3))
-    for m in prange(place.shape[0]):
+    for m in range(start, stop):
         x, y, z = place[m]
         for c in range(channels):
             base_a, base_b = np.float64(first[x, y, z, c]), np.float64(second[x, y, z, c])
@@ -451,4 +451,3 @@ def _window_moments(first, second, known, place, radius):  # type: ignore[no-unt
             out[m, c, 0] = ab / count - a * b / count**2
             out[m, c, 1] = max(aa / count - a * a / count**2, 0.0)
             out[m, c, 2] = max(bb / count - b * b / count**2, 0.0)
-    return out

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import squareform
@@ -15,7 +15,8 @@ from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import standardise
 from atlasseg.fusion._votes import Votes
 from atlasseg.methods import method
-from atlasseg.statistics.gaussians import CHUNK, Gaussians, from_moments, split, unpack_moments
+from atlasseg.statistics.gaussians import CHUNK, Gaussians, count_moments, from_moments, split, unpack_moments
+from atlasseg.threads import run_slices
 from atlasseg.volume import Atlas, Float64, Image, Int64, LabelWeights, ProbabilityMap
 
 FLOOR = 1e-2
@@ -196,9 +197,11 @@ class _MixtureData:
         """Posterior (S,), log-likelihood, and mass (Q,) and moments of each Gaussian."""
         first = np.searchsorted(of_class, np.arange(int(of_label.max()) + 2))
         posterior = np.empty(self.prior.labels.size)
-        packed = _sweep(
-            self.values, self.prior.offsets, of_label[self.prior.labels], self.prior.values, gaussians.means,
-            gaussians.whitening, gaussians.log_scale, shares, first, power, centre, posterior,
+        chunks = -(-len(self.values) // CHUNK)
+        packed = np.zeros((chunks, len(gaussians.means), 1 + count_moments(centre.size)))
+        run_slices(
+            _sweep, chunks, self.values, self.prior.offsets, of_label[self.prior.labels], self.prior.values,
+            gaussians.means, gaussians.whitening, gaussians.log_scale, shares, first, power, centre, posterior, packed,
         )  # fmt: skip
         total = packed.sum(axis=0)
         return posterior, float(total[0, 0]), total[:, 1], total[:, 1:]
@@ -221,17 +224,29 @@ def _merge_labels(gaussians: Gaussians, merge_distance: float, background: int) 
     return np.asarray(np.unique(out, return_inverse=True)[1], np.int64)
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sweep(  # type: ignore[no-untyped-def]
-    values, offsets, labels, prior, means, whitening, log_scale, shares, first, power, centre, posterior
+    start,
+    stop,
+    values,
+    offsets,
+    labels,
+    prior,
+    means,
+    whitening,
+    log_scale,
+    shares,
+    first,
+    power,
+    centre,
+    posterior,
+    out,
 ):
-    """(chunks, Q, 2 + C + C (C + 1) / 2): log-likelihood (in the first), mass and moments of each Gaussian."""
+    """Add log-likelihood (to the first Gaussian), mass and moments to (chunks, Q, 2 + C + C (C + 1) / 2) `out`."""
     number, channels = values.shape
     count = means.shape[0]
-    chunks = (number + CHUNK - 1) // CHUNK
-    out = np.zeros((chunks, count, 2 + channels + channels * (channels + 1) // 2))
     labels_at_most = np.diff(offsets).max()
-    for chunk in prange(chunks):
+    for chunk in range(start, stop):
         density, of_label = np.zeros(count), np.zeros(labels_at_most)
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, number)):
             highest = -np.inf
@@ -270,4 +285,3 @@ def _sweep(  # type: ignore[no-untyped-def]
                         for d in range(c + 1):
                             out[chunk, g, at] += along * (values[n, d] - centre[d])
                             at += 1
-    return out

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
@@ -14,6 +14,7 @@ from atlasseg.fusion._staple import find_neighbours
 from atlasseg.fusion._votes import Votes
 from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
+from atlasseg.threads import run_slices
 from atlasseg.volume import Atlas, Bool, Float64, Image, Int64, ProbabilityMap
 
 MARGIN_VOXELS = 2
@@ -152,7 +153,9 @@ def fuse(
             membership /= membership.sum(axis=0)
         else:
             for colour in (False, True):
-                membership = _mean_field(agreement, membership, near.rows, near.odd == colour, beta)
+                before_colour, membership = membership, membership.copy()
+                given = agreement, before_colour, near.rows, near.odd == colour, beta
+                run_slices(_mean_field, near.odd.size, *given, membership)
         if np.array_equal(before, best) and np.abs(membership - held).max() < TOLERANCE:
             break
     level = np.maximum.reduceat(evidence, votes.slot_offsets[:-1])
@@ -179,11 +182,11 @@ def compute_label_probabilities(votes: Votes, candidates: Sequence[Atlas], cover
     offsets, distances = _list_ball_offsets(spacing)
     place = np.stack(np.unravel_index(votes.voxels, votes.grid.shape), axis=1)
     out = np.empty((len(candidates), votes.slot_labels.size))
-    slot_values = votes.label_values[votes.slot_labels]
+    given = place, offsets, distances, votes.slot_offsets, votes.label_values[votes.slot_labels], rho, REACH
     for i, atlas in enumerate(candidates):
         said = np.ascontiguousarray(atlas.segmentation.array)
         seen = np.ones(said.shape, bool) if atlas.mask is None else np.ascontiguousarray(atlas.mask.array)
-        out[i] = _log_odds(said, seen, place, offsets, distances, votes.slot_offsets, slot_values, rho, REACH)
+        run_slices(_log_odds, len(place), said, seen, *given, out[i])
     return _share_missing_labels(out, votes, covered)
 
 
@@ -220,10 +223,11 @@ def _find_first_largest(values: Float64, offsets: Int64) -> Int64:
     return at[np.unique(slots[at], return_index=True)[1]]
 
 
-@njit(cache=True, parallel=True)
-def _log_odds(said, seen_at, place, offsets, distances, slot_offsets, slot_values, rho, reach):  # type: ignore[no-untyped-def]
-    out = np.empty(slot_values.size)
-    for m in prange(place.shape[0]):
+@njit(cache=True, nogil=True)
+def _log_odds(  # type: ignore[no-untyped-def]
+    start, stop, said, seen_at, place, offsets, distances, slot_offsets, slot_values, rho, reach, out
+):
+    for m in range(start, stop):
         x, y, z = place[m]
         own = said[x, y, z]
         seen = np.empty(offsets.shape[0] + 1, np.int32)
@@ -259,14 +263,12 @@ def _log_odds(said, seen_at, place, offsets, distances, slot_offsets, slot_value
                     distance = signed[s]
                     break
             out[slot] = np.exp(rho * (distance - signed[0])) / total
-    return out
 
 
-@njit(cache=True, parallel=True)
-def _mean_field(agreement, membership, neighbours, updated, beta):  # type: ignore[no-untyped-def]
-    out = membership.copy()
+@njit(cache=True, nogil=True)
+def _mean_field(start, stop, agreement, membership, neighbours, updated, beta, out):  # type: ignore[no-untyped-def]
     n = agreement.shape[0]
-    for m in prange(agreement.shape[1]):
+    for m in range(start, stop):
         if not updated[m]:
             continue
         largest = -np.inf
@@ -283,4 +285,3 @@ def _mean_field(agreement, membership, neighbours, updated, beta):  # type: igno
             total += out[i, m]
         for i in range(n):
             out[i, m] /= total
-    return out

@@ -14,10 +14,11 @@ from atlasseg.fusion._intensities import Standardised
 from atlasseg.fusion._joint_numba import CHUNK
 from atlasseg.fusion._joint_numba import _count_votes as count_patch_votes
 from atlasseg.fusion._patch_match import run_patch_match
-from atlasseg.fusion._patches import NearestPatches, dilate, find_nearest_patches, map_tiles
+from atlasseg.fusion._patches import NearestPatches, dilate, find_nearest_patches
 from atlasseg.fusion._votes import Votes
 from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
+from atlasseg.threads import map_in_threads
 from atlasseg.volume import Atlas, Bool, Float32, Float64, Image, Int32, Int64, ProbabilityMap, take_entries
 
 SMALLEST_DISTANCE = 1e-6
@@ -201,7 +202,7 @@ def _vote(
         )  # fmt: skip
         return counted
 
-    parts = map_tiles(count, range(0, votes.voxels.size, CHUNK))
+    parts = map_in_threads(count, range(0, votes.voxels.size, CHUNK))
     counts, labels, values = (np.concatenate([part[n] for part in parts]) for n in range(3))
     return counts, encoded.label_values[labels], values
 

@@ -11,7 +11,7 @@ from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._intensities import Standardised
-from atlasseg.fusion._patches import list_offsets, load_tile, map_tiles, split_into_tiles
+from atlasseg.fusion._patches import list_offsets, load_tile, split_into_tiles
 from atlasseg.fusion._staple import (
     RaterVotes,
     estimate_confusion,
@@ -22,6 +22,7 @@ from atlasseg.fusion._staple import (
 from atlasseg.fusion._votes import Votes, fill_entries, index_slots, label_slots
 from atlasseg.fusion.contrast import Contrast, in_contrast
 from atlasseg.methods import method
+from atlasseg.threads import map_in_threads, run_slices
 from atlasseg.volume import Atlas, Bool, Float32, Image, Int32, Int64, LabelWeights, ProbabilityMap
 
 SMALLEST_FRACTION = 1e-3
@@ -189,7 +190,7 @@ def gather_nonlocal_votes(
             )  # fmt: skip
             return found
 
-        parts.append(_join_tiles(row_of, boxes, map_tiles(gather_in, boxes)))
+        parts.append(_join_tiles(row_of, boxes, map_in_threads(gather_in, boxes)))
     return _with_entries(votes, parts)
 
 
@@ -228,9 +229,9 @@ def _with_entries(votes: Votes, parts: Sequence[_Entries]) -> Votes:
     said_fractions = np.empty(entry_offsets[-1], np.float32)
     filled = entry_offsets[:-1].copy()
     for i, part in enumerate(parts):
-        fill_entries(
-            i, np.zeros(part.counts.size, np.int64), part.counts, part.firsts, part.labels.astype(np.int64),
-            part.fractions, filled, raters, said_labels, said_fractions,
+        run_slices(
+            fill_entries, part.counts.size, i, np.zeros(part.counts.size, np.int64), part.counts, part.firsts,
+            part.labels.astype(np.int64), part.fractions, filled, raters, said_labels, said_fractions,
         )  # fmt: skip
     slot_counts, slots = index_slots(entry_offsets, said_labels)
     slot_offsets = np.concatenate(([0], np.cumsum(slot_counts)))

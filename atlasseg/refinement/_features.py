@@ -11,9 +11,10 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from scipy import ndimage
 
+from atlasseg.threads import run_slices
 from atlasseg.volume import Bool, Float32, Float64, Image, Int64, ProbabilityMap
 
 SMOOTHING_REACH = 4 / 3
@@ -137,7 +138,7 @@ class Scene:
         def gather(volume: Float32, at: Int64, offsets: Int64, mean: Float64, scale: Float64) -> None:
             nonlocal filled
             end = filled + offsets.shape[0] * volume.shape[3]
-            _gather(volume, at, offsets, mean, scale, out[:, filled:end])
+            run_slices(_gather, len(at), volume, at, offsets, mean, scale, out[:, filled:end])
             filled = end
 
         none, one = np.zeros(1), np.ones(1)
@@ -187,12 +188,21 @@ def _box_around(mask: Bool, margin: int) -> tuple[slice, ...]:
     return tuple(slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(box, mask.shape, strict=True))
 
 
-@njit(cache=True, parallel=True)
-def _gather(volume: Float32, index: Int64, offsets: Int64, mean: Float64, scale: Float64, out: Float32) -> None:
-    """Scaled values of (I, J, K, C) at all offsets from each voxel; the outermost voxels are repeated."""
+@njit(cache=True, nogil=True)
+def _gather(
+    start: int,
+    stop: int,
+    volume: Float32,
+    index: Int64,
+    offsets: Int64,
+    mean: Float64,
+    scale: Float64,
+    out: Float32,
+) -> None:
+    """Write scaled values of (I, J, K, C) at all offsets from each voxel; the outermost voxels are repeated."""
     last_i, last_j, last_k = volume.shape[0] - 1, volume.shape[1] - 1, volume.shape[2] - 1
     count = volume.shape[3]
-    for row in prange(index.shape[0]):
+    for row in range(start, stop):
         for n in range(offsets.shape[0]):
             i = min(max(index[row, 0] + offsets[n, 0], 0), last_i)
             j = min(max(index[row, 1] + offsets[n, 1], 0), last_j)

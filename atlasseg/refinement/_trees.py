@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.errors import InputError
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float32, Float64, Int32, Int64
 
 LEAF = -1
@@ -68,7 +69,9 @@ class Trees:
         """Compute the probability (n,) of each row of (n, F) features, the same for any number of threads."""
         from scipy.special import expit
 
-        out: Float64 = expit(_sums(features, *(getattr(self, field.name) for field in fields(self))))
+        sums = np.empty(len(features))
+        run_slices(_sum_leaves, len(sums), features, *(getattr(self, field.name) for field in fields(self)), sums)
+        out: Float64 = expit(sums)
         return out
 
     def check(self, columns: int, where: str) -> None:
@@ -98,8 +101,10 @@ class Trees:
             raise InputError(f"{where}: expected valid trees, got damaged ones. Train the model again.")
 
 
-@njit(cache=True, parallel=True)
-def _sums(
+@njit(cache=True, nogil=True)
+def _sum_leaves(
+    start: int,
+    stop: int,
     features: Float32,
     baseline: Float64,
     roots: Int64,
@@ -108,9 +113,9 @@ def _sums(
     left: Int32,
     right: Int32,
     value: Float64,
-) -> Float64:
-    out = np.empty(features.shape[0])
-    for row in prange(features.shape[0]):
+    out: Float64,
+) -> None:
+    for row in range(start, stop):
         total = baseline[0]
         for root in roots:
             node = root
@@ -119,7 +124,6 @@ def _sums(
                 node = left[node] if here <= threshold[node] else right[node]
             total += value[node]
         out[row] = total
-    return out
 
 
 def join_trees(parts: list[Trees]) -> tuple[dict[str, Any], Int64, Int64]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numba import njit, prange
-from numpy.typing import NDArray
+from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.regions.noise import noise_sd as estimated_noise_sd
-from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelMap
+from atlasseg.threads import run_slices
+from atlasseg.volume import Bool, Float32, Float64, Image, Int32, Int64, LabelMap
 
 __all__ = ["split"]
 
@@ -105,9 +105,10 @@ def split(
     kind = _KINDS[homogeneity]
     boxes = np.array([[0, image.shape[0], 0, image.shape[1], 0, image.shape[2]]], np.int64)
     for _ in range(2):  # to have enough boxes for all threads
-        whole = _whole(x, boxes, kind, sizes, limits)
+        whole = np.zeros(len(boxes), np.bool_)
+        run_slices(_find_whole, len(boxes), x, boxes, kind, sizes, limits, whole)
         boxes = np.concatenate([boxes[whole], _halve(boxes[~whole], spacing_mm)])
-    _split_boxes(x, boxes, spacing_mm, kind, sizes, limits, out)
+    run_slices(_split_boxes, len(boxes), x, boxes, spacing_mm, kind, sizes, limits, out)
     _number_blocks(out.reshape(-1))
     return LabelMap(out, image.affine, image.name)
 
@@ -225,22 +226,30 @@ def _homogeneous(x: Float32, box: Int64, kind: int, sizes: Int64, limits: Float6
     return True
 
 
-@njit(cache=True, parallel=True)
-def _whole(x: Float32, boxes: Int64, kind: int, sizes: Int64, limits: Float64) -> NDArray[np.bool_]:
-    """(M,) whether each box is homogeneous."""
-    out = np.zeros(len(boxes), np.bool_)
-    for n in prange(len(boxes)):
+@njit(cache=True, nogil=True)
+def _find_whole(
+    start: int, stop: int, x: Float32, boxes: Int64, kind: int, sizes: Int64, limits: Float64, out: Bool
+) -> None:
+    """Write (M,) whether each box is homogeneous."""
+    for n in range(start, stop):
         out[n] = _homogeneous(x, boxes[n], kind, sizes, limits)
-    return out
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _split_boxes(
-    x: Float32, boxes: Int64, spacing_mm: Float64, kind: int, sizes: Int64, limits: Float64, out: Int32
+    start: int,
+    stop: int,
+    x: Float32,
+    boxes: Int64,
+    spacing_mm: Float64,
+    kind: int,
+    sizes: Int64,
+    limits: Float64,
+    out: Int32,
 ) -> None:
     """Split each box into homogeneous blocks; each voxel gets the flat index of its block's first voxel."""
     width, depth = out.shape[1], out.shape[2]
-    for n in prange(len(boxes)):
+    for n in range(start, stop):
         stack = np.empty((_STACK, 6), np.int64)
         stack[0] = boxes[n]
         top = 1

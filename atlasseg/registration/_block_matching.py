@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from scipy import ndimage
+
+from atlasseg.threads import run_slices
 
 if TYPE_CHECKING:
     from atlasseg.volume import Bool, Float32, Float64, Int64
@@ -90,7 +92,8 @@ def match_blocks(
     """
     size = 2 * radius_voxels + 1
     whole = ndimage.minimum_filter(known, size, mode="constant", cval=False)
-    offsets, correlations = _match(fixed, moving, centres, whole, radius_voxels, search_voxels)
+    offsets, correlations = np.zeros((len(centres), 3)), np.full(len(centres), np.nan)
+    run_slices(_match, len(centres), fixed, moving, centres, whole, radius_voxels, search_voxels, offsets, correlations)
     return offsets, correlations
 
 
@@ -114,13 +117,11 @@ def _correlation(fixed, moving, i, j, k, a, b, c, radius):  # type: ignore[no-un
     return (sfm - sf * sm / n) / np.sqrt(product) if product > 0 else 0.0
 
 
-@njit(cache=True, parallel=True)
-def _match(fixed, moving, centres, whole, radius, search):  # type: ignore[no-untyped-def]
-    count, width = len(centres), 2 * search + 1
+@njit(cache=True, nogil=True)
+def _match(start, stop, fixed, moving, centres, whole, radius, search, offsets, correlations):  # type: ignore[no-untyped-def]
+    width = 2 * search + 1
     shape = fixed.shape
-    offsets = np.zeros((count, 3))
-    correlations = np.full(count, np.nan)
-    for block in prange(count):
+    for block in range(start, stop):
         i, j, k = centres[block]
         scores = np.full((width, width, width), -np.inf)
         best = np.array([-1, -1, -1])
@@ -152,4 +153,3 @@ def _match(fixed, moving, centres, whole, radius, search):  # type: ignore[no-un
                 bend = before - 2 * highest + after
                 if np.isfinite(bend) and bend < 0:
                     offsets[block, axis] += 0.5 * (before - after) / bend
-    return offsets, correlations

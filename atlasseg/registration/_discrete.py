@@ -21,7 +21,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from atlasseg.threads import run_slices
 
 if TYPE_CHECKING:
     from atlasseg.volume import Bool, Float32
@@ -77,12 +79,14 @@ def _search_one_way(
     cost = compute_costs(fixed, moving, fixed_known, moving_known, radius)
     field, reached = np.zeros((*cost.shape[:3], 3), np.float32), fixed_known
     for pull in (0.0, *PULLS):
-        best = _find_best(cost, field, fixed_known, pull * smoothness, radius)
+        best = field.copy()
+        run_slices(_find_best, len(cost), cost, field, fixed_known, pull * smoothness, radius, best)
         field, reached = smooth_known(best, reached)
-    return smooth_known(_refine_between_nodes(cost, best, fixed_known, radius), reached)[0]
+    refined = best.copy()
+    run_slices(_refine_between_nodes, len(cost), cost, best, fixed_known, radius, refined)
+    return smooth_known(refined, reached)[0]
 
 
-@njit(cache=True, parallel=True)
 def compute_costs(fixed: Float32, moving: Float32, fixed_known: Bool, moving_known: Bool, radius: int) -> Float32:
     """Compute the cost of every displacement at every node, averaged over the node and its neighbours.
 
@@ -92,10 +96,28 @@ def compute_costs(fixed: Float32, moving: Float32, fixed_known: Bool, moving_kno
         D = (2 radius + 1)^3 displacements in C order of (di, dj, dk). Squared distance of the descriptors, averaged
         over the known nodes in the 3 x 3 x 3 neighbourhood; 0 if none of them is known.
     """
+    raw = np.zeros((*fixed_known.shape, (2 * radius + 1) ** 3), np.float32)
+    run_slices(_compare_nodes, len(fixed), fixed, moving, fixed_known, moving_known, radius, raw)
+    out = np.zeros_like(raw)
+    run_slices(_average_costs, len(fixed), raw, fixed_known, out)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _compare_nodes(
+    start: int,
+    stop: int,
+    fixed: Float32,
+    moving: Float32,
+    fixed_known: Bool,
+    moving_known: Bool,
+    radius: int,
+    raw: Float32,
+) -> None:
+    """Write the squared distances (I, J, K, D) of descriptors; the mean over the others where `moving` is not known."""
     planes, rows, columns, channels = fixed.shape
     width = 2 * radius + 1
-    raw = np.zeros((planes, rows, columns, width**3), np.float32)
-    for i in prange(planes):
+    for i in range(start, stop):
         for j in range(rows):
             for k in range(columns):
                 if not fixed_known[i, j, k]:
@@ -119,8 +141,13 @@ def compute_costs(fixed: Float32, moving: Float32, fixed_known: Bool, moving_kno
                 for d in range(width**3):
                     if raw[i, j, k, d] < 0:
                         raw[i, j, k, d] = mean
-    out = np.zeros_like(raw)
-    for i in prange(planes):
+
+
+@njit(cache=True, nogil=True)
+def _average_costs(start: int, stop: int, raw: Float32, fixed_known: Bool, out: Float32) -> None:
+    """Write the mean (I, J, K, D) over the known nodes of each 3 x 3 x 3 neighbourhood; 0 stays where none is known."""
+    planes, rows, columns, count = raw.shape
+    for i in range(start, stop):
         for j in range(rows):
             for k in range(columns):
                 known = 0
@@ -129,24 +156,24 @@ def compute_costs(fixed: Float32, moving: Float32, fixed_known: Bool, moving_kno
                         for c in range(max(k - 1, 0), min(k + 2, columns)):
                             if fixed_known[a, b, c]:
                                 known += 1
-                                for d in range(width**3):
+                                for d in range(count):
                                     out[i, j, k, d] += raw[a, b, c, d]
                 if known > 0:
-                    for d in range(width**3):
+                    for d in range(count):
                         out[i, j, k, d] /= np.float32(known)
-    return out
 
 
-@njit(cache=True, parallel=True)
-def _find_best(cost: Float32, field: Float32, known: Bool, pull: float, radius: int) -> Float32:
+@njit(cache=True, nogil=True)
+def _find_best(
+    start: int, stop: int, cost: Float32, field: Float32, known: Bool, pull: float, radius: int, out: Float32
+) -> None:
     """Find the displacement (I, J, K, 3) with the least ``cost + pull |d - field|^2``; of equal ones the smallest.
 
-    Unknown nodes keep their displacement.
+    Unknown nodes keep what is in `out`.
     """
-    planes, rows, columns = cost.shape[:3]
-    out = field.copy()
+    _, rows, columns = cost.shape[:3]
     weight = np.float32(pull)
-    for i in prange(planes):
+    for i in range(start, stop):
         for j in range(rows):
             for k in range(columns):
                 if not known[i, j, k]:
@@ -163,20 +190,20 @@ def _find_best(cost: Float32, field: Float32, known: Bool, pull: float, radius: 
                                 least, least_length = value, length
                                 out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2] = di, dj, dk
                             d += 1
-    return out
 
 
-@njit(cache=True, parallel=True)
-def _refine_between_nodes(cost: Float32, best: Float32, known: Bool, radius: int) -> Float32:
-    """Refine `best` (I, J, K, 3) by at most half a node, to the minimum of a parabola through the cost along each axis.
+@njit(cache=True, nogil=True)
+def _refine_between_nodes(
+    start: int, stop: int, cost: Float32, best: Float32, known: Bool, radius: int, out: Float32
+) -> None:
+    """Move `out`, a copy of `best` (I, J, K, 3), to the minimum of a parabola through the cost along each axis.
 
-    Without this step, a uniform shift of the image is rounded to whole nodes.
+    It moves by at most half a node. Without this step, a uniform shift of the image is rounded to whole nodes.
     """
-    planes, rows, columns = cost.shape[:3]
-    out = best.copy()
+    _, rows, columns = cost.shape[:3]
     width = 2 * radius + 1
     strides = (width * width, width, 1)
-    for i in prange(planes):
+    for i in range(start, stop):
         for j in range(rows):
             for k in range(columns):
                 if not known[i, j, k]:
@@ -193,7 +220,6 @@ def _refine_between_nodes(cost: Float32, best: Float32, known: Bool, radius: int
                     if bend > 0:
                         step = np.float32(0.5) * (before - after) / bend
                         out[i, j, k, axis] += min(max(step, np.float32(-0.5)), np.float32(0.5))
-    return out
 
 
 def smooth_known(field: Float32, reached: Bool) -> tuple[Float32, Bool]:
@@ -226,16 +252,18 @@ def make_inverse_consistent(forward: Float32, backward: Float32) -> tuple[Float3
     forward, backward : (I, J, K, 3) float32
     """
     for _ in range(CONSISTENCY_ROUNDS):
-        forward, backward = _halve_difference(forward, backward), _halve_difference(backward, forward)
+        ahead, back = np.empty_like(forward), np.empty_like(backward)
+        run_slices(_halve_difference, len(forward), forward, backward, ahead)
+        run_slices(_halve_difference, len(backward), backward, forward, back)
+        forward, backward = ahead, back
     return forward, backward
 
 
-@njit(cache=True, parallel=True)
-def _halve_difference(ahead: Float32, back: Float32) -> Float32:
-    """Compute ``(a(x) - b(x + a(x))) / 2`` at every node; b is trilinear between nodes, constant beyond the faces."""
+@njit(cache=True, nogil=True)
+def _halve_difference(start: int, stop: int, ahead: Float32, back: Float32, out: Float32) -> None:
+    """Write ``(a(x) - b(x + a(x))) / 2`` at every node; b is trilinear between nodes, constant beyond the faces."""
     planes, rows, columns = ahead.shape[:3]
-    out = np.empty_like(ahead)
-    for i in prange(planes):
+    for i in range(start, stop):
         for j in range(rows):
             for k in range(columns):
                 a = min(max(np.float32(i) + ahead[i, j, k, 0], np.float32(0)), np.float32(planes - 1))
@@ -252,4 +280,3 @@ def _halve_difference(ahead: Float32, back: Float32) -> Float32:
                         back[i1, j1, k0, axis] * (1 - c) + back[i1, j1, k1, axis] * c
                     ) * b
                     out[i, j, k, axis] = np.float32(0.5) * (ahead[i, j, k, axis] - (near * (1 - a) + far * a))
-    return out

@@ -13,10 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from atlasseg.threads import run_slices
 
 if TYPE_CHECKING:
-    from atlasseg.volume import Float32, Int64
+    from atlasseg.volume import Float32, Float64, Int64
 
 _NEIGHBOURS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
 
@@ -53,19 +55,25 @@ def mind_ssc(image: Float32, *, radius_voxels: int = 1, dilation_voxels: int = 1
         Values from 0 to 1; all 1 where the image is constant.
     """
     image = np.ascontiguousarray(image, dtype=np.float32)
-    different = np.empty((*image.shape, len(PAIRS)), np.float32)
+    different, in_plane = np.empty((*image.shape, len(PAIRS)), np.float32), np.empty_like(image)
     for channel, (first, second) in enumerate(PAIRS * dilation_voxels):
-        _patch_differences(image, first, second, radius_voxels, different, channel)
-    _normalise(different)
+        run_slices(_sum_in_planes, len(image), image, first, second, radius_voxels, in_plane)
+        run_slices(_average_over_planes, len(image), in_plane, radius_voxels, different, channel)
+    variance, plane_sums = np.empty_like(image), np.zeros(len(image))
+    run_slices(_subtract_least, len(image), different, variance, plane_sums)
+    mean = plane_sums.sum() / variance.size
+    limits = np.float32(max(0.001 * mean, 1e-30)), np.float32(max(1000 * mean, 1e-30))
+    run_slices(_normalise, len(image), different, variance, *limits)
     return different
 
 
-@njit(cache=True, parallel=True)
-def _patch_differences(image: Float32, first: Int64, second: Int64, radius: int, out: Float32, channel: int) -> None:
-    """Average the squared difference between two shifted images over each box, into one channel of `out`."""
+@njit(cache=True, nogil=True)
+def _sum_in_planes(
+    start: int, stop: int, image: Float32, first: Int64, second: Int64, radius: int, in_plane: Float32
+) -> None:
+    """Sum the squared difference between two shifted images over each square in a plane."""
     planes, rows, columns = image.shape
-    in_plane = np.empty((planes, rows, columns), np.float32)
-    for i in prange(planes):
+    for i in range(start, stop):
         i1 = min(max(i + first[0], 0), planes - 1)
         i2 = min(max(i + second[0], 0), planes - 1)
         square = np.empty((rows, columns), np.float32)
@@ -88,8 +96,14 @@ def _patch_differences(image: Float32, first: Int64, second: Int64, radius: int,
                 for offset in range(-radius, radius + 1):
                     total += along_rows[j, min(max(k + offset, 0), columns - 1)]
                 in_plane[i, j, k] = total
+
+
+@njit(cache=True, nogil=True)
+def _average_over_planes(start: int, stop: int, in_plane: Float32, radius: int, out: Float32, channel: int) -> None:
+    """Average each box, from the sums over its squares, into one channel of `out`."""
+    planes, rows, columns = in_plane.shape
     scale = np.float32(1 / (2 * radius + 1) ** 3)
-    for i in prange(planes):
+    for i in range(start, stop):
         for j in range(rows):
             for k in range(columns):
                 total = np.float32(0)
@@ -98,13 +112,11 @@ def _patch_differences(image: Float32, first: Int64, second: Int64, radius: int,
                 out[i, j, k, channel] = total * scale
 
 
-@njit(cache=True, parallel=True)
-def _normalise(different: Float32) -> None:
-    """Convert patch differences to descriptors, in place."""
-    planes, rows, columns, channels = different.shape
-    variance = np.empty((planes, rows, columns), np.float32)
-    plane_sums = np.zeros(planes)
-    for i in prange(planes):
+@njit(cache=True, nogil=True)
+def _subtract_least(start: int, stop: int, different: Float32, variance: Float32, plane_sums: Float64) -> None:
+    """Subtract the least difference of each voxel, in place; write the mean of the rest, and its sum over a plane."""
+    _, rows, columns, channels = different.shape
+    for i in range(start, stop):
         for j in range(rows):
             for k in range(columns):
                 least = different[i, j, k, 0]
@@ -116,9 +128,13 @@ def _normalise(different: Float32) -> None:
                     total += different[i, j, k, c]
                 variance[i, j, k] = total / channels
                 plane_sums[i] += variance[i, j, k]
-    mean = plane_sums.sum() / variance.size
-    low, high = np.float32(max(0.001 * mean, 1e-30)), np.float32(max(1000 * mean, 1e-30))
-    for i in prange(planes):
+
+
+@njit(cache=True, nogil=True)
+def _normalise(start: int, stop: int, different: Float32, variance: Float32, low: float, high: float) -> None:
+    """Convert differences to descriptors, in place."""
+    _, rows, columns, channels = different.shape
+    for i in range(start, stop):
         for j in range(rows):
             for k in range(columns):
                 inverse = np.float32(1) / min(max(variance[i, j, k], low), high)

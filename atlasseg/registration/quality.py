@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.threads import run_slices
 from atlasseg.transforms import Transform, split_slabs
 from atlasseg.volume import Float32, Float64, Grid, Mask
 
@@ -87,7 +88,9 @@ def compute_jacobian_determinant(transform: Transform, grid: Grid) -> Float32:
         for axis in np.flatnonzero(np.array(grid.shape) == 1):
             step_mm = grid.affine[:3, axis]
             mapped_mm = np.concatenate([mapped_mm, mapped_mm + step_mm], axis=axis)
-        determinants = _compute_determinants(np.ascontiguousarray(mapped_mm))[inside]
+        determinants = np.empty(mapped_mm.shape[:3])
+        run_slices(_compute_determinants, len(mapped_mm), np.ascontiguousarray(mapped_mm), determinants)
+        determinants = determinants[inside]
         out[start:stop] = determinants[start - first : stop - first] / per_voxel_mm3
     return out
 
@@ -146,23 +149,21 @@ def measure_quality(transform: Transform, grid: Grid, *, mask: Mask | None = Non
     )
 
 
-@njit(cache=True, parallel=True)
-def _compute_determinants(mapped_mm: Float64) -> Float64:
+@njit(cache=True, nogil=True)
+def _compute_determinants(start: int, stop: int, mapped_mm: Float64, out: Float64) -> None:
     """Compute the determinant of the derivative of a map with respect to the voxel index.
 
     Parameters
     ----------
+    start, stop : int
+        Planes.
     mapped_mm : (I, J, K, 3) float64
         Transformed voxel centres; at least 2 voxels along each axis.
-
-    Returns
-    -------
-    (I, J, K) float64
+    out : (I, J, K) float64
         In mm^3 per voxel, by central differences, one-sided on the faces.
     """
     planes, rows, columns = mapped_mm.shape[:3]
-    out = np.empty((planes, rows, columns))
-    for i in prange(planes):
+    for i in range(start, stop):
         i0, i1 = max(i - 1, 0), min(i + 1, planes - 1)
         for j in range(rows):
             j0, j1 = max(j - 1, 0), min(j + 1, rows - 1)
@@ -179,4 +180,3 @@ def _compute_determinants(mapped_mm: Float64) -> Float64:
                 c2 = mapped_mm[i, j, k1, 2] - mapped_mm[i, j, k0, 2]
                 volume = a0 * (b1 * c2 - b2 * c1) - a1 * (b0 * c2 - b2 * c0) + a2 * (b0 * c1 - b1 * c0)
                 out[i, j, k] = volume / ((i1 - i0) * (j1 - j0) * (k1 - k0))
-    return out

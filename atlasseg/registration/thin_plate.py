@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import ArrayLike
 from scipy import linalg
 
@@ -31,6 +31,7 @@ from atlasseg.methods import Data, method
 from atlasseg.registration._block_matching import match_blocks, select_textured_blocks
 from atlasseg.registration._coarse import check_starts_and_masks, coarsen, get_first_channel
 from atlasseg.resampling import coverage, resample
+from atlasseg.threads import run_slices
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Bool, Float64, Image, Mask
 
@@ -90,7 +91,8 @@ class ThinPlateSpline(Transform):
         """Transform points, (..., 3) to (..., 3), RAS+ mm; each needs M distances."""
         points = np.asarray(points_mm, dtype=np.float64)
         flat = np.ascontiguousarray(points.reshape(-1, 3))
-        mapped: Float64 = _spline(flat, self.landmarks_mm, self.weights, self.affine.matrix)
+        mapped = np.empty_like(flat)
+        run_slices(_spline, len(flat), flat, self.landmarks_mm, self.weights, self.affine.matrix, mapped)
         return mapped.reshape(points.shape)
 
     def __invert__(self) -> Transform:
@@ -112,9 +114,9 @@ class InverseThinPlateSpline(Transform):
         points = np.asarray(points_mm, dtype=np.float64)
         goals = np.ascontiguousarray(points.reshape(-1, 3))
         spline = self.spline
-        found, missed_mm = _newton(
-            goals, (~spline.affine)(goals), spline.landmarks_mm, spline.weights, spline.affine.matrix
-        )
+        found, missed_mm = (~spline.affine)(goals), np.empty(len(goals))
+        given = goals, spline.landmarks_mm, spline.weights, spline.affine.matrix
+        run_slices(_newton, len(goals), *given, found, missed_mm)
         lost = missed_mm > INVERSE_TOLERANCE_MM
         if lost.any():
             logger.warning(
@@ -331,12 +333,11 @@ def register(
     return found
 
 
-@njit(cache=True, parallel=True, fastmath={"reassoc", "contract", "nsz"})
-def _spline(points, landmarks, weights, matrix):  # type: ignore[no-untyped-def]
-    out = np.empty_like(points)
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _spline(start, stop, points, landmarks, weights, matrix, out):  # type: ignore[no-untyped-def]
     px, py, pz = landmarks[:, 0].copy(), landmarks[:, 1].copy(), landmarks[:, 2].copy()
     wx, wy, wz = weights[:, 0].copy(), weights[:, 1].copy(), weights[:, 2].copy()
-    for n in prange(len(points)):
+    for n in range(start, stop):
         x, y, z = points[n, 0], points[n, 1], points[n, 2]
         sx = sy = sz = 0.0
         for m in range(len(px)):
@@ -347,7 +348,6 @@ def _spline(points, landmarks, weights, matrix):  # type: ignore[no-untyped-def]
         out[n, 0] = sx + matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + matrix[0, 3]
         out[n, 1] = sy + matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + matrix[1, 3]
         out[n, 2] = sz + matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + matrix[2, 3]
-    return out
 
 
 @njit(cache=True)
@@ -424,10 +424,8 @@ def _distance(a, b):  # type: ignore[no-untyped-def]
     return np.sqrt((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 + (a[2] - b[2]) ** 2)
 
 
-@njit(cache=True, parallel=True)
-def _newton(goals, starts, landmarks, weights, matrix):  # type: ignore[no-untyped-def]
-    found = starts.copy()
-    missed = np.empty(len(goals))
-    for n in prange(len(goals)):
+@njit(cache=True, nogil=True)
+def _newton(start, stop, goals, landmarks, weights, matrix, found, missed):  # type: ignore[no-untyped-def]
+    """Move the points `found`, (N, 3), until the spline maps them to the goals; write what is missed, in mm."""
+    for n in range(start, stop):
         missed[n] = _newton_point(goals[n], landmarks, weights, matrix, found[n])
-    return found, missed

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from atlasseg.similarity._parzen import PADDING_BINS
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float32, Float64
 
 Tables = Callable[[Float64, float, float], tuple[float, Float64, Float64]]
@@ -36,15 +37,19 @@ def derivatives(
     of intensity over 2 v.
     """
     gradient, curvature = np.zeros_like(warped), np.zeros_like(warped)
-    ends = _ranges(fixed, warped, weight)
+    planes = len(fixed)
+    ends = np.empty((planes, 4))
+    run_slices(_ranges, planes, fixed, warped, weight, ends)
     low_f, high_f, low_w, high_w = ends[:, 0].min(), ends[:, 1].max(), ends[:, 2].min(), ends[:, 3].max()
     if not (high_f > low_f and high_w > low_w):  # constant image or no voxel
         return 0.0, gradient, curvature
     inner = bins - 2 * PADDING_BINS
     scale_f, scale_w = inner / (high_f - low_f), inner / (high_w - low_w)
-    joint = _histograms(fixed, warped, weight, low_f, scale_f, low_w, scale_w, bins, PADDING_BINS).sum(axis=0)
-    value, table, spread = tables(joint, scale_w, float(np.count_nonzero(weight)))
-    _gather(fixed, warped, weight, low_f, scale_f, low_w, scale_w, table, spread, PADDING_BINS, gradient, curvature)
+    inside = (low_f, scale_f, low_w, scale_w)
+    joint = np.zeros((planes, bins, bins))
+    run_slices(_histograms, planes, fixed, warped, weight, *inside, bins, PADDING_BINS, joint)
+    value, table, spread = tables(joint.sum(axis=0), scale_w, float(np.count_nonzero(weight)))
+    run_slices(_gather, planes, fixed, warped, weight, *inside, table, spread, PADDING_BINS, gradient, curvature)
     return value, gradient, curvature
 
 
@@ -56,12 +61,11 @@ def row_variances(joint: Float64) -> Float64:
     return np.asarray(np.maximum(joint @ at**2 / share - mean**2, SPLINE_VARIANCE))
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _ranges(f, w, m):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _ranges(start, stop, f, w, m, out):  # type: ignore[no-untyped-def]
     """(planes, 4): minimum and maximum of both images inside the mask."""
-    ni, nj, nk = f.shape
-    out = np.empty((ni, 4))
-    for i in numba.prange(ni):
+    _, nj, nk = f.shape
+    for i in range(start, stop):
         low_f, high_f, low_w, high_w = np.inf, -np.inf, np.inf, -np.inf
         for j in range(nj):
             for k in range(nk):
@@ -69,15 +73,13 @@ def _ranges(f, w, m):  # type: ignore[no-untyped-def]
                     low_f, high_f = min(low_f, f[i, j, k]), max(high_f, f[i, j, k])
                     low_w, high_w = min(low_w, w[i, j, k]), max(high_w, w[i, j, k])
         out[i, 0], out[i, 1], out[i, 2], out[i, 3] = low_f, high_f, low_w, high_w
-    return out
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _histograms(f, w, m, low_f, scale_f, low_w, scale_w, bins, padding):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _histograms(start, stop, f, w, m, low_f, scale_f, low_w, scale_w, bins, padding, out):  # type: ignore[no-untyped-def]
     """(planes, bins, bins): hard bins of the fixed image, cubic B-spline window on the warped one."""
-    ni, nj, nk = f.shape
-    out = np.zeros((ni, bins, bins))
-    for i in numba.prange(ni):
+    _, nj, nk = f.shape
+    for i in range(start, stop):
         here = out[i]
         for j in range(nj):
             for k in range(nk):
@@ -92,15 +94,14 @@ def _histograms(f, w, m, low_f, scale_f, low_w, scale_w, bins, padding):  # type
                     into[first + 2] += (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6
                     if first + 3 < bins:
                         into[first + 3] += t**3 / 6
-    return out
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _gather(f, w, m, low_f, scale_f, low_w, scale_w, table, spread, padding, gradient, curvature):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _gather(start, stop, f, w, m, low_f, scale_f, low_w, scale_w, table, spread, padding, gradient, curvature):  # type: ignore[no-untyped-def]
     """Derivative of each voxel: slopes of the spline times the table row of its fixed bin."""
-    ni, nj, nk = f.shape
+    _, nj, nk = f.shape
     bins = table.shape[0]
-    for i in numba.prange(ni):
+    for i in range(start, stop):
         for j in range(nj):
             for k in range(nk):
                 if m[i, j, k] > 0:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.similarity._moments import sums
+from atlasseg.threads import run_slices
 
 Float32 = NDArray[np.float32]
 
@@ -53,20 +54,21 @@ def lncc_gradient(
         np.float32(FLAT_WINDOW * max(squares / count - (total / count) ** 2, 1e-12))
         for total, squares in ((total_f, squares_f), (total_w, squares_w))
     )
-    spans = _spans(weight)
-    total = float(_terms(fixed, warped, weight, spans, radius_voxels, flat_fixed, flat_warped, a, b, c).sum())
+    tiles = -(-weight.shape[0] // TILE_I) * -(-weight.shape[1] // TILE_J)
+    spans, total = np.zeros((tiles, 2), np.int64), np.zeros(tiles)
+    run_slices(_spans, tiles, weight, spans)
+    run_slices(_terms, tiles, fixed, warped, weight, spans, radius_voxels, flat_fixed, flat_warped, a, b, c, total)
     gradient, curvature = (np.empty(warped.shape, np.float32) for _ in range(2))
-    _gather(fixed, warped, weight, spans, radius_voxels, a, b, c, gradient, curvature)
-    return total / count, gradient, curvature
+    run_slices(_gather, tiles, fixed, warped, weight, spans, radius_voxels, a, b, c, gradient, curvature)
+    return float(total.sum()) / count, gradient, curvature
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _spans(weight):  # type: ignore[no-untyped-def]
-    """(tiles, 2) int64: first and last + 1 index along the third axis with a weight above 0, or 0, 0."""
+@numba.njit(cache=True, nogil=True)
+def _spans(start, stop, weight, spans):  # type: ignore[no-untyped-def]
+    """Write (tiles, 2): first and last + 1 index along the third axis with a weight above 0; 0, 0 stay if none is."""
     ni, nj, nk = weight.shape
-    ti, tj = -(-ni // TILE_I), -(-nj // TILE_J)
-    spans = np.zeros((ti * tj, 2), np.int64)
-    for tile in numba.prange(ti * tj):
+    tj = -(-nj // TILE_J)
+    for tile in range(start, stop):
         low, high = nk, 0
         for i in range((tile // tj) * TILE_I, min(ni, (tile // tj + 1) * TILE_I)):
             for j in range((tile % tj) * TILE_J, min(nj, (tile % tj + 1) * TILE_J)):
@@ -81,18 +83,15 @@ def _spans(weight):  # type: ignore[no-untyped-def]
                 high = max(high, k)
         if high > low:
             spans[tile, 0], spans[tile, 1] = low, high
-    return spans
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy", fastmath={"contract", "nsz"})
-def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyped-def]
-    """Per window a = 2 cov / (var_f var_w), b = a cov / var_w, c = a mean_f - b mean_w; (tiles,) sums of a cov / 2."""
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def _terms(start, stop, f, w, m, spans, r, flat_f, flat_w, a, b, c, total):  # type: ignore[no-untyped-def]
+    """Per window a = 2 cov / (var_f var_w), b = a cov / var_w, c = a mean_f - b mean_w; (tiles,) total of a cov / 2."""
     ni, nj, nk = f.shape
     tj = -(-nj // TILE_J)
     width = 2 * r + 1
-    tiles = spans.shape[0]
-    total = np.zeros(tiles)
-    for tile in numba.prange(tiles):
+    for tile in range(start, stop):
         i0, j0 = (tile // tj) * TILE_I, (tile % tj) * TILE_J
         i1, j1 = min(ni, i0 + TILE_I), min(nj, j0 + TILE_J)
         k0, k1 = spans[tile, 0], spans[tile, 1]
@@ -137,7 +136,6 @@ def _terms(f, w, m, spans, r, flat_f, flat_w, a, b, c):  # type: ignore[no-untyp
                     a[i, j, k0:k1], b[i, j, k0:k1], c[i, j, k0:k1],
                 )  # fmt: skip
         total[tile] = acc
-    return total
 
 
 @numba.njit(cache=True, nogil=True)
@@ -203,13 +201,13 @@ def _window_terms(sums, m, flat_f, flat_w, a, b, c):  # type: ignore[no-untyped-
     return acc / 2
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def _gather(f, w, m, spans, r, a, b, c, out, curvature):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _gather(start, stop, f, w, m, spans, r, a, b, c, out, curvature):  # type: ignore[no-untyped-def]
     """Compute out = f S(a) - w S(b) - S(c) inside the mask, with the window sums S."""
     ni, nj, nk = f.shape
     tj = -(-nj // TILE_J)
     width = 2 * r + 1
-    for tile in numba.prange(spans.shape[0]):
+    for tile in range(start, stop):
         i0, j0 = (tile // tj) * TILE_I, (tile % tj) * TILE_J
         i1, j1 = min(ni, i0 + TILE_I), min(nj, j0 + TILE_J)
         k0, k1 = spans[tile, 0], spans[tile, 1]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float32, Float64
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def derivatives(
     """Compute `SimilarityMetric.derivatives` of a metric that is a function of the sums."""
     value, factors = quadratic(sums(fixed, warped, weight).sum(axis=0))
     gradient, curvature = np.empty_like(warped), np.empty_like(warped)
-    _combine(fixed, warped, weight, *factors.astype(np.float32), gradient, curvature)
+    run_slices(_combine, len(fixed), fixed, warped, weight, *factors.astype(np.float32), gradient, curvature)
     return float(value), gradient, curvature
 
 
@@ -57,12 +58,17 @@ def central(summed: Float64) -> tuple[Float64, Float64, Float64, Float64, Float6
     return mean_f, mean_w, ff, ww, fw, var_f, var_w
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def sums(f, w, m):  # type: ignore[no-untyped-def]
+def sums(f: Float32, w: Float32, m: Float32) -> Float64:
     """Sum 1, f, w, f f, w w and f w over the mask, for each plane: (planes, 6)."""
-    ni, nj, nk = f.shape
-    out = np.zeros((ni, 6))
-    for i in numba.prange(ni):
+    out = np.zeros((len(f), 6))
+    run_slices(_sums, len(f), f, w, m, out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _sums(start, stop, f, w, m, out):  # type: ignore[no-untyped-def]
+    _, nj, nk = f.shape
+    for i in range(start, stop):
         here = out[i]
         for j in range(nj):
             for k in range(nk):
@@ -74,13 +80,12 @@ def sums(f, w, m):  # type: ignore[no-untyped-def]
                     here[3] += a * a
                     here[4] += b * b
                     here[5] += a * b
-    return out
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _combine(f, w, m, a, b, c, d, gradient, curvature):  # type: ignore[no-untyped-def]
-    ni, nj, nk = f.shape
-    for i in numba.prange(ni):
+@numba.njit(cache=True, nogil=True)
+def _combine(start, stop, f, w, m, a, b, c, d, gradient, curvature):  # type: ignore[no-untyped-def]
+    _, nj, nk = f.shape
+    for i in range(start, stop):
         for j in range(nj):
             for k in range(nk):
                 gradient[i, j, k] = m[i, j, k] * (a * f[i, j, k] + b * w[i, j, k] + c)

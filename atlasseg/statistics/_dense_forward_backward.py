@@ -6,9 +6,10 @@ The recursions are those of `_forward_backward` without lists of states; they ta
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.statistics._forward_backward import Smoothed, bounds_of_chunks
+from atlasseg.threads import run_slices
 from atlasseg.volume import Bool, Float64
 
 
@@ -29,11 +30,11 @@ def smooth(emission: Float64, scale: Float64, starts: Bool, initial: Float64, tr
     """
     count, states = emission.shape
     alpha, beta, norm = np.empty(emission.shape), np.empty(emission.shape), np.empty(count)
-    _passes(emission, starts, initial, transitions, alpha, beta, norm)
+    run_slices(_passes, 2, emission, starts, initial, transitions, alpha, beta, norm)
     bounds = bounds_of_chunks(count)
     chunks = bounds.size - 1
     pairs, first, logs = np.zeros((chunks, states, states)), np.zeros((chunks, states)), np.zeros(chunks)
-    _combine_chunks(alpha, beta, norm, emission, scale, starts, bounds, pairs, first, logs)
+    run_slices(_combine_chunks, chunks, alpha, beta, norm, emission, scale, starts, bounds, pairs, first, logs)
     return Smoothed(beta.reshape(-1), pairs.sum(axis=0).T * transitions, first.sum(axis=0), float(logs.sum()))
 
 
@@ -77,9 +78,9 @@ def _backward(emission, starts, transitions, beta):  # type: ignore[no-untyped-d
             beta[n, j] *= inverse
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _passes(emission, starts, initial, transitions, alpha, beta, norm):  # type: ignore[no-untyped-def]
-    for side in prange(2):
+@njit(cache=True, nogil=True)
+def _passes(start, stop, emission, starts, initial, transitions, alpha, beta, norm):  # type: ignore[no-untyped-def]
+    for side in range(start, stop):
         if side == 0:
             _forward(emission, starts, initial, transitions, alpha, norm)
         else:
@@ -117,10 +118,10 @@ def _combine(alpha, beta, norm, emission, scale, starts, begin, end, pairs, firs
     return log + np.log(product)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _combine_chunks(alpha, beta, norm, emission, scale, starts, bounds, pairs, first, logs):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _combine_chunks(start, stop, alpha, beta, norm, emission, scale, starts, bounds, pairs, first, logs):  # type: ignore[no-untyped-def]
     """Sums of each chunk, those of pairs (to, from) before the transition's factor; `beta` becomes the posterior."""
-    for chunk in prange(logs.size):
+    for chunk in range(start, stop):
         logs[chunk] = _combine(
             alpha, beta, norm, emission, scale, starts, bounds[chunk], bounds[chunk + 1], pairs[chunk], first[chunk]
         )

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from atlasseg.errors import InputError
+from atlasseg.threads import run_slices
 from atlasseg.volume import Bool, Float64, Int32, Int64, LabelWeights
 
 SYMMETRIC = 1e-9
@@ -61,14 +62,16 @@ class Field:
 
     def energy(self, chosen: Int64) -> float:
         """Compute the energy E of a labelling, given as the slot (M,) of each voxel."""
-        pairs = _pair_energy(self.costs.labels[chosen], self.neighbours, self.weights, self.interaction)
+        pairs = np.zeros(len(chosen))
+        taken = self.costs.labels[chosen]
+        run_slices(_add_pair_energy, len(pairs), taken, self.neighbours, self.weights, self.interaction, pairs)
         return float(self.costs.values[chosen].sum() + pairs.sum() / 2)
 
     def free_energy(self, beliefs: Float64) -> float:
         """Sum of q u + w q V q + q log q for (S,) q: minimised by mean field; an upper bound of -log sum exp(-E)."""
-        pairs = _expected_pairs(
-            self.costs.offsets, self.costs.labels, beliefs, self.neighbours, self.weights, self.interaction
-        )
+        pairs = np.zeros(len(self.neighbours))
+        given = self.costs.offsets, self.costs.labels, beliefs, self.neighbours, self.weights, self.interaction
+        run_slices(_add_expected_pairs, len(pairs), *given, pairs)
         held = beliefs[beliefs > 0]
         return float((beliefs * self.costs.values).sum() + pairs.sum() / 2 + (held * np.log(held)).sum())
 
@@ -78,21 +81,16 @@ class Field:
 
     def conditional(self, chosen: Int64) -> Float64:
         """(S,) p(x_n | all other labels), the others as in the (M,) slots `chosen`."""
-        taken = self.costs.labels[chosen]
-        cost = _conditional_cost(
-            self.costs.offsets,
-            self.costs.labels,
-            self.costs.values,
-            taken,
-            self.neighbours,
-            self.weights,
-            self.interaction,
-        )
+        cost, taken = self.costs.values.copy(), self.costs.labels[chosen]
+        given = self.costs.offsets, self.costs.labels, taken, self.neighbours, self.weights, self.interaction
+        run_slices(_add_conditional_cost, len(taken), *given, cost)
         return softmax(-cost, self.costs.offsets)
 
     def best(self, values: NDArray[np.floating[Any]]) -> Int64:
         """(M,) first slot of the largest of (S,) `values` at each voxel."""
-        return np.asarray(_best(np.ascontiguousarray(values), self.costs.offsets))
+        best = np.empty(len(self.neighbours), np.int64)
+        run_slices(_find_best, len(best), np.ascontiguousarray(values), self.costs.offsets, best)
+        return best
 
 
 def field_of_labels(
@@ -150,8 +148,9 @@ def field_of_labels(
     row[voxels] = np.arange(voxels.size, dtype=np.int32)
     index = np.stack(np.unravel_index(voxels, shape), axis=1).astype(np.int32)
     known = np.zeros(0, np.int32) if certain is None else certain
-    args = (costs.offsets, costs.labels, np.asarray(costs.values, np.float64), weights, apart)
-    table, cost = _table(index, np.array(shape), steps, row, known, *args)
+    table, cost = np.full((len(index), len(steps)), -1, np.int32), np.array(costs.values, np.float64)
+    args = costs.offsets, costs.labels, weights, apart
+    run_slices(_fill_table, len(index), index, np.array(shape), steps, row, known, *args, table, cost)
     parity = index % 2
     colour = parity.sum(axis=1) % 2 if neighbours == 6 else parity @ np.array([4, 2, 1])
     order = np.argsort(colour, kind="stable")
@@ -233,16 +232,16 @@ def directions(neighbours: int) -> Int64:
 
 def softmax(values: Float64, offsets: Int64) -> Float64:
     """Exponentiate (S,) values and scale them to sum 1 at each voxel."""
-    return np.asarray(_softmax(np.ascontiguousarray(values, np.float64), offsets))
+    out = np.empty(values.size)
+    run_slices(_softmax, len(offsets) - 1, np.ascontiguousarray(values, np.float64), offsets, out)
+    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _table(index, shape, steps, row, certain, offsets, labels, unary, weights, interaction):  # type: ignore[no-untyped-def]
-    """Neighbours of each voxel, and its costs with the interaction of certain neighbours."""
-    count, width = index.shape[0], steps.shape[0]
-    table = np.full((count, width), -1, np.int32)
-    cost = unary.copy()
-    for n in prange(count):
+@njit(cache=True, nogil=True)
+def _fill_table(start, stop, index, shape, steps, row, certain, offsets, labels, weights, interaction, table, cost):  # type: ignore[no-untyped-def]
+    """Fill the table of the neighbours of each voxel, and add the interaction of certain neighbours to the costs."""
+    width = steps.shape[0]
+    for n in range(start, stop):
         for d in range(width):
             i, j, k = index[n, 0] + steps[d, 0], index[n, 1] + steps[d, 1], index[n, 2] + steps[d, 2]
             if i < 0 or j < 0 or k < 0 or i >= shape[0] or j >= shape[1] or k >= shape[2]:
@@ -252,13 +251,11 @@ def _table(index, shape, steps, row, certain, offsets, labels, unary, weights, i
             if row[flat] < 0 and certain.size > 0 and certain[flat] >= 0:
                 for s in range(offsets[n], offsets[n + 1]):
                     cost[s] += weights[d] * interaction[labels[s], certain[flat]]
-    return table, cost
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _softmax(values, offsets):  # type: ignore[no-untyped-def]
-    out = np.empty(values.size)
-    for n in prange(offsets.size - 1):
+@njit(cache=True, nogil=True)
+def _softmax(start, stop, values, offsets, out):  # type: ignore[no-untyped-def]
+    for n in range(start, stop):
         largest = -np.inf
         for s in range(offsets[n], offsets[n + 1]):
             largest = max(largest, values[s])
@@ -268,50 +265,42 @@ def _softmax(values, offsets):  # type: ignore[no-untyped-def]
             total += out[s]
         for s in range(offsets[n], offsets[n + 1]):
             out[s] /= total
-    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _best(values, offsets):  # type: ignore[no-untyped-def]
-    out = np.empty(offsets.size - 1, np.int64)
-    for n in prange(out.size):
+@njit(cache=True, nogil=True)
+def _find_best(start, stop, values, offsets, out):  # type: ignore[no-untyped-def]
+    for n in range(start, stop):
         best = offsets[n]
         for s in range(offsets[n] + 1, offsets[n + 1]):
             if values[s] > values[best]:
                 best = s
         out[n] = best
-    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _pair_energy(taken, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
-    """(M,) interaction cost of each voxel with its neighbours; a pair counts at both voxels."""
-    out = np.zeros(taken.size)
-    for n in prange(taken.size):
+@njit(cache=True, nogil=True)
+def _add_pair_energy(start, stop, taken, neighbours, weights, interaction, out):  # type: ignore[no-untyped-def]
+    """Add to (M,) `out` the interaction cost of each voxel with its neighbours; a pair counts at both voxels."""
+    for n in range(start, stop):
         for d in range(weights.size):
             m = neighbours[n, d]
             if m >= 0:
                 out[n] += weights[d] * interaction[taken[n], taken[m]]
-    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _conditional_cost(offsets, labels, unary, taken, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
-    out = unary.copy()
-    for n in prange(taken.size):
+@njit(cache=True, nogil=True)
+def _add_conditional_cost(start, stop, offsets, labels, taken, neighbours, weights, interaction, out):  # type: ignore[no-untyped-def]
+    for n in range(start, stop):
         for d in range(weights.size):
             m = neighbours[n, d]
             if m >= 0:
                 for s in range(offsets[n], offsets[n + 1]):
                     out[s] += weights[d] * interaction[labels[s], taken[m]]
-    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _expected_pairs(offsets, labels, beliefs, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
-    """(M,) expected interaction cost of each voxel with its neighbours; a pair counts at both voxels."""
-    out = np.zeros(offsets.size - 1)
-    for n in prange(out.size):
+@njit(cache=True, nogil=True)
+def _add_expected_pairs(start, stop, offsets, labels, beliefs, neighbours, weights, interaction, out):  # type: ignore[no-untyped-def]
+    """Add to (M,) `out` the expected interaction cost of each voxel; a pair counts at both voxels."""
+    for n in range(start, stop):
         for d in range(weights.size):
             m = neighbours[n, d]
             if m >= 0:
@@ -320,4 +309,3 @@ def _expected_pairs(offsets, labels, beliefs, neighbours, weights, interaction):
                     for t in range(offsets[m], offsets[m + 1]):
                         cost += beliefs[t] * interaction[labels[s], labels[t]]
                     out[n] += weights[d] * beliefs[s] * cost
-    return out

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
+from atlasseg.threads import run_slices
 from atlasseg.volume import Bool, Float64, Int32, Int64
 
 CHUNK = 1 << 16
@@ -46,7 +47,7 @@ def emissions(
 ) -> tuple[Float64, Float64]:
     """Prior times density (S,), relative to the largest density with a prior at each site, and its log (N,)."""
     emission, scale = np.empty(log_density.size), np.empty(offsets.size - 1)
-    _emissions(log_density, prior, offsets, emission, scale)
+    run_slices(_emissions, len(scale), log_density, prior, offsets, emission, scale)
     return emission, scale
 
 
@@ -61,11 +62,12 @@ def smooth(
 ) -> Smoothed:
     """Run the forward and backward recursions in parallel, each scaled to sum 1 at every site to avoid underflow."""
     alpha, beta, norm = np.empty(emission.size), np.empty(emission.size), np.empty(offsets.size - 1)
-    _passes(emission, offsets, labels, starts, initial, transitions, alpha, beta, norm)
+    run_slices(_passes, 2, emission, offsets, labels, starts, initial, transitions, alpha, beta, norm)
     bounds = bounds_of_chunks(offsets.size - 1)
-    pairs, first, logs = _combine_chunks(
-        alpha, beta, norm, emission, scale, offsets, labels, starts, initial.size, bounds
-    )
+    chunks, states = bounds.size - 1, initial.size
+    pairs, first, logs = np.zeros((chunks, states, states)), np.zeros((chunks, states)), np.zeros(chunks)
+    given = alpha, beta, norm, emission, scale, offsets, labels, starts, bounds
+    run_slices(_combine_chunks, chunks, *given, pairs, first, logs)
     return Smoothed(beta, pairs.sum(axis=0).T * transitions, first.sum(axis=0), float(logs.sum()))
 
 
@@ -90,9 +92,9 @@ def bounds_of_chunks(sites: int) -> Int64:
     return np.linspace(0, sites, count + 1).astype(np.int64)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _emissions(log_density, prior, offsets, out, scale):  # type: ignore[no-untyped-def]
-    for n in prange(scale.size):
+@njit(cache=True, nogil=True)
+def _emissions(start, stop, log_density, prior, offsets, out, scale):  # type: ignore[no-untyped-def]
+    for n in range(start, stop):
         largest = -np.inf
         for s in range(offsets[n], offsets[n + 1]):
             if prior[s] > 0:
@@ -144,22 +146,21 @@ def _backward(emission, offsets, labels, starts, transitions, beta):  # type: ig
             beta[s] *= inverse
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _passes(emission, offsets, labels, starts, initial, transitions, alpha, beta, norm):  # type: ignore[no-untyped-def]
-    for side in prange(2):
+@njit(cache=True, nogil=True)
+def _passes(start, stop, emission, offsets, labels, starts, initial, transitions, alpha, beta, norm):  # type: ignore[no-untyped-def]
+    for side in range(start, stop):
         if side == 0:
             _forward(emission, offsets, labels, starts, initial, transitions, alpha, norm)
         else:
             _backward(emission, offsets, labels, starts, transitions, beta)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _combine_chunks(alpha, beta, norm, emission, scale, offsets, labels, starts, states, bounds):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _combine_chunks(  # type: ignore[no-untyped-def]
+    start, stop, alpha, beta, norm, emission, scale, offsets, labels, starts, bounds, pairs, first, logs
+):
     """Sums of each chunk, those of pairs (to, from) before the transition's factor; `beta` becomes the posterior."""
-    chunks = bounds.size - 1
-    pairs, first = np.zeros((chunks, states, states)), np.zeros((chunks, states))
-    logs = np.zeros(chunks)
-    for chunk in prange(chunks):
+    for chunk in range(start, stop):
         for n in range(bounds[chunk], bounds[chunk + 1]):
             logs[chunk] += np.log(norm[n]) + scale[n]
             total = 0.0
@@ -176,7 +177,6 @@ def _combine_chunks(alpha, beta, norm, emission, scale, offsets, labels, starts,
                         pairs[chunk, labels[s], labels[r]] += alpha[r] * after
             for s in range(offsets[n], offsets[n + 1]):
                 beta[s] *= alpha[s] / total
-    return pairs, first, logs
 
 
 @njit(cache=True, nogil=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
-from atlasseg.statistics.gaussians import CHUNK, Gaussians, regularise, unpack_moments
+from atlasseg.statistics.gaussians import CHUNK, Gaussians, count_moments, regularise, unpack_moments
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float64, Int64
 
 
@@ -116,12 +117,14 @@ def sweep(
     weights, pull = np.zeros((number, channels * (channels + 1) // 2)), np.zeros((number, channels))
     fractions, typicality = np.empty((len(values), classes)), np.ones(len(values))
     none = np.zeros((0, classes))
-    packed = _sweep(
-        values, every.means, every.whitening, every.log_scale, np.linalg.inv(every.covariances),
+    chunks = -(-len(values) // CHUNK)
+    packed = np.zeros((chunks, len(every.means), 2 + count_moments(channels)))
+    run_slices(
+        _sweep, chunks, values, every.means, every.whitening, every.log_scale, np.linalg.inv(every.covariances),
         components.of_class[components.first], components.of_class[components.second], components.part,
         components.pair, shares, none if prior is None else prior, mixed_share,
         none if increments is None else increments, outlier_distance, centre,
-        fractions, typicality, weights, pull,
+        fractions, typicality, weights, pull, packed,
     )  # fmt: skip
     total = packed.sum(axis=0)
     return Sweep(float(total[:, 0].sum()), fractions, typicality, total[:, 1], total[:, 2:], weights, pull)
@@ -172,19 +175,17 @@ def maximise(components: Components, sums: Float64, centre: Float64, before: Gau
     return Gaussians(means, regularise(covariances, variance, centre, floor))
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sweep(  # type: ignore[no-untyped-def]
-    values, means, whitening, log_scale, precision, class_a, class_b, part, pair, shares, prior, mixed_share,
-    increments, outlier_distance, centre, fractions, typicality, weights, pull,
+    start, stop, values, means, whitening, log_scale, precision, class_a, class_b, part, pair, shares, prior,
+    mixed_share, increments, outlier_distance, centre, fractions, typicality, weights, pull, out,
 ):  # fmt: skip
-    """(chunks, G, 2 + 1 + C + ...): log-likelihood (in the first component), mass, and moments of each component."""
+    """Add to (chunks, G, 2 + 1 + C + ...) `out` log-likelihood (in the first component), mass, and moments of each."""
     number, channels = values.shape
     count, classes = means.shape[0], fractions.shape[1]
-    chunks = (number + CHUNK - 1) // CHUNK
-    out = np.zeros((chunks, count, 3 + channels + channels * (channels + 1) // 2))
     robust = np.isfinite(outlier_distance)
     with_prior, with_field, with_bias = prior.shape[0] > 0, increments.shape[0] > 0, pull.shape[0] > 0
-    for chunk in prange(chunks):
+    for chunk in range(start, stop):
         weight, exponent, square = np.empty(count), np.empty(count), np.empty(count)
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, number)):
             shared = 0.0
@@ -255,4 +256,3 @@ def _sweep(  # type: ignore[no-untyped-def]
                                 at += 1
             if robust:
                 typicality[n] = typical
-    return out

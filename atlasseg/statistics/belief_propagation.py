@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.statistics._field import Field, softmax
 from atlasseg.statistics.mean_field import Marginals
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float64
 
 __all__ = ["solve"]
@@ -77,11 +78,13 @@ def solve(
     history = []
     costs = field.costs
     for _ in range(max_iterations):
-        new = _messages(
-            costs.offsets, costs.labels, costs.values, messages, field.neighbours, field.weights, field.interaction,
-            product == "sum", damping,
+        new, changes = np.zeros_like(messages), np.zeros(len(messages))
+        run_slices(
+            _pass_messages, len(field.neighbours), costs.offsets, costs.labels, costs.values, messages,
+            field.neighbours, field.weights, field.interaction, product == "sum", damping, new,
         )  # fmt: skip
-        history.append(float(_largest_change(messages, new).max(initial=0)))
+        run_slices(_find_changes, len(messages), messages, new, changes)
+        history.append(float(changes.max(initial=0)))
         messages = new
         if history[-1] <= tolerance:
             break
@@ -92,21 +95,21 @@ def _beliefs(field: Field, messages: Float64) -> Float64:
     return softmax(messages.sum(axis=1) - field.costs.values, field.costs.offsets)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _largest_change(before, after):  # type: ignore[no-untyped-def]
-    out = np.zeros(before.shape[0])
-    for s in prange(before.shape[0]):
+@njit(cache=True, nogil=True)
+def _find_changes(start, stop, before, after, out):  # type: ignore[no-untyped-def]
+    """Find the largest change (S,) of the messages about each slot."""
+    for s in range(start, stop):
         for d in range(before.shape[1]):
             out[s] = max(out[s], abs(before[s, d] - after[s, d]))
-    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _messages(offsets, labels, unary, messages, neighbours, weights, interaction, summed, damping):  # type: ignore[no-untyped-def]
-    """Update the messages (s, d) from the neighbour in direction d about slot s; the largest of a voxel is 0."""
-    out = np.zeros_like(messages)
+@njit(cache=True, nogil=True)
+def _pass_messages(  # type: ignore[no-untyped-def]
+    start, stop, offsets, labels, unary, messages, neighbours, weights, interaction, summed, damping, out
+):
+    """Write the new messages (s, d) from the neighbour in direction d about slot s; the largest of a voxel is 0."""
     width = weights.size
-    for m in prange(offsets.size - 1):
+    for m in range(start, stop):
         first, last = offsets[m], offsets[m + 1]
         for d in range(width):
             n = neighbours[m, d]
@@ -135,4 +138,3 @@ def _messages(offsets, labels, unary, messages, neighbours, weights, interaction
                 largest_of_all = max(largest_of_all, value)
             for b in range(first, last):
                 out[b, d] = damping * messages[b, d] + (1 - damping) * (out[b, d] - largest_of_all)
-    return out

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from atlasseg.errors import InputError
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float64, Int64
 
 __all__ = ["Gaussians", "estimate", "log_density", "split"]
@@ -104,8 +105,15 @@ def moments(
     values: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]], centre: Float64
 ) -> tuple[Float64, Float64, Float64]:
     """Sum w_nk (K,), w_nk (x_n - c) (K, C) and w_nk (x_n - c)(x_n - c)' (K, C, C) with c = `centre` (C,)."""
-    packed = _moments(np.ascontiguousarray(values), np.ascontiguousarray(weights), centre).sum(axis=0)
-    return unpack_moments(packed, values.shape[1])
+    chunks = -(-len(values) // CHUNK)
+    packed = np.zeros((chunks, weights.shape[1], count_moments(values.shape[1])))
+    run_slices(_add_moments, chunks, np.ascontiguousarray(values), np.ascontiguousarray(weights), centre, packed)
+    return unpack_moments(packed.sum(axis=0), values.shape[1])
+
+
+def count_moments(channels: int) -> int:
+    """Count the sums that `unpack_moments` takes of each class: mass, first and second moments."""
+    return 1 + channels + channels * (channels + 1) // 2
 
 
 def unpack_moments(packed: Float64, channels: int) -> tuple[Float64, Float64, Float64]:
@@ -198,19 +206,19 @@ def log_density(values: NDArray[np.floating[Any]], gaussians: Gaussians) -> NDAr
     """
     if values.ndim != 2 or values.shape[1] != gaussians.means.shape[1]:
         raise InputError(f"expected {gaussians.means.shape[1]} modalities, got values of shape {values.shape}")
-    return np.asarray(
-        _log_density(np.ascontiguousarray(values), gaussians.means, gaussians.whitening, gaussians.log_scale)
-    )
+    values = np.ascontiguousarray(values)
+    out = np.empty((len(values), len(gaussians.means)), values.dtype)
+    given = values, gaussians.means, gaussians.whitening, gaussians.log_scale
+    run_slices(_log_density, len(values), *given, out)
+    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _moments(values, weights, centre):  # type: ignore[no-untyped-def]
-    """(chunks, K, 1 + C + C (C + 1) / 2) sums of each chunk of rows."""
+@njit(cache=True, nogil=True)
+def _add_moments(start, stop, values, weights, centre, out):  # type: ignore[no-untyped-def]
+    """Add the sums of each chunk of rows to (chunks, K, 1 + C + C (C + 1) / 2) `out`."""
     number, channels = values.shape
     classes = weights.shape[1]
-    chunks = (number + CHUNK - 1) // CHUNK
-    out = np.zeros((chunks, classes, 1 + channels + channels * (channels + 1) // 2))
-    for chunk in prange(chunks):
+    for chunk in range(start, stop):
         apart = np.empty(channels)
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, number)):
             for c in range(channels):
@@ -227,15 +235,13 @@ def _moments(values, weights, centre):  # type: ignore[no-untyped-def]
                     for d in range(c + 1):
                         out[chunk, k, at] += along * apart[d]
                         at += 1
-    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _log_density(values, means, whitening, log_scale):  # type: ignore[no-untyped-def]
-    number, channels = values.shape
+@njit(cache=True, nogil=True)
+def _log_density(start, stop, values, means, whitening, log_scale, out):  # type: ignore[no-untyped-def]
+    channels = values.shape[1]
     classes = means.shape[0]
-    out = np.empty((number, classes), values.dtype)
-    for n in prange(number):
+    for n in range(start, stop):
         for k in range(classes):
             square = 0.0
             for c in range(channels):
@@ -244,4 +250,3 @@ def _log_density(values, means, whitening, log_scale):  # type: ignore[no-untype
                     z += whitening[k, c, d] * (values[n, d] - means[k, d])
                 square += z * z
             out[n, k] = log_scale[k] - 0.5 * square
-    return out

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.statistics._field import Field
+from atlasseg.threads import run_slices
 from atlasseg.volume import Int64
 
 __all__ = ["Labelling", "solve"]
@@ -63,33 +64,26 @@ def solve(field: Field, *, start: Int64 | None = None, max_iterations: int = 50)
     if max_iterations < 1:
         raise InputError(f"max_iterations: expected at least 1, got {max_iterations}")
     chosen = field.best(-field.costs.values) if start is None else np.array(start, np.int64)
-    energies = [field.energy(chosen)]
+    energies, costs = [field.energy(chosen)], field.costs
     changed = 1
     for _ in range(max_iterations):
         changed = 0
         for first, last in zip(field.colours[:-1], field.colours[1:], strict=True):
-            changed += int(
-                _sweep(
-                    field.order[first:last],
-                    field.costs.offsets,
-                    field.costs.labels,
-                    field.costs.values,
-                    chosen,
-                    field.neighbours,
-                    field.weights,
-                    field.interaction,
-                ).sum()
-            )
+            moved = np.zeros(last - first, bool)
+            run_slices(
+                _sweep, len(moved), field.order[first:last], costs.offsets, costs.labels, costs.values,
+                field.neighbours, field.weights, field.interaction, chosen, moved,
+            )  # fmt: skip
+            changed += int(moved.sum())
         energies.append(field.energy(chosen))
         if not changed:
             break
     return Labelling(chosen, tuple(energies), not changed)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _sweep(order, offsets, labels, unary, chosen, neighbours, weights, interaction):  # type: ignore[no-untyped-def]
-    changed = np.zeros(order.size, np.int64)
-    for at in prange(order.size):
+@njit(cache=True, nogil=True)
+def _sweep(start, stop, order, offsets, labels, unary, neighbours, weights, interaction, chosen, changed):  # type: ignore[no-untyped-def]
+    for at in range(start, stop):
         n = order[at]
         first = offsets[n]
         cost = unary[first : offsets[n + 1]].copy()
@@ -105,4 +99,3 @@ def _sweep(order, offsets, labels, unary, chosen, neighbours, weights, interacti
                 best = first + s
         changed[at] = best != chosen[n]
         chosen[n] = best
-    return changed

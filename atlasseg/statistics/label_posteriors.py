@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from scipy.ndimage import binary_dilation
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.statistics import curves, mean_field
 from atlasseg.statistics._field import field_of_labels
 from atlasseg.statistics._forward_backward import emissions, smooth
-from atlasseg.statistics.gaussians import Gaussians, from_moments, unpack_moments
+from atlasseg.statistics.gaussians import Gaussians, count_moments, from_moments, unpack_moments
 from atlasseg.statistics.markov_field import SOLVERS, Solver, solve_field
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float32, Float64, Image, Int32, Int64, LabelWeights, ProbabilityMap, take_entries
 
 __all__ = ["chain_posteriors", "field_posteriors"]
@@ -92,24 +93,20 @@ class UncertainVoxels:
         """Estimate the Gaussian of each label from (S,) weights of the slots by maximum likelihood."""
         centre = self.values.mean(axis=0, dtype=np.float64)
         bounds = np.linspace(0, self.voxels.size, CHUNKS + 1).astype(np.int64)
-        packed = _moments(
-            self.values, self.prior.offsets, self.prior.labels, weights, centre, self.label_values.size, bounds
-        ).sum(axis=0)
-        mass, first, second = unpack_moments(packed, self.values.shape[1])
+        channels = self.values.shape[1]
+        packed = np.zeros((CHUNKS, self.label_values.size, count_moments(channels)))
+        given = self.values, self.prior.offsets, self.prior.labels, weights, centre, bounds
+        run_slices(_add_moments, CHUNKS, *given, packed)
+        mass, first, second = unpack_moments(packed.sum(axis=0), channels)
         return from_moments(mass, first, second, centre, floor=FLOOR, before=before)
 
     def log_densities(self, gaussians: Gaussians) -> Float64:
         """Compute the log density (S,) of each slot's label."""
-        return np.asarray(
-            _log_densities(
-                self.values,
-                self.prior.offsets,
-                self.prior.labels,
-                gaussians.means,
-                gaussians.whitening,
-                gaussians.log_scale,
-            )
-        )
+        out = np.empty(self.prior.labels.size)
+        given = self.values, self.prior.offsets, self.prior.labels
+        normal = gaussians.means, gaussians.whitening, gaussians.log_scale
+        run_slices(_log_densities, self.voxels.size, *given, *normal, out)
+        return out
 
     def map_of(self, weights: Float64, prior: ProbabilityMap, name: str) -> ProbabilityMap:
         """Replace the weights of `prior` at these voxels."""
@@ -287,12 +284,11 @@ def _check(intensity_weight: float, iterations: int) -> None:
         )
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _moments(values, offsets, labels, weights, centre, states, bounds):  # type: ignore[no-untyped-def]
-    """(chunks, L, 1 + C + C (C + 1) / 2) sums as `gaussians.unpacked` takes them."""
+@njit(cache=True, nogil=True)
+def _add_moments(start, stop, values, offsets, labels, weights, centre, bounds, out):  # type: ignore[no-untyped-def]
+    """Add the sums of each chunk of voxels, (chunks, L, 1 + C + C (C + 1) / 2), to `out`; see `unpack_moments`."""
     channels = values.shape[1]
-    out = np.zeros((bounds.size - 1, states, 1 + channels + channels * (channels + 1) // 2))
-    for chunk in prange(bounds.size - 1):
+    for chunk in range(start, stop):
         apart = np.empty(channels)
         for n in range(bounds[chunk], bounds[chunk + 1]):
             for c in range(channels):
@@ -306,14 +302,12 @@ def _moments(values, offsets, labels, weights, centre, states, bounds):  # type:
                     for d in range(c + 1):
                         out[chunk, k, at] += weight * apart[c] * apart[d]
                         at += 1
-    return out
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _log_densities(values, offsets, labels, means, whitening, log_scale):  # type: ignore[no-untyped-def]
-    out = np.empty(labels.size)
+@njit(cache=True, nogil=True)
+def _log_densities(start, stop, values, offsets, labels, means, whitening, log_scale, out):  # type: ignore[no-untyped-def]
     channels = values.shape[1]
-    for n in prange(values.shape[0]):
+    for n in range(start, stop):
         for s in range(offsets[n], offsets[n + 1]):
             k = labels[s]
             square = 0.0
@@ -323,4 +317,3 @@ def _log_densities(values, offsets, labels, means, whitening, log_scale):  # typ
                     z += whitening[k, c, d] * (values[n, d] - means[k, d])
                 square += z * z
             out[s] = log_scale[k] - 0.5 * square
-    return out

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.statistics._field import Field
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float64
 
 __all__ = ["Marginals", "solve"]
@@ -99,18 +100,18 @@ def iterate(field: Field, beliefs: Float64, *, damping: float = 0.0) -> float:
     largest = 0.0
     costs = field.costs
     for first, last in zip(field.colours[:-1], field.colours[1:], strict=True):
-        changes = _sweep(
-            field.order[first:last], costs.offsets, costs.labels, costs.values, beliefs, field.neighbours,
-            field.weights, field.interaction, damping,
+        changes = np.zeros(last - first)
+        run_slices(
+            _sweep, len(changes), field.order[first:last], costs.offsets, costs.labels, costs.values,
+            field.neighbours, field.weights, field.interaction, damping, beliefs, changes,
         )  # fmt: skip
         largest = max(largest, float(changes.max(initial=0)))
     return largest
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _sweep(order, offsets, labels, unary, beliefs, neighbours, weights, interaction, damping):  # type: ignore[no-untyped-def]
-    changes = np.zeros(order.size)
-    for at in prange(order.size):
+@njit(cache=True, nogil=True)
+def _sweep(start, stop, order, offsets, labels, unary, neighbours, weights, interaction, damping, beliefs, changes):  # type: ignore[no-untyped-def]
+    for at in range(start, stop):
         n = order[at]
         first, last = offsets[n], offsets[n + 1]
         cost = unary[first:last].copy()
@@ -132,4 +133,3 @@ def _sweep(order, offsets, labels, unary, beliefs, neighbours, weights, interact
             new = (1 - damping) * cost[s] / total + damping * beliefs[first + s]
             changes[at] = max(changes[at], abs(new - beliefs[first + s]))
             beliefs[first + s] = new
-    return changes

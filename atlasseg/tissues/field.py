@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from atlasseg.errors import InputError
 from atlasseg.methods import method
 from atlasseg.statistics.markov_field import dense_field
+from atlasseg.threads import run_slices
 from atlasseg.tissues._classes import Tissues, assemble_tissues, check_prior_map, fit_classes, nonnegative_intensities
 from atlasseg.volume import Float64, Image, Mask
 
@@ -79,6 +80,12 @@ def classify(
     given = check_prior_map(prior, classes, inside.array)
     values, shift = nonnegative_intensities(image, inside)
     lattice = dense_field(np.zeros((len(values), 1)), inside.array, image.affine[:3, :3], beta=beta, neighbours=26)
+
+    def pull(parts: Float64) -> Float64:
+        out = np.zeros_like(parts)
+        run_slices(_add_pull, len(parts), parts, lattice.neighbours, lattice.weights, out)
+        return out
+
     found = fit_classes(
         values,
         inside,
@@ -87,20 +94,18 @@ def classify(
         bias_order=bias_order,
         bias_stiffness=bias_stiffness,
         partial_volume=partial_volume,
-        field=lambda parts: _pull(parts, lattice.neighbours, lattice.weights),
+        field=pull,
         max_iterations=max_iterations,
     )
     return assemble_tissues(image, inside, shift, found.fractions, found.bias, found.corrected, found.gaussians)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _pull(parts, neighbours, weights):  # type: ignore[no-untyped-def]
-    """(N, K) weighted sum of the neighbours' fractions."""
-    out = np.zeros_like(parts)
-    for n in prange(parts.shape[0]):
+@njit(cache=True, nogil=True)
+def _add_pull(start, stop, parts, neighbours, weights, out):  # type: ignore[no-untyped-def]
+    """Add the weighted sum (N, K) of the neighbours' fractions to `out`."""
+    for n in range(start, stop):
         for d in range(weights.size):
             m = neighbours[n, d]
             if m >= 0:
                 for k in range(parts.shape[1]):
                     out[n, k] += weights[d] * parts[m, k]
-    return out

@@ -36,33 +36,30 @@ def cubic_weights(x, size, weights):  # type: ignore[no-untyped-def]
     return base - 1
 
 
-@numba.njit(cache=True, parallel=True)
-def map_points(points, m):  # type: ignore[no-untyped-def]
-    """Map (N, 3) points by an affine matrix."""
-    out = np.empty_like(points)
-    for n in numba.prange(points.shape[0]):
+@numba.njit(cache=True, nogil=True)
+def map_points(start, stop, points, m, out):  # type: ignore[no-untyped-def]
+    """Map (N, 3) points by an affine matrix, into `out`."""
+    for n in range(start, stop):
         x, y, z = points[n, 0], points[n, 1], points[n, 2]
         for a in range(3):
             out[n, a] = m[a, 0] * x + m[a, 1] * y + m[a, 2] * z + m[a, 3]
-    return out
 
 
-@numba.njit(cache=True, parallel=True)
-def add_grid_points(out, m):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def add_grid_points(start, stop, m, out):  # type: ignore[no-untyped-def]
     """Add the voxel centres of a grid with an affine matrix to `out`, (I, J, K, 3)."""
-    for i in numba.prange(out.shape[0]):
+    for i in range(start, stop):
         for j in range(out.shape[1]):
             for k in range(out.shape[2]):
                 for a in range(3):
                     out[i, j, k, a] += m[a, 0] * i + m[a, 1] * j + m[a, 2] * k + m[a, 3]
 
 
-@numba.njit(cache=True, parallel=True)
-def displace_linear(points, field, inverse):  # type: ignore[no-untyped-def]
-    """Displace (N, 3) points by a field that is interpolated linearly and is 0 outside its grid."""
-    out = points.copy()
+@numba.njit(cache=True, nogil=True)
+def displace_linear(start, stop, points, field, inverse, out):  # type: ignore[no-untyped-def]
+    """Add to `out`, (N, 3), the field at the points: interpolated linearly, 0 outside its grid."""
     last = np.array(field.shape[:3]) - 1
-    for n in numba.prange(points.shape[0]):
+    for n in range(start, stop):
         low = np.empty(3, np.int64)
         high = np.empty(3, np.int64)
         t = np.empty(3)
@@ -87,14 +84,12 @@ def displace_linear(points, field, inverse):  # type: ignore[no-untyped-def]
             w = w * v * u
             for a in range(3):
                 out[n, a] += w * field[i, j, k, a]
-    return out
 
 
-@numba.njit(cache=True, parallel=True)
-def displace_cubic(points, field, inverse):  # type: ignore[no-untyped-def]
-    """Displace (N, 3) points by a cubic B-spline with the coefficients `field`."""
-    out = points.copy()
-    for n in numba.prange(points.shape[0]):
+@numba.njit(cache=True, nogil=True)
+def displace_cubic(start, stop, points, field, inverse, out):  # type: ignore[no-untyped-def]
+    """Add to `out`, (N, 3), the cubic B-spline with the coefficients `field` at the points."""
+    for n in range(start, stop):
         first = np.empty(3, np.int64)
         weights = np.empty((3, 4))
         inside = True
@@ -112,14 +107,13 @@ def displace_cubic(points, field, inverse):  # type: ignore[no-untyped-def]
                 for k in range(4):
                     for a in range(3):
                         out[n, a] += w * weights[2, k] * field[first[0] + i, first[1] + j, first[2] + k, a]
-    return out
 
 
-@numba.njit(cache=True, parallel=True)
-def add_separable(out, field, first0, first1, first2, weights0, weights1, weights2):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def add_separable(start, stop, field, first0, first1, first2, weights0, weights1, weights2, out):  # type: ignore[no-untyped-def]
     """Evaluate a spline on a grid parallel to its control grid, axis by axis: 4 + 4 + 4 products per voxel."""
     _, b, c, _ = field.shape
-    for i in numba.prange(out.shape[0]):
+    for i in range(start, stop):
         plane = np.zeros((b, c, 3))
         if first0[i] >= 0:
             for tap in range(4):

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from atlasseg import interop
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.threads import run_slices
 from atlasseg.transforms import _kernels
 from atlasseg.volume import Float32, Float64, Grid
 from atlasseg.volume.grid import format_numbers
@@ -180,7 +181,8 @@ class Affine(Transform):
     def __call__(self, points_mm: ArrayLike) -> Float64:
         """Map points of shape (..., 3)."""
         points, shape = as_points(points_mm)
-        moved: Float64 = _kernels.map_points(points, self.matrix)
+        moved = np.empty_like(points)
+        run_slices(_kernels.map_points, len(points), points, self.matrix, moved)
         return moved.reshape(shape)
 
     def __invert__(self) -> Affine:
@@ -332,7 +334,7 @@ def grid_points(grid: Grid) -> Float64:
         Points in RAS+ mm.
     """
     points = np.zeros((*grid.shape, 3))
-    _kernels.add_grid_points(points, grid.affine)
+    run_slices(_kernels.add_grid_points, len(points), grid.affine, points)
     return points
 
 

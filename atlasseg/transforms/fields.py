@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from atlasseg import interop
 from atlasseg.errors import InputError
+from atlasseg.threads import run_slices
 from atlasseg.transforms import _kernels
 from atlasseg.transforms.base import Inverse, Transform, as_points, grid_points, invert_matrix, shape3
 from atlasseg.volume import Float32, Float64, Grid
@@ -62,7 +63,8 @@ class DisplacementField(Transform):
     def __call__(self, points_mm: ArrayLike) -> Float64:
         """Map points of shape (..., 3)."""
         points, shape = as_points(points_mm)
-        moved: Float64 = _kernels.displace_linear(points, self.displacement_mm, invert_matrix(self.affine))
+        moved, inverse = points.copy(), invert_matrix(self.affine)
+        run_slices(_kernels.displace_linear, len(points), points, self.displacement_mm, inverse, moved)
         return moved.reshape(shape)
 
     def __invert__(self) -> Transform:
@@ -179,7 +181,8 @@ class BSplineField(Transform):
     def __call__(self, points_mm: ArrayLike) -> Float64:
         """Map points of shape (..., 3)."""
         points, shape = as_points(points_mm)
-        moved: Float64 = _kernels.displace_cubic(points, self.coefficients_mm, invert_matrix(self.affine))
+        moved, inverse = points.copy(), invert_matrix(self.affine)
+        run_slices(_kernels.displace_cubic, len(points), points, self.coefficients_mm, inverse, moved)
         return moved.reshape(shape)
 
     def __invert__(self) -> Transform:
@@ -209,8 +212,9 @@ class BSplineField(Transform):
         )
         points = np.empty((*grid.shape, 3))
         by_control_axis = points.transpose((*axes.tolist(), 3))  # a view: filling it fills `points`
-        _kernels.add_separable(by_control_axis, self.coefficients_mm, *firsts, *weights)
-        _kernels.add_grid_points(points, grid.affine)
+        spline = self.coefficients_mm, *firsts, *weights
+        run_slices(_kernels.add_separable, len(by_control_axis), *spline, by_control_axis)
+        run_slices(_kernels.add_grid_points, len(points), grid.affine, points)
         return points
 
 

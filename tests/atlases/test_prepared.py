@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-import numba
 import numpy as np
 import pytest
 
@@ -21,6 +20,7 @@ from atlasseg.pipeline import preprocess_scans
 from atlasseg.recipe import Step, parse_recipe
 from atlasseg.registration import template
 from atlasseg.resampling import resample
+from atlasseg.threads import limit_threads
 from atlasseg.transforms import Affine, BSplineField, DisplacementField, grid_points
 from atlasseg.volume import Image, Mask
 
@@ -30,10 +30,8 @@ SHAPES = ((30, 34, 25), (28, 36, 26), (33, 31, 27))
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     """Volumes this small gain nothing from several threads, and lose much where other work shares the cores."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(1)
-    yield
-    numba.set_num_threads(before)
+    with limit_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -130,10 +130,11 @@ def test_parameters_out_of_range(problem, wrong):
 
 def test_a_gaussian_without_share_has_no_part_however_well_it_fits():
     """One voxel and label: of its two Gaussians the one of share 0 has its mean at the voxel, the other is far away."""
-    posterior = np.empty(1)
-    out = gaussian_mixture._sweep(
-        np.zeros((1, 1)), np.array([0, 1]), np.array([0]), np.ones(1), np.array([[0.0], [100.0]]), np.ones((2, 1, 1)),
-        np.full(2, -0.5 * np.log(2 * np.pi)), np.array([0.0, 1.0]), np.array([0, 2]), 1.0, np.zeros(1), posterior,
+    posterior, out = np.empty(1), np.zeros((1, 2, 3))
+    gaussian_mixture._sweep(
+        0, 1, np.zeros((1, 1)), np.array([0, 1]), np.array([0]), np.ones(1), np.array([[0.0], [100.0]]),
+        np.ones((2, 1, 1)),
+        np.full(2, -0.5 * np.log(2 * np.pi)), np.array([0.0, 1.0]), np.array([0, 2]), 1.0, np.zeros(1), posterior, out,
     )  # fmt: skip
     np.testing.assert_array_equal(posterior, [1])
     np.testing.assert_allclose(out.sum(axis=0)[:, :2], [[norm.logpdf(0, 100), 0], [0, 1]])

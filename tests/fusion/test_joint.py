@@ -2,7 +2,6 @@
 
 import tracemalloc
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from atlasseg.errors import GeometryError, InputError
 from atlasseg.fusion import joint, majority
 from atlasseg.fusion._joint_numba import _count_votes, minimise
 from atlasseg.fusion._patches import list_offsets
+from atlasseg.threads import limit_threads
 from atlasseg.volume import Atlas, Image, LabelMap, Mask, ProbabilityMap
 
 SHAPE = (7, 6, 8)
@@ -299,14 +299,10 @@ def test_the_order_of_the_candidates_does_not_matter():
 
 def test_the_number_of_threads_changes_nothing():
     target, candidates, _ = scene(3, shape=(31, 19, 23), seed=8)
-    before = numba.get_num_threads()
     answers = []
-    try:
-        for threads in {1, before}:
-            numba.set_num_threads(threads)
+    for threads in (1, 3):
+        with limit_threads(threads):
             answers.append(joint.fuse(target, candidates, device="cpu"))
-    finally:
-        numba.set_num_threads(before)
     for answer in answers[1:]:
         assert answer.values.tobytes() == answers[0].values.tobytes()
         assert answer.labels.tobytes() == answers[0].labels.tobytes()

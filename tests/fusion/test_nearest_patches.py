@@ -1,4 +1,3 @@
-import numba
 import numpy as np
 import pytest
 
@@ -6,6 +5,7 @@ from atlasseg.errors import InputError
 from atlasseg.fusion._patch_match import run_patch_match
 from atlasseg.fusion._patches import find_nearest_patches
 from atlasseg.fusion.nearest_patches import fuse
+from atlasseg.threads import limit_threads
 
 ROUNDING = 1e-3  # float32 intensities in exponents
 EPS = 1e-6 * 27
@@ -89,12 +89,8 @@ def test_patch_match_finds_nearly_the_nearest(searched):
 def test_patch_match_depends_on_its_seed_alone(searched):
     _, target, arrays, where, shared = searched
     first = run_patch_match(target, arrays, where, iterations=2, seed=5, **shared)
-    threads = numba.get_num_threads()
-    try:
-        numba.set_num_threads(1)
+    with limit_threads(1):
         second = run_patch_match(target, arrays, where, iterations=2, seed=5, **shared)
-    finally:
-        numba.set_num_threads(threads)
     np.testing.assert_array_equal(first.scores, second.scores)
     np.testing.assert_array_equal(first.chosen, second.chosen)
     other = run_patch_match(target, arrays, where, iterations=2, seed=6, **shared)

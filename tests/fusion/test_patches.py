@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from atlasseg.errors import InputError
 from atlasseg.fusion._patches import MAX_TILE, find_nearest_patches, list_offsets, split_into_tiles
+from atlasseg.threads import limit_threads
 
 SHAPE = (7, 9, 5)
 ROUNDING = 1e-9
@@ -171,14 +171,10 @@ def test_an_outlier_disturbs_only_the_patches_that_hold_it():
 
 def test_the_number_of_threads_changes_nothing():
     target, candidates, where, inside = scene(shape=(31, 29, 27), seed=5)
-    before = numba.get_num_threads()
     answers = []
-    try:
-        for threads in {1, before}:
-            numba.set_num_threads(threads)
+    for threads in (1, 3):
+        with limit_threads(threads):
             answers.append(best_patches(target, candidates, where, inside=inside))
-    finally:
-        numba.set_num_threads(before)
     for answer in answers[1:]:
         assert answer.scores.tobytes() == answers[0].scores.tobytes()
         assert answer.chosen.tobytes() == answers[0].chosen.tobytes()

@@ -1,12 +1,12 @@
 from dataclasses import fields, replace
 
-import numba
 import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from atlasseg.errors import InputError
 from atlasseg.refinement._trees import Trees, join_trees
+from atlasseg.threads import limit_threads
 
 SAME = 1e-12
 """Both add the same float64 numbers in the same order; only the logistic may be rounded otherwise."""
@@ -39,14 +39,10 @@ def test_same_probabilities_as_scikit_learn(grown):
 
 def test_the_number_of_threads_changes_nothing(grown):
     model, _, unseen = grown
-    trees, before = Trees.of(model), numba.get_num_threads()
-    try:
-        found = []
-        for threads in (1, before):
-            numba.set_num_threads(threads)
+    trees, found = Trees.of(model), []
+    for threads in (1, 3):
+        with limit_threads(threads):
             found.append(trees.probability(unseen))
-    finally:
-        numba.set_num_threads(before)
     assert np.array_equal(*found)
 
 

@@ -9,6 +9,7 @@ from scipy import ndimage
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.registration import _discrete, coupled_convex
 from atlasseg.registration._mind import PAIRS, mind_ssc
+from atlasseg.threads import run_slices
 from atlasseg.transforms import Affine, DisplacementField, grid_points
 from atlasseg.volume import Grid, Image, Mask
 
@@ -93,8 +94,10 @@ def test_a_node_takes_what_is_best_for_cost_and_pull():
     total = cost + 0.4 * ((steps - field[..., None, :]) ** 2).sum(-1)
     known = rng.random(shape) > 0.3
     expected = np.where(known[..., None], steps[total.argmin(-1)], field)
-    np.testing.assert_array_equal(_discrete._find_best(cost, field, known, 0.4, radius), expected)
-    ties = _discrete._find_best(np.zeros_like(cost), field, np.ones_like(known), 0.0, radius)
+    best, ties = field.copy(), field.copy()
+    run_slices(_discrete._find_best, len(cost), cost, field, known, 0.4, radius, best)
+    np.testing.assert_array_equal(best, expected)
+    run_slices(_discrete._find_best, len(cost), np.zeros_like(cost), field, np.ones_like(known), 0.0, radius, ties)
     assert not ties.any()  # they go to no displacement
 
 

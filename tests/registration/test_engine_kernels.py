@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -13,6 +12,7 @@ from atlasseg.registration._engine.pyramid import SUPPORT, VALID, Level, resampl
 from atlasseg.similarity import create_metric
 from atlasseg.similarity._local_correlation_numba import lncc_gradient
 from atlasseg.similarity.local_correlation import LocalCorrelation
+from atlasseg.threads import limit_threads, run_slices
 from atlasseg.transforms import Affine
 from atlasseg.volume import Grid
 
@@ -72,7 +72,8 @@ def test_warp_is_scipys_linear_interpolation() -> None:
     moving, field = noise((9, 7, 8), 3), noise((6, 9, 7, 3), 4)
     matrix = np.array([[0.9, 0.2, 0, 0.4], [-0.1, 0.8, 0.1, 0.3], [0.1, 0, 1.1, -0.5]])
     warped, weight = np.empty((6, 9, 7), np.float32), np.empty((6, 9, 7), np.float32)
-    fields.warp(moving, EVERYWHERE, np.full(warped.shape, VALID, np.uint8), matrix, field, warped, weight)
+    everywhere = np.full(warped.shape, VALID, np.uint8)
+    run_slices(fields.warp, len(warped), moving, EVERYWHERE, everywhere, matrix, field, warped, weight)
     x = np.moveaxis(np.indices(warped.shape), 0, -1) + field
     at = np.moveaxis(x @ matrix[:, :3].T + matrix[:, 3], -1, 0)
     np.testing.assert_allclose(warped, ndimage.map_coordinates(moving, at, order=1, mode="nearest"), atol=2e-5)
@@ -111,7 +112,7 @@ def test_smoothing_within_the_reach_of_what_is_not_zero_changes_no_bit() -> None
 def test_composition_applies_the_step_first() -> None:
     field, step = noise((8, 9, 7, 3), 6), noise((8, 9, 7, 3), 7)
     out = np.empty_like(field)
-    fields.compose(field, step, 0.3, out)
+    run_slices(fields.compose, len(out), field, step, 0.3, out)
     at = np.moveaxis(np.moveaxis(np.indices((8, 9, 7)), 0, -1) + 0.3 * step, -1, 0)
     for c in range(3):
         wanted = ndimage.map_coordinates(field[..., c], at, order=1, mode="nearest") + 0.3 * step[..., c]
@@ -121,16 +122,18 @@ def test_composition_applies_the_step_first() -> None:
 def test_force_is_the_derivative_for_a_step_before_the_warp() -> None:
     warped, gradient = noise((6, 5, 7), 8), noise((6, 5, 7), 9)
     out = np.empty((6, 5, 7, 3), np.float32)
-    fields.metric_gradient(gradient, warped, np.array([1.0, 0.5, 2.0]), False, whole(out), out)
+    scale = np.array([1.0, 0.5, 2.0])
+    run_slices(fields.metric_gradient, len(out), gradient, warped, scale, False, whole(out), out)
     padded = np.pad(warped, 1, mode="edge").astype(float)
-    for axis, scale in enumerate((1.0, 0.5, 2.0)):
+    for axis in range(3):
         inner = [slice(1, -1)] * 3
         ends = []
         for sign in (1, -1):
             inner[axis] = slice(2, None) if sign == 1 else slice(0, -2)
             ends.append(padded[tuple(inner)])
-        np.testing.assert_allclose(out[..., axis], scale * gradient * (ends[0] - ends[1]) / 2, atol=1e-5)
-    fields.metric_gradient(gradient, warped, np.array([1.0, 0.5, 2.0]), True, whole(out), twice := out.copy())
+        np.testing.assert_allclose(out[..., axis], scale[axis] * gradient * (ends[0] - ends[1]) / 2, atol=1e-5)
+    twice = out.copy()
+    run_slices(fields.metric_gradient, len(out), gradient, warped, scale, True, whole(out), twice)
     np.testing.assert_allclose(twice, 2 * out, rtol=1e-6)
 
 
@@ -256,13 +259,9 @@ def test_fields_go_between_levels_and_keep_their_millimetres() -> None:
 
 def test_kernels_give_the_same_bits_for_any_number_of_threads() -> None:
     fixed, warped, weight = noise((40, 30, 20)), noise((40, 30, 20), 1), np.ones((40, 30, 20), np.float32)
-    before = numba.get_num_threads()
     results = []
-    try:
-        for threads in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
-            numba.set_num_threads(threads)
+    for threads in (1, 3):
+        with limit_threads(threads):
             value, gradient, _ = lncc_gradient(fixed, warped, weight)
-            results.append((value, gradient.tobytes()))
-    finally:
-        numba.set_num_threads(before)
+        results.append((value, gradient.tobytes()))
     assert len(set(results)) == 1

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import nibabel as nib
-import numba
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -16,6 +15,7 @@ from atlasseg.errors import GeometryError, InputError, MissingLibraryError
 from atlasseg.preprocessing import intensity
 from atlasseg.propagation import propagate
 from atlasseg.registration import itk_affine, itk_bspline, itk_rigid, syn
+from atlasseg.threads import limit_threads
 from atlasseg.transforms import Affine, BSplineField, Chain, grid_points
 from atlasseg.volume import Atlas, Grid, Image, LabelMap, Mask
 
@@ -133,16 +133,15 @@ def test_several_at_once_are_as_one_by_one_and_threads_do_not_matter():
     fixed = picture(FIXED, RIGID)
     moving = [picture(MOVING), picture(SHEARED), picture(tilted((12, 30, 17)))]
     together = itk_rigid.register(fixed, moving, **FAST)
-    before, threads = numba.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     try:
-        numba.set_num_threads(1)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(3)
-        for image, one in zip(moving, together, strict=True):
-            (alone,) = itk_rigid.register(fixed, [image], **FAST)
-            np.testing.assert_array_equal(alone.matrix, one.matrix)
+        with limit_threads(1):
+            for image, one in zip(moving, together, strict=True):
+                (alone,) = itk_rigid.register(fixed, [image], **FAST)
+                np.testing.assert_array_equal(alone.matrix, one.matrix)
         assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == 3
     finally:
-        numba.set_num_threads(before)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     assert itk_rigid.register(fixed, [], **FAST) == []
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from atlasseg.errors import InputError
 from atlasseg.similarity import create_metric, metric_names, windowed_metric
+from atlasseg.threads import limit_threads
 
 METRICS = metric_names()
 
@@ -92,14 +92,11 @@ def test_nothing_to_compare_is_no_similarity_and_no_slope(metric: str) -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_threads_change_no_bit(metric: str) -> None:
-    before, results = numba.get_num_threads(), set()
-    try:
-        for threads in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
-            numba.set_num_threads(threads)
+    results = set()
+    for threads in (1, 3):
+        with limit_threads(threads):
             value, gradient, curvature = create_metric(metric).derivatives(*pair())
-            results.add((value, gradient.tobytes(), curvature.tobytes()))
-    finally:
-        numba.set_num_threads(before)
+        results.add((value, gradient.tobytes(), curvature.tobytes()))
     assert len(results) == 1
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numba
 import numpy as np
 
 from atlasseg.errors import GeometryError, InputError
 from atlasseg.registration._engine import fields
 from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, prepare
+from atlasseg.threads import count_threads, limit_threads, map_in_threads, run_slices
 from atlasseg.transforms import Affine, Chain, DisplacementField, Transform, grid_points
 from atlasseg.volume import Float32, Float64, Grid, Image, Mask
 
@@ -112,7 +111,7 @@ def prepare_pairs(
             _check_overlap(target, image.grid, start, fixed.name, image.name)
         return Pair(target, prepare(image, mask, cut=False), matrix, before, mask is not None, start)
 
-    return run_in_parallel(range(len(moving)), pair, workers=numba.get_num_threads(), size=fixed.array.size)
+    return run_in_parallel(range(len(moving)), pair, workers=count_threads(), size=fixed.array.size)
 
 
 def _check_overlap(fixed: Prepared, moving: Grid, initial: Transform, fixed_name: str, moving_name: str) -> None:
@@ -153,7 +152,8 @@ def resample_moving(pair: Pair) -> Pair:
     channels = []
     for channel in moving.channels:
         warped = np.empty(fixed.valid.shape, np.float32)
-        fields.warp(channel, known, everywhere, to_moving, displacement_voxels, warped, weight)
+        given = channel, known, everywhere, to_moving, displacement_voxels
+        run_slices(fields.warp, len(warped), *given, warped, weight)
         channels.append(warped)
     on_fixed = Prepared(tuple(channels), fixed.affine, weight > 0, fixed.start, moving.name, moving.weights)
     return replace(pair, moving=on_fixed, matrix_mm=np.eye(4), before=None, known=True)
@@ -208,7 +208,7 @@ def make_field_transform(displacement_voxels: Float32, fixed: Prepared, grid: Gr
 
 def solve_each(pairs: Sequence[Pair], solve: Callable[[Pair], Result], *, bytes_needed: int) -> list[Result]:
     """Solve all pairs, as many in parallel as the memory allows."""
-    workers = min(numba.get_num_threads(), max(1, int(MEMORY_SHARE * _get_free_bytes() / max(bytes_needed, 1))))
+    workers = min(count_threads(), max(1, int(MEMORY_SHARE * _get_free_bytes() / max(bytes_needed, 1))))
     size = max((pair.fixed.valid.size for pair in pairs), default=0)
     return run_in_parallel(pairs, solve, workers=workers, size=size)
 
@@ -218,33 +218,11 @@ def run_in_parallel(items: Sequence[Item], work: Callable[[Item], Result], *, wo
 
     `size` is the number of voxels of an item. Small items use one core even if they cannot run in parallel.
     """
-    threads = numba.get_num_threads()
     workers = min(len(items), workers)
-    if workers < 2 or not _can_run_in_parallel():
-        numba.set_num_threads(1 if size < VOXELS_FOR_THREADS else threads)
-        try:
+    if workers < 2:
+        with limit_threads(1 if size < VOXELS_FOR_THREADS else count_threads()):
             return [work(item) for item in items]
-        finally:
-            numba.set_num_threads(threads)
-
-    def alone(item: Item) -> Result:
-        numba.set_num_threads(1)
-        return work(item)
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="register") as pool:
-        return list(pool.map(alone, items))
-
-
-@numba.njit(cache=True, parallel=True)
-def _touch(x):  # type: ignore[no-untyped-def]
-    for i in numba.prange(x.size):
-        x[i] = 0
-
-
-def _can_run_in_parallel() -> bool:
-    """Return whether numba may be called from several threads at once: its workqueue layer does not allow it."""
-    _touch(np.zeros(1))
-    return numba.threading_layer() in ("omp", "tbb")
+    return map_in_threads(work, items, workers=workers)
 
 
 def _get_free_bytes() -> int:

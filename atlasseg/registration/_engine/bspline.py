@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float32, Float64
 
 QUADRATURE = np.polynomial.legendre.leggauss(4)
@@ -64,7 +65,8 @@ def apply_matrices(matrices: Sequence[Float32], values: Float32) -> Float32:
         shape = out.shape
         left, right = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
         new = np.empty((*shape[:axis], matrix.shape[0], *shape[axis + 1 :]), np.float32)
-        _apply(matrix, out.reshape(left, shape[axis], right), new.reshape(left, matrix.shape[0], right))
+        rows = matrix.shape[0]
+        run_slices(_apply, left * rows, matrix, out.reshape(left, shape[axis], right), new.reshape(left, rows, right))
         out = new
     return out
 
@@ -74,11 +76,11 @@ def transpose_all(matrices: Sequence[Float32]) -> list[Float32]:
     return [np.ascontiguousarray(m.T) for m in matrices]
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def _apply(matrix, values, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _apply(start, stop, matrix, values, out):  # type: ignore[no-untyped-def]
     """out[l, o] = sum over n of matrix[o, n] values[l, n], skipping the zeros on both sides of the band."""
-    lefts, rows, width = out.shape
-    first, stop = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    _, rows, width = out.shape
+    first, end = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     for o in range(rows):
         n = 0
         while n < matrix.shape[1] and matrix[o, n] == 0:
@@ -87,12 +89,12 @@ def _apply(matrix, values, out):  # type: ignore[no-untyped-def]
         n = matrix.shape[1]
         while n > first[o] and matrix[o, n - 1] == 0:
             n -= 1
-        stop[o] = n
-    for task in numba.prange(lefts * rows):
+        end[o] = n
+    for task in range(start, stop):
         left, o = task // rows, task % rows
         into = out[left, o]
         into[:] = 0
-        for n in range(first[o], stop[o]):
+        for n in range(first[o], end[o]):
             w = matrix[o, n]
             row = values[left, n]
             for q in range(width):

@@ -17,6 +17,7 @@ from atlasseg.registration._engine import fields, folds
 from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.pyramid import VALID, Level, choose_factors, resample_field
 from atlasseg.similarity import SimilarityMetric
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float32, Float64
 
 CONVERGENCE_WINDOW = 10
@@ -108,10 +109,11 @@ def _optimise_level(
     for _ in range(iterations):
         value = 0.0
         for c, (f, m, w) in enumerate(zip(fixed.channels, moving.channels, fixed.weights, strict=True)):
-            fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
+            run_slices(fields.warp, len(warped), m, where, fixed.mask, to_moving, field, warped, weight)
             part, slope, _ = schedule.similarity.derivatives(f, warped, weight)
             value += w * part / len(fixed.channels)
-            fields.metric_gradient(slope if w == 1 else slope * np.float32(w), warped, finest**2, c > 0, near, update)
+            slope = slope if w == 1 else slope * np.float32(w)
+            run_slices(fields.metric_gradient, len(slope), slope, warped, finest**2, c > 0, near, update)
         values.append(value)
         if has_converged(values, schedule.tolerance):
             break
@@ -119,7 +121,7 @@ def _optimise_level(
         longest = float(np.sqrt(fields.largest_square(update)))
         if longest == 0:
             break
-        fields.compose(field, update, schedule.step_voxels / longest, composed)
+        run_slices(fields.compose, len(field), field, update, schedule.step_voxels / longest, composed)
         fields.smooth(composed, total_field_sigma, field, scratch, everywhere)
     return field, values[-1]
 

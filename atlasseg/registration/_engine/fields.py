@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from atlasseg.threads import run_slices
+
 Float32 = NDArray[np.float32]
 
 EDGE_VOXELS = 0.5
@@ -30,21 +32,21 @@ def make_gaussian_taps(sigma_voxels: float) -> Float32:
     return np.asarray(taps / taps.sum(), np.float32)
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def warp(start, stop, moving, known, mask, matrix, field, warped, weight):  # type: ignore[no-untyped-def]
     """Warp an image: warped(x) = moving(matrix (x + field(x))), linear, edges repeated; weight is 1 where it is known.
 
     known : (I, J, K) uint8 of the moving image, or of size 0 if all of it is known; taken at the nearest voxel.
     mask : (I, J, K) uint8 of the fixed grid: 0 compute nothing, 1 value, 2 value and weight.
     """
-    ni, nj, nk = warped.shape
+    _, nj, nk = warped.shape
     ma, mb, mc = moving.shape
     m = matrix.astype(np.float32)
     edge = np.float32(EDGE_VOXELS)
     zero, half = np.float32(0), np.float32(0.5)
     la, lb, lc = np.float32(ma - 1), np.float32(mb - 1), np.float32(mc - 1)
     has_known = known.size > 0
-    for i in numba.prange(ni):
+    for i in range(start, stop):
         for j in range(nj):
             row = mask[i, j]
             out, wt, u = warped[i, j], weight[i, j], field[i, j]
@@ -77,15 +79,15 @@ def warp(moving, known, mask, matrix, field, warped, weight):  # type: ignore[no
                     wt[k] = np.float32(1)
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def metric_gradient(gradient, warped, scale, add, spans, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def metric_gradient(start, stop, gradient, warped, scale, add, spans, out):  # type: ignore[no-untyped-def]
     """Compute out = gradient times slope of `warped` times `scale` (3,): derivative for a small step before the warp.
 
     With `add` the result is added to `out`, as for several channels. Outside the spans `out` is not changed.
     """
     ni, nj, nk = warped.shape
     s0, s1, s2 = np.float32(scale[0] / 2), np.float32(scale[1] / 2), np.float32(scale[2] / 2)
-    for i in numba.prange(ni):
+    for i in range(start, stop):
         before, after = max(i - 1, 0), min(i + 1, ni - 1)
         for j in range(nj):
             g, o = gradient[i, j], out[i, j]
@@ -141,16 +143,16 @@ def smooth(
             out[...] = field
         return
     flat = (*field.shape[:2], -1)
-    _smooth_planes(field.reshape(flat), taps[1], taps[2], spans, scratch.reshape(flat))
-    _smooth_first(scratch.reshape(flat), taps[0], spans, out.reshape(flat))
+    run_slices(_smooth_planes, len(field), field.reshape(flat), taps[1], taps[2], spans, scratch.reshape(flat))
+    run_slices(_smooth_first, field.shape[1], scratch.reshape(flat), taps[0], spans, out.reshape(flat))
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def _smooth_planes(values, taps_j, taps_k, spans, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _smooth_planes(start, stop, values, taps_j, taps_k, spans, out):  # type: ignore[no-untyped-def]
     """Smooth along the second and third axes, with 3 interleaved components on the third; symmetric taps."""
-    ni, nj, n = values.shape
+    _, nj, n = values.shape
     rj, rk = taps_j.size // 2, taps_k.size // 2
-    for i in numba.prange(ni):
+    for i in range(start, stop):
         line = np.empty(n + 6 * rk, np.float32)
         for j in range(nj):
             k0, k1 = spans[i, j, 0], spans[i, j, 1]
@@ -173,11 +175,11 @@ def _smooth_planes(values, taps_j, taps_k, spans, out):  # type: ignore[no-untyp
                 _add_both(line[3 * (k0 + rk - t) :], line[3 * (k0 + rk + t) :], taps_k[rk + t], row)
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def _smooth_first(values, taps, spans, out):  # type: ignore[no-untyped-def]
-    ni, nj, _ = values.shape
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _smooth_first(start, stop, values, taps, spans, out):  # type: ignore[no-untyped-def]
+    ni = values.shape[0]
     r = taps.size // 2
-    for j in numba.prange(nj):
+    for j in range(start, stop):
         for i in range(ni):
             low, high = 3 * spans[i, j, 0], 3 * spans[i, j, 1]
             row = out[i, j, low:high]
@@ -199,29 +201,33 @@ def _add_both(one, two, factor, out):  # type: ignore[no-untyped-def]
         out[q] += factor * (one[q] + two[q])
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def largest_square(field):  # type: ignore[no-untyped-def]
+def largest_square(field: Float32) -> np.float32:
     """Find the largest squared length of the vectors of a field."""
-    ni = field.shape[0]
-    best = np.zeros(ni, np.float32)
-    for i in numba.prange(ni):
+    best = np.zeros(len(field), np.float32)
+    run_slices(_largest_squares, len(field), field, best)
+    largest: np.float32 = best.max()
+    return largest
+
+
+@numba.njit(cache=True, nogil=True)
+def _largest_squares(start, stop, field, best):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
         top = np.float32(0)
         for j in range(field.shape[1]):
             row = field[i, j]
             for k in range(row.shape[0]):
                 top = max(top, row[k, 0] * row[k, 0] + row[k, 1] * row[k, 1] + row[k, 2] * row[k, 2])
         best[i] = top
-    return best.max()
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def compose(start, stop, field, step, scale, out):  # type: ignore[no-untyped-def]
     """Compose fields: out(x) = s(x) + field(x + s(x)) with s = scale * step; field is constant beyond its borders."""
     ni, nj, nk = field.shape[:3]
     zero = np.float32(0)
     la, lb, lc = np.float32(ni - 1), np.float32(nj - 1), np.float32(nk - 1)
     f = np.float32(scale)
-    for i in numba.prange(ni):
+    for i in range(start, stop):
         for j in range(nj):
             s, o, here = step[i, j], out[i, j], field[i, j]
             for k in range(nk):
@@ -249,15 +255,15 @@ def compose(field, step, scale, out):  # type: ignore[no-untyped-def]
                 o[k, 2] += s2
 
 
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"contract", "nsz"})
-def add_moving_slope(moving, matrix, field, gradient, scale, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def add_moving_slope(start, stop, moving, matrix, field, gradient, scale, out):  # type: ignore[no-untyped-def]
     """Add scale * gradient(x) times the derivative of the linearly sampled value in field(x) to `out`."""
-    ni, nj, nk = gradient.shape
+    _, nj, nk = gradient.shape
     ma, mb, mc = moving.shape
     m = matrix.astype(np.float32)
     zero = np.float32(0)
     la, lb, lc = np.float32(ma - 1), np.float32(mb - 1), np.float32(mc - 1)
-    for i in numba.prange(ni):
+    for i in range(start, stop):
         for j in range(nj):
             g, o, u = gradient[i, j], out[i, j], field[i, j]
             for k in range(nk):

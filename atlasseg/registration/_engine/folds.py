@@ -19,6 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from atlasseg.registration._engine import fields
+from atlasseg.threads import run_slices
 from atlasseg.volume import Float32
 
 LEAST_DETERMINANT = 0.01
@@ -39,7 +40,7 @@ def compute_least_determinants(field: Float32) -> Float32:
         Minimum of the eight determinants by one-sided differences and the one by central differences.
     """
     out = np.empty(field.shape[:3], np.float32)
-    _least(np.ascontiguousarray(field), out)
+    run_slices(_least, len(out), np.ascontiguousarray(field), out)
     return out
 
 
@@ -76,10 +77,10 @@ def repair(field: Float32, *, least: float = LEAST_DETERMINANT) -> tuple[Float32
     return field, count
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _least(u, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _least(start, stop, u, out):  # type: ignore[no-untyped-def]
     ni, nj, nk = out.shape
-    for i in numba.prange(ni):
+    for i in range(start, stop):
         a, b, c = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))  # backward, forward, central; component
         for j in range(nj):
             for k in range(nk):

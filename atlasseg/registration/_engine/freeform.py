@@ -12,6 +12,7 @@ from atlasseg.registration._engine.batch import Pair
 from atlasseg.registration._engine.dense import has_converged
 from atlasseg.registration._engine.pyramid import VALID, Level, choose_factors
 from atlasseg.similarity import SimilarityMetric
+from atlasseg.threads import run_slices
 from atlasseg.transforms import BSplineField
 from atlasseg.volume import Float32, Float64, Grid
 
@@ -152,8 +153,9 @@ def similarity(
     warped, weight = np.empty(fixed.shape, np.float32), np.empty(fixed.shape, np.float32)
     out, value = np.zeros_like(field), 0.0
     for f, m, w in zip(fixed.channels, moving.channels, fixed.weights, strict=True):
-        fields.warp(m, where, fixed.mask, to_moving, field, warped, weight)
+        run_slices(fields.warp, len(warped), m, where, fixed.mask, to_moving, field, warped, weight)
         part, slope, _ = measure.derivatives(f, warped, weight)
         value += w * part / len(fixed.channels)
-        fields.add_moving_slope(m, to_moving, field, slope, np.float32(w / max(float(weight.sum()), 1)), out)
+        scale = np.float32(w / max(float(weight.sum()), 1))
+        run_slices(fields.add_moving_slope, len(out), m, to_moving, field, slope, scale, out)
     return value, out / np.float32(len(fixed.channels))

@@ -22,6 +22,7 @@ from atlasseg.registration._engine.batch import Pair, prepare_pairs, solve_each
 from atlasseg.registration._engine.pyramid import VALID, Level, Prepared, choose_factors
 from atlasseg.registration._engine.search import Factors, Fit, Result, Search
 from atlasseg.similarity import SimilarityMetric
+from atlasseg.threads import run_slices
 from atlasseg.transforms import Affine, Transform
 from atlasseg.volume import Float64, Grid, Image, Mask
 
@@ -102,10 +103,12 @@ def fit(fixed: Level, moving: Level, matrix_mm: Float64, similarity: SimilarityM
     where = (moving.mask == VALID).astype(np.uint8) if known else np.zeros((0, 0, 0), np.uint8)
     value, sums = 0.0, np.zeros(72)
     for f, m, w in zip(fixed.channels, moving.channels, fixed.weights, strict=True):
-        fields.warp(m, where, fixed.mask, to_moving[:3], nowhere, warped, weight)
+        run_slices(fields.warp, len(warped), m, where, fixed.mask, to_moving[:3], nowhere, warped, weight)
         part, gradient, curvature = similarity.derivatives(f, warped, weight)
         value += w * part / len(fixed.channels)
-        sums += w * _moments(gradient, curvature, warped).sum(axis=0)
+        moments = np.zeros((len(warped), 72))
+        run_slices(_moments, len(warped), gradient, curvature, warped, moments)
+        sums += w * moments.sum(axis=0)
     second = np.zeros((3, 3, 4, 4))
     a, b = np.triu_indices(3)
     d, e = np.triu_indices(4)
@@ -155,12 +158,11 @@ def optimise(
     return matrix_mm, best
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _moments(gradient, curvature, warped):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _moments(start, stop, gradient, curvature, warped, out):  # type: ignore[no-untyped-def]
     """Sum over planes (I, 72): g s_a x_d (12), h s_a s_b x_d x_e (6 x 10); s is the slope, x = (i, j, k, 1)."""
     ni, nj, nk = warped.shape
-    out = np.zeros((ni, 72))
-    for i in numba.prange(ni):
+    for i in range(start, stop):
         here = out[i]
         before, after = max(i - 1, 0), min(i + 1, ni - 1)
         s, x = np.empty(3), np.empty(4)
@@ -186,7 +188,6 @@ def _moments(gradient, curvature, warped):  # type: ignore[no-untyped-def]
                             for e in range(d, 4):
                                 here[n] += hab * x[d] * x[e]
                                 n += 1
-    return out
 
 
 def exponential(matrix: Float64) -> Float64:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlasseg.errors import GeometryError, InputError
+from atlasseg.threads import run_slices
 from atlasseg.volume import Bool, Float32, Float64, Image, Mask
 
 UInt8 = NDArray[np.uint8]
@@ -217,15 +218,15 @@ def _block_mean(array: Float32, factors: tuple[int, int, int]) -> Float32:
         return array
     i, j, k = (-(-n // f) for n, f in zip(array.shape, factors, strict=True))
     out = np.empty((i, j, k), np.float32)
-    _sum_blocks(np.ascontiguousarray(array), *factors, out)
+    run_slices(_sum_blocks, i, np.ascontiguousarray(array), *factors, out)
     return out
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _sum_blocks(array, fi, fj, fk, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _sum_blocks(start, stop, array, fi, fj, fk, out):  # type: ignore[no-untyped-def]
     ni, nj, nk = array.shape
     share = np.float32(1 / (fi * fj * fk))
-    for i in numba.prange(out.shape[0]):
+    for i in range(start, stop):
         line = np.empty(out.shape[2] * fk, np.float32)
         for j in range(out.shape[1]):
             line[:] = 0
@@ -262,15 +263,16 @@ def resample_field(field: Float32, old: Level, new: Level) -> Float32:
         lows.append(np.minimum(x.astype(np.int64), max(last - 1, 0)))
         parts.append((x - lows[-1]).astype(np.float32))
     out = np.empty((*new.shape, 3), np.float32)
-    _sample_lines(field, *lows, *parts, (1 / np.diag(to_old)[:3]).astype(np.float32), out)
+    scale = (1 / np.diag(to_old)[:3]).astype(np.float32)
+    run_slices(_sample_lines, len(out), field, *lows, *parts, scale, out)
     return out
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _sample_lines(field, low_i, low_j, low_k, part_i, part_j, part_k, scale, out):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True)
+def _sample_lines(start, stop, field, low_i, low_j, low_k, part_i, part_j, part_k, scale, out):  # type: ignore[no-untyped-def]
     """Sample the field at positions ``low + part`` along each axis, times `scale`, into `out`."""
     ni, nj, nk = field.shape[:3]
-    for i in numba.prange(out.shape[0]):
+    for i in range(start, stop):
         line = np.empty((nk, 3), np.float32)
         one, two, x = low_i[i], min(low_i[i] + 1, ni - 1), part_i[i]
         for j in range(out.shape[1]):
