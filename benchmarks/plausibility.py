@@ -34,6 +34,7 @@ FOLDERS = {
     "brain": ("human_brain/atlases", 3.0),
     "hippocampus": ("hippocampus/atlases", None),
     "mouse": ("mouse_brain/atlases", None),
+    "cord": ("spinal_cord_gm", None),
     "heads": ("whole_head/targets", 3.0),
     "other_heads": ("whole_head/atlases", 3.0),
     "more_hippocampi": ("hippocampus/more_atlases", None),
@@ -48,7 +49,9 @@ def read_set(folder: Path, spacing_mm: float | None) -> list[Atlas]:
     out = []
     for path in sorted((folder / "images").iterdir()):
         image, labels = io.read_image(path), io.read_label_map(folder / "labels" / path.name)
-        atlas = Atlas(path.name.split(".")[0], image, labels)
+        covered = folder / "masks" / path.name
+        mask = io.read_mask(covered) if covered.exists() else None
+        atlas = Atlas(path.name.split(".")[0], image, labels, mask=mask)
         out.append(coarsened(atlas, spacing_mm) if spacing_mm else atlas)
     return out
 

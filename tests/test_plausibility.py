@@ -83,16 +83,18 @@ def test_left_and_right_are_compared_with_several_atlases() -> None:
     assert plausibility.check_sides("s", []) == []
 
 
-def test_symmetric_anatomies_have_no_sides(library: list[Atlas], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_symmetric_anatomies_have_no_sides(library: list[Atlas]) -> None:
     """Where mirrored atlases are as similar to each other as plain ones, a mirrored scan is not looked for."""
+
+    def compare(images: list[Image]) -> list[tuple[float, float]]:
+        pairs = plausibility.pairs_of(len(images))
+        return [plausibility.pair_mirror_similarities(images[a], images[b], None, None) for a, b in pairs]
+
+    plain = [each.image for each in library]
     even = [
-        atlas(Image((one.image.array + anatomy(seed, mirror=True).array) / 2, one.image.affine, one.id))
-        for seed, one in enumerate(library)
+        Image((image.array + anatomy(seed, mirror=True).array) / 2, image.affine) for seed, image in enumerate(plain)
     ]
-    found = [plausibility.Finding("left-right", "s1: expected left and right as in the atlases, got them exchanged.")]
-    monkeypatch.setattr(plausibility, "check_sides", lambda name, pairs: found)
-    assert kinds(library[1].image, [library[0], *library[2:]]) == {"left-right"}
-    assert kinds(even[1].image, [even[0], *even[2:]]) == set()
+    assert plausibility.shows_sides(compare(plain)) and not plausibility.shows_sides(compare(even))
 
 
 @pytest.mark.parametrize("motion", ["upside down", "far off"])
@@ -197,3 +199,13 @@ def test_hippocampus_targets_raise_no_alarm(real_data) -> None:  # type: ignore[
     upside_down[:3, :3] = np.diag([1, -1, -1])
     upside_down[:3, 3] = scan.grid.centre_mm - upside_down[:3, :3] @ scan.grid.centre_mm
     assert kinds(scan, library, [Affine(upside_down)] * 6) >= {"similarity", "orientation"}
+
+
+def test_sides_are_shown_only_beyond_chance() -> None:
+    """Ratios measured on brains, which show their sides, and on masked mouse brains, which do not."""
+    brains = [(1.0, gain) for gain in (0.992, 1.01, 0.994, 0.99, 0.984, 0.982, 0.986, 0.996)]
+    mice = [(1.0, gain) for gain in (1.003, 0.977, 0.983, 0.973, 1.002)]
+    assert np.mean(mice, axis=0)[1] < np.mean(brains, axis=0)[1] < 0.995
+    assert plausibility.shows_sides(brains) and not plausibility.shows_sides(mice)
+    assert plausibility.shows_sides([*brains, (1.0, float("nan"))])
+    assert not plausibility.shows_sides(brains[4:6]) and not plausibility.shows_sides([])
