@@ -554,7 +554,8 @@ def _fill_linear(start, stop, points, inverse, channels, fills, nearest, out):  
         x, first, taps = np.empty(3), np.empty(3, np.int64), np.empty((3, 2))
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, points.shape[0])):
             if not _locate(points, n, inverse, shape, x):
-                out[n] = fills
+                for c in range(fills.size):
+                    out[n, c] = fills[c]
                 continue
             _taps(x, shape, size, 0.0, first, taps)
             for c in range(channels.shape[3]):

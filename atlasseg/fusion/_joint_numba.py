@@ -368,18 +368,23 @@ def _count_votes(
                         votes[slot] += np.float64(weight) * list_fractions[e]  # a product of float32 may become 0
         if partial:
             seen = _share_out(votes, touched, seen, unknown, background)
-        present = np.sort(touched[:seen])
+        for n in range(1, seen):  # few, so that inserting each in its place sorts them fastest
+            slot, at = touched[n], n
+            while at > 0 and touched[at - 1] > slot:
+                touched[at] = touched[at - 1]
+                at -= 1
+            touched[at] = slot
         total = 0.0
-        for slot in present:
-            total += votes[slot]
+        for n in range(seen):
+            total += votes[touched[n]]
         if filled + seen > out_labels.size:
             more = np.empty(2 * out_labels.size, np.int32)
-            more[:filled] = out_labels[:filled]
-            out_labels = more
             more_values = np.empty(2 * out_values.size, np.float32)
-            more_values[:filled] = out_values[:filled]
-            out_values = more_values
-        for slot in present:
+            for n in range(filled):
+                more[n], more_values[n] = out_labels[n], out_values[n]
+            out_labels, out_values = more, more_values
+        for n in range(seen):
+            slot = touched[n]
             share = np.float32(votes[slot] / total)
             if share > 0:
                 out_labels[filled] = slot

@@ -327,16 +327,20 @@ def sum_boxes(values: Float64, patch: Int64) -> Float64:
     first = np.zeros((n0, values.shape[1], width))
     for i in range(n0):
         for m in range(2 * patch[0] + 1):
-            first[i] += values[i + m]
+            for j in range(values.shape[1]):
+                for k in range(width):
+                    first[i, j, k] += values[i + m, j, k]
     out = np.zeros((n0, n1, width))
     row = np.empty(width)
     for i in range(n0):
         for j in range(n1):
             row[:] = 0.0
             for m in range(2 * patch[1] + 1):
-                row += first[i, j + m]
+                for k in range(width):
+                    row[k] += first[i, j + m, k]
             for m in range(2 * patch[2] + 1):
-                out[i, j, :n2] += row[m : m + n2]
+                for k in range(n2):
+                    out[i, j, k] += row[m + k]
     return out
 
 
@@ -357,19 +361,19 @@ def compute_statistics(values: Float64, patch: Int64, correlation: bool, of_targ
         total = sum_boxes(values[c], patch)
         squares = sum_boxes(values[c] * values[c], patch)
         if correlation:
-            centre[c] = total / count if of_target else total
             for i in range(n0):
                 for j in range(n1):
                     for k in range(width):
                         deviation = squares[i, j, k] - total[i, j, k] * total[i, j, k] / count
+                        centre[c, i, j, k] = total[i, j, k] / count if of_target else total[i, j, k]
                         constant = deviation <= CONSTANT * CONSTANT * squares[i, j, k]
                         scale[c, i, j, k] = 0.0 if constant else 1.0 / np.sqrt(deviation)
-        elif of_target:
-            centre[c] = 0.5
-            scale[c] = squares
         else:
-            centre[c] = squares
-            scale[c] = 1.0
+            for i in range(n0):
+                for j in range(n1):
+                    for k in range(width):
+                        centre[c, i, j, k] = 0.5 if of_target else squares[i, j, k]
+                        scale[c, i, j, k] = squares[i, j, k] if of_target else 1.0
     if of_target and not correlation:
         for i in range(n0):
             for j in range(n1):
@@ -487,6 +491,9 @@ def sum_windows(values: Float64, step: int, count: int, out: Float64) -> None:
         for x in range(n):
             out[x] = a[x] + b[x] + c[x] + d[x] + e[x]
         return
-    out[:] = values[:n]
+    for x in range(n):
+        out[x] = values[x]
     for m in range(1, count):
-        out += values[m * step : m * step + n]
+        shifted = values[m * step : m * step + n]
+        for x in range(n):
+            out[x] += shifted[x]

@@ -245,7 +245,9 @@ def _sweep(  # type: ignore[no-untyped-def]
     """Add log-likelihood (to the first Gaussian), mass and moments to (chunks, Q, 2 + C + C (C + 1) / 2) `out`."""
     number, channels = values.shape
     count = means.shape[0]
-    labels_at_most = np.diff(offsets).max()
+    labels_at_most = 0
+    for n in range(number):
+        labels_at_most = max(labels_at_most, offsets[n + 1] - offsets[n])
     for chunk in range(start, stop):
         density, of_label = np.zeros(count), np.zeros(labels_at_most)
         for n in range(chunk * CHUNK, min((chunk + 1) * CHUNK, number)):

@@ -22,6 +22,8 @@ from numba import njit
 
 from atlasseg.volume import Float64, Int32
 
+# Indices that are read from arrays are made int64 where they go into other functions: each of these is compiled once.
+
 MEAN_DIFFERENCE, WARD, MUMFORD_SHAH = range(3)
 
 # Columns of an edge's record. Column s is end s; half-edge 2 e + s is edge e in a list of the region at its end s, with
@@ -73,7 +75,7 @@ def _sift_down(keys, heap, records, at, key, edge, size):  # type: ignore[no-unt
 
 @njit(cache=True)
 def _rekey(keys, heap, records, edge, key, size):  # type: ignore[no-untyped-def]
-    at = records[edge, _PLACE]
+    at = np.int64(records[edge, _PLACE])
     if key < keys[at]:
         _sift_up(keys, heap, records, at, key, edge)
     elif key > keys[at]:
@@ -83,8 +85,8 @@ def _rekey(keys, heap, records, edge, key, size):  # type: ignore[no-untyped-def
 @njit(cache=True)
 def _take_out(keys, heap, records, edge, size):  # type: ignore[no-untyped-def]
     """Remove an edge from a heap of `size`."""
-    at = records[edge, _PLACE]
-    last, key = heap[size - 1], keys[size - 1]
+    at = np.int64(records[edge, _PLACE])
+    last, key = np.int64(heap[size - 1]), keys[size - 1]
     if last != edge:
         if key < keys[at]:
             _sift_up(keys, heap, records, at, key, last)
@@ -248,7 +250,9 @@ def _has_left(row, level, hub, anchors, nodes, weights, radii):  # type: ignore[
 @njit(cache=True)
 def _longer(values):  # type: ignore[no-untyped-def]
     out = np.empty((2 * len(values), *values.shape[1:]), values.dtype)  # unused pages take no memory
-    out[: len(values)] = values
+    flat, into = values.reshape(-1), out.reshape(-1)
+    for n in range(flat.size):
+        into[n] = flat[n]
     return out
 
 
@@ -283,6 +287,7 @@ def contract(
     hubs = np.full(count, -1, np.int32)  # row of a region's levels
     heads = np.empty((64, _LEVELS), np.int32)
     anchors = np.empty((64, _LEVELS, channels))
+    lowest = np.int64(0)
     made = 0
     free = np.empty(0, np.int32)  # rows of `heads` to be used again; the first `spare` of them
     spare = 0
@@ -305,12 +310,12 @@ def contract(
         _enter(buckets, records, edge)
         for side in range(2):
             degree[records[edge, side]] += 1
-            _link(records, head, hubs, heads, edge, side, 0)
+            _link(records, head, hubs, heads, edge, side, lowest)
         keys[edge] = _cost(edge, records, areas, nodes, weights, kind)
         heap[edge] = edge
         records[edge, _PLACE] = edge
     for at in range((total - 2) >> 2, -1, -1):
-        _sift_down(keys, heap, records, at, keys[at], heap[at], total)
+        _sift_down(keys, heap, records, at, keys[at], np.int64(heap[at]), total)
 
     left = total
     done = 0
@@ -324,7 +329,7 @@ def contract(
             if degree[kept] <= _MANY:
                 continue
         else:
-            edge = heap[0]
+            edge = int(heap[0])
             if keys[0] > limit:
                 break
             cost = _cost(edge, records, areas, nodes, weights, kind)
@@ -426,7 +431,7 @@ def contract(
                 else:
                     records[edge, side] = kept
                     _enter(buckets, records, edge)
-                    _link(records, head, hubs, heads, edge, side, 0)
+                    _link(records, head, hubs, heads, edge, side, lowest)
                     degree[kept] += 1
                 _settle(
                     edge,
@@ -448,7 +453,8 @@ def contract(
         if hubs[gone] >= 0:
             if spare == free.size:
                 more = np.empty(2 * spare + 16, np.int32)
-                more[:spare] = free
+                for n in range(spare):
+                    more[n] = free[n]
                 free = more
             free[spare] = hubs[gone]
             spare += 1

@@ -262,7 +262,9 @@ def _find(ends, table, a, b):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _longer(values, capacity):  # type: ignore[no-untyped-def]
     out = np.empty((capacity, *values.shape[1:]), values.dtype)
-    out[: len(values)] = values
+    flat, into = values.reshape(-1), out.reshape(-1)
+    for n in range(flat.size):
+        into[n] = flat[n]
     return out
 
 
@@ -303,7 +305,7 @@ def _edges(x, rows, face_mm2, capacity):  # type: ignore[no-untyped-def]
                                 table = np.empty(0, np.int32)  # free the memory before the longer one is made
                                 table = np.full(length, -1, np.int32)
                                 for e in range(count):
-                                    table[_find(ends, table, ends[e, 0], ends[e, 1])] = e
+                                    table[_find(ends, table, np.int64(ends[e, 0]), np.int64(ends[e, 1]))] = e
                                 slot = _find(ends, table, a, b)
                             edge = count
                             table[slot] = edge

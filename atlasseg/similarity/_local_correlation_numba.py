@@ -228,10 +228,12 @@ def _gather(start, stop, f, w, m, spans, r, a, b, c, out, curvature):  # type: i
                 if p < 0 or p >= ni or j < 0 or j >= nj:
                     products[:, jj] = 0
                     continue
-                into = products[:, jj, left - (k0 - r) : right - (k0 - r)]
-                into[0] = a[p, j, left:right]
-                into[1] = b[p, j, left:right]
-                into[2] = c[p, j, left:right]
+                into = products[:, jj, left - (k0 - r) :]
+                ar, br, cr = a[p, j, left:right], b[p, j, left:right], c[p, j, left:right]
+                for k in range(right - left):
+                    into[0, k] = ar[k]
+                    into[1, k] = br[k]
+                    into[2, k] = cr[k]
             _windows(products, along, ring, (p - i0 + r) % width, sums, width, p >= i0 + r)
             if p < i0 + r:
                 continue

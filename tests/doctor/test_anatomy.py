@@ -81,19 +81,17 @@ def test_heads_alike_give_no_warning(heads):
     assert any("left and right, contrast, scans of one person" in line for line in found.checked)
 
 
-def test_a_mirrored_head_is_found(changed):
+def test_a_mirrored_head_and_one_of_inverted_contrast_are_found(changed):
     replace(changed, "d", head(3, side=-1.0))
-    warnings, _ = told(changed)
-    assert list(warnings) == ["d.nii.gz"] and "left and right as in the other scans" in warnings["d.nii.gz"]
-
-
-def test_a_head_of_inverted_contrast_is_found(changed):
     replace(changed, "b", head(1, gain=-1.0))
     warnings, _ = told(changed)
-    assert "another one (agreement -" in warnings["b.nii.gz"] and list(warnings) == ["b.nii.gz"]
+    assert sorted(warnings) == ["b.nii.gz", "d.nii.gz"]
+    assert "another one (agreement -" in warnings["b.nii.gz"]
+    assert "left and right as in the other scans" in warnings["d.nii.gz"]
 
 
 def test_a_head_ten_times_too_large_is_found(changed):
+    (changed / "images" / "f.nii.gz").unlink()
     replace(changed, "c", head(2), np.diag([10.0, 10, 10, 1]) @ GRID.affine)
     warnings = [f for f in doctor.examine(changed).findings if f.file.name == "c.nii.gz"]
     assert any("field of view" in f.message for f in warnings)
