@@ -329,7 +329,7 @@ def contract(
             if degree[kept] <= _MANY:
                 continue
         else:
-            edge = int(heap[0])
+            edge = np.int64(heap[0])  # type: ignore[assignment]
             if keys[0] > limit:
                 break
             cost = _cost(edge, records, areas, nodes, weights, kind)
