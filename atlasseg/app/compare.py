@@ -215,7 +215,7 @@ def _fuse_every_variant(
     with atomic_directory(out / target.id) as results:
         for each, origin in zip(variants, made, strict=True):
             variant = each.variant
-            gc.collect()
+            gc.collect(1)  # what the variant before left; a whole collection takes seconds where much is loaded
             memory = outputs.PeakMemory()
             start = time.perf_counter()
             result = fuse(
