@@ -1,6 +1,6 @@
 """Statistical models: how fast they are, and how well they find tissues, beside antspyx and k-means.
 
-    python benchmarks/statistics.py iterations brain phantoms fusion [--data DIR] [--noise 1 3 5 7 9] [--bias 0 20 40]
+    python benchmarks/statistical_models.py iterations brain phantoms fusion [--data DIR] [--noise 1 3 5 7 9] [--bias 0 20 40]
                                                                      [--seeds N] [--targets N]
 
 ``iterations``: one of forward-backward and one of mean field (26 neighbours), 4 classes, for a million voxels.
