@@ -1,7 +1,7 @@
 """Statistical models: how fast they are, and how well they find tissues, beside antspyx and k-means.
 
-    python benchmarks/statistical_models.py iterations brain phantoms fusion [--data DIR] [--noise 1 3 5 7 9] [--bias 0 20 40]
-                                                                     [--seeds N] [--targets N]
+    python benchmarks/statistical_models.py iterations brain phantoms fusion [--data DIR] [--noise 1 3 5 7 9]
+        [--bias 0 20 40] [--seeds N] [--targets N]
 
 ``iterations``: one of forward-backward and one of mean field (26 neighbours), 4 classes, for a million voxels.
 ``brain``: the models of tissue (3 classes, bias field) beside antspyx's N4 and Atropos ``kmeans[3]`` with 5 iterations,
